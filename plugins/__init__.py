@@ -1,0 +1,1 @@
+"""The plugins that come with fasttune, in the form a user's own plugin has."""

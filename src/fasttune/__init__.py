@@ -1,0 +1,22 @@
+"""fasttune: teach a small language model a prompt format.
+
+This is the whole API that a plugin needs; plugins import nothing below it.
+"""
+
+from fasttune.errors import FasttuneError
+from fasttune.hookspecs import hookimpl
+from fasttune.metrics import Answer, Metric
+from fasttune.template import Row, Segment, Template, given, learn
+
+__version__ = "0.1.0"
+__all__ = [
+    "Answer",
+    "FasttuneError",
+    "Metric",
+    "Row",
+    "Segment",
+    "Template",
+    "given",
+    "hookimpl",
+    "learn",
+]

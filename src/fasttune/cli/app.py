@@ -1,0 +1,118 @@
+"""The root command: global options, and errors in three lines instead of a traceback."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from fasttune import __version__
+from fasttune.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fasttune.plugins import Plugins
+
+app = typer.Typer(
+    name="fasttune",
+    help="Teach a small language model a prompt format.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+
+
+def console() -> Console:
+    """Standard output. Without a terminal it is 120 columns wide, so that tables stay readable in a log."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output, for scripts."""
+    import json
+
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
+    """The plugins under the global options; those that fail to load are named on standard error."""
+    from fasttune.plugins import load_plugins
+
+    loaded = load_plugins(context.obj["plugins_dir"], config)
+    for registry in (loaded.templates, loaded.metrics):
+        assert registry is not None  # collecting may add problems
+    for problem in loaded.problems:
+        print(
+            f"warning: plugin {problem.name} is not loaded: {problem.error}\n  {problem.path}",
+            file=sys.stderr,
+        )
+    return loaded
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"fasttune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    plugins_dir: Annotated[
+        Path | None, typer.Option(help="Folder of plugin files, searched first.", show_default=False)
+    ] = None,
+    traceback: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    context.obj = {"plugins_dir": plugins_dir}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    show_traceback = "--traceback" in arguments
+    try:
+        status = app(arguments, standalone_mode=False)
+    except FasttuneError as error:
+        if show_traceback:
+            raise
+        _complain(error.message, error.where, error.hint)
+        status = EXIT_BAD_INPUT
+    except click.ClickException as error:
+        error.show()
+        status = EXIT_BAD_INPUT
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        status = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        status = EXIT_FAILURE
+    sys.exit(status or 0)
+
+
+def _complain(message: str, where: str, hint: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    for label, text in (("where", where), ("what to do", hint)):
+        for number, line in enumerate(text.splitlines()):
+            print(f"  {f'{label}: ' if number == 0 else '  '}{line}", file=sys.stderr)
+
+
+from fasttune.cli import (  # noqa: E402  the commands register themselves with the app above
+    data,
+    doctor,
+    generate,
+    preview,
+    run,
+    runs,
+    templates,
+)
+
+__all__ = ["data", "doctor", "generate", "main", "preview", "run", "runs", "templates"]

@@ -1,0 +1,66 @@
+"""What a plugin may provide. A plugin implements any of these functions, marked with `@hookimpl`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from fasttune.metrics import Metric
+    from fasttune.template import Template
+
+hookspec = pluggy.HookspecMarker("fasttune")
+hookimpl = pluggy.HookimplMarker("fasttune")
+
+
+@hookspec
+def register_templates() -> list[Template]:  # type: ignore[empty-body]
+    """Prompt formats.
+
+    Example:
+        >>> from fasttune import Template, given, hookimpl, learn
+        >>> class Plain(Template):
+        ...     name = "plain"
+        ...     def segments(self, row):
+        ...         yield given("instruction", f"Q: {row['instruction']}\\nA:")
+        ...         yield learn("response", f" {row.get('output', '')}")
+        ...     def parse(self, text):
+        ...         return {"response": text.removeprefix(" ")}
+        >>> @hookimpl
+        ... def register_templates():
+        ...     return [Plain()]
+    """
+
+
+@hookspec
+def register_metrics() -> list[Metric]:  # type: ignore[empty-body]
+    """Figures on generated answers: each maps a list of `Answer` to one number.
+
+    Example:
+        >>> from fasttune import Metric, hookimpl
+        >>> def words(answers):
+        ...     return sum(len(a.sections["response"].split()) for a in answers) / len(answers)
+        >>> @hookimpl
+        ... def register_metrics():
+        ...     return [Metric("words", "mean words in a response", words)]
+    """
+
+
+@hookspec
+def training_callbacks(run: Path) -> list[TrainerCallback]:  # type: ignore[empty-body]
+    """Callbacks for transformers' Trainer; `run` is the run folder, where a callback may write.
+
+    Example:
+        >>> from fasttune import hookimpl
+        >>> @hookimpl
+        ... def training_callbacks(run):
+        ...     from transformers import TrainerCallback
+        ...     class Note(TrainerCallback):
+        ...         def on_train_end(self, args, state, control, **kwargs):
+        ...             (run / "note.txt").write_text(f"{state.global_step} steps")
+        ...     return [Note()]
+    """

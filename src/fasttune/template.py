@@ -1,0 +1,133 @@
+"""Templates: ordered segments of text. Nothing here knows a tokenizer.
+
+From `Template.segments` come the training text, the loss mask, the per-section spans and the inference
+prompt; there is no second renderer that could drift away from the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of text that belongs to one section and is either learned or given.
+
+    Attributes:
+        name: the section, for instance "instruction" or "response".
+        text: exactly what the model reads or writes, tags and newlines included.
+        train: whether the model learns to write it; False masks it with the label -100.
+    """
+
+    name: str
+    text: str
+    train: bool
+
+
+def given(name: str, text: str) -> Segment:
+    """A segment the model reads: no loss is taken on it."""
+    return Segment(name, text, train=False)
+
+
+def learn(name: str, text: str) -> Segment:
+    """A segment the model learns to write."""
+    return Segment(name, text, train=True)
+
+
+class Template:
+    """A prompt format. Subclass it, name it, and yield segments.
+
+    Attributes:
+        name: what `--template` takes.
+        description: one line for `fasttune templates list`.
+        tags: markers of the format; a field whose text contains one could forge a section, so such a
+            row is reported.
+        targets: section -> column; `parse` gives a section back, the column holds what it should be.
+        required: columns that must be present and not blank in a training row.
+        system: the system text, if the format has one; `row["system"]` replaces it.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str] = ""
+    tags: ClassVar[tuple[str, ...]] = ()
+    targets: ClassVar[Mapping[str, str]] = {"response": "output"}
+    required: ClassVar[tuple[str, ...]] = ("instruction", "output")
+    system: ClassVar[str] = ""
+
+    def segments(self, row: Row) -> Iterable[Segment]:
+        """The row as ordered segments. End of text is not part of it: the encoder appends and trains EOS.
+
+        When prompting, the target columns are absent, so read them with `row.get(column, "")`.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.segments")
+
+    def parse(self, text: str) -> dict[str, str]:
+        """The sections of a completion, `{section: text}`; the inverse of the learned segments."""
+        return {next(iter(self.targets)): text}
+
+    def render(self, row: Row) -> str:
+        """The whole training text of a row, without EOS."""
+        return "".join(segment.text for segment in self.segments(row))
+
+    def prompt(self, row: Row) -> str:
+        """The text before the first learned segment: what generation starts from."""
+        text = ""
+        for segment in self.segments(row):
+            if segment.train:
+                break
+            text += segment.text
+        return text
+
+
+def tags_in(template: Template, row: Row) -> list[tuple[str, str]]:
+    """The (column, tag) pairs where a field's own text contains one of the template's tags."""
+    return [
+        (column, tag)
+        for column, text in row.items()
+        if isinstance(text, str)
+        for tag in template.tags
+        if tag in text
+    ]
+
+
+PROBE_ROWS: tuple[Row, ...] = tuple(
+    {
+        "instruction": instruction,
+        "input": context,
+        "reasoning": reasoning,
+        "output": output,
+        "language": language,
+    }
+    for instruction, reasoning, output, language in (
+        ("Add 2 and 3.", "2 + 3 = 5.", "5", "en"),
+        ("Say it aloud.\nTwice.", "Line one.\nLine two.", '"Quoted", she said.', "en"),
+        ("日本の首都はどこですか？", "首都を思い出す。", "東京です。", "ja"),
+        ("中国的货币是什么？", "想一想。", "人民币", "zh"),
+        ("한국의 수도는 어디입니까?", "생각해 봅니다.", "서울", "ko"),
+        ("¿Cuántos días tiene una semana?", "Cuento los días.", "Siete", "es"),
+        ("Quel âge a-t-elle ?", "Née en 2000.", "\nVingt-six ans", "fr"),
+        ("Wie heißt das Gerät?", "Es heißt Öffner.", "Öffner 🥫", "de"),
+    )
+    for context in ("", "x", "Some context, in two words.")
+)
+"""Rows that stand for every combination a template has to tell apart; hashed, so never reordered."""
+
+
+def rendering_hash(template: Template) -> str:
+    """SHA-256 over the segments of the probe rows: equal hashes render alike.
+
+    A training row and the same row as a prompt (targets absent) are both hashed, and the system text
+    replaced once, because each of these can change on its own.
+    """
+    rendered = []
+    for probe in PROBE_ROWS:
+        prompt = {key: text for key, text in probe.items() if key not in template.targets.values()}
+        for row in (probe, prompt, {**probe, "system": "Another system text."}):
+            rendered.append([[s.name, s.text, s.train] for s in template.segments(row)])
+    return hashlib.sha256(json.dumps(rendered, ensure_ascii=True).encode()).hexdigest()
