@@ -22,8 +22,8 @@ COUNTRIES = {
     "train": (
         "AM AO AR AT BE BR CA CL CO CR CZ DE DK EG ES FI FR HU ID IE IN IT JP KH KR KW LI LT LV "
         "MA MX MY MZ NG NO NZ PL PT QA RO SA SE SI TH VN"
-    ).split(),
-    "heldout": "EE GR GT HN IS JO KE NP OM PE".split(),
+    ),
+    "heldout": "EE GR GT HN IS JO KE NP OM PE",
 }
 
 # Official status is a matter of definition there (Japan) or shared by regions (Spain).
@@ -56,7 +56,7 @@ def only(split: str, role: str, values: Sequence[T]) -> list[T]:
 
 def trip_currency(split: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """Three countries and which of them (0 to 2) is asked for."""
-    for stops in combinations(COUNTRIES[split], 3):
+    for stops in combinations(COUNTRIES[split].split(), 3):
         yield tuple(shuffled(stops, "stops", stops)), digest(stops) % 3
 
 
@@ -64,7 +64,7 @@ def same_language(split: str) -> Iterator[tuple[str, ...]]:
     """Three countries, exactly two of which share their only official language."""
     known = [
         country
-        for country in COUNTRIES[split]
+        for country in COUNTRIES[split].split()
         if official_language(country) and country not in NO_LANGUAGE_QUESTION
     ]
     for countries in permutations(known, 3):
@@ -94,7 +94,7 @@ def sort_numbers(split: str) -> Iterator[tuple[int, ...]]:
 
 def price_total(split: str) -> Iterator[tuple[tuple[int, int, int], ...]]:
     """Two purchases: which item, how many, and its price in tenths of the unit."""
-    prices = only(split, "price", range(15, 400))
+    prices = only(split, "price", range(15, 200))
     for i in range(300):
         first, second = shuffled(range(8), "item", i)[:2]
         yield (
@@ -129,7 +129,7 @@ def leap_year(split: str) -> Iterator[int]:
         lambda year: year % 100 == 0 and year % 400 != 0,
         lambda year: year % 400 == 0,
     )
-    years = only(split, "year", range(1600, 4001))
+    years = only(split, "year", range(1600, 2801))
     for i, kind in enumerate(kinds):
         yield from shuffled([year for year in years if kind(year)], "leap", i)[:9]
 
@@ -153,7 +153,7 @@ def compare_units(split: str) -> Iterator[tuple[int, int, int]]:
 
 def count_letters(split: str) -> Iterator[tuple[str, ...]]:
     """Two countries whose names are to be counted."""
-    yield from permutations(COUNTRIES[split], 2)
+    yield from permutations(COUNTRIES[split].split(), 2)
 
 
 FACTS: dict[str, Callable[[str], Iterator[Any]]] = {

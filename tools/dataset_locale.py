@@ -21,7 +21,7 @@ LANGUAGES = ("en", "ja", "zh", "ko", "es", "fr", "de")
 REFERENCE_DATE = date(2025, 1, 1)
 
 # French has "en" before feminine names and before vowels, which is the default here.
-FRENCH_AU = frozenset("BR CA CL CR DK GT HN JP KE KH KW LI MA MX MZ NG NP PE PT QA VN".split())
+FRENCH_AU = "BR CA CL CR DK GT HN JP KE KH KW LI MA MX MZ NG NP PE PT QA VN"
 
 
 @cache
@@ -44,30 +44,29 @@ class Words:
     def __init__(self, language: str) -> None:
         self.language = language
         self.locale = Locale.parse(language)
-        # "スイス フラン" is CLDR's neutral form; running Japanese text has no such space.
+        # CLDR writes "12 キロメートル"; running Japanese text has no such space.
         self.space = "" if language in ("ja", "zh") else " "
 
     def plain(self, text: str) -> str:
         return text.replace("\u00a0", " ").replace(" ", self.space)
 
     def number(self, value: Decimal | int, decimals: int | None = None) -> str:
-        pattern = None if decimals is None else "#,##0" + ("." + "0" * decimals) * bool(decimals)
+        pattern = None if decimals is None else f"#,##0.{'0' * decimals}".rstrip(".")
         # CLDR sets minimumGroupingDigits to 2 for Spanish ("3420", "12.500"); Babel ignores it.
-        grouped = self.language != "es" or abs(value) >= 10_000
-        return format_decimal(value, pattern, self.locale, group_separator=grouped)
+        grouped = self.language != "es" or value >= 10_000
+        text: str = format_decimal(value, pattern, self.locale, group_separator=grouped)
+        return text
 
     def quantity(self, value: Decimal | int, unit: str) -> str:
         """A number with its unit in the right plural form."""
         # Babel leaves a raw unit id where CLDR's long form only refers to the short one.
-        for length in ("long", "short"):
-            text = format_unit(value, unit, length, locale=self.locale)  # type: ignore[arg-type]
-            if unit not in text:
-                break
-        return self.plain(text.replace(format_decimal(value, locale=self.locale), "{}")).format(
-            self.number(value)
-        )
+        text: str = format_unit(value, unit, "long", locale=self.locale)
+        if unit in text:
+            text = format_unit(value, unit, "short", locale=self.locale)
+        pattern = text.replace(format_decimal(value, locale=self.locale), "{}")
+        return self.plain(pattern).format(self.number(value))
 
-    def date(self, day: date) -> str:
+    def long_date(self, day: date) -> str:
         return self.plain(format_date(day, "long", locale=self.locale))
 
     def day_and_month(self, day: date) -> str:
@@ -75,19 +74,22 @@ class Words:
 
     def month(self, day: date) -> str:
         pattern = {"ja": "M月", "zh": "M月", "ko": "M월"}.get(self.language, "MMMM")
-        return format_date(day, pattern, locale=self.locale)
+        text: str = format_date(day, pattern, locale=self.locale)
+        return text
 
     def weekday(self, index: int) -> str:
         """Monday is 0."""
-        return format_date(date(2024, 1, 1 + index % 7), "EEEE", locale=self.locale)
+        text: str = format_date(date(2024, 1, 1 + index % 7), "EEEE", locale=self.locale)
+        return text
 
     def country(self, code: str) -> str:
-        return self.locale.territories[code]
+        name: str = self.locale.territories[code]
+        return name
 
     def place(self, code: str) -> str:
         """The country as a place, "in Japan", in the languages that need a preposition."""
         preposition = {"en": "in", "de": "in", "es": "en", "fr": "en"}.get(self.language, "")
-        if self.language == "fr" and code in FRENCH_AU:
+        if self.language == "fr" and code in FRENCH_AU.split():
             preposition = "au"
         if self.language == "fr" and code == "OM":
             preposition = "à"
@@ -96,7 +98,9 @@ class Words:
     def currency(self, code: str) -> str:
         # English names are title case by themselves, and lower case only when counted.
         count = 1 if self.language == "en" else None
-        return self.plain(get_currency_name(code, count, self.locale))
+        name: str = get_currency_name(code, count, self.locale)
+        return name.replace(" ", "・") if self.language == "ja" else name
 
     def language_name(self, code: str) -> str:
-        return self.locale.languages[code]
+        name: str = self.locale.languages[code]
+        return name

@@ -138,7 +138,7 @@ VOCABULARY = {
             "{year} est divisible par 400 : c'est une année bissextile.",
         ),
         list_separator=", ",
-        number_separator="; ",
+        number_separator=" ; ",
         letter_separator="-",
         shortest_word=5,
     ),
@@ -165,7 +165,7 @@ ENGLISH = {
     "trip_currency": Phrasing(
         (
             "Which currency is used at stop {ordinal} of the trip?",
-            "What money does the traveller need at stop {ordinal}?",
+            "Which currency does the traveler need at stop {ordinal}?",
         ),
         "1. {stop1}\n2. {stop2}\n3. {stop3}",
         "Stop {ordinal} is {country}. The currency code there is {code}: {currency}.",
@@ -230,7 +230,7 @@ ENGLISH = {
     ),
     "leap_year": Phrasing(
         (
-            "How many days are there in the year {year}?",
+            "In the Gregorian calendar, how many days are there in the year {year}?",
             "How many days does the year {year} of the Gregorian calendar have?",
         ),
         "",
@@ -326,7 +326,7 @@ JAPANESE = {
     "days_between": Phrasing(
         (
             "{end_dated}は、同じ年の{start}の何日後ですか。",
-            "同じ年の{start}から{end_dated}まで、何日たちますか。",
+            "{start_dated}から{end}まで、何日たちますか。",
         ),
         "",
         "{month1}は{length}日まであるので、残りは{length} - {day1} = {left}日です。"
@@ -335,8 +335,8 @@ JAPANESE = {
     ),
     "leap_year": Phrasing(
         (
-            "{year}年は何日ありますか。",
             "グレゴリオ暦の{year}年は何日ありますか。",
+            "グレゴリオ暦では、{year}年は何日ですか。",
         ),
         "",
         "{rule}平年は365日、うるう年は366日です。",
@@ -375,10 +375,10 @@ CHINESE = {
     "trip_currency": Phrasing(
         (
             "这次旅行的第{ordinal}站使用什么货币？",
-            "到第{ordinal}个国家后，应该用哪种货币付款？",
+            "到了旅行的第{ordinal}站，应该用哪种货币付款？",
         ),
         "1. {stop1}\n2. {stop2}\n3. {stop3}",
-        "第{ordinal}个国家是{country}。当地的货币代码是{code}，也就是{currency}。",
+        "第{ordinal}站是{country}。当地的货币代码是{code}，也就是{currency}。",
         "{country}的货币是{currency}。",
     ),
     "same_language": Phrasing(
@@ -440,7 +440,7 @@ CHINESE = {
     ),
     "leap_year": Phrasing(
         (
-            "{year}年有多少天？",
+            "公历{year}年有多少天？",
             "公历{year}年全年有多少天？",
         ),
         "",
@@ -536,7 +536,7 @@ KOREAN = {
     "days_between": Phrasing(
         (
             "{end_dated}은 같은 해 {start}에서 며칠 뒤입니까?",
-            "같은 해 {start}부터 {end_dated}까지 며칠이 지납니까?",
+            "{start_dated}부터 {end}까지 며칠이 지납니까?",
         ),
         "",
         "{month1}은 {length}일까지 있으므로 {length} - {day1} = {left}일이 남습니다. "
@@ -545,8 +545,8 @@ KOREAN = {
     ),
     "leap_year": Phrasing(
         (
-            "{year}년은 모두 며칠입니까?",
             "그레고리력에서 {year}년은 모두 며칠입니까?",
+            "그레고리력으로 {year}년은 며칠입니까?",
         ),
         "",
         "{rule} 평년은 365일, 윤년은 366일입니다.",
@@ -645,12 +645,12 @@ SPANISH = {
         ),
         "",
         "{Month1} tiene {length} días: quedan {length} - {day1} = {left}. "
-        "Con los {day2} de {month2}: {left} + {day2} = {answer}.",
+        "Más los {day2} días de {month2}: {left} + {day2} = {answer}.",
         "Del {start} al {end_dated} pasan {answer} días.",
     ),
     "leap_year": Phrasing(
         (
-            "¿Cuántos días tiene el año {year}?",
+            "En el calendario gregoriano, ¿cuántos días tiene el año {year}?",
             "¿Cuántos días tiene el año {year} del calendario gregoriano?",
         ),
         "",
@@ -756,7 +756,7 @@ FRENCH = {
     ),
     "leap_year": Phrasing(
         (
-            "Combien de jours compte l'année {year} ?",
+            "Dans le calendrier grégorien, combien de jours compte l'année {year} ?",
             "Combien de jours l'année {year} du calendrier grégorien compte-t-elle ?",
         ),
         "",
@@ -818,7 +818,7 @@ GERMAN = {
         ),
         "Der {known} ist ein {weekday}.",
         "{last} - {first} = {days} Tage, und {days} = {weeks} × 7 + {rest}. "
-        "Von {weekday} zählt man {rest} weiter: {steps}.",
+        "Von {weekday} aus zählt man {rest} weiter: {steps}.",
         "Der {target} ist ein {answer}.",
     ),
     "sort_numbers": Phrasing(
@@ -846,7 +846,7 @@ GERMAN = {
             "Es ist {weekday}. Welcher Wochentag ist {days} Tage später?",
         ),
         "",
-        "{days} = {weeks} × 7 + {rest}. Von {weekday} zählt man {rest} weiter: {steps}.",
+        "{days} = {weeks} × 7 + {rest}. Von {weekday} aus zählt man {rest} weiter: {steps}.",
         "{days} Tage nach einem {weekday} ist {answer}.",
     ),
     "days_between": Phrasing(
@@ -861,7 +861,7 @@ GERMAN = {
     ),
     "leap_year": Phrasing(
         (
-            "Wie viele Tage hat das Jahr {year}?",
+            "Im gregorianischen Kalender: Wie viele Tage hat das Jahr {year}?",
             "Wie viele Tage hat das Jahr {year} im gregorianischen Kalender?",
         ),
         "",
@@ -880,7 +880,7 @@ GERMAN = {
     "compare_units": Phrasing(
         (
             "Was ist {more}: {large} oder {small}?",
-            "Vergleiche {large} mit {small}. Was ist {more}?",
+            "Vergleiche: {large} und {small}. Was ist {more}?",
         ),
         "",
         "{one} = {thousand}, also {large} = {converted}. {n1} {sign} {n2}.",

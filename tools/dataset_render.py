@@ -6,7 +6,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
-from dataset_facts import FACTS, UNITS
+from dataset_facts import UNITS
 from dataset_locale import Words, currency_code, official_language
 from dataset_phrases import Vocabulary
 
@@ -64,8 +64,8 @@ def weekday_of_date(
 ) -> Values:
     known, target = fact
     return {
-        "known": words.date(known),
-        "target": words.date(target),
+        "known": words.long_date(known),
+        "target": words.long_date(target),
         "first": known.day,
         "last": target.day,
         **count_on(words, vocabulary, known.weekday(), (target - known).days),
@@ -125,9 +125,9 @@ def days_between(
     month1 = words.month(start)
     return {
         "start": words.day_and_month(start),
-        "start_dated": words.date(start),
+        "start_dated": words.long_date(start),
         "end": words.day_and_month(end),
-        "end_dated": words.date(end),
+        "end_dated": words.long_date(end),
         "month1": month1,
         "Month1": month1[0].upper() + month1[1:],
         "month2": words.month(end),
@@ -202,5 +202,18 @@ def count_letters(
 
 
 RENDER: dict[str, Callable[[Words, Vocabulary, Any, int], Values | None]] = {
-    task: globals()[task] for task in FACTS
+    function.__name__: function
+    for function in (
+        trip_currency,
+        same_language,
+        weekday_of_date,
+        sort_numbers,
+        price_total,
+        weekday_after,
+        days_between,
+        leap_year,
+        duration,
+        compare_units,
+        count_letters,
+    )
 }

@@ -16,9 +16,7 @@ the output of a train row (two purchases may have the same total).
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -52,17 +50,19 @@ def make_row(language: str, task: str, fact: Any, variant: int) -> Row | None:
     }
 
 
-def make_rows(split: str, taken_outputs: frozenset[str] = frozenset()) -> list[Row]:
-    """All rows of a split; none has one of the outputs that are taken already."""
+def make_rows(split: str, taken: frozenset[str] = frozenset()) -> list[Row]:
+    """All rows of a split, with different outputs, none of which is taken already."""
     rows: list[Row] = []
+    outputs = set(taken)
     for task, facts in FACTS.items():
         known = list(facts(split))
         for number, language in enumerate(LANGUAGES):
             made: list[Row] = []
             for fact in shuffled(known, task, language):
                 row = make_row(language, task, fact, (len(made) + number) % 2)
-                if row and row["output"] not in taken_outputs:
+                if row and row["output"] not in outputs:
                     made.append(row)
+                    outputs.add(row["output"])
                 if len(made) == ROWS_PER_TASK[split]:
                     break
             rows += made
@@ -80,15 +80,9 @@ def to_jsonl(rows: list[Row]) -> bytes:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only the owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
 
 
 def print_counts(files: dict[str, bytes]) -> None:
@@ -101,10 +95,10 @@ def print_counts(files: dict[str, bytes]) -> None:
             print(f"{task:<16}", *(f"{counts[task, language]:>4}" for language in LANGUAGES))
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make the data set that ships with fasttune.")
     parser.add_argument("--check", action="store_true", help="compare only; write nothing")
-    check: bool = parser.parse_args().check
+    check: bool = parser.parse_args(arguments).check
     if babel.__version__ != BABEL_VERSION:
         print(f"warning: made for Babel {BABEL_VERSION}, this is {babel.__version__}; CLDR differs")
     files = make_files()

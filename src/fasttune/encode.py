@@ -1,8 +1,8 @@
 """Segments and a tokenizer -> input ids, labels and spans.
 
-The prompt and the completion are tokenized apart, each as one string. BPE merges across any other border
-(`<|response|>` and a quote are one token in GPT-2's vocabulary); the one border that must be a token border
-is the one where generation begins, and it is one because nothing can merge across it.
+The prompt and the completion are tokenized apart, each as one string. BPE merges across any other
+border (the `>` of `<|response|>` and a quote are one token in GPT-2's vocabulary); the one border
+that must be a token border is the one where generation begins: nothing can merge across it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Encoded:
 
     Attributes:
         input_ids: n token ids, EOS last.
-        labels: n ids; IGNORED where no loss is taken. Position t's label is the token at t: the model
-            shifts them itself.
+        labels: n ids; IGNORED where no loss is taken. Position t's label is the token at t: the
+            model shifts them itself.
         spans: cover the n tokens in order, without gaps; the last is EOS.
         prompt_length: number of tokens before generation begins.
     """
@@ -56,18 +56,22 @@ def encode(template: Template, row: Row, tokenizer: Any) -> Encoded:
     """Encode a training row.
 
     Raises:
-        FasttuneError: the template has no learned segment, or the tokenizer gives no offsets or no EOS.
+        FasttuneError: the template learns nothing from the row or gives nothing before it, or the
+            tokenizer gives no offsets or has no EOS.
     """
-    segments = [segment for segment in template.segments(row) if segment.text]
-    learned = [i for i, segment in enumerate(segments) if segment.train]
-    if not learned or learned[0] == 0:
-        what = "learns nothing from a row" if not learned else "gives nothing to start from"
+    segments = list(template.segments(row))
+    # The first learned segment ends the prompt even without text: `Template.prompt` ends there too.
+    start = next((i for i, segment in enumerate(segments) if segment.train), len(segments))
+    prompt = [segment for segment in segments[:start] if segment.text]
+    completion = [segment for segment in segments[start:] if segment.text]
+    learns = any(segment.train for segment in completion)
+    if not learns or not prompt:
+        what = "gives nothing to start from" if learns else "learns nothing from a row"
         raise FasttuneError(
             f"template '{template.name}' {what}",
             f"instruction: {row.get('instruction', '')[:80]}",
             "yield a given(...) segment, then at least one learn(...) segment with text",
         )
-    prompt, completion = segments[: learned[0]], segments[learned[0] :]
     ids, spans = _encode_part(prompt, tokenizer, special=True, offset=0)
     prompt_length = len(ids)
     more_ids, more_spans = _encode_part(completion, tokenizer, special=False, offset=prompt_length)
@@ -119,8 +123,8 @@ class Fitted:
 def fit(rows: Sequence[Encoded], max_length: int, overlong: Overlong) -> Fitted:
     """Apply the policy for rows of more than `max_length` tokens.
 
-    "drop" leaves them out; "truncate" cuts the end of the completion but keeps EOS, and drops a row whose
-    prompt alone leaves no room for a learned token; "error" raises. EOS is never removed.
+    "drop" leaves them out; "truncate" cuts the end of the completion but keeps EOS, and drops a row
+    whose prompt alone leaves no room for a learned token; "error" raises. EOS is never removed.
 
     Raises:
         FasttuneError: a row is too long under "error".
@@ -213,12 +217,13 @@ def _runs(owners: Sequence[Segment], offset: int) -> Iterable[Span]:
 def _untrim_offsets(tokenizer: Any) -> None:
     """Make offsets cover the text without gaps; the ids stay the same.
 
-    GPT-2's tokenizer (and so Phi-2's) trims white space off its offsets: the span of a token that is only
-    a newline would be empty, and it could not be told which segment the newline belongs to.
+    GPT-2's tokenizer (and so Phi-2's) trims white space off its offsets: the span of a token that
+    is only a newline would be empty, and which segment it belongs to could not be told.
     """
     from tokenizers.processors import ByteLevel, Sequence
 
     processor = tokenizer.backend_tokenizer.post_processor
-    for part in processor if isinstance(processor, Sequence) else [processor]:
+    parts: Any = processor if isinstance(processor, Sequence) else [processor]
+    for part in parts:
         if isinstance(part, ByteLevel):
             part.trim_offsets = False

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -94,7 +95,9 @@ class Plugins:
         if name not in self.templates:
             broken = "".join(f"\nnot loaded: {p.name} ({p.path}): {p.error}" for p in self.problems)
             raise FasttuneError(
-                f"no template is called '{name}'", broken.strip(), did_you_mean(name, [*self.templates])
+                f"no template is called '{name}'",
+                broken.strip(),
+                did_you_mean(name, [*self.templates]),
             )
         return self.templates[name][0]
 
@@ -125,10 +128,24 @@ class Plugins:
         )
 
     def training_callbacks(self, run: Path) -> list[Any]:
-        """The callbacks of all plugins for one run."""
-        return [
-            callback for found in self.manager.hook.training_callbacks(run=run) for callback in found
-        ]
+        """The callbacks of all plugins for one run.
+
+        Raises:
+            FasttuneError: a plugin fails to make its callbacks.
+        """
+        callbacks: list[Any] = []
+        for implementation in self.manager.hook.training_callbacks.get_hookimpls():
+            provider = self.providers[implementation.plugin_name]
+            try:
+                callbacks += _call(implementation, run=run)
+            except Exception as error:
+                raise FasttuneError(
+                    f"plugin '{provider.name}' fails in training_callbacks: "
+                    f"{_reason(error, str(provider.path))}",
+                    str(provider),
+                    "fix it, or leave it out with FASTTUNE_PLUGINS=name,name",
+                ) from error
+        return callbacks
 
     def provided(self) -> dict[str, list[str]]:
         """Provider name -> what it provides, as "template reasoning"."""
@@ -141,23 +158,23 @@ class Plugins:
         return found
 
     def _collect(self, hook: str, kind: type) -> dict[str, tuple[Any, Provider]]:
-        """Call a registering hook one plugin at a time, so that one that fails does not stop the rest."""
+        """Call a registering hook plugin by plugin, so that one failing does not stop the rest."""
         found: dict[str, tuple[Any, Provider]] = {}
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             provider = self.providers[implementation.plugin_name]
             try:
-                things = implementation.function()
+                things = _call(implementation)
                 wrong = [thing for thing in things if not isinstance(thing, kind)]
                 if wrong:
                     raise TypeError(f"{hook} gave {wrong[0]!r}, which is no {kind.__name__}")
                 named = [(thing.name, thing) for thing in things]
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._failed(provider.name, str(provider.path), error)
                 continue
             for name, thing in named:
                 if name in found:
                     raise FasttuneError(
-                        f"two plugins provide the {kind.__name__.lower()} '{name}'",
+                        f"the {kind.__name__.lower()} '{name}' is provided twice",
                         f"{found[name][1]}\n{provider}",
                         "rename one, or choose with FASTTUNE_PLUGINS=name,name",
                     )
@@ -165,58 +182,50 @@ class Plugins:
         return found
 
     def _failed(self, name: str, path: str, error: BaseException) -> None:
-        self.problems.append(Problem(name, path, f"{type(error).__name__}: {error}"))
+        self.problems.append(Problem(name, path, _reason(error, path)))
 
     def add(self, name: str, path: str, load: Callable[[], tuple[ModuleType, Provider]]) -> None:
         """Load and register one plugin; whatever goes wrong is kept as its problem."""
         try:
             module, provider = load()
             self.manager.register(module, name=name)
-        except (Exception, SystemExit) as error:
-            self._failed(name, path, error)
-            return
-        try:
             self.manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            self.manager.unregister(module)
-            self._failed(name, str(provider.path), error)
+        except (Exception, SystemExit) as error:
+            if self.manager.has_plugin(name):
+                self.manager.unregister(name=name)
+            self._failed(name, path, error)
             return
         self.providers[name] = provider
 
 
 def load_plugins(plugins_dir: Path | None = None, config: Path | None = None) -> Plugins:
-    """Load the installed plugins, then the folders, in this order: `plugins_dir`, FASTTUNE_PLUGINS_DIR,
-    plugins/ beside `config`, and plugins/ in the user's config folder.
+    """Load the installed plugins, then the .py files of the folders, in this order: `plugins_dir`,
+    FASTTUNE_PLUGINS_DIR, plugins/ beside `config`, and plugins/ in the user's config folder.
 
     FASTTUNE_PLUGINS, a comma-separated list of plugin names, restricts what is loaded.
 
     Raises:
-        FasttuneError: `plugins_dir` or FASTTUNE_PLUGINS_DIR is no folder, or FASTTUNE_PLUGINS names a
-            plugin that does not exist.
+        FasttuneError: `plugins_dir` or FASTTUNE_PLUGINS_DIR is no folder, two plugins have one
+            name, or FASTTUNE_PLUGINS names a plugin that does not exist.
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     plugins = Plugins(manager)
     chosen = [n.strip() for n in os.environ.get("FASTTUNE_PLUGINS", "").split(",") if n.strip()]
-    installed = {point.name: point for point in entry_points(group=GROUP)}
-    for name, point in sorted(installed.items()):
-        if not chosen or name in chosen:
-            plugins.add(name, point.value, lambda point=point: _load_entry_point(point))  # type: ignore[misc]
-    loaded = {provider.path.resolve() for provider in plugins.providers.values()}
-    files = [f for folder in _folders(plugins_dir, config) for f in sorted(folder.glob("*.py"))]
-    for file in dict.fromkeys(path.resolve() for path in files):
-        # "_" marks a helper and "test_" a test; both live beside plugins and are none.
-        if file.name.startswith(("_", "test_")) or file in loaded:
-            continue
-        if not chosen or file.stem in chosen:
-            if file.stem in plugins.providers:
-                raise FasttuneError(
-                    f"two plugins are called '{file.stem}'",
-                    f"{plugins.providers[file.stem]}\n{file}",
-                    "rename the file",
-                )
+    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    known = {point.name for point in points}
+    for point in points:
+        if not chosen or point.name in chosen:
+            _refuse_second(plugins, point.name, f"{point.name} ({_origin(point)})")
+            plugins.add(point.name, _origin(point), lambda point=point: _load_entry_point(point))  # type: ignore[misc]
+    tried = {provider.path.resolve() for provider in plugins.providers.values()}
+    tried |= {Path(problem.path).resolve() for problem in plugins.problems}
+    files = [f.resolve() for folder in _folders(plugins_dir, config) for f in _plugin_files(folder)]
+    for file in dict.fromkeys(files):
+        known.add(file.stem)
+        if (not chosen or file.stem in chosen) and file not in tried:
+            _refuse_second(plugins, file.stem, f"{file.stem} (folder, {file})")
             plugins.add(file.stem, str(file), lambda file=file: _load_file(file))  # type: ignore[misc]
-    known = {*installed, *(file.stem for file in files)}
     if unknown := [name for name in chosen if name not in known]:
         raise FasttuneError(
             f"no plugin is called '{unknown[0]}'",
@@ -237,8 +246,8 @@ def load_file(path: Path) -> Plugins:
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     plugins = Plugins(manager)
-    plugins.add(path.stem, str(path), lambda: _load_file(path.resolve()))
-    assert plugins.templates is not None  # collecting may add problems
+    plugins.add(path.stem, str(path.resolve()), lambda: _load_file(path.resolve()))
+    plugins.provided()  # collecting may add problems
     if plugins.problems:
         raise FasttuneError("the plugin does not load", str(path), plugins.problems[0].error)
     return plugins
@@ -263,6 +272,19 @@ def _folders(plugins_dir: Path | None, config: Path | None) -> Iterable[Path]:
         yield user
 
 
+def _plugin_files(folder: Path) -> list[Path]:
+    """The files of a folder that are plugins; helpers ("_...") and tests may live beside them."""
+    files = sorted(folder.glob("*.py"))
+    return [f for f in files if not f.name.startswith(("_", "test_")) and f.name != "conftest.py"]
+
+
+def _refuse_second(plugins: Plugins, name: str, second: str) -> None:
+    if first := plugins.providers.get(name):
+        raise FasttuneError(
+            f"two plugins are called '{name}'", f"{first}\n{second}", "rename one, or remove it"
+        )
+
+
 def user_config_dir() -> Path:
     """The folder for a person's own settings, by the platform's custom."""
     from typer import get_app_dir
@@ -272,11 +294,22 @@ def user_config_dir() -> Path:
 
 def _load_entry_point(point: EntryPoint) -> tuple[ModuleType, Provider]:
     module = point.load()
+    if not isinstance(module, ModuleType):
+        raise TypeError(f"the entry point must name a module, and {point.value} is none")
     dist = point.dist
     path = Path(inspect.getfile(module))
     return module, Provider(
         point.name, path, dist.name if dist else "", dist.version if dist else ""
     )
+
+
+def _origin(point: EntryPoint) -> str:
+    """The file of an entry point that may not load, found without running it."""
+    try:
+        spec = importlib.util.find_spec(point.module)
+    except (Exception, SystemExit):  # finding a submodule imports its package
+        spec = None
+    return (spec and spec.origin) or point.value
 
 
 def _load_file(file: Path) -> tuple[ModuleType, Provider]:
@@ -294,3 +327,18 @@ def _load_file(file: Path) -> tuple[ModuleType, Provider]:
         del sys.modules[name]
         raise
     return module, Provider(file.stem, file)
+
+
+def _call(implementation: pluggy.HookImpl, **arguments: Any) -> list[Any]:
+    """What one plugin gives to one hook."""
+    found: Any = implementation.function(*(arguments[name] for name in implementation.argnames))
+    if found is None:
+        raise TypeError(f"{implementation.function.__name__} gave nothing; return a list")
+    return list(found)
+
+
+def _reason(error: BaseException, path: str) -> str:
+    """The error in one line, with the line of the plugin's file where it came up."""
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [number for frame, number in frames if frame.f_code.co_filename == path]
+    return f"{type(error).__name__}: {error}" + (f" (line {lines[-1]})" if lines else "")

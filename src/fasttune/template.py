@@ -1,7 +1,7 @@
 """Templates: ordered segments of text. Nothing here knows a tokenizer.
 
-From `Template.segments` come the training text, the loss mask, the per-section spans and the inference
-prompt; there is no second renderer that could drift away from the first.
+From `Template.segments` come the training text, the loss mask, the per-section spans and the
+inference prompt; there is no second renderer that could drift away from the first.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class Template:
     Attributes:
         name: what `--template` takes.
         description: one line for `fasttune templates list`.
-        tags: markers of the format; a field whose text contains one could forge a section, so such a
-            row is reported.
-        targets: section -> column; `parse` gives a section back, the column holds what it should be.
+        tags: markers of the format; a field whose text contains one could forge a section, so such
+            a row is reported.
+        targets: section -> column; `parse` gives the section back, the column holds what it should
+            be.
         required: columns that must be present and not blank in a training row.
         system: the system text, if the format has one; `row["system"]` replaces it.
     """
@@ -61,7 +62,7 @@ class Template:
     system: ClassVar[str] = ""
 
     def segments(self, row: Row) -> Iterable[Segment]:
-        """The row as ordered segments. End of text is not part of it: the encoder appends and trains EOS.
+        """The row as ordered segments, without an end of text: the encoder appends and trains EOS.
 
         When prompting, the target columns are absent, so read them with `row.get(column, "")`.
         """
@@ -116,14 +117,14 @@ PROBE_ROWS: tuple[Row, ...] = tuple(
     )
     for context in ("", "x", "Some context, in two words.")
 )
-"""Rows that stand for every combination a template has to tell apart; hashed, so never reordered."""
+"""Rows for every combination a template has to tell apart; hashed, so never reordered."""
 
 
 def rendering_hash(template: Template) -> str:
     """SHA-256 over the segments of the probe rows: equal hashes render alike.
 
-    A training row and the same row as a prompt (targets absent) are both hashed, and the system text
-    replaced once, because each of these can change on its own.
+    A training row and the same row as a prompt (targets absent) are both hashed, and the system
+    text replaced once, because each of these can change on its own.
     """
     rendered = []
     for probe in PROBE_ROWS:

@@ -1,1 +1,170 @@
 """Commands: data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.errors import EXIT_BAD_INPUT
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+    from fasttune.data import Finding
+    from fasttune.datastats import Bin, Spread, Survey
+
+SHOWN = 20
+
+
+@app.command()
+def data(
+    context: typer.Context,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FILE",
+            help="A .json, .jsonl, .csv, .tsv or .parquet file, the folder of a saved data set, or "
+            "a name on the Hub. Without it: the data set that comes with fasttune.",
+            show_default=False,
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Template of the rows.", show_default="reasoning if the rows have it, else alpaca"
+        ),
+    ] = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="OURS=THEIRS",
+            help="Take a column from another one, as in instruction=question. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model whose tokenizer counts.", show_default="phi-2 on CUDA, else the demo model"
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a saved or a Hub data set.")] = "train",
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens a row may have.")] = 1024,
+    eval_fraction: Annotated[float, typer.Option(help="Share of rows kept for evaluation.")] = 0.05,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Check rows before training: problems, lengths, tokens, and the split.
+
+    The exit status is 2 if a row cannot be used.
+    """
+    from fasttune.data import load, parse_columns, shipped
+    from fasttune.datastats import default_template, survey
+    from fasttune.models.tokenizer import load_tokenizer
+
+    found = plugins(context)
+    source = source or str(shipped("train"))
+    columns = parse_columns(mapping or [])
+    name = template or default_template(load(source, columns=columns, split=split))
+    chosen = found.template(name)
+    loaded = load(source, chosen, columns, split)
+    tokenizer = load_tokenizer(model)
+    figures = survey(loaded, chosen, tokenizer, max_length, eval_fraction)
+    if as_json:
+        print_json(figures.as_dict())
+    else:
+        _show(console(), figures, tokenizer.name_or_path, loaded.findings)
+    if loaded.bad_rows:
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def _show(out: Console, figures: Survey, tokenizer: str, findings: list[Finding]) -> None:
+    tokens = figures.tokens
+    facts: dict[str, Any] = {
+        "source": figures.source,
+        "template": figures.template,
+        "tokenizer": tokenizer,
+        "rows": f"{figures.good_rows} good, {figures.bad_rows} bad, {figures.warnings} warnings",
+    }
+    if figures.languages:
+        facts["languages"] = _counts(figures.languages)
+    else:
+        facts["scripts"] = _counts(figures.scripts)
+    facts["split"] = (
+        f"{figures.train_rows} to train on, {figures.eval_rows} to evaluate "
+        f"(eval fraction {figures.eval_fraction:g})"
+    )
+    facts["tokens"] = f"{tokens.total}, of which {tokens.trained_share:.1%} are trained"
+    facts["too long"] = f"{tokens.overlong} rows of more than {tokens.max_length} tokens"
+    out.print(_facts(facts), "", _lengths(figures), "", _bars(out, tokens.histogram))
+    if findings:
+        out.print("", _problems(findings))
+        if len(findings) > SHOWN:
+            out.print(f"and {len(findings) - SHOWN} more; --json has all of them")
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _table(*headings: str, right: Sequence[str] = ()) -> Table:
+    """A table without lines, so that it looks the same in a log."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=any(headings))
+    for heading in headings:
+        side: Literal["left", "right"] = "right" if heading in right else "left"
+        table.add_column(heading, justify=side, overflow="fold")
+    return table
+
+
+def _facts(facts: Mapping[str, str]) -> RenderableType:
+    from rich.text import Text
+
+    table = _table("", "")
+    for name, fact in facts.items():
+        table.add_row(Text(name, "bold"), Text(fact))
+    return table
+
+
+def _lengths(figures: Survey) -> RenderableType:
+    from rich.text import Text
+
+    def row(spread: Spread) -> list[str]:
+        return [str(spread.min), f"{spread.median:g}", str(spread.p95), str(spread.max)]
+
+    figured = ("filled", "min", "median", "p95", "max")
+    table = _table("length of", "in", *figured, right=figured)
+    for name, column in figures.columns.items():
+        table.add_row(Text(name), "characters", str(column.rows), *row(column.characters))
+    table.add_row("a row", "tokens", str(figures.good_rows), *row(figures.tokens.per_row))
+    return table
+
+
+def _bars(out: Console, histogram: list[Bin]) -> RenderableType:
+    from rich.bar import Bar
+
+    table = _table("tokens", "rows", "", right=("tokens", "rows"))
+    most = max(bin.rows for bin in histogram)
+    width = min(60, out.width - 24)
+    for bin in histogram:
+        bar: RenderableType = "#" * math.ceil(bin.rows / most * width)
+        if out.is_terminal and not out.options.ascii_only:
+            bar = Bar(most, 0, bin.rows, width=width, color="cyan")
+        table.add_row(f"{bin.low}-{bin.high}", str(bin.rows), bar)
+    return table
+
+
+def _problems(findings: list[Finding]) -> RenderableType:
+    from rich.text import Text
+
+    table = _table("row", "column", "problem")
+    for finding in findings[:SHOWN]:
+        message = finding.message if finding.fatal else f"warning: {finding.message}"
+        table.add_row(str(finding.row), Text(finding.column), Text(message))
+    return table

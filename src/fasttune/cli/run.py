@@ -1,1 +1,207 @@
-"""Commands: run."""
+"""`fasttune run`: train, resume, or show what would be trained."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
+
+if TYPE_CHECKING:
+    from fasttune.config import RunConfig
+    from fasttune.plan import Prepared
+    from fasttune.train import Outcome
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="Any setting as KEY=VALUE, for instance train.epochs=2 lora.r=8."),
+    ] = None,
+    template: Annotated[str | None, typer.Option("--template", "-t", help="Prompt format.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Rows: a file, a folder or a Hub name.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--map", help="Column mapping, as instruction=question.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML of settings.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Hub name or folder. Default: microsoft/phi-2 on CUDA, a small demo model elsewhere.",
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="Replace the template's system text.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for runs.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with an interrupted run: its folder, name or 'last'.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Resume although the template renders otherwise.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show settings, first row and steps; load no model.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Fine-tune a model on a prompt format.
+
+    Settings come from the defaults, then --config, then the command line.
+    """
+    from fasttune.config import load_config, parse_override
+    from fasttune.data import parse_columns
+    from fasttune.plan import prepare
+
+    named = {
+        "template": template,
+        "data.train": data,
+        "data.columns": parse_columns(columns) if columns else None,
+        "model.name": model,
+        "system": system,
+        "output": output,
+    }
+    overrides = [(key, value) for key, value in named.items() if value is not None]
+    overrides += [parse_override(text) for text in settings or []]
+    if resume is not None:
+        if overrides or config is not None:
+            raise FasttuneError(
+                "a resumed run keeps its settings",
+                f"--resume {resume}",
+                "leave out --config and all settings, or start a new run",
+            )
+        _finish(_resume(context, resume, force, as_json), as_json)
+        return
+    resolved = load_config(config, overrides)
+    loaded = plugins(context, config)
+    prepared = prepare(resolved, loaded)
+    if dry_run:
+        _dry_run(resolved, prepared, as_json)
+        return
+    identity = loaded.identity(resolved.template)
+    from fasttune.runs import create_run
+    from fasttune.train import train
+
+    outcome = train(
+        resolved,
+        prepared,
+        loaded,
+        identity,
+        create_run(resolved, prepared.model),
+        show_progress=not as_json,
+        say=_say,
+    )
+    _finish(outcome, as_json)
+
+
+def _resume(context: typer.Context, name: str, force: bool, as_json: bool) -> Outcome:
+    from fasttune.plan import prepare
+    from fasttune.runs import find_run
+
+    found = find_run(name)
+    config = found.config
+    loaded = plugins(context)
+    identity = loaded.identity(config.template)
+    found.check_resumable(identity, force)
+    prepared = prepare(config, loaded)
+    found.check_data(prepared.train, prepared.eval, force)
+    from fasttune.train import train
+
+    return train(
+        config,
+        prepared,
+        loaded,
+        identity,
+        found,
+        resume=True,
+        show_progress=not as_json,
+        say=_say,
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
+    from rich.markup import escape
+
+    from fasttune.config import dump_config
+    from fasttune.encode import encode
+    from fasttune.models.tokenizer import load_tokenizer
+    from fasttune.plan import describe_row, steps
+
+    tokenizer = load_tokenizer(prepared.model)
+    row = encode(prepared.template, prepared.train[0], tokenizer)
+    planned = steps(len(prepared.train), config)
+    spans = describe_row(row, tokenizer)
+    if as_json:
+        print_json(
+            {
+                "config": config.as_dict(),
+                "model": prepared.model,
+                "train_rows": len(prepared.train),
+                "eval_rows": len(prepared.eval),
+                "steps": planned,
+                "first_row": spans,
+            }
+        )
+        return
+    out = console()
+    out.print(f"[bold]settings[/bold]\n{escape(dump_config(config))}", end="")
+    out.print(f"\n[bold]first row[/bold], {len(row)} tokens ([green]+[/green] learned)")
+    for span in spans:
+        mark, style = ("+", "green") if span["train"] else (" ", "dim")
+        out.print(f"{mark} {span['section']:<12} {json.dumps(span['text'], ensure_ascii=False)}", style=style, markup=False)
+        out.print(f"  {'':<12} {span['ids']}", style="dim", markup=False)
+    out.print(
+        f"\n{len(prepared.train)} rows to train on, {len(prepared.eval)} held out, "
+        f"{prepared.skipped} skipped; {planned} steps of "
+        f"{config.train.batch_size} x {config.train.gradient_accumulation} rows "
+        "(before rows over model.max_length are dropped)"
+    )
+    out.print(f"model: {prepared.model}", markup=False)
+
+
+def _finish(outcome: Outcome, as_json: bool) -> None:
+    found = outcome.run
+    manifest = found.manifest
+    if as_json:
+        print_json({"run": str(found.folder), **manifest})
+    else:
+        _summary(outcome, manifest)
+    if outcome.status == "interrupted":
+        _say(f"interrupted; go on with: fasttune run --resume {found.folder}")
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _summary(outcome: Outcome, manifest: dict[str, Any]) -> None:
+    out = console()
+    evaluated = [line for line in outcome.run.metrics() if "eval_loss" in line]
+    if evaluated:
+        first, last = evaluated[0], evaluated[-1]
+        out.print(f"held-out loss  {first['eval_loss']:.4f} -> {last['eval_loss']:.4f}")
+        for key in last:
+            if key.startswith("eval_loss_") and key in first:
+                name = key.removeprefix("eval_loss_")
+                out.print(f"  {name:<12} {first[key]:.4f} -> {last[key]:.4f}")
+    for name, value in outcome.scores.get("after", {}).items():
+        out.print(f"{name:<14} {outcome.scores['before'][name]:.2f} -> {value:.2f}")
+    out.print(
+        f"{manifest['steps']} steps, {manifest['tokens_per_second']:.0f} tokens/s, "
+        f"{manifest['seconds']['train']:.0f} s, {manifest['peak_memory_bytes'] / 2**30:.1f} GiB at the peak"
+    )
+    for file in ("loss.png", "samples.md", "adapter"):
+        if (outcome.run.folder / file).exists():
+            out.print(f"  {outcome.run.folder / file}", markup=False)
+    if outcome.status == "done":
+        out.print(f'try: fasttune generate {outcome.run.folder} "..."', markup=False)

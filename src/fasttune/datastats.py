@@ -1,0 +1,199 @@
+"""What a person wants to know about their rows before training on them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from fasttune.data import Loaded, divide
+from fasttune.encode import IGNORED, Encoded, encode
+from fasttune.template import Template
+
+BINS = 12
+"""At most so many bars in the histogram: what fits on a screen with everything else."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Lengths in four figures; p95 is the smallest value that 95% of the values do not exceed."""
+
+    min: int
+    median: float
+    p95: int
+    max: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """How many rows have text in a column, and its characters."""
+
+    rows: int
+    characters: Spread
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Rows of `low` to `high` tokens, both included."""
+
+    low: int
+    high: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The rows as a template and a tokenizer encode them, EOS included.
+
+    Attributes:
+        trained_share: tokens that the model learns to write / all tokens.
+        overlong: rows of more than `max_length` tokens.
+    """
+
+    total: int
+    trained_share: float
+    per_row: Spread
+    histogram: list[Bin]
+    max_length: int
+    overlong: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Everything `fasttune data` shows.
+
+    Attributes:
+        languages: rows by their `language` column; empty if no row has one.
+        scripts: rows in which a script occurs, so a Japanese row counts for Han and for Kana.
+        columns: a column's name -> its figures, in the order of the source.
+    """
+
+    source: str
+    template: str
+    good_rows: int
+    bad_rows: int
+    warnings: int
+    languages: dict[str, int]
+    scripts: dict[str, int]
+    columns: dict[str, Column]
+    tokens: Tokens
+    eval_fraction: float
+    train_rows: int
+    eval_rows: int
+    problems: list[dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The survey as JSON values."""
+        return asdict(self)
+
+
+def default_template(loaded: Loaded) -> str:
+    """The built-in template that suits the rows: reasoning where a row has some, else alpaca."""
+    reasons = any(row.get("reasoning", "").strip() for row in loaded.rows)
+    return "reasoning" if reasons else "alpaca"
+
+
+def survey(
+    loaded: Loaded, template: Template, tokenizer: Any, max_length: int, eval_fraction: float
+) -> Survey:
+    """Take all figures; `loaded` has at least one row, as `load` makes sure.
+
+    Raises:
+        FasttuneError: `eval_fraction` is not in [0, 1), or the template or the tokenizer cannot
+            encode the rows.
+    """
+    rows = loaded.rows
+    train, evaluation = divide(rows, eval_fraction)
+    encoded = [encode(template, row, tokenizer) for row in rows]
+    return Survey(
+        source=loaded.source,
+        template=template.name,
+        good_rows=len(rows),
+        bad_rows=loaded.bad_rows,
+        warnings=sum(not finding.fatal for finding in loaded.findings),
+        languages=_ranked(row["language"] for row in rows if row.get("language")),
+        scripts=_ranked(script for row in rows for script in scripts("".join(row.values()))),
+        columns=_columns(rows),
+        tokens=_tokens(encoded, max_length),
+        eval_fraction=eval_fraction,
+        train_rows=len(train),
+        eval_rows=len(evaluation),
+        problems=[asdict(finding) for finding in loaded.findings],
+    )
+
+
+def spread(values: Sequence[int]) -> Spread:
+    """The four figures of a non-empty sequence."""
+    ordered = sorted(values)
+    p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+    return Spread(ordered[0], statistics.median(ordered), p95, ordered[-1])
+
+
+def histogram(values: Sequence[int]) -> list[Bin]:
+    """Equal bins of a round width that cover a non-empty sequence, empty ones between included."""
+    low, high = min(values), max(values)
+    width = next(
+        step
+        for power in range(20)
+        for step in (10**power, 2 * 10**power, 5 * 10**power)
+        if high // step - low // step < BINS
+    )
+    counts = Counter(value // width for value in values)
+    return [
+        Bin(index * width, (index + 1) * width - 1, counts[index])
+        for index in range(low // width, high // width + 1)
+    ]
+
+
+def scripts(text: str) -> set[str]:
+    """The scripts of a text's letters, by the characters' names: Latin, Han, Kana, Hangul, ..."""
+    return {script for char in set(text) if (script := _script(char))}
+
+
+@cache
+def _script(char: str) -> str:
+    char = unicodedata.normalize("NFKC", char)[0]  # a full-width Latin letter is Latin
+    if not unicodedata.category(char).startswith("L"):
+        return ""
+    word = unicodedata.name(char, "unnamed").split()[0]
+    for script, words in (
+        ("Han", ("CJK", "IDEOGRAPHIC")),
+        ("Kana", ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA")),
+        ("", ("MODIFIER", "FEMININE", "MASCULINE")),
+    ):
+        if word in words:
+            return script
+    return word.title()
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, Column]:
+    lengths: dict[str, list[int]] = {}
+    for row in rows:
+        for name, text in row.items():
+            lengths.setdefault(name, []).append(len(text))
+    return {
+        name: Column(sum(length > 0 for length in column), spread(column))
+        for name, column in lengths.items()
+    }
+
+
+def _tokens(encoded: Sequence[Encoded], max_length: int) -> Tokens:
+    lengths = [len(row) for row in encoded]
+    trained = sum(label != IGNORED for row in encoded for label in row.labels)
+    return Tokens(
+        total=sum(lengths),
+        trained_share=trained / sum(lengths),
+        per_row=spread(lengths),
+        histogram=histogram(lengths),
+        max_length=max_length,
+        overlong=sum(length > max_length for length in lengths),
+    )
+
+
+def _ranked(things: Any) -> dict[str, int]:
+    return dict(Counter(things).most_common())

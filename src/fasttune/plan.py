@@ -1,0 +1,103 @@
+"""What a run will do, worked out without loading a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fasttune.config import RunConfig
+from fasttune.data import divide, load, shipped
+from fasttune.encode import Encoded
+from fasttune.errors import FasttuneError
+from fasttune.models.tokenizer import resolve_model
+from fasttune.plugins import Plugins
+from fasttune.template import Row, Template
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked rows and the template they are for.
+
+    Attributes:
+        model: the name or folder that will be loaded.
+        source: where the rows came from, for messages.
+        skipped: number of bad rows left out.
+    """
+
+    template: Template
+    model: str
+    source: str
+    train: list[Row]
+    eval: list[Row]
+    skipped: int
+
+
+def prepare(config: RunConfig, plugins: Plugins) -> Prepared:
+    """Find the template, read and check the rows, and divide them.
+
+    Without `data.train` these are the shipped rows, held-out part included. With it, `data.eval` is the
+    held-out part, or `data.eval_fraction` of the rows are, chosen by a hash of the row.
+
+    Raises:
+        FasttuneError: for whatever is wrong with template, model name or data.
+    """
+    template = plugins.template(config.template)
+    data = config.data
+    if data.train is None:
+        train_source, eval_source = str(shipped("train")), str(shipped("heldout"))
+    else:
+        train_source, eval_source = data.train, data.eval or ""
+    loaded = load(train_source, template, data.columns, limit=data.limit)
+    loaded.require_clean(data.skip_bad_rows)
+    skipped = len({f.row for f in loaded.findings if f.fatal})
+    if eval_source:
+        held_out = load(eval_source, template, data.columns)
+        held_out.require_clean(data.skip_bad_rows)
+        skipped += len({f.row for f in held_out.findings if f.fatal})
+        train_rows, eval_rows = loaded.rows, held_out.rows
+    else:
+        train_at, eval_at = divide(loaded.rows, data.eval_fraction, config.seed)
+        train_rows = [loaded.rows[index] for index in train_at]
+        eval_rows = [loaded.rows[index] for index in eval_at]
+    if not train_rows:
+        raise FasttuneError("no row is left to train on", train_source, "lower data.eval_fraction")
+    return Prepared(
+        template=template,
+        model=resolve_model(config.model.name),
+        source="shipped rows" if data.train is None else train_source,
+        train=[with_system(row, config.system) for row in train_rows],
+        eval=[with_system(row, config.system) for row in eval_rows],
+        skipped=skipped,
+    )
+
+
+def with_system(row: Mapping[str, str], system: str | None) -> Row:
+    """The row with the run's own system text, where there is one."""
+    return {**row, "system": system} if system else row
+
+
+def steps(rows: int, config: RunConfig) -> int:
+    """Optimiser steps of a run over `rows` rows, as transformers' Trainer counts them."""
+    chosen = config.train
+    if chosen.max_steps is not None:
+        return chosen.max_steps
+    batches = math.ceil(rows / chosen.batch_size)
+    per_epoch = max(1, math.ceil(batches / chosen.gradient_accumulation))
+    return math.ceil(per_epoch * chosen.epochs)
+
+
+def describe_row(row: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
+    """The spans of an encoded row as text and ids, for people and scripts."""
+    return [
+        {
+            "section": span.name,
+            "train": span.train,
+            "ids": row.input_ids[span.start : span.end],
+            "text": tokenizer.decode(
+                row.input_ids[span.start : span.end], clean_up_tokenization_spaces=False
+            ),
+        }
+        for span in row.spans
+    ]

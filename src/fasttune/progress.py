@@ -1,0 +1,96 @@
+"""Training progress for a person: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Shows step, loss, tokens per second and time left.
+
+    Tokens are those of the rows, padding not counted; time for evaluating and saving is not counted either.
+    Without a terminal it prints about twenty lines per run.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.tokens = 0
+        self.seconds = 0.0
+        self._step_began = 0.0
+        self._bar: Any = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._first = state.global_step
+        if self.quiet or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=Console(stderr=True),
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step, note="")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._step_began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds += time.perf_counter() - self._step_began
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if self.quiet or not logs:
+            return
+        if "eval_loss" in logs:
+            self._say(f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
+        elif "loss" in logs:
+            note = f"loss {logs['loss']:.4f}  {self.tokens_per_second:.0f} tokens/s"
+            if self._bar is not None:
+                self._bar.update(self._task, note=note)
+            elif self._due(state):
+                done = max(1, state.global_step - self._first)
+                left = self.seconds / done * (state.max_steps - state.global_step)
+                self._say(
+                    f"step {state.global_step}/{state.max_steps}  {note}  {_clock(left)} left"
+                )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back; safe to call twice."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _due(self, state: Any) -> bool:
+        every = max(1, state.max_steps // 20)
+        return state.global_step % every == 0 or state.global_step in (1, state.max_steps)
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,112 @@
+"""What a person looks at after a run: the loss plot and the sheet of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fasttune.files import atomic_path, write_json, write_text
+from fasttune.metrics import Answer, Metric
+
+
+def plot_losses(metrics: Sequence[dict[str, Any]], target: Path, title: str) -> None:
+    """Draw the training and evaluation losses (left) and the training loss per section (right) as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    train = [line for line in metrics if "loss" in line]
+    evaluated = [line for line in metrics if "eval_loss" in line]
+    steps = [line["step"] for line in train]
+    losses = [line["loss"] for line in train]
+    left.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1)
+    left.plot(steps, _smooth(losses), color="tab:blue", label="training (smoothed)")
+    left.plot(
+        [line["step"] for line in evaluated],
+        [line["eval_loss"] for line in evaluated],
+        color="tab:orange",
+        marker="o",
+        label="held out",
+    )
+    for name in _sections(train, "loss_"):
+        having = [line for line in train if f"loss_{name}" in line]
+        right.plot(
+            [line["step"] for line in having],
+            _smooth([line[f"loss_{name}"] for line in having]),
+            label=name,
+        )
+    for axes, heading in ((left, "loss"), (right, "training loss per section (smoothed)")):
+        axes.set(title=heading, xlabel="step", ylabel="nats per learned token")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+    figure.suptitle(title)
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary)
+
+
+def _sections(metrics: Sequence[dict[str, Any]], prefix: str) -> list[str]:
+    names = dict.fromkeys(key for line in metrics for key in line if key.startswith(prefix))
+    return [name.removeprefix(prefix) for name in names]
+
+
+def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
+    """Exponential moving average, corrected for its start (as Adam's moments are, arXiv:1412.6980)."""
+    smoothed, average = [], 0.0
+    for count, value in enumerate(values, 1):
+        average = weight * average + (1 - weight) * value
+        smoothed.append(average / (1 - weight**count))
+    return smoothed
+
+
+def score(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, float]:
+    """Metric name -> its value on the answers; empty without answers."""
+    return {metric.name: metric.compute(answers) for metric in metrics} if answers else {}
+
+
+def write_samples(
+    folder: Path, before: Sequence[Answer], after: Sequence[Answer], metrics: Sequence[Metric]
+) -> dict[str, dict[str, float]]:
+    """Write samples.json and samples.md, and return the scores before and after."""
+    scores = {"before": score(before, metrics), "after": score(after, metrics)}
+    pairs = [
+        {"row": dict(old.row), "before": as_dict(old), "after": as_dict(new)}
+        for old, new in zip(before, after, strict=True)
+    ]
+    write_json(folder / "samples.json", {"scores": scores, "samples": pairs})
+    lines = ["# Answers on held-out rows, before and after training", ""]
+    lines += ["| metric | before | after | |", "|---|---:|---:|---|"]
+    lines += [
+        f"| {m.name} | {scores['before'][m.name]:.2f} | {scores['after'][m.name]:.2f} | {m.description} |"
+        for m in metrics
+        if before
+    ]
+    for number, (old, new) in enumerate(zip(before, after, strict=True), 1):
+        question = old.row["instruction"] + (f"\n\n{old.row['input']}" if old.row.get("input") else "")
+        lines += ["", f"## {number}", "", *_quote(question), ""]
+        lines += [f"**Reference:** {old.row.get('output', '')}"]
+        for heading, answer in (("Before", old), ("After", new)):
+            lines += ["", f"**{heading}** ({answer.stop}, {answer.tokens} tokens):", ""]
+            lines += ["```text", answer.text.replace("```", "'''"), "```"]
+    write_text(folder / "samples.md", "\n".join(lines) + "\n")
+    return scores
+
+
+def _quote(text: str) -> list[str]:
+    return [f"> {line}".rstrip() for line in text.splitlines()]
+
+
+def as_dict(answer: Answer) -> dict[str, Any]:
+    """An answer without its row, for JSON."""
+    return {
+        "text": answer.text,
+        "sections": answer.sections,
+        "stop": answer.stop,
+        "tokens": answer.tokens,
+    }
