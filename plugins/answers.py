@@ -1,4 +1,5 @@
-"""What is measured on generated answers: do they stop, keep to the format, and say the right thing?"""
+"""What is measured on generated answers: do they stop, keep to the format, and say the right
+thing?"""
 
 from collections.abc import Sequence
 

@@ -24,7 +24,8 @@ WORDS = {
 
 
 def detect_language(text: str) -> str:
-    """The language of a short text: by script where the script tells, else by its frequent words."""
+    """The language of a short text: by script where the script tells, else by its frequent
+    words."""
     if any("\u3040" <= char <= "\u30ff" for char in text):
         return "ja"
     if any("\uac00" <= char <= "\ud7a3" for char in text):

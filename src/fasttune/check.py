@@ -294,7 +294,8 @@ def _own_text_results(template: Template, probes: list[tuple[str, Row]]) -> list
     for where, segments in own.items():
         text = "".join(FIELD if segment.train else segment.text for segment in segments)
         if match := INDENTED.search(text):
-            indented.append((where, f"{match.group()!r} before {text[match.end() :][:20]!r}"))
+            after = re.sub(f"{FIELD}+", "…", text[match.end() :])[:20]
+            indented.append((where, f"{match.group()!r} before {after!r}"))
     unused = [
         ("", f"{tag} is in no probe row")
         for tag in template.tags
@@ -310,7 +311,7 @@ def _own_text_results(template: Template, probes: list[tuple[str, Row]]) -> list
         _result(
             "indentation",
             "warning",
-            "no given line begins with white space of the template's own",
+            "given lines begin with text, not with white space of the template's own",
             indented,
             "if it leaked from a triple-quoted string: join the lines with \\n instead",
         ),

@@ -1,4 +1,5 @@
-"""YAML and command-line overrides -> frozen dataclasses. Every setting is explained in configs/default.yaml."""
+"""YAML and command-line overrides -> frozen dataclasses. Every setting is explained in
+configs/default.yaml."""
 
 from __future__ import annotations
 
@@ -205,10 +206,11 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str, where: str) -> An
             )
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
+                inner = [f"{key}.{inner.name}" for inner in dataclasses.fields(hints[name])]
                 raise FasttuneError(
                     f"'{key}' groups settings and takes no value itself",
                     where,
-                    f"set one of: {', '.join(f'{key}.{f.name}' for f in dataclasses.fields(hints[name]))}",
+                    f"set one of: {', '.join(inner)}",
                 )
             built[name] = _build(typing.cast(type, hints[name]), value, f"{key}.", where)
         else:
@@ -234,7 +236,11 @@ def _convert(value: Any, hint: Any) -> Any:
         return None if value is None else _convert(value, arguments[0])
     if origin is Literal:
         # YAML 1.1 reads a bare on and off as booleans.
-        word = {True: "on", False: "off", None: "none"}.get(value, value) if not isinstance(value, str) else value
+        word = (
+            {True: "on", False: "off", None: "none"}.get(value, value)
+            if not isinstance(value, str)
+            else value
+        )
         if word not in arguments:
             raise ValueError(f"one of {', '.join(arguments)}")
         return word

@@ -10,6 +10,7 @@ import csv
 import difflib
 import hashlib
 import json
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -80,9 +81,9 @@ class Loaded:
         fatal = [finding for finding in self.findings if finding.fatal]
         if self.rows and (skip_bad_rows or not fatal):
             return
-        shown = [f"  {finding}" for finding in fatal[:SHOWN]]
+        shown = [str(finding) for finding in fatal[:SHOWN]]
         if len(fatal) > SHOWN:
-            shown.append(f"  and {len(fatal) - SHOWN} more")
+            shown.append(f"and {len(fatal) - SHOWN} more")
         where = "\n".join([self.source, *shown])
         if not self.rows:
             raise FasttuneError("no row can be used", where, "put the rows right")
@@ -230,7 +231,7 @@ def _no_such_file(path: Path) -> FasttuneError:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, Finding | None]]:
-    """The lines with their ends; undecodable bytes are escaped, so that CSV stays in step."""
+    """The lines with their ends; undecodable bytes are replaced, so that CSV stays in step."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if number == 1:
@@ -239,7 +240,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, Finding | None]]:
                 yield number, raw.decode(), None
             except UnicodeDecodeError as error:
                 what = f"is not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}"
-                text = raw.decode(errors="surrogateescape")
+                text = raw.decode(errors="replace")
                 yield number, text, Finding(number, "", what, fatal=True)
 
 
@@ -385,22 +386,20 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
 # Checking
 
 
-class _Watched(Mapping[str, str]):
+class _Watched(UserDict[str, str]):
     """A row that notes which columns a template reads: only those have to be in order."""
 
     def __init__(self, row: Row) -> None:
-        self.row = row
         self.read: dict[str, None] = {}
+        super().__init__(row)
 
     def __getitem__(self, column: str) -> str:
         self.read[column] = None
-        return self.row[column]
+        return super().__getitem__(column)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.row)
-
-    def __len__(self) -> int:
-        return len(self.row)
+    def __contains__(self, column: object) -> bool:
+        self.read[str(column)] = None
+        return super().__contains__(column)
 
 
 def _require_columns(

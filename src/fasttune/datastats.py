@@ -75,6 +75,7 @@ class Survey:
 
     source: str
     template: str
+    tokenizer: str
     good_rows: int
     bad_rows: int
     warnings: int
@@ -99,7 +100,12 @@ def default_template(loaded: Loaded) -> str:
 
 
 def survey(
-    loaded: Loaded, template: Template, tokenizer: Any, max_length: int, eval_fraction: float
+    loaded: Loaded,
+    template: Template,
+    tokenizer: Any,
+    max_length: int,
+    eval_fraction: float,
+    seed: int = 0,
 ) -> Survey:
     """Take all figures; `loaded` has at least one row, as `load` makes sure.
 
@@ -108,11 +114,12 @@ def survey(
             encode the rows.
     """
     rows = loaded.rows
-    train, evaluation = divide(rows, eval_fraction)
+    train, evaluation = divide(rows, eval_fraction, seed)
     encoded = [encode(template, row, tokenizer) for row in rows]
     return Survey(
         source=loaded.source,
         template=template.name,
+        tokenizer=str(tokenizer.name_or_path),
         good_rows=len(rows),
         bad_rows=loaded.bad_rows,
         warnings=sum(not finding.fatal for finding in loaded.findings),

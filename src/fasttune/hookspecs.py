@@ -1,4 +1,5 @@
-"""What a plugin may provide. A plugin implements any of these functions, marked with `@hookimpl`."""
+"""What a plugin may provide. A plugin implements any of these functions, marked with
+`@hookimpl`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Encoded rows -> batches that keep rows apart.
 
-Packed: the rows of a batch lie one behind the other in a single sequence without padding. transformers keeps
-them apart where `position_ids` restart at 0 and there is no attention mask; with an all-ones mask they would
-leak into each other while the loss hardly moved, so the tests compare logits.
+Packed: the rows of a batch lie one behind the other in a single sequence without padding.
+    transformers keeps them apart where `position_ids` restart at 0 and there is no attention mask;
+    with an all-ones mask they would leak into each other while the loss hardly moved, so the tests
+    compare logits.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def section_names(rows: Sequence[Encoded]) -> list[str]:
 
 
 def features(row: Encoded, sections: Sequence[str]) -> dict[str, list[int]]:
-    """A row as three lists of one length: `input_ids`, `labels` and `sections`, where `sections` holds
-    each learned token's index into the section names and NO_SECTION elsewhere."""
+    """A row as three lists of one length: `input_ids`, `labels` and `sections`, where `sections`
+    holds each learned token's index into the section names and NO_SECTION elsewhere."""
     owner = [NO_SECTION] * len(row)
     for span in row.spans:
         if span.train:
@@ -33,7 +34,8 @@ def features(row: Encoded, sections: Sequence[str]) -> dict[str, list[int]]:
 
 
 def pack(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """One sequence of all rows: four tensors of shape [1, tokens]; `position_ids` restart with each row."""
+    """One sequence of all rows: four tensors of shape [1, tokens]; `position_ids` restart with
+    each row."""
     flat = {
         key: torch.tensor([[value for row in rows for value in row[key]]])
         for key in ("input_ids", "labels", "sections")
@@ -48,7 +50,8 @@ def pack(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def pad(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-padded rows: four tensors of shape [rows, longest]; padding has label IGNORED and mask 0."""
+    """Right-padded rows: four tensors of shape [rows, longest]; padding has label IGNORED and mask
+    0."""
     longest = max(len(row["input_ids"]) for row in rows)
     fill = {"input_ids": pad_id, "labels": IGNORED, "sections": NO_SECTION}
     batch = {
@@ -60,7 +63,8 @@ def pad(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Te
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Any]:
-    """Prompts for generation, padded on the left: `input_ids` and `attention_mask`, [prompts, longest]."""
+    """Prompts for generation, padded on the left: `input_ids` and `attention_mask`, [prompts,
+    longest]."""
     longest = max(map(len, prompts))
     gaps = [longest - len(prompt) for prompt in prompts]
     ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts, strict=True)]

@@ -37,8 +37,8 @@ class Prepared:
 def prepare(config: RunConfig, plugins: Plugins) -> Prepared:
     """Find the template, read and check the rows, and divide them.
 
-    Without `data.train` these are the shipped rows, held-out part included. With it, `data.eval` is the
-    held-out part, or `data.eval_fraction` of the rows are, chosen by a hash of the row.
+    Without `data.train` these are the shipped rows, held-out part included. With it, `data.eval`
+    is the held-out part, or `data.eval_fraction` of the rows are, chosen by a hash of the row.
 
     Raises:
         FasttuneError: for whatever is wrong with template, model name or data.

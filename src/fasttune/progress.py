@@ -9,11 +9,11 @@ from typing import Any
 from transformers import TrainerCallback
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]
+class Progress(TrainerCallback):
     """Shows step, loss, tokens per second and time left.
 
-    Tokens are those of the rows, padding not counted; time for evaluating and saving is not counted either.
-    Without a terminal it prints about twenty lines per run.
+    Tokens are those of the rows, padding not counted; time for evaluating and saving is not
+    counted either. Without a terminal it prints about twenty lines per run.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -45,7 +45,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             console=Console(stderr=True),
         )
         self._bar.start()
-        self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step, note="")
+        self._task = self._bar.add_task(
+            "", total=state.max_steps, completed=state.global_step, note=""
+        )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._step_began = time.perf_counter()
@@ -55,7 +57,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         if self.quiet or not logs:
             return
         if "eval_loss" in logs:

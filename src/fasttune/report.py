@@ -11,7 +11,8 @@ from fasttune.metrics import Answer, Metric
 
 
 def plot_losses(metrics: Sequence[dict[str, Any]], target: Path, title: str) -> None:
-    """Draw the training and evaluation losses (left) and the training loss per section (right) as PNG."""
+    """Draw the training and evaluation losses (left) and the training loss per section (right) as
+    PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -57,7 +58,8 @@ def _sections(metrics: Sequence[dict[str, Any]], prefix: str) -> list[str]:
 
 
 def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Exponential moving average, corrected for its start (as Adam's moments are, arXiv:1412.6980)."""
+    """Exponential moving average, corrected for its start (as Adam's moments are,
+    arXiv:1412.6980)."""
     smoothed, average = [], 0.0
     for count, value in enumerate(values, 1):
         average = weight * average + (1 - weight) * value
@@ -82,13 +84,13 @@ def write_samples(
     write_json(folder / "samples.json", {"scores": scores, "samples": pairs})
     lines = ["# Answers on held-out rows, before and after training", ""]
     lines += ["| metric | before | after | |", "|---|---:|---:|---|"]
-    lines += [
-        f"| {m.name} | {scores['before'][m.name]:.2f} | {scores['after'][m.name]:.2f} | {m.description} |"
-        for m in metrics
-        if before
-    ]
+    for metric in metrics if before else ():
+        old_score, new_score = (scores[when][metric.name] for when in ("before", "after"))
+        lines += [f"| {metric.name} | {old_score:.2f} | {new_score:.2f} | {metric.description} |"]
     for number, (old, new) in enumerate(zip(before, after, strict=True), 1):
-        question = old.row["instruction"] + (f"\n\n{old.row['input']}" if old.row.get("input") else "")
+        question = old.row["instruction"] + (
+            f"\n\n{old.row['input']}" if old.row.get("input") else ""
+        )
         lines += ["", f"## {number}", "", *_quote(question), ""]
         lines += [f"**Reference:** {old.row.get('output', '')}"]
         for heading, answer in (("Before", old), ("After", new)):

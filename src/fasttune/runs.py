@@ -1,24 +1,24 @@
 """The run folder: everything about one training run, and reading it back.
 
-    config.yaml      the resolved configuration
-    manifest.json    template identity, data hash, versions, device, timings, outcome
-    metrics.jsonl    one JSON object per logged step, evaluation included
-    loss.png         the losses
-    samples.json     answers on held-out rows before and after training; samples.md shows them to people
-    adapter/         the adapter, its tokenizer and template.json (the template's identity)
-    checkpoints/     what a resumed run starts from
+config.yaml      the resolved configuration
+manifest.json    template identity, data hash, versions, device, timings, outcome
+metrics.jsonl    one JSON object per logged step, evaluation included
+loss.png         the losses
+samples.json     answers on held-out rows before and after training; samples.md shows them to people
+adapter/         the adapter, its tokenizer and template.json (the template's identity)
+checkpoints/     what a resumed run starts from
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fasttune.config import RunConfig, dump_config, load_config
+from fasttune.config import ModelConfig, RunConfig, dump_config, load_config
 from fasttune.data import data_hash
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import write_json, write_text
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
 
     @property
     def config(self) -> RunConfig:
@@ -76,7 +76,9 @@ class Run:
 
     def last_checkpoint(self) -> Path | None:
         """The checkpoint of the highest step, or None."""
-        found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+        found = [
+            p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()
+        ]
         return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
     def check_template(self, identity: Identity, force: bool = False) -> None:
@@ -94,6 +96,30 @@ class Run:
                 "restore the template, or use --force to go on all the same",
             )
 
+    def check_adapter(self) -> None:
+        """Refuse a run that has no adapter yet.
+
+        Raises:
+            FasttuneError: the run is not done.
+        """
+        if not (self.adapter / "adapter_config.json").is_file():
+            raise FasttuneError(
+                f"run '{self.name}' has no adapter: it is {self.manifest['status']}",
+                str(self.folder),
+                f"finish it: fasttune run --resume {self.folder}",
+            )
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The model settings with "auto" replaced by what the run really used."""
+        manifest = self.manifest
+        short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+        used: dict[str, Any] = {
+            "name": manifest["model"],
+            "quantization": manifest["quantization"],
+            "precision": short[manifest["dtype"]],
+        }
+        return replace(self.config.model, **used)
 
     def check_resumable(self, identity: Identity, force: bool = False) -> None:
         """Refuse to resume a run that is done, has no checkpoint, or whose template changed.
@@ -103,7 +129,9 @@ class Run:
         """
         if self.manifest["status"] == "done":
             raise FasttuneError(
-                f"run '{self.name}' is done", str(self.folder), "start a new run with more train.epochs"
+                f"run '{self.name}' is done",
+                str(self.folder),
+                "start a new run with more train.epochs",
             )
         if self.last_checkpoint() is None:
             raise FasttuneError(
@@ -113,7 +141,9 @@ class Run:
             )
         self.check_template(identity, force)
 
-    def check_data(self, train: Sequence[Row], held_out: Sequence[Row], force: bool = False) -> None:
+    def check_data(
+        self, train: Sequence[Row], held_out: Sequence[Row], force: bool = False
+    ) -> None:
         """Refuse other rows than the run began with.
 
         Raises:
@@ -166,6 +196,16 @@ def find_run(name: str, parent: Path = Path("runs")) -> Run:
     raise FasttuneError(
         f"there is no run '{name}'", str(parent), did_you_mean(name, [run.name for run in runs])
     )
+
+
+def is_run(name: str, parent: Path = Path("runs")) -> bool:
+    """Whether a name stands for a run; otherwise it is a base model, by folder or as
+    owner/model."""
+    if (Path(name) / "manifest.json").is_file() or (parent / name / "manifest.json").is_file():
+        return True
+    if (Path(name) / "config.json").is_file():
+        return False
+    return name.count("/") != 1 or Path(name).parent.is_dir()
 
 
 def list_runs(parent: Path = Path("runs")) -> list[Run]:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import platform
-import resource
-import signal
-import sys
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fasttune.models.backend import DEVICE, quiet
+from fasttune.models.backend import DEVICE, FastLanguageModel, quiet
 
 # isort: split
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from transformers import EarlyStoppingCallback, PrinterCallback
+from trl import SFTConfig
 
 from fasttune.config import RunConfig
 from fasttune.data import data_hash
@@ -28,9 +23,9 @@ from fasttune.encode import Encoded, encode, fit
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.generate import Generator, Sampling
+from fasttune.machine import device_name, peak_memory, versions
 from fasttune.metrics import Answer
-from fasttune.models.load import FastLanguageModel, add_lora, load_base, resolve_precision
-from fasttune.models.sections import SectionLoss, decoder
+from fasttune.models.load import add_lora, load_base, resolve_precision
 from fasttune.packing import features, pack, pad, section_names
 from fasttune.plan import Prepared
 from fasttune.plugins import Identity, Plugins
@@ -38,115 +33,7 @@ from fasttune.progress import Progress
 from fasttune.report import plot_losses, write_samples
 from fasttune.runs import Run, now
 from fasttune.template import Row, Template
-
-PACKAGES = ("fasttune", "unsloth", "trl", "transformers", "peft", "torch", "bitsandbytes", "datasets")
-LOSS_TOLERANCE = 0.05
-"""Relative difference between the backend's loss and the sum of the sections; bf16 accounts for 1 %."""
-
-
-class Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer on rows that are already encoded, with losses per section and an exact evaluation.
-
-    Evaluation takes the token-weighted mean over all held-out rows and keeps no logits: transformers' own
-    averages over batches, and holds the logits of a batch, which runs out of memory where training fits.
-    """
-
-    def __init__(self, *args: Any, sections: Sequence[str], progress: Progress, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.section_loss = SectionLoss(self.model, sections)
-        self.progress = progress
-        self._checked = False
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        sections = inputs.pop("sections")
-        labels = inputs["labels"]
-        self.progress.tokens += _token_count(inputs)
-        before = self.section_loss.total, self.section_loss.tokens
-        with self.section_loss.watch(labels, sections):
-            result = super().compute_loss(
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-            )
-        if not self._checked:
-            self._checked = True
-            items = float(num_items_in_batch or self.section_loss.tokens - before[1])
-            self._check(float(result.detach()), (self.section_loss.total - before[0]) / items)
-        return result
-
-    def _check(self, loss: float, sections: float) -> None:
-        """A model that treats its logits in a way `SectionLoss` does not know would give wrong figures."""
-        if not math.isclose(loss, sections, rel_tol=LOSS_TOLERANCE, abs_tol=0.01):
-            raise FasttuneError(
-                f"the loss per section adds up to {sections:.4f}, the training loss is {loss:.4f}",
-                f"model type '{self.model.config.model_type}'",
-                "this architecture changes its logits in a way that is not supported",
-            )
-
-    @torch.no_grad()
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        began = time.perf_counter()
-        training = self.model.training
-        self.model.eval()
-        losses = SectionLoss(self.model, self.section_loss.names)
-        backbone = decoder(self.model)
-        for batch in self.get_eval_dataloader():
-            batch = self._prepare_inputs(batch)
-            labels, sections = batch.pop("labels"), batch.pop("sections")
-            with self.compute_loss_context_manager(), losses.watch(labels, sections):
-                backbone(**batch, use_cache=False)
-        self.model.train(training)
-        metrics = {
-            f"{metric_key_prefix}_loss": losses.total / max(1, losses.tokens),
-            **{f"{metric_key_prefix}_loss_{name}": mean for name, mean in losses.means().items()},
-            f"{metric_key_prefix}_tokens": losses.tokens,
-            f"{metric_key_prefix}_seconds": round(time.perf_counter() - began, 3),
-        }
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= {f"loss_{name}": mean for name, mean in self.section_loss.means().items()}
-            logs["tokens_per_second"] = round(self.progress.tokens_per_second, 1)
-            self.section_loss.reset()
-        super().log(logs, start_time)
-
-
-class RunLog(TrainerCallback):  # type: ignore[misc]
-    """Writes every logged step to the run's metrics."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any) -> None:
-        if logs and ("loss" in logs or "eval_loss" in logs):
-            self.run.log({"step": state.global_step, **logs})
-
-
-class Interrupt(TrainerCallback):  # type: ignore[misc]
-    """Turns the first Ctrl-C into a checkpoint at the end of the step; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> Interrupt:
-        self._previous = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self._previous)
-        print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.asked:
-            control.should_save = True
-            control.should_training_stop = True
+from fasttune.trainer import Interrupt, RunLog, Trainer
 
 
 @dataclass(frozen=True)
@@ -247,16 +134,21 @@ def train(
             model=model,
             args=training_arguments(config, run, len(train_rows), bool(eval_rows)),
             train_dataset=Dataset.from_list([features(row, names) for row in train_rows]),
-            eval_dataset=Dataset.from_list([features(row, names) for row in eval_rows]) if eval_rows else None,
+            eval_dataset=Dataset.from_list([features(row, names) for row in eval_rows])
+            if eval_rows
+            else None,
             processing_class=tokenizer,
-            data_collator=pack if config.train.packing else lambda rows: pad(rows, tokenizer.pad_token_id),
+            data_collator=pack
+            if config.train.packing
+            else lambda rows: pad(rows, tokenizer.pad_token_id),
             callbacks=callbacks,
             sections=names,
             progress=progress,
         )
     trainer.remove_callback(PrinterCallback)
     if DEVICE.type == "cpu":
-        # TRL casts the adapters of a quantised model to bf16; on a CPU that costs accuracy and gains nothing.
+        # TRL casts the adapters of a quantised model to bf16; on a CPU that costs accuracy and
+        # gains nothing.
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -276,7 +168,9 @@ def train(
     finally:
         progress.close()
     seconds["train"] = time.perf_counter() - began
-    plot_losses(run.metrics(), run.folder / "loss.png", f"{template.name}, {Path(prepared.model).name}")
+    plot_losses(
+        run.metrics(), run.folder / "loss.png", f"{template.name}, {Path(prepared.model).name}"
+    )
     measured = {
         "steps": trainer.state.global_step,
         "tokens_per_second": round(progress.tokens_per_second, 1),
@@ -294,7 +188,7 @@ def train(
     metrics = [metric for metric, _ in plugins.metrics.values()]
     scores = write_samples(run.folder, before, after, metrics)
     (run.folder / "before.json").unlink(missing_ok=True)
-    measured["seconds"]["samples_after"] = round(time.perf_counter() - began, 1)  # type: ignore[index]
+    measured["seconds"]["samples_after"] = round(time.perf_counter() - began, 1)
     run.update({"status": "done", "finished": now(), "scores": scores, **measured})
     return Outcome(run, "done", scores)
 
@@ -315,7 +209,8 @@ def encode_rows(
     )
     for done, indices in (("dropped", fitted.dropped), ("truncated", fitted.truncated)):
         if indices:
-            say(f"{done} {len(indices)} of {len(rows)} {what} rows: over {config.model.max_length} tokens")
+            limit = config.model.max_length
+            say(f"{done} {len(indices)} of {len(rows)} {what} rows: over {limit} tokens")
     return [row for _, row in fitted.rows]
 
 
@@ -329,9 +224,13 @@ def training_arguments(config: RunConfig, run: Run, rows: int, evaluate: bool) -
     if chosen.early_stopping is not None:
         if not evaluate:
             raise FasttuneError(
-                "early stopping needs held-out rows", "train.early_stopping", "set data.eval_fraction"
+                "early stopping needs held-out rows",
+                "train.early_stopping",
+                "set data.eval_fraction",
             )
-        save_every = eval_every  # transformers keeps the best model only where it saves and evaluates alike
+        save_every = (
+            eval_every  # transformers keeps the best model only where it saves and evaluates alike
+        )
     return SFTConfig(
         output_dir=str(run.checkpoints),
         num_train_epochs=chosen.epochs,
@@ -374,7 +273,8 @@ def _every(steps: int | None) -> tuple[str, int]:
 
 
 def _checkpointing(config: RunConfig) -> str | bool:
-    """Unsloth's offloaded checkpointing on CUDA; none on a CPU, where memory is not what is short."""
+    """Unsloth's offloaded checkpointing on CUDA; none on a CPU, where memory is not what is
+    short."""
     auto = "unsloth" if DEVICE.type == "cuda" else "off"
     chosen = config.train.gradient_checkpointing
     word = auto if chosen == "auto" else chosen
@@ -390,14 +290,14 @@ def save_adapter(run: Run, model: Any, tokenizer: Any, identity: Identity) -> No
 
 
 def _answer(generator: Generator, rows: Sequence[Row], config: RunConfig) -> list[Answer]:
-    FastLanguageModel.for_inference(generator.model)  # turns the KV cache on, which training keeps off
+    FastLanguageModel.for_inference(
+        generator.model
+    )  # turns the KV cache on, which training keeps off
     sampling = Sampling(max_new_tokens=config.samples.max_new_tokens)
     return list(generator.answers(rows, sampling, config.samples.batch_size))
 
 
 def _read_before(run: Run, generator: Generator, rows: Sequence[Row]) -> list[Answer]:
-    import json
-
     saved = json.loads((run.folder / "before.json").read_text(encoding="utf-8"))
     return [
         Answer(row, text, generator.template.parse(text), stop, tokens)
@@ -413,36 +313,3 @@ def _spread(rows: Sequence[Row], count: int) -> list[Row]:
 
 def _evaluated(run: Run, step: int) -> bool:
     return any("eval_loss" in line and line["step"] == step for line in run.metrics())
-
-
-def _token_count(inputs: dict[str, torch.Tensor]) -> int:
-    counted = inputs.get("attention_mask")
-    return int(counted.sum()) if counted is not None else inputs["input_ids"].numel()
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and the packages that shape a run."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def device_name() -> str:
-    """What the run computes on."""
-    if DEVICE.type == "cuda":
-        return str(torch.cuda.get_device_name())
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def peak_memory() -> int:
-    """Peak memory in bytes: allocated on the GPU, or resident in RAM."""
-    if DEVICE.type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
-
-

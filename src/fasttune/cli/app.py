@@ -27,7 +27,8 @@ app = typer.Typer(
 
 
 def console() -> Console:
-    """Standard output. Without a terminal it is 120 columns wide, so that tables stay readable in a log."""
+    """Standard output. Without a terminal it is 120 columns wide, so that tables stay readable in
+    a log."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
@@ -65,7 +66,8 @@ def _version(wanted: bool) -> None:
 def root(
     context: typer.Context,
     plugins_dir: Annotated[
-        Path | None, typer.Option(help="Folder of plugin files, searched first.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder of plugin files, searched first.", show_default=False),
     ] = None,
     traceback: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
     version: Annotated[

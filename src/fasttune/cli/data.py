@@ -63,6 +63,7 @@ def data(
 
     The exit status is 2 if a row cannot be used.
     """
+    from fasttune.config import RunConfig
     from fasttune.data import load, parse_columns, shipped
     from fasttune.datastats import default_template, survey
     from fasttune.models.tokenizer import load_tokenizer
@@ -73,23 +74,24 @@ def data(
     name = template or default_template(load(source, columns=columns, split=split))
     chosen = found.template(name)
     loaded = load(source, chosen, columns, split)
-    tokenizer = load_tokenizer(model)
-    figures = survey(loaded, chosen, tokenizer, max_length, eval_fraction)
+    tokenizer, seed = load_tokenizer(model), RunConfig().seed  # the split of a run with that seed
+    figures = survey(loaded, chosen, tokenizer, max_length, eval_fraction, seed)
     if as_json:
         print_json(figures.as_dict())
     else:
-        _show(console(), figures, tokenizer.name_or_path, loaded.findings)
+        _show(console(), figures, loaded.findings)
     if loaded.bad_rows:
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
-def _show(out: Console, figures: Survey, tokenizer: str, findings: list[Finding]) -> None:
+def _show(out: Console, figures: Survey, findings: list[Finding]) -> None:
     tokens = figures.tokens
     facts: dict[str, Any] = {
         "source": figures.source,
         "template": figures.template,
-        "tokenizer": tokenizer,
-        "rows": f"{figures.good_rows} good, {figures.bad_rows} bad, {figures.warnings} warnings",
+        "tokenizer": figures.tokenizer,
+        "rows": f"{figures.good_rows} good, {figures.bad_rows} bad, "
+        f"{figures.warnings} with a warning",
     }
     if figures.languages:
         facts["languages"] = _counts(figures.languages)
@@ -155,8 +157,10 @@ def _bars(out: Console, histogram: list[Bin]) -> RenderableType:
     for bin in histogram:
         bar: RenderableType = "#" * math.ceil(bin.rows / most * width)
         if out.is_terminal and not out.options.ascii_only:
-            bar = Bar(most, 0, bin.rows, width=width, color="cyan")
-        table.add_row(f"{bin.low}-{bin.high}", str(bin.rows), bar)
+            sliver = most / width / 8 if bin.rows else 0  # a single row shows, too
+            bar = Bar(most, 0, max(bin.rows, sliver), width=width, color="cyan")
+        span = f"{bin.low}-{bin.high}" if bin.low < bin.high else str(bin.low)
+        table.add_row(span, str(bin.rows), bar)
     return table
 
 

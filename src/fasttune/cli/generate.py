@@ -1,1 +1,280 @@
-"""Commands: generate."""
+"""`fasttune generate` and `fasttune chat`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.errors import FasttuneError
+
+if TYPE_CHECKING:
+    from fasttune.generate import Generator, Sampling
+    from fasttune.metrics import Answer
+
+RunArgument = Annotated[
+    str, typer.Argument(help="A run (folder, name or 'last'), or a base model: name or folder.")
+]
+Template = Annotated[
+    str | None,
+    typer.Option("--template", "-t", help="Template, for a base model. [default: reasoning]"),
+]
+System = Annotated[str | None, typer.Option(help="Replace the system text.")]
+Tokens = Annotated[int, typer.Option("--max-new-tokens", help="Stop after this many tokens.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token; above 0 samples.")]
+TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")]
+TopK = Annotated[int, typer.Option(help="Sample from this many of the likeliest tokens; 0: all.")]
+Penalty = Annotated[float, typer.Option(help="Repetition penalty; 1 is none.")]
+Seed = Annotated[int, typer.Option(help="Seed for sampling.")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Go on although the template renders otherwise than in the run."),
+]
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    run: RunArgument,
+    instruction: Annotated[
+        str | None, typer.Argument(help="What to ask.", show_default=False)
+    ] = None,
+    input_: Annotated[str, typer.Option("--input", help="Context for the instruction.")] = "",
+    system: System = None,
+    template: Template = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Answer all rows of a file.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="JSON Lines for --file; without it, printed."),
+    ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--map", help="Column mapping for --file.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of --file in one batch.")] = 8,
+    max_new_tokens: Tokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = 0,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Print the completion as it is, nothing else.")
+    ] = False,
+    via: Annotated[
+        str, typer.Option(help="'model', or 'pipeline': transformers' own, which must agree.")
+    ] = "model",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
+    force: Force = False,
+) -> None:
+    """Prompt a tuned model with the tokens it was trained on."""
+    if (instruction is None) == (file is None):
+        raise FasttuneError(
+            "give an instruction or --file, one of them",
+            "",
+            'fasttune generate last "Your question"',
+        )
+    if via not in ("model", "pipeline"):
+        raise FasttuneError(f"--via is '{via}'", "", "it takes model or pipeline")
+    if via == "pipeline" and file is not None:
+        raise FasttuneError(
+            "--via pipeline takes one instruction", "--file", "leave one of them out"
+        )
+    rows = _rows(context, run, template, file, columns, force) if file is not None else []
+    generator, sampling, system = _load(
+        context, run, template, system, force,
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+        repetition_penalty=repetition_penalty, seed=seed,
+    )  # fmt: skip
+    if file is not None:
+        _answer_file(generator, rows, sampling, system, batch_size, output)
+        return
+    row = _row(instruction or "", input_, system)
+    if via == "pipeline":
+        from fasttune.generate import compare_with_pipeline
+
+        answer = compare_with_pipeline(generator, row, sampling)
+    else:
+        streaming = not as_json
+        answer = generator.stream(row, sampling, _print_piece if streaming else lambda piece: None)
+        if streaming:
+            print(flush=True)
+    if as_json:
+        from fasttune.report import as_dict
+
+        print_json({"prompt": generator.template.prompt(row), **as_dict(answer)})
+    elif raw:
+        if via == "pipeline":
+            print(answer.text)
+    else:
+        _show(answer)
+
+
+@app.command()
+def chat(
+    context: typer.Context,
+    run: RunArgument,
+    system: System = None,
+    template: Template = None,
+    max_new_tokens: Tokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Ask one question after another; each is a fresh prompt, as in training.
+
+    /input TEXT sets the context for the next question, /quit or Ctrl-D ends.
+    """
+    generator, sampling, system = _load(
+        context, run, template, system, force,
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+        repetition_penalty=repetition_penalty, seed=seed,
+    )  # fmt: skip
+    interactive = sys.stdin.isatty()
+    if interactive:
+        print("every question is a fresh prompt; /input TEXT adds a context, /quit ends")
+    pending = ""
+    while True:
+        try:
+            line = input("> " if interactive else "")
+        except EOFError:
+            return
+        if line.strip() == "/quit":
+            return
+        if line.startswith("/input"):
+            pending = line.removeprefix("/input").strip()
+        elif line.startswith("/"):
+            print("commands: /input TEXT, /quit")
+        elif line.strip():
+            try:
+                answer = generator.stream(_row(line, pending, system), sampling, _print_piece)
+            except KeyboardInterrupt:
+                print("\n[interrupted]")
+                continue
+            print(f"\n[{answer.stop}, {answer.tokens} tokens]")
+            pending = ""
+
+
+def _load(
+    context: typer.Context,
+    name: str,
+    template: str | None,
+    system: str | None,
+    force: bool,
+    **sampling: Any,
+) -> tuple[Generator, Sampling, str | None]:
+    """The generator for a run or a base model, and the system text in force."""
+    from fasttune.config import ModelConfig
+    from fasttune.runs import is_run
+
+    loaded = plugins(context)
+    if is_run(name):
+        found = _checked_run(name, loaded, template, force)
+        from fasttune.generate import Generator, Sampling
+
+        chosen = Sampling(**sampling)
+        config = found.config
+        chosen_template = loaded.template(config.template)
+        generator = Generator.load(found.model_config, chosen_template, found.adapter)
+        return generator, chosen, config.system if system is None else system
+    chosen_template = loaded.template(template or "reasoning")
+    from fasttune.generate import Generator, Sampling
+
+    chosen = Sampling(**sampling)
+    return Generator.load(ModelConfig(name=name), chosen_template), chosen, system
+
+
+def _checked_run(name: str, loaded: Any, template: str | None, force: bool) -> Any:
+    from fasttune.runs import find_run
+
+    found = find_run(name)
+    config = found.config
+    if template not in (None, config.template):
+        raise FasttuneError(
+            f"the run was trained with the template '{config.template}'",
+            f"--template {template}",
+            "leave out --template",
+        )
+    found.check_template(loaded.identity(config.template), force)
+    found.check_adapter()
+    return found
+
+
+def _rows(
+    context: typer.Context,
+    run: str,
+    template: str | None,
+    file: Path | None,
+    columns: list[str] | None,
+    force: bool,
+) -> list[dict[str, str]]:
+    """The rows of --file; only what the prompt needs has to be there."""
+    from fasttune.data import load, parse_columns
+    from fasttune.runs import is_run
+
+    loaded = plugins(context)
+    name = _checked_run(run, loaded, template, force).config.template if is_run(run) else template
+    chosen = loaded.template(name or "reasoning")
+    needed = [column for column in chosen.required if column not in chosen.targets.values()]
+    rows = load(str(file), chosen, parse_columns(columns or []), required=needed)
+    rows.require_clean(skip_bad_rows=False)
+    return rows.rows
+
+
+def _answer_file(
+    generator: Generator,
+    rows: list[dict[str, str]],
+    sampling: Sampling,
+    system: str | None,
+    batch_size: int,
+    output: Path | None,
+) -> None:
+    from contextlib import ExitStack
+
+    from fasttune.files import atomic_path
+    from fasttune.plan import with_system
+    from fasttune.report import as_dict
+
+    prompts = [with_system(row, system) for row in rows]
+    with ExitStack() as stack:
+        target = (
+            stack.enter_context(
+                stack.enter_context(atomic_path(output)).open("w", encoding="utf-8")
+            )
+            if output is not None
+            else sys.stdout
+        )
+        answers = generator.answers(prompts, sampling, batch_size)
+        for number, (row, answer) in enumerate(zip(rows, answers, strict=True), 1):
+            print(json.dumps({**row, "answer": as_dict(answer)}, ensure_ascii=False), file=target)
+            if output is not None and (number % batch_size == 0 or number == len(rows)):
+                print(f"{number}/{len(rows)}", file=sys.stderr)
+
+
+def _row(instruction: str, context: str, system: str | None) -> dict[str, str]:
+    row = {"instruction": instruction, "input": context}
+    return {**row, "system": system} if system else row
+
+
+def _print_piece(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _show(answer: Answer) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, text in answer.sections.items():
+        table.add_row(name, text, style=None)
+    reasons = {"eos": "ended with EOS", "length": "ran out of --max-new-tokens"}
+    table.add_row("stopped", f"{answer.stop}: {reasons[answer.stop]} ({answer.tokens} tokens)")
+    print()
+    console().print(table, markup=False)

@@ -38,7 +38,7 @@ def run(
         typer.Option(
             "--model",
             "-m",
-            help="Hub name or folder. Default: microsoft/phi-2 on CUDA, a small demo model elsewhere.",
+            help="Hub name or folder. Default: microsoft/phi-2 on CUDA, else a small demo model.",
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="Replace the template's system text.")] = None,
@@ -161,7 +161,11 @@ def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
     out.print(f"\n[bold]first row[/bold], {len(row)} tokens ([green]+[/green] learned)")
     for span in spans:
         mark, style = ("+", "green") if span["train"] else (" ", "dim")
-        out.print(f"{mark} {span['section']:<12} {json.dumps(span['text'], ensure_ascii=False)}", style=style, markup=False)
+        out.print(
+            f"{mark} {span['section']:<12} {json.dumps(span['text'], ensure_ascii=False)}",
+            style=style,
+            markup=False,
+        )
         out.print(f"  {'':<12} {span['ids']}", style="dim", markup=False)
     out.print(
         f"\n{len(prepared.train)} rows to train on, {len(prepared.eval)} held out, "
@@ -198,7 +202,8 @@ def _summary(outcome: Outcome, manifest: dict[str, Any]) -> None:
         out.print(f"{name:<14} {outcome.scores['before'][name]:.2f} -> {value:.2f}")
     out.print(
         f"{manifest['steps']} steps, {manifest['tokens_per_second']:.0f} tokens/s, "
-        f"{manifest['seconds']['train']:.0f} s, {manifest['peak_memory_bytes'] / 2**30:.1f} GiB at the peak"
+        f"{manifest['seconds']['train']:.0f} s, "
+        f"{manifest['peak_memory_bytes'] / 2**30:.1f} GiB at the peak"
     )
     for file in ("loss.png", "samples.md", "adapter"):
         if (outcome.run.folder / file).exists():

@@ -63,14 +63,16 @@ def show(run: str, output: Folder = Path("runs"), as_json: AsJson = False) -> No
         )
         return
     out = console()
-    template, data = manifest["template"], manifest["data"]
+    template, data, lora = manifest["template"], manifest["data"], manifest["lora"]
+    provider = f"{template['provider']} {template['version']}".strip()
     lines = {
         "run": found.folder,
         "status": manifest["status"],
-        "template": f"{template['name']} ({template['provider']} {template['version']}), rendering {template['rendering'][:12]}",
+        "template": f"{template['name']} ({provider}), rendering {template['rendering'][:12]}",
         "model": f"{manifest['model']}, {manifest['quantization']}, {manifest['dtype']}",
-        "LoRA": f"{' '.join(manifest['lora']['layers'])}, {manifest['lora']['parameters'] / 1e6:.2f} M parameters",
-        "data": f"{data['source']}: {data['train_rows']} rows, {data['train_tokens']} tokens, {data['eval_rows']} held out",
+        "LoRA": f"{' '.join(lora['layers'])}, {lora['parameters'] / 1e6:.2f} M parameters",
+        "data": f"{data['source']}: {data['train_rows']} rows, {data['train_tokens']} tokens, "
+        f"{data['eval_rows']} held out",
         "device": manifest["device"],
         "held-out loss": _losses(found.metrics()),
         "steps": manifest.get("steps", ""),

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from fasttune.errors import FasttuneError
 
@@ -43,7 +44,7 @@ def quiet() -> Iterator[None]:
                 sys.stderr.write(sink.read().decode("utf-8", "replace"))
 
 
-def _import() -> type:
+def _import() -> Any:
     try:
         with quiet():
             from unsloth import FastLanguageModel
@@ -56,7 +57,7 @@ def _import() -> type:
             if broken_vision
             else CPU_BACKEND_HINT,
         ) from error
-    return FastLanguageModel  # type: ignore[no-any-return]
+    return FastLanguageModel
 
 
 FastLanguageModel = _import()

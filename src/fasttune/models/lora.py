@@ -12,8 +12,8 @@ from fasttune.errors import FasttuneError, did_you_mean
 
 _LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-# model_type -> every linear layer of a decoder block. Unsloth's own default list has Llama's names and reaches
-# only q, k and v of Phi, without a word.
+# model_type -> every linear layer of a decoder block. Unsloth's own default list has Llama's names
+# and reaches only q, k and v of Phi, without a word.
 TARGETS: dict[str, tuple[str, ...]] = {
     "phi": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
     "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
@@ -28,7 +28,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
 
 
 def linear_names(model: nn.Module) -> dict[str, int]:
-    """Last part of the name of every linear layer -> how often it occurs; the output head is left out."""
+    """Last part of the name of every linear layer -> how often it occurs; the output head is left
+    out."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     counts: dict[str, int] = {}
     for name, module in model.named_modules():

@@ -1,8 +1,8 @@
 """Cross entropy per section, taken beside the training loss and without its logits.
 
-The fused losses of the backends return one number and no logits. A hook on the decoder sees the hidden states
-that any of them reads; from these the loss of the learned tokens alone is computed again, in chunks and
-without gradients, and summed per section.
+The fused losses of the backends return one number and no logits. A hook on the decoder sees the
+hidden states that any of them reads; from these the loss of the learned tokens alone is computed
+again, in chunks and without gradients, and summed per section.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ def resolve_model(name: str | None) -> str:
     The default is microsoft/phi-2 where torch sees CUDA, and the demo model elsewhere.
 
     Raises:
-        FasttuneError: no name, no CUDA and no demo model; or `name` is a folder without a config.json.
+        FasttuneError: no name, no CUDA and no demo model; or `name` is a folder without a
+            config.json.
     """
     if name is None:
         import torch
@@ -26,7 +27,9 @@ def resolve_model(name: str | None) -> str:
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FasttuneError(
-            "the folder holds no model", f"{folder}: no config.json", "give a folder that transformers loads"
+            "the folder holds no model",
+            f"{folder}: no config.json",
+            "give a folder that transformers loads",
         )
     return name
 

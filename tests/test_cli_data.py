@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fasttune.cli import main
+from fasttune.config import RunConfig
+from fasttune.data import divide
+
+GOOD = {"instruction": "How many days are in two weeks?", "input": "", "output": "14 days"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, phi2_tokenizer) -> str:
+    """A folder that has a tokenizer and no weights."""
+    folder = tmp_path_factory.mktemp("model")
+    phi2_tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "phi"}')
+    return str(folder)
+
+
+@pytest.fixture
+def run(model, capsys):
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main(["data", *arguments, "--model", model])
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def write(path: Path, rows: list[object]) -> str:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_shipped_data_without_a_file(run):
+    status, out, err = run()
+    assert status == 0, err
+    assert re.search(r"template +reasoning", out)
+    assert re.search(r"languages .*\bja \d+", out)
+    assert " 0 bad" in out
+    assert "#####" in out
+    assert out.isascii(), "without a terminal the report is ASCII"
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_bad_rows_are_shown_and_make_the_status_2(run, tmp_path):
+    source = write(tmp_path / "a.jsonl", [GOOD, {"instruction": "x", "output": 72}, GOOD])
+    status, out, _ = run(source)
+    assert status == 2
+    assert re.search(r"rows +2 good, 1 bad, 1 with a warning", out)
+    assert re.search(r"^2 +output +is a number, not text: write \"72\"", out, re.M)
+    assert re.search(r"^3 +warning: repeats row 1", out, re.M)
+    assert re.search(r"template +alpaca", out)
+    assert re.search(r"scripts +Latin 2", out)
+
+
+def test_a_warning_alone_is_no_failure(run, tmp_path):
+    assert run(write(tmp_path / "a.jsonl", [GOOD, GOOD]))[0] == 0
+
+
+def test_long_lists_of_problems_are_cut(run, tmp_path):
+    source = write(tmp_path / "a.jsonl", [GOOD, *({"instruction": "x"} for _ in range(30))])
+    _, out, _ = run(source)
+    assert out.count("is missing") == 20
+    assert "and 10 more" in out
+    _, out, _ = run(source, "--json")
+    assert len(json.loads(out)["problems"]) == 30
+
+
+def test_json_is_one_document(run, tmp_path):
+    rows = [{"question": f"q{n}", "answer": "[bold]a[/bold]", "language": "en"} for n in range(40)]
+    source = write(tmp_path / "a.jsonl", [*rows, 3])
+    options = ("--map", "instruction=question", "--map", "output=answer", "--template", "alpaca")
+    status, out, _ = run(source, "--json", *options, "--eval-fraction", "0.25")
+    report = json.loads(out)
+    assert status == 2
+    assert report["good_rows"] == 40 and report["bad_rows"] == 1
+    assert report["languages"] == {"en": 40}
+    assert set(report["columns"]) == {"instruction", "output", "language"}
+    # the split that `fasttune run` makes by default
+    good = [{"instruction": row["question"], "output": row["answer"]} for row in rows]
+    sides = divide(good, 0.25, RunConfig().seed)
+    assert [report["train_rows"], report["eval_rows"]] == [len(side) for side in sides]
+    assert sum(bin["rows"] for bin in report["tokens"]["histogram"]) == 40
+    assert 0 < report["tokens"]["trained_share"] < 0.5
+    assert report["problems"] == [
+        {"row": 41, "column": "", "message": "is a number, not an object", "fatal": True}
+    ]
+
+
+def test_max_length(run, tmp_path):
+    source = write(tmp_path / "a.jsonl", [GOOD, {**GOOD, "input": "word " * 200}])
+    assert "1 rows of more than 100 tokens" in run(source, "--max-length", "100")[1]
+    assert "0 rows of more than 1024 tokens" in run(source)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.jsonl"], "no such file"),
+        (["nobody/nothing"], "Hub"),
+        (["--map", "instruction"], "maps no column"),
+        (["--map", "instruction=qestion"], "no column 'qestion'"),
+        (["--template", "resoning"], "no template is called 'resoning'"),
+        (["--eval-fraction", "2"], "eval fraction"),
+        (["--max-length", "0"], "max-length"),
+    ],
+)
+def test_mistakes_are_three_lines_and_status_2(run, arguments, message):
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert out == ""
+    assert message in err and err.startswith("error: ")
+    assert "Traceback" not in err
+
+
+def test_bars_on_a_terminal(monkeypatch, run):
+    from rich.console import Console
+
+    def terminal() -> Console:
+        return Console(width=80, force_terminal=True, highlight=False)
+
+    monkeypatch.setattr("fasttune.cli.data.console", terminal)
+    _, out, _ = run()
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
+    assert "█" in plain and "###" not in plain
+    bars = [line for line in plain.splitlines() if re.match(r" *\d+-\d+ +[1-9]", line)]
+    assert bars and all(re.search(r"[▏▎▍▌▋▊▉█]", line) for line in bars)
+    # the path of the source may be longer; it is folded, not cut
+    assert max(map(len, plain.splitlines())) <= 80
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys\nfrom fasttune.cli import main\n"
+        "try: main(['data', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "--eval-fraction" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,621 @@
+from __future__ import annotations
+
+import csv
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given as forall
+from hypothesis import strategies as st
+
+from fasttune import Row, Segment, Template, given, learn
+from fasttune.data import Finding, data_hash, divide, load, parse_columns, shipped
+from fasttune.datastats import default_template, histogram, scripts, spread, survey
+from fasttune.errors import FasttuneError
+from fasttune.plugins import load_plugins
+
+ROWS = [
+    {"instruction": "Add 2 and 3.", "input": "", "output": " 5\n"},
+    {"instruction": 'Say "hi", twice.\nAloud.', "input": "a\tb", "output": "hi, hi"},
+    {"instruction": "日本の首都は？", "input": "", "output": "東京 🗼"},
+]
+
+
+@pytest.fixture(scope="module")
+def templates():
+    plugins = load_plugins()
+    return {name: plugins.template(name) for name in ("alpaca", "reasoning", "multilingual")}
+
+
+def write_jsonl(path: Path, rows: Iterable[object]) -> Path:
+    lines = (row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> Path:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix in (".jsonl", ".ndjson"):
+        write_jsonl(path, rows)
+    elif path.suffix in (".csv", ".tsv"):
+        with path.open("w", encoding="utf-8", newline="") as file:
+            dialect = "excel-tab" if path.suffix == ".tsv" else "excel"
+            writer = csv.DictWriter(file, list(rows[0]), dialect=dialect)
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+# Sources
+
+
+@pytest.mark.parametrize(
+    "name", ["a.json", "a.jsonl", "a.ndjson", "a.csv", "a.tsv", "a.parquet", "A.JSONL"]
+)
+def test_every_format_gives_the_rows_back(tmp_path, name):
+    path = tmp_path / name
+    write(path.with_suffix(path.suffix.lower()), ROWS).rename(path)
+    loaded = load(path)
+    assert loaded.rows == ROWS
+    assert loaded.source == str(path)
+    assert loaded.findings == []
+    loaded.require_clean(skip_bad_rows=False)
+
+
+def test_numbers_are_lines_in_text_files_and_rows_elsewhere(tmp_path):
+    assert load(write(tmp_path / "a.jsonl", ROWS)).numbers == [1, 2, 3]
+    assert load(write(tmp_path / "a.json", ROWS)).numbers == [1, 2, 3]
+    # the header is line 1, and the second row has a line break in a cell of each
+    assert load(write(tmp_path / "a.csv", ROWS)).numbers == [2, 4, 6]
+
+
+def test_object_with_data_list(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"version": 1, "data": ROWS}))
+    assert load(path).rows == ROWS
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"rows": []}', "no list of rows"),
+        ("3", "no list of rows"),
+        ('[{"a": ]', "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "no rows"),
+        (" \n", "no rows"),
+    ],
+)
+def test_json_files_without_rows(tmp_path, text, message):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(FasttuneError, match=message) as caught:
+        load(path)
+    assert str(path) in caught.value.where
+
+
+def test_json_lines_under_a_wrong_name(tmp_path):
+    path = write_jsonl(tmp_path / "a.json", ROWS)
+    with pytest.raises(FasttuneError) as caught:
+        load(path)
+    assert "line 2" in caught.value.where
+    assert ".jsonl" in caught.value.hint
+
+
+def test_saved_dataset_and_its_splits(tmp_path):
+    import datasets
+
+    dataset = datasets.Dataset.from_list(ROWS)
+    dataset.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=dataset, test=dataset.select([2])).save_to_disk(
+        str(tmp_path / "two")
+    )
+    assert load(str(tmp_path / "one")).rows == ROWS
+    assert load(tmp_path / "two", split="test").rows == ROWS[2:]
+    with pytest.raises(FasttuneError, match="no split 'tset'") as caught:
+        load(tmp_path / "two", split="tset")
+    assert "did you mean 'test'" in caught.value.hint
+    with pytest.raises(FasttuneError, match="folder holds no data set"):
+        load(tmp_path)
+
+
+def test_hub_that_cannot_be_reached():
+    with pytest.raises(FasttuneError) as caught:
+        load("nobody/nothing-here")
+    assert "nobody/nothing-here" in caught.value.message
+    assert "Hub" in caught.value.message
+    assert "connection" in caught.value.hint and "path" in caught.value.hint
+
+
+def test_typo_in_a_path_names_the_close_file(tmp_path):
+    write(tmp_path / "train.jsonl", ROWS)
+    with pytest.raises(FasttuneError, match="no such file") as caught:
+        load(str(tmp_path / "tarin.jsonl"))
+    assert "train.jsonl" in caught.value.hint
+
+
+@pytest.mark.parametrize("source", ["nowhere.csv", "./nowhere", "nowhere/at/all.jsonl", Path("x")])
+def test_what_looks_like_a_path_never_asks_the_hub(source):
+    with pytest.raises(FasttuneError, match="no such file"):
+        load(source)
+
+
+def test_a_relative_name_without_a_suffix_is_a_hub_name():
+    with pytest.raises(FasttuneError, match="Hub"):
+        load("data/train")
+
+
+def test_unknown_format(tmp_path):
+    (tmp_path / "a.txt").write_text("hello")
+    with pytest.raises(FasttuneError, match="format") as caught:
+        load(tmp_path / "a.txt")
+    assert ".jsonl" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet"])
+def test_empty_file(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FasttuneError) as caught:
+        load(tmp_path / name)
+    assert name in caught.value.where
+
+
+def test_csv_of_only_a_header(tmp_path):
+    (tmp_path / "a.csv").write_text("instruction,output\n")
+    with pytest.raises(FasttuneError, match="no rows"):
+        load(tmp_path / "a.csv")
+
+
+def test_limit_looks_at_the_first_rows_only(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [*ROWS, b"{broken"])
+    assert load(path, limit=2).rows == ROWS[:2]
+    assert load(path, limit=3).findings == []
+    assert len(load(path, limit=4).findings) == 1
+    with pytest.raises(FasttuneError):
+        load(path, limit=0)
+
+
+def test_importing_needs_nothing_heavy():
+    code = (
+        "import sys, fasttune.data, fasttune.datastats; "
+        "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"
+
+
+# Checks
+
+
+def test_one_broken_line_is_reported_and_the_others_are_kept(tmp_path):
+    broken = b'{"instruction": "x", "output": }'
+    path = write_jsonl(tmp_path / "a.jsonl", [ROWS[0], broken, b"", *ROWS[1:]])
+    loaded = load(path)
+    assert loaded.rows == ROWS
+    assert loaded.numbers == [1, 4, 5]
+    assert loaded.findings == [
+        Finding(2, "", "is not JSON: Expecting value at position 32", fatal=True)
+    ]
+    assert loaded.bad_rows == 1
+
+
+def test_all_kinds_of_bad_rows_at_once(tmp_path):
+    good = {"instruction": "q", "output": "a"}
+    path = write_jsonl(
+        tmp_path / "a.jsonl",
+        [
+            good,
+            [1],
+            {"instruction": "q"},
+            {"instruction": " \n", "output": None},
+            {"instruction": "q", "output": 72},
+            {"instruction": "q", "output": True},
+            {"instruction": "q", "output": ["a"], "input": {"b": 1}},
+            {"instruction": "q", "output": "\ud800"},
+            b"null",
+            b"1" * 5000,
+        ],
+    )
+    loaded = load(path)
+    assert loaded.rows == [good]
+    found = [(f.row, f.column, f.message.partition(":")[0]) for f in loaded.findings]
+    assert found[:-1] == [
+        (2, "", "is a list, not an object"),
+        (3, "output", "is missing"),
+        (4, "instruction", "is empty"),
+        (4, "output", "is missing"),
+        (5, "output", "is a number, not text"),
+        (6, "output", "is true, not text"),
+        (7, "output", "is a list, not text"),
+        (7, "input", "is an object, not text"),
+        (8, "output", "holds half of a surrogate pair, which is no character"),
+        (9, "", "is null, not an object"),
+    ]
+    assert found[-1][0] == 10  # Python refuses, or reads a number; either way no row
+    assert all(finding.fatal for finding in loaded.findings)
+    assert loaded.bad_rows == 9
+
+
+def test_numbers_in_parquet_are_not_text_either(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [
+        {"instruction": "q", "output": "a", "id": 1},
+        {"instruction": "q", "output": "b", "id": 2},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    # a number in a column that nothing reads is none of our business
+    loaded = load(tmp_path / "a.parquet")
+    assert loaded.rows == [{"instruction": "q", "output": "a"}, {"instruction": "q", "output": "b"}]
+    with pytest.raises(FasttuneError, match="no row can be used") as caught:
+        load(tmp_path / "a.parquet", columns={"output": "id"})
+    assert 'row 1, output: is a number, not text: write "1"' in caught.value.where
+
+
+def test_parquet_that_is_none(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 but no")
+    with pytest.raises(FasttuneError, match="not Parquet"):
+        load(tmp_path / "a.parquet")
+
+
+def test_optional_fields_may_be_absent_null_or_empty(tmp_path):
+    rows = [
+        {"instruction": "q", "output": "a", **more} for more in ({}, {"input": None}, {"input": ""})
+    ]
+    loaded = load(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert loaded.rows == [
+        {"instruction": "q", "output": "a"},
+        {"instruction": "q", "output": "a"},
+        {"instruction": "q", "output": "a", "input": ""},
+    ]
+
+
+def test_invalid_utf8_in_jsonl(tmp_path):
+    bad = b'{"instruction": "caf\xe9", "output": "a"}'
+    loaded = load(write_jsonl(tmp_path / "a.jsonl", [ROWS[0], ROWS[1], bad, ROWS[2]]))
+    assert loaded.rows == ROWS
+    assert loaded.findings == [Finding(3, "", "is not UTF-8: byte 0xe9 at position 21", fatal=True)]
+
+
+def test_invalid_utf8_in_csv_does_not_put_quoting_out_of_step(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'instruction,output\n"one\ntw\xe9","x,\ny"\nq,a\n')
+    loaded = load(path)
+    assert loaded.rows == [{"instruction": "q", "output": "a"}]
+    assert loaded.numbers == [5]
+    assert [(f.row, f.message) for f in loaded.findings] == [
+        (3, "is not UTF-8: byte 0xe9 at position 3")
+    ]
+
+
+def test_invalid_utf8_in_json_names_the_line(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'[\n{"instruction": "\xff"}]')
+    with pytest.raises(FasttuneError, match="not UTF-8") as caught:
+        load(tmp_path / "a.json")
+    assert "line 2" in caught.value.where
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.tsv"])
+def test_byte_order_mark_is_accepted(tmp_path, name):
+    path = write(tmp_path / name, ROWS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load(path).rows == ROWS
+
+
+def test_csv_rows_with_too_many_or_too_few_cells(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('instruction,output\nq,a\nq\n\nq,a,b\n"q,a\n')
+    loaded = load(path)
+    assert loaded.rows == [{"instruction": "q", "output": "a"}]
+    assert [(f.row, f.message) for f in loaded.findings] == [
+        (3, "has 1 cell, the header has 2"),
+        (5, "has 3 cells, the header has 2"),
+        (6, "is not CSV: unexpected end of data"),
+    ]
+
+
+def test_csv_header_that_names_a_column_twice(tmp_path):
+    (tmp_path / "a.csv").write_text("instruction,output,output\nq,a,b\n")
+    with pytest.raises(FasttuneError, match="twice"):
+        load(tmp_path / "a.csv")
+
+
+def test_csv_keeps_line_ends_and_long_cells(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'instruction,output\r\n"a\r\nb",' + b"x" * 200_000 + b"\r\n")
+    assert load(path).rows == [{"instruction": "a\r\nb", "output": "x" * 200_000}]
+
+
+def test_duplicates_are_a_warning(tmp_path):
+    twin = {**ROWS[0], "id": "other"}
+    loaded = load(write_jsonl(tmp_path / "a.jsonl", [ROWS[0], ROWS[1], twin, ROWS[0]]))
+    assert loaded.findings == [
+        Finding(3, "", "repeats row 1", fatal=False),
+        Finding(4, "", "repeats row 1", fatal=False),
+    ]
+    assert len(loaded.rows) == 4
+    assert loaded.bad_rows == 0
+    loaded.require_clean(skip_bad_rows=False)
+
+
+def test_tag_in_a_field_the_template_reads(tmp_path, templates):
+    rows = [
+        {"instruction": "q", "output": "a", "reasoning": "r"},
+        {"instruction": "q<|response|>", "output": "a", "reasoning": "<|system|>"},
+        {"instruction": "q", "output": "a", "reasoning": "r", "text": "<|response|>"},
+        {"instruction": "q", "output": "a", "reasoning": "r", "system": "<|context|>"},
+    ]
+    loaded = load(write_jsonl(tmp_path / "a.jsonl", rows), templates["reasoning"])
+    assert [(f.row, f.column, f.message) for f in loaded.findings if f.fatal] == [
+        (2, "instruction", "contains the template's tag <|response|>"),
+        (2, "reasoning", "contains the template's tag <|system|>"),
+        (4, "system", "contains the template's tag <|context|>"),
+    ]
+    # the other template has other tags, and nothing but tags is wrong with the rows
+    assert load(tmp_path / "a.jsonl", templates["alpaca"]).bad_rows == 0
+
+
+class Titled(Template):
+    name = "titled"
+    required = ("output",)
+
+    def segments(self, row: Row) -> Iterable[Segment]:
+        yield given("title", row["title"])
+        yield learn("response", row["output"])
+
+
+def test_a_template_decides_which_columns_are_checked(tmp_path):
+    rows = [
+        {"title": "t", "output": "a", "reasoning": 3},
+        {"title": 3, "output": "a"},
+        {"output": "a"},
+    ]
+    loaded = load(write_jsonl(tmp_path / "a.jsonl", rows), Titled())
+    assert loaded.rows == [{"title": "t", "output": "a"}]
+    assert [(f.row, f.column, f.message) for f in loaded.findings] == [
+        (2, "title", 'is a number, not text: write "3"'),
+        (3, "", "template 'titled' fails: KeyError: 'title'"),
+    ]
+
+
+def test_a_template_may_treat_the_row_as_a_dict(tmp_path):
+    class Copying(Titled):
+        def segments(self, row: Row) -> Iterable[Segment]:
+            return super().segments({**row, "title": row.get("title") or "none"})
+
+    rows = [{"output": "a"}, {"title": ["x"], "output": "a"}]
+    loaded = load(write_jsonl(tmp_path / "a.jsonl", rows), Copying())
+    assert loaded.rows == [{"output": "a"}]
+    assert [(f.row, f.column) for f in loaded.findings] == [(2, "title")]
+
+
+def test_a_template_may_ask_whether_a_column_is_there(tmp_path):
+    class Asking(Titled):
+        def segments(self, row: Row) -> Iterable[Segment]:
+            if "note" in row:
+                yield given("note", row["note"])
+            yield given("title", "none")
+            yield learn("response", row["output"])
+
+    path = write_jsonl(tmp_path / "a.jsonl", [{"output": "a"}, {"note": 5, "output": "a"}])
+    assert [(f.row, f.column) for f in load(path, Asking()).findings] == [(2, "note")]
+
+
+def test_require_clean_lists_the_first_problems(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [ROWS[0], *({"instruction": "q"} for _ in range(25))])
+    with pytest.raises(FasttuneError, match=r"25 of 26 rows .* \(25 problems\)") as caught:
+        load(path).require_clean(skip_bad_rows=False)
+    lines = caught.value.where.splitlines()
+    assert lines[0] == str(path)
+    assert lines[1] == "row 2, output: is missing"
+    assert len(lines) == 12
+    assert lines[-1] == "and 15 more"
+    assert "data.skip_bad_rows=true" in caught.value.hint
+    load(path).require_clean(skip_bad_rows=True)
+
+
+def test_nothing_usable(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [b"no", b"json"])
+    with pytest.raises(FasttuneError, match="no row can be used") as caught:
+        load(path)
+    assert "row 2: is not JSON" in caught.value.where
+
+
+# Columns
+
+
+def test_mapping_renames_and_keeps_other_text(tmp_path):
+    rows = [{"question": "q", "answer": "a", "output": "raw", "id": "7", "n": 7}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    loaded = load(path, columns={"instruction": "question", "output": "answer"})
+    assert loaded.rows == [{"instruction": "q", "output": "a", "id": "7"}]
+    swapped = load(path, columns={"instruction": "output", "output": "question"})
+    assert swapped.rows == [{"instruction": "raw", "output": "q", "answer": "a", "id": "7"}]
+
+
+def test_mapped_column_that_does_not_exist(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "output": "a"}])
+    with pytest.raises(FasttuneError, match="no column 'qestion'") as caught:
+        load(path, columns={"instruction": "qestion"})
+    assert "did you mean 'question'" in caught.value.hint
+    assert "output" in caught.value.hint
+
+
+def test_required_column_that_no_row_has_is_one_error(tmp_path, templates):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"instruction": "q", "output": "a"}] * 3)
+    with pytest.raises(FasttuneError, match="no column 'reasoning'.*'reasoning' needs") as caught:
+        load(path, templates["reasoning"])
+    assert "--map reasoning=" in caught.value.hint
+    # a column that was mapped away is gone
+    with pytest.raises(FasttuneError, match="no column 'output'"):
+        load(path, columns={"input": "output"})
+
+
+def test_parse_columns():
+    assert parse_columns([]) == {}
+    assert parse_columns(["instruction=question", "output=a=b"]) == {
+        "instruction": "question",
+        "output": "a=b",
+    }
+    for bad in (["instruction"], ["=a"], ["a="], ["a=b", "a=c"]):
+        with pytest.raises(FasttuneError) as caught:
+            parse_columns(bad)
+        assert caught.value.where == bad[-1]
+
+
+# Split and hash
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+SOME_ROWS = st.lists(
+    st.fixed_dictionaries({"instruction": TEXTS, "output": TEXTS}, optional={"input": TEXTS}),
+    max_size=30,
+)
+
+
+def many(count: int) -> list[dict[str, str]]:
+    return [{"instruction": f"question {n}", "output": str(n)} for n in range(count)]
+
+
+def evaluated(rows: list[dict[str, str]], fraction: float, seed: int = 0) -> set[str]:
+    return {json.dumps(rows[index], sort_keys=True) for index in divide(rows, fraction, seed)[1]}
+
+
+@forall(SOME_ROWS, st.floats(0, 0.999), st.integers(), st.randoms(use_true_random=False))
+def test_divide_depends_on_content_alone(rows, fraction, seed, rng):
+    train, evaluation = divide(rows, fraction, seed)
+    assert sorted(train + evaluation) == list(range(len(rows)))
+    assert train == sorted(train) and evaluation == sorted(evaluation)
+    before = evaluated(rows, fraction, seed)
+    shuffled = [*rows, *many(5)]
+    rng.shuffle(shuffled)
+    assert before <= evaluated(shuffled, fraction, seed)
+    # duplicates on the same side: no text is on both
+    assert before.isdisjoint(json.dumps(rows[index], sort_keys=True) for index in train)
+
+
+def test_divide_keeps_its_promise_across_versions():
+    # A changed split would let a resumed run train on what it was evaluated on.
+    assert divide(many(40), 0.1)[1] == [10]
+    assert divide(many(40), 0.25)[1] == [5, 10, 12, 17, 18, 22, 25, 29, 32, 35]
+    assert divide(many(40), 0.1, seed=1)[1] != divide(many(40), 0.1)[1]
+
+
+def test_divide_ignores_extra_columns_and_absent_input():
+    rows = many(200)
+    more = [{**row, "input": "", "id": str(n)} for n, row in enumerate(rows)]
+    assert divide(rows, 0.3) == divide(more, 0.3)
+
+
+def test_divide_of_rows_without_an_instruction_uses_all_columns():
+    rows = [{"title": f"title {n}", "output": "same"} for n in range(200)]
+    assert 30 < len(divide(rows, 0.3)[1]) < 90
+
+
+def test_divide_meets_the_fraction():
+    rows = many(20_000)
+    for fraction in (0.05, 0.5):
+        share = len(divide(rows, fraction)[1]) / len(rows)
+        assert abs(share - fraction) < 0.01  # three standard deviations at 0.5
+    assert divide(rows, 0.0)[1] == []
+    small, large = (set(divide(rows, fraction)[1]) for fraction in (0.05, 0.1))
+    assert small < large
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 1.5, float("nan")])
+def test_divide_refuses_a_fraction_that_is_none(fraction):
+    with pytest.raises(FasttuneError, match="fraction"):
+        divide(many(3), fraction)
+
+
+def test_data_hash():
+    rows = many(20)
+    shuffled = random.Random(0).sample(rows, len(rows))
+    assert data_hash(rows) == data_hash([dict(reversed(row.items())) for row in rows])
+    assert data_hash(rows) != data_hash(shuffled)
+    assert data_hash(rows) != data_hash(rows[:-1])
+    assert data_hash([{"a": "bc"}]) != data_hash([{"ab": "c"}])
+    assert len(data_hash([])) == 64
+
+
+# The shipped set
+
+
+def test_shipped_rows_suit_every_built_in_template(templates):
+    parts = {part: load(shipped(part)) for part in ("train", "heldout")}
+    for part, loaded in parts.items():
+        assert loaded.findings == [], part
+        for template in templates.values():
+            assert load(shipped(part), template).bad_rows == 0
+    train = {(row["instruction"], row["input"]) for row in parts["train"].rows}
+    assert not any((row["instruction"], row["input"]) in train for row in parts["heldout"].rows)
+
+
+# Figures
+
+
+def test_spread():
+    figures = spread([5, 1, 2, 4])
+    assert (figures.min, figures.median, figures.p95, figures.max) == (1, 3, 5, 5)
+    assert spread(list(range(1, 101))).p95 == 95
+    assert spread([7]).p95 == 7
+
+
+@forall(st.lists(st.integers(1, 5000), min_size=1))
+def test_histogram_counts_every_value_once(values):
+    bins = histogram(values)
+    assert len(bins) <= 12
+    for bin in bins:
+        assert bin.rows == sum(bin.low <= value <= bin.high for value in values)
+    assert sum(bin.rows for bin in bins) == len(values)
+    assert bins[0].rows and bins[-1].rows
+    assert all(left.high + 1 == right.low for left, right in zip(bins, bins[1:], strict=False))
+
+
+def test_scripts():
+    assert scripts("Add 2 + 3!") == {"Latin"}
+    assert scripts("日本の首都、コーヒー々") == {"Han", "Kana"}
+    assert scripts("한국어 и ＡＢＣ ελ") == {"Hangul", "Cyrillic", "Latin", "Greek"}
+    assert scripts("1ª 2º 🗼 …") <= {"Latin"}
+
+
+def test_default_template():
+    def of(**row: str) -> str:
+        from fasttune.data import Loaded
+
+        return default_template(Loaded("", [{"instruction": "q", **row}], [1], []))
+
+    assert of(reasoning="r") == "reasoning"
+    assert of(reasoning=" ") == of() == "alpaca"
+
+
+def test_survey_counts_tokens_as_training_does(tmp_path, templates, phi2_tokenizer):
+    from fasttune.encode import IGNORED, encode
+
+    path = write_jsonl(tmp_path / "a.jsonl", [*ROWS, {"instruction": "q"}, ROWS[0]])
+    figures = survey(load(path), templates["alpaca"], phi2_tokenizer, 50, 0.5)
+    encoded = [encode(templates["alpaca"], row, phi2_tokenizer) for row in [*ROWS, ROWS[0]]]
+    lengths = [len(row) for row in encoded]
+    trained = sum(label != IGNORED for row in encoded for label in row.labels)
+    assert figures.tokens.total == sum(lengths)
+    assert figures.tokens.trained_share == trained / sum(lengths)
+    assert figures.tokens.overlong == sum(length > 50 for length in lengths) > 0
+    assert (figures.good_rows, figures.bad_rows, figures.warnings) == (4, 1, 1)
+    assert figures.train_rows + figures.eval_rows == 4
+    assert figures.languages == {}
+    assert figures.scripts == {"Latin": 3, "Han": 1, "Kana": 1}
+    assert figures.columns["input"].rows == 1
+    assert figures.columns["output"].characters.max == 6
+    json.dumps(figures.as_dict())

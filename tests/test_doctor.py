@@ -1,0 +1,449 @@
+"""Every check, in every state that can be brought about here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from importlib.machinery import ModuleSpec
+
+import pytest
+import torch
+
+from fasttune import FasttuneError, doctor
+from fasttune.cli import main
+from fasttune.doctor import CHECKS, Result, diagnose
+
+
+def no_version(monkeypatch, name):
+    real = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda asked: None if asked == name else real(asked))
+
+
+def version_of(monkeypatch, name, version):
+    real = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda asked: version if asked == name else real(asked))
+
+
+def no_module(monkeypatch, *names):
+    real = doctor.importlib.util.find_spec
+    hidden = lambda asked, *rest: None if asked in names else real(asked, *rest)  # noqa: E731
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", hidden)
+
+
+def unsloth_says(monkeypatch, version="2026.10.9", **found):
+    version_of(monkeypatch, "unsloth", version)
+    monkeypatch.setattr(doctor, "probe_unsloth", lambda: found)
+    return doctor.check_unsloth()
+
+
+# Running checks
+
+
+def test_a_crash_is_that_checks_failure_and_not_the_end(capsys):
+    def noisy():
+        print("noise")
+        print("more noise", file=sys.stderr)
+        return Result("ok", "fine")
+
+    def crash():
+        raise ZeroDivisionError("by zero\nsecond line")
+
+    def refuse():
+        raise FasttuneError("it is broken", "here", "mend it")
+
+    found = list(diagnose([("crash", crash), ("refuse", refuse), ("noisy", noisy)]))
+    assert [finding.as_dict() for finding in found] == [
+        {
+            "name": "crash",
+            "status": "failure",
+            "detail": "ZeroDivisionError: by zero",
+            "hint": "",
+        },
+        {
+            "name": "refuse",
+            "status": "failure",
+            "detail": "it is broken; here",
+            "hint": "mend it",
+        },
+        {"name": "noisy", "status": "ok", "detail": "fine", "hint": ""},
+    ]
+    assert capsys.readouterr() == ("", "")
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor", *arguments])
+    return caught.value.code
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warning", 0), ("failure", 1)])
+def test_exit_status_and_json(monkeypatch, capsys, status, code):
+    result = Result(status, "what was found", "what to do")
+    monkeypatch.setattr(doctor, "CHECKS", [("one", lambda: result)])
+    assert run("--json") == code
+    one, plugins = json.loads(capsys.readouterr().out)
+    assert one == {
+        "name": "one",
+        "status": status,
+        "detail": "what was found",
+        "hint": "what to do",
+    }
+    assert (plugins["name"], plugins["status"]) == ("plugins", "ok")
+
+
+def test_table(monkeypatch, capsys):
+    monkeypatch.setattr(
+        doctor, "CHECKS", [("one", lambda: Result("failure", "a [red] thing", "mend it"))]
+    )
+    assert run() == 1
+    captured = capsys.readouterr()
+    assert "a [red] thing" in captured.out and "-> mend it" in captured.out
+    assert "Traceback" not in captured.err
+
+
+def test_offline_leaves_the_hub_alone(monkeypatch, capsys):
+    def ask():
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(doctor, "CHECKS", [("Hub", ask)])
+    assert run("--json", "--offline") == 0
+    assert [finding["name"] for finding in json.loads(capsys.readouterr().out)] == ["plugins"]
+    assert run("--json") == 1
+
+
+def test_a_broken_plugin_is_a_failure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", [])
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    assert run("--json", "--plugins-dir", str(tmp_path)) == 1
+    (finding,) = json.loads(capsys.readouterr().out)
+    assert finding["status"] == "failure"
+    assert "broken.py" in finding["detail"] and "ZeroDivisionError" in finding["detail"]
+
+
+def test_plugins_that_cannot_even_be_listed_are_a_failure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKS", [])
+    assert run("--json", "--plugins-dir", str(tmp_path / "absent")) == 1
+    assert "no such plugins folder" in json.loads(capsys.readouterr().out)[0]["detail"]
+
+
+@pytest.mark.slow
+def test_the_real_thing_prints_json_and_nothing_else():
+    done = subprocess.run(
+        [sys.executable, "-c", "from fasttune.cli import main; main()", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads(done.stdout)
+    assert {*found[0]} == {"name", "status", "detail", "hint"}
+    assert {finding["status"] for finding in found} <= {"ok", "warning", "failure"}
+    assert {name for name, _check in CHECKS} < {finding["name"] for finding in found}
+    failures = [finding for finding in found if finding["status"] == "failure"]
+    assert done.returncode == bool(failures)
+
+
+# The checks
+
+
+def test_python(monkeypatch):
+    assert doctor.check_python().status == "ok"
+    monkeypatch.setattr(doctor, "PYTHON", (9, 0))
+    assert doctor.check_python().status == "failure"
+
+
+def test_torch():
+    result = doctor.check_torch()
+    assert result.status == "ok" and result.detail.startswith(torch.__version__)
+
+
+@pytest.mark.parametrize(("bf16", "status"), [(True, "ok"), (False, "warning")])
+def test_accelerator(monkeypatch, bf16, status):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    properties = types.SimpleNamespace(total_memory=16 * doctor.GB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    result = doctor.check_accelerator()
+    assert result.status == status
+    assert result.detail == f"Some GPU, capability 7.5, 16.0 GB, bf16 {'yes' if bf16 else 'no'}"
+
+
+@pytest.mark.parametrize(("driver", "status"), [(False, "warning"), (True, "failure")])
+def test_no_accelerator(monkeypatch, driver, status):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor.Path, "exists", lambda self: driver)
+    result = doctor.check_accelerator()
+    assert result.status == status and result.hint
+    assert ("CPU backend and the demo model" in result.detail) is not driver
+
+
+def test_unsloth_works(monkeypatch):
+    assert unsloth_says(monkeypatch, device="cpu") == Result("ok", "2026.10.9, cpu backend")
+
+
+def test_unsloth_is_missing(monkeypatch):
+    no_version(monkeypatch, "unsloth")
+    monkeypatch.setattr(doctor, "probe_unsloth", lambda: pytest.fail("probed"))
+    assert doctor.check_unsloth() == Result("failure", "not installed", "pip install unsloth")
+
+
+@pytest.mark.parametrize(
+    ("version", "error", "message", "hint"),
+    [
+        ("2026.10.7", "NotImplementedError", "You need a GPU.", doctor.CPU_BACKEND_HINT),
+        ("2026.10.9", "NotImplementedError", "You need a GPU.", "unset UNSLOTH_DISABLE_CPU"),
+        ("2026.10.9", "ImportError", "torchvision::nms\nis absent", "pip uninstall torchvision"),
+        ("2026.10.9", "exit status -11", "core dumped", "import unsloth"),
+    ],
+)
+def test_unsloth_fails(monkeypatch, version, error, message, hint):
+    result = unsloth_says(monkeypatch, version, error=error, message=message)
+    assert result.status == "failure" and hint in result.hint
+    assert result.detail == f"{version}: {error}: {message.splitlines()[0]}"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("print('noise')\nDEVICE_TYPE = 'cuda'", {"device": "cuda"}),
+        (
+            "raise NotImplementedError('no GPU')",
+            {"error": "NotImplementedError", "message": "no GPU"},
+        ),
+        ("raise SystemExit('gone')", {"error": "SystemExit", "message": "gone"}),
+        (
+            "import os, sys\nprint('last words', file=sys.stderr, flush=True)\nos._exit(3)",
+            {"error": "exit status 3", "message": "last words"},
+        ),
+    ],
+)
+def test_probe_survives_whatever_unsloth_does(monkeypatch, tmp_path, source, found):
+    (tmp_path / "unsloth.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert doctor.probe_unsloth() == found
+
+
+def test_nf4_on_this_cpu():
+    assert doctor.nf4_problem("cpu") == ""
+    assert doctor.check_bitsandbytes().status == "ok"
+
+
+def test_nf4_wrong_weights_are_caught(monkeypatch):
+    import bitsandbytes as bnb
+
+    real = bnb.functional.dequantize_4bit
+    monkeypatch.setattr(bnb.functional, "dequantize_4bit", lambda *a, **k: real(*a, **k) * 1.1)
+    assert "weights are off" in doctor.nf4_problem("cpu")
+    result = doctor.check_bitsandbytes()
+    assert result.status == "failure" and result.hint
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        (lambda out: out * 1.01, "the output is off"),
+        (lambda out: out * float("nan"), "the output is not finite"),
+        # right in the forward pass, wrong in the backward pass
+        (lambda out: 2 * out - out.detach(), "the gradient is off"),
+        (lambda out: out + (out - out.detach()) * float("nan"), "not finite"),
+    ],
+)
+def test_nf4_wrong_results_are_caught(monkeypatch, wrong, problem):
+    import bitsandbytes as bnb
+
+    real = bnb.nn.Linear4bit.forward
+    monkeypatch.setattr(bnb.nn.Linear4bit, "forward", lambda self, x: wrong(real(self, x)))
+    assert problem in doctor.nf4_problem("cpu")
+
+
+def test_bitsandbytes_is_missing(monkeypatch):
+    no_version(monkeypatch, "bitsandbytes")
+    assert doctor.check_bitsandbytes().status == "failure"
+
+
+@pytest.mark.parametrize(("cuda", "status"), [(True, "failure"), (False, "ok")])
+def test_triton_is_missing(monkeypatch, cuda, status):
+    no_module(monkeypatch, "triton")
+    monkeypatch.setattr(doctor, "_has_cuda", lambda: cuda)
+    assert doctor.check_triton().status == status
+
+
+def test_triton(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.9"))
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+    monkeypatch.setattr(doctor, "_has_cuda", lambda: False)
+    assert doctor.check_triton() == Result("ok", "3.9, not used without a GPU")
+    monkeypatch.setattr(doctor, "_has_cuda", lambda: True)
+    assert doctor.check_triton() == Result("ok", "3.9")
+
+
+def fake_xformers(monkeypatch, **operators):
+    class Base:
+        pass
+
+    def is_available(answer):
+        def ask(cls):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return classmethod(ask)
+
+    for name, answer in operators.items():
+        operator = type(name, (Base,), {"NAME": name, "is_available": is_available(answer)})
+        setattr(Base, f"kept_{name}", operator)  # a class forgets subclasses that nothing holds
+    fmha = types.SimpleNamespace(common=types.SimpleNamespace(AttentionFwOpBase=Base))
+    monkeypatch.setitem(sys.modules, "xformers.ops.fmha", fmha)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+    version_of(monkeypatch, "xformers", "0.0.35")
+    monkeypatch.setattr(doctor, "_has_cuda", lambda: True)
+
+
+def test_xformers_names_what_loads(monkeypatch):
+    fake_xformers(monkeypatch, cutlassF=True, fa3F=False, odd=OSError("no library"), x_splitK4=True)
+    assert doctor.check_xformers() == Result(
+        "ok", "0.0.35, loads: cutlassF; does not load: fa3F, odd"
+    )
+
+
+def test_xformers_without_operators(monkeypatch):
+    fake_xformers(monkeypatch, cutlassF=False)
+    result = doctor.check_xformers()
+    assert result.status == "warning" and result.hint
+    assert result.detail == "0.0.35, loads: nothing; does not load: cutlassF"
+    monkeypatch.setattr(doctor, "_has_cuda", lambda: False)
+    assert doctor.check_xformers().status == "ok"
+
+
+def test_xformers_is_missing(monkeypatch):
+    no_module(monkeypatch, "xformers")
+    assert doctor.check_xformers().detail.startswith("not installed")
+
+
+def test_attention_names_the_kernel():
+    result = doctor.check_attention()
+    assert result.status == "ok"
+    assert result.detail.startswith(("sdpa picks flash", "sdpa picks math", "sdpa picks eff"))
+
+
+@pytest.mark.parametrize(("free", "status"), [(5, "ok"), (3, "warning")])
+def test_memory(monkeypatch, free, status):
+    import psutil
+
+    ram = types.SimpleNamespace(available=free * doctor.GB, total=8 * doctor.GB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: ram)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = doctor.check_memory()
+    assert result.status == status and result.detail == f"RAM {free}.0 of 8.0 GB free"
+    gpu = (5 * doctor.GB, 16 * doctor.GB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: gpu)
+    result = doctor.check_memory()
+    assert result.status == "warning" and "GPU 5.0 of 16.0 GB free" in result.detail
+
+
+@pytest.mark.parametrize(("free", "status"), [(11, "ok"), (9, "warning")])
+def test_disk(monkeypatch, tmp_path, free, status):
+    monkeypatch.setenv("FASTTUNE_CACHE", str(tmp_path / "not" / "yet"))
+    asked = []
+
+    def usage(path):
+        asked.append(path)
+        return types.SimpleNamespace(free=free * doctor.GB)
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", usage)
+    assert doctor.check_disk().status == status
+    assert tmp_path in asked  # the nearest folder that exists
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+    def answer(head):
+        session = types.SimpleNamespace(head=head)
+        monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
+        return doctor.check_hub()
+
+    return answer
+
+
+def test_hub_offline(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("asked"))
+    assert doctor.check_hub() == Result("ok", "offline by HF_HUB_OFFLINE")
+
+
+@pytest.mark.parametrize(("status", "verdict"), [(200, "ok"), (503, "warning")])
+def test_hub_answers(hub, status, verdict):
+    timeouts = []
+
+    def head(url, timeout):
+        timeouts.append(timeout)
+        return types.SimpleNamespace(status_code=status)
+
+    assert hub(head).status == verdict
+    assert 0 < timeouts[0] <= 3
+
+
+def test_hub_cannot_be_reached(hub):
+    def head(url, timeout):
+        raise ConnectionError("refused")
+
+    result = hub(head)
+    assert result.status == "warning" and "ConnectionError" in result.detail and result.hint
+
+
+def test_hub_never_answers(hub, monkeypatch):
+    import threading
+
+    monkeypatch.setattr(doctor, "HUB_SECONDS", 0.1)
+    released = threading.Event()
+    result = hub(lambda url, timeout: released.wait(20))
+    released.set()
+    assert result.status == "warning" and "no answer" in result.detail
+
+
+def test_demo_model(monkeypatch, tmp_path):
+    from fasttune.models import demo
+
+    monkeypatch.setenv("FASTTUNE_CACHE", str(tmp_path / "cache"))
+    package = tmp_path / "wheel"
+    places = ModuleSpec("wheel", None, is_package=True)
+    places.submodule_search_locations = [str(package)]
+    found = {demo.WHEEL: None, "gguf": None}
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: found[name])
+    monkeypatch.setattr(doctor, "_has_cuda", lambda: True)
+    assert doctor.check_demo_model().status == "ok"
+    monkeypatch.setattr(doctor, "_has_cuda", lambda: False)
+    assert doctor.check_demo_model().hint == doctor.DEMO_HINT
+
+    package.mkdir()
+    (package / demo.GGUF).write_bytes(b"x")
+    found[demo.WHEEL] = places
+    assert doctor.check_demo_model().hint == "pip install gguf"
+    found["gguf"] = places
+    assert doctor.check_demo_model().detail.startswith("installed; converted on first use")
+
+    converted = tmp_path / "cache" / demo.NAME
+    converted.mkdir(parents=True)
+    (converted / "model.safetensors").write_bytes(b"x" * 3_000_000)
+    assert doctor.check_demo_model() == Result("ok", f"converted, 3 MB in {converted}")
+
+
+def test_versions(monkeypatch):
+    assert doctor.check_versions().status == "ok"
+    version_of(monkeypatch, "trl", "0.9")
+    no_version(monkeypatch, "peft")
+    requires = ["trl>=1.15", "peft>=0.21", "transformers>=5", 'peft>=99; extra == "later"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: requires)
+    result = doctor.check_versions()
+    assert result.status == "failure"
+    assert "trl 0.9, peft missing" in result.detail
+    assert result.hint == 'pip install "trl>=1.15" "peft>=0.21"'
