@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from fasttune_plugins import multilingual
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fasttune.encode import encode, encode_prompt
 from fasttune.plugins import load_plugins
 from fasttune.template import tags_in
-from fasttune_plugins import multilingual
 
 TEMPLATES = {
     name: load_plugins().template(name) for name in ("alpaca", "reasoning", "multilingual")

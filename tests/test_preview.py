@@ -141,18 +141,21 @@ def test_without_colours_a_gutter_and_bars_tell(shown):
 
 
 def test_with_colours_neighbours_and_sections_differ(shown):
-    text = rendered(shown, colour=True)
-    assert "│" not in text
-    backgrounds = {
-        line[0]: [part.partition("m")[0] for part in line.split("\x1b[30;48;2;")[1:]]
-        for line in text.splitlines()
-        if line.startswith(("  \x1b[30", "▌ \x1b[30"))
-    }
-    given_, trained = backgrounds[" "], backgrounds["▌"]
-    for shades in (given_,):
-        assert len(shades) == len(QUESTION)
-        assert all(a != b for a, b in zip(shades, shades[1:], strict=False))
-    assert not {*given_} & {*trained}
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=80)
+    shades = [
+        (segment.text, segment.style.bgcolor.name)
+        for segment in console.render(TerminalPreview(shown))
+        if segment.style and segment.style.bgcolor and segment.style.color.name == "black"
+    ][2:]  # after the legend
+    assert "│" not in [text for text, _shade in shades]
+    assert [text for text, _shade in shades] == [
+        *(visible(text) for _ids, text in QUESTION + ANSWER),
+        "<|endoftext|>",
+    ]
+    question, answer = shades[: len(QUESTION)], shades[len(QUESTION) : -1]
+    for neighbours in (question, answer):
+        assert all(a[1] != b[1] for a, b in zip(neighbours, neighbours[1:], strict=False))
+    assert not {shade for _text, shade in question} & {shade for _text, shade in answer}
 
 
 def test_ids_on_demand(shown):
@@ -194,12 +197,12 @@ class Page(HTMLParser):
         if tag == "span" and "title" in attributes:
             self.tokens.append([self.sections[-1], attributes["title"], ""])
             self.inside = "span"
-        elif tag in ("h3", "sup", "sub"):
+        elif tag in ("h3", "sup", "sub") and self.sections:
             self.inside = tag
 
     def handle_endtag(self, tag):
         if tag in ("sup", "sub"):
-            self.inside = "span"
+            self.inside = self.tokens and "span"
         elif tag != "i":
             self.inside = None
 
@@ -208,6 +211,7 @@ class Page(HTMLParser):
             self.tokens[-1][2] += data
         elif self.inside == "h3":
             self.headings.append(data.strip())
+            self.inside = None  # what follows is the count
 
 
 def test_html_shows_each_token(shown):

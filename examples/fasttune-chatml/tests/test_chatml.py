@@ -19,7 +19,9 @@ def test_learns_the_output_alone():
 
 
 def test_system_text_can_be_replaced():
-    assert "<|im_start|>system\nBe brief.<|im_end|>\n" in template.prompt(ROW | {"system": "Be brief."})
+    assert "<|im_start|>system\nBe brief.<|im_end|>\n" in template.prompt(
+        ROW | {"system": "Be brief."}
+    )
 
 
 def test_contract():

@@ -1,0 +1,224 @@
+"""`fasttune templates ...` and `fasttune plugins`, as a person and as a script sees them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fasttune.cli import main
+from fasttune.plugins import load_plugins
+from fasttune.scaffold import new_template
+
+
+@pytest.fixture
+def fasttune(capsys):
+    """Run the command line; gives exit status, standard output and standard error."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exit_:
+            main([*map(str, arguments)])
+        out, err = capsys.readouterr()
+        return exit_.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def phi2_folder(tmp_path_factory, phi2_tokenizer):
+    folder = tmp_path_factory.mktemp("phi2")
+    phi2_tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "phi"}))
+    return folder
+
+
+HEAVY = ("torch", "transformers", "unsloth", "datasets", "trl", "peft", "matplotlib", "numpy")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["templates", "--help"],
+        ["templates", "list"],
+        ["templates", "list", "--json"],
+        ["templates", "show", "reasoning"],
+        ["plugins"],
+    ],
+)
+def test_no_heavy_import(arguments):
+    program = f"""
+import sys
+from fasttune.cli import main
+try:
+    main({arguments!r})
+except SystemExit as exit_:
+    assert not exit_.code, exit_.code
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+print("HEAVY", heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []", done.stdout + done.stderr
+
+
+def test_list(fasttune):
+    status, out, err = fasttune("templates", "list")
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "template",
+        "alpaca",
+        "multilingual",
+        "reasoning",
+    ]
+    assert "reasoning, response" in out and "system text and tags" in out
+
+
+def test_list_as_json(fasttune):
+    status, out, _ = fasttune("templates", "list", "--json")
+    listed = {template["name"]: template for template in json.loads(out)}
+    assert status == 0 and list(listed) == ["alpaca", "multilingual", "reasoning"]
+    assert listed["reasoning"]["learns"] == ["reasoning", "response"]
+    assert listed["alpaca"]["distribution"] == "fasttune"
+
+
+def test_show(fasttune):
+    status, out, _ = fasttune("templates", "show", "reasoning")
+    identity = load_plugins().identity("reasoning")
+    assert status == 0
+    assert identity.rendering in out and identity.source in out
+    assert "reasoning (column reasoning), response (column output)" in out
+    lines = [line.split(None, 2) for line in out.partition("\n\n")[2].splitlines()]
+    rendered = [(*line[:2], line[2].strip()) for line in lines if line[0] in ("given", "learned")]
+    assert rendered[0][2].startswith("<|system|>You are AI assistant who is good at")
+    assert rendered[1:] == [
+        ("given", "instruction", "<|instruction|>Add 2 and 3.↵"),
+        ("given", "context", "<|context|>Some context, in two words.↵"),
+        ("given", "reasoning", "<|reasoning|>"),
+        ("learned", "reasoning", "2 + 3 = 5.↵"),
+        ("learned", "response", "<|response|>5"),
+        ("learned", "eos", "end of text"),
+    ]
+
+
+def test_show_as_json(fasttune):
+    _, out, _ = fasttune("templates", "show", "alpaca", "--json")
+    shown = json.loads(out)
+    assert shown["identity"] == load_plugins().identity("alpaca").as_dict()
+    assert shown["tags"] == ["### Instruction:", "### Context:", "### Response:"]
+    assert shown["segments"][-1] == {"name": "response", "text": "5", "train": True}
+
+
+def test_show_writes_brackets_as_they_are(fasttune, tmp_path):
+    """rich would take [INST] and [/INST] for its own markup."""
+    (path, _) = new_template("llama", tmp_path, load_plugins())
+    path.write_text(
+        path.read_text().replace("### Question:", "[INST]").replace("### Answer:", "[/INST]")
+    )
+    _, out, _ = fasttune("templates", "show", "llama", "--plugins-dir", tmp_path)
+    assert "[INST]↵" in out and "[/INST]↵" in out and "[INST]  ### Context:  [/INST]" in out
+
+
+def test_an_unknown_template(fasttune):
+    status, out, err = fasttune("templates", "show", "reasonning")
+    assert (status, out) == (2, "")
+    assert "error: no template is called 'reasonning'" in err
+    assert "did you mean 'reasoning'?" in err
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_plugins_dir_before_or_after_the_command(fasttune, tmp_path, before):
+    new_template("mine", tmp_path, load_plugins())
+    option, command = ["--plugins-dir", tmp_path], ["templates", "list", "--json"]
+    _, out, _ = fasttune(*(option + command if before else command + option))
+    (mine,) = [template for template in json.loads(out) if template["name"] == "mine"]
+    assert mine["path"] == str(tmp_path / "mine.py") and mine["distribution"] == ""
+
+
+def test_new(fasttune, tmp_path):
+    status, out, _ = fasttune("templates", "new", "mine", "-o", tmp_path / "here")
+    assert status == 0 and f"wrote {tmp_path / 'here/mine.py'}\n" in out
+    status, _, err = fasttune("templates", "new", "mine", "-o", tmp_path / "here")
+    assert status == 2 and "--force" in err
+    assert fasttune("templates", "new", "mine", "-o", tmp_path / "here", "--force")[0] == 0
+
+
+def test_new_writes_to_the_current_folder(fasttune, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fasttune("templates", "new", "mine")
+    assert (tmp_path / "mine.py").is_file() and (tmp_path / "test_mine.py").is_file()
+
+
+def test_check_by_name(fasttune, phi2_folder):
+    status, out, err = fasttune("templates", "check", "reasoning", "--model", phi2_folder)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"reasoning, with the tokenizer of {phi2_folder}\n")
+    assert "failure" not in out and "warning" not in out
+
+
+def test_check_as_json(fasttune, phi2_folder):
+    status, out, _ = fasttune("templates", "check", "alpaca", "--model", phi2_folder, "--json")
+    (checked,) = json.loads(out)
+    assert (status, checked["template"], checked["passed"]) == (0, "alpaca", True)
+    assert checked["tokenizer"] == str(phi2_folder)
+    assert checked["checks"][0]["check"] == "renders"
+
+
+def test_check_of_a_file_that_fails(fasttune, tmp_path, phi2_folder):
+    (path, _) = new_template("mine", tmp_path, load_plugins())
+    path.write_text(
+        path.read_text().replace('row.get("output", "")', 'row.get("output", "") + "."')
+    )
+    status, out, _ = fasttune("templates", "check", path, "--model", phi2_folder)
+    assert status == 1
+    assert "failure  parse" in out and "'5.' is not '5' (character 1)" in out
+    status, out, _ = fasttune("templates", "check", path, "--model", phi2_folder, "--json")
+    assert status == 1 and json.loads(out)[0]["passed"] is False
+
+
+def test_check_with_data(fasttune, tmp_path, phi2_folder):
+    data = tmp_path / "rows.jsonl"
+    data.write_text(
+        '{"instruction": "a", "output": "b"}\n{"instruction": "### Response:", "output": "b"}\n'
+    )
+    command = ("templates", "check", "alpaca", "--model", phi2_folder, "--data", data)
+    status, out, _ = fasttune(*command)
+    assert status == 0
+    assert "warning  data" in out and "row 2, instruction" in out
+
+
+def test_check_of_a_file_without_a_template(fasttune, tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    status, _, err = fasttune("templates", "check", tmp_path / "empty.py")
+    assert status == 2 and "provides no template" in err
+
+
+def test_plugins(fasttune):
+    status, out, err = fasttune("plugins")
+    assert (status, err) == (0, "")
+    assert "template reasoning" in out and "metric stops" in out and "not loaded" not in out
+
+
+def test_plugins_with_problems(fasttune, tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("1 / 0")
+    status, out, err = fasttune("plugins", "--plugins-dir", tmp_path)
+    assert (status, err) == (0, "")
+    assert "ZeroDivisionError: division by zero (line 1)" in out
+    assert "FASTTUNE_PLUGINS=alpaca,answers,multilingual,reasoning\n" in out
+    _, out, _ = fasttune("plugins", "--plugins-dir", tmp_path, "--json")
+    assert json.loads(out)["problems"] == [
+        {
+            "name": "broken",
+            "path": str(path),
+            "error": "ZeroDivisionError: division by zero (line 1)",
+        }
+    ]
+
+
+def test_other_commands_warn_of_a_broken_plugin_and_go_on(fasttune, tmp_path):
+    (tmp_path / "broken.py").write_text("1 / 0")
+    status, out, err = fasttune("templates", "list", "--plugins-dir", tmp_path)
+    assert status == 0 and "alpaca" in out
+    assert "plugin broken is not loaded: ZeroDivisionError" in err and "broken.py" in err

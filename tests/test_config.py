@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fasttune.config import RunConfig, dump_config, load_config, parse_override
+from fasttune.errors import FasttuneError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def test_later_wins(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("template: alpaca\ntrain: {epochs: 3, learning_rate: 1e-4}\n")
+    config = load_config(file, [("train.epochs", 2), parse_override("lora.targets=[q_proj, dense]")])
+    assert config.template == "alpaca"
+    assert config.train.epochs == 2
+    assert config.train.learning_rate == 1e-4  # which YAML 1.1 reads as a text
+    assert config.lora.targets == ("q_proj", "dense")
+    assert config.model == RunConfig().model
+
+
+def test_a_dumped_config_reads_back_equal(tmp_path):
+    config = load_config(
+        None,
+        [
+            parse_override(text)
+            for text in (
+                "data.columns={instruction: question}",
+                "train.report_to=tensorboard,wandb",
+                "train.max_steps=7",
+                "train.gradient_checkpointing=off",
+                "model.quantization=none",
+                "system=日本語で",
+            )
+        ],
+    )
+    assert config.train.report_to == ("tensorboard", "wandb")
+    assert config.train.gradient_checkpointing == "off"
+    assert config.model.quantization == "none"
+    file = tmp_path / "c.yaml"
+    file.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epoch=2", "did you mean 'epochs'"),
+        ("lorra.r=2", "did you mean 'lora'"),
+        ("lora.r=many", "a whole number"),
+        ("lora.r=0", "1 or more"),
+        ("lora.r=1.5", "a whole number"),
+        ("lora.dropout=1", "below 1"),
+        ("train.learning_rate=-1", "above 0"),
+        ("train.learning_rate=.nan", "above 0"),
+        ("train.packing=maybe", "true or false"),
+        ("train.schedule=cosin", "one of"),
+        ("model=phi", "groups settings"),
+        ("lora.r", "key=value"),
+        ("lora.r=[", "expected"),
+        ("data.columns=3", "a mapping"),
+    ],
+)
+def test_a_wrong_setting_says_what_it_takes(override, expected):
+    with pytest.raises(FasttuneError) as caught:
+        load_config(None, [parse_override(override)])
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", "template: {a: 1}"])
+def test_a_broken_file_is_named(tmp_path, text):
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(FasttuneError) as caught:
+        load_config(file)
+    assert "broken.yaml" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FasttuneError, match="cannot read the config"):
+        load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_shipped_config_loads_and_says_how_it_is_run(file):
+    load_config(file)
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# fasttune run ") and f"configs/{file.name}" in first
+
+
+def test_the_default_config_has_every_setting_at_its_default_with_a_comment():
+    file = CONFIGS / "default.yaml"
+    assert load_config(file) == RunConfig()
+    written = yaml.safe_load(file.read_text(encoding="utf-8"))
+
+    def keys(values, prefix=""):
+        for key, value in values.items():
+            yield f"{prefix}{key}"
+            if isinstance(value, dict):
+                yield from keys(value, f"{prefix}{key}.")
+
+    assert set(keys(written)) == set(keys(RunConfig().as_dict()))
+    lines = file.read_text(encoding="utf-8").splitlines()
+    for before, line in zip(lines, lines[1:], strict=False):
+        is_setting = ":" in line and not line.lstrip().startswith("#") and not line.endswith(":")
+        if is_setting:
+            assert "#" in line or before.lstrip().startswith("#"), f"no comment: {line}"

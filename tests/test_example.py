@@ -1,0 +1,72 @@
+"""The example package: its wheel is built, installed and found, and its template passes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "fasttune-chatml"
+
+
+def run(*arguments, path=None):
+    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+    command = [sys.executable, "-m", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def fasttune(*arguments, path):
+    program = "from fasttune.cli import main; main()"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with nothing but the example's wheel installed into it."""
+    folder = tmp_path_factory.mktemp("example")
+    # setuptools builds inside the source tree.
+    source = shutil.copytree(
+        EXAMPLE, folder / "source", ignore=shutil.ignore_patterns("build", "*.egg-info")
+    )
+    pip = ("pip", "--quiet", "--disable-pip-version-check")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source)
+    (wheel,) = folder.glob("*.whl")
+    assert wheel.name == "fasttune_chatml-1.0.0-py3-none-any.whl"
+    run(*pip, "install", "--no-deps", "--no-index", "--target", folder / "site", wheel)
+    return folder / "site"
+
+
+def test_the_installed_package_is_found_with_its_distribution(site):
+    (chatml,) = [
+        t for t in fasttune("templates", "list", "--json", path=site) if t["name"] == "chatml"
+    ]
+    assert (chatml["distribution"], chatml["version"]) == ("fasttune-chatml", "1.0.0")
+    assert chatml["path"] == str(site / "fasttune_chatml.py")
+    plugins = fasttune("plugins", "--json", path=site)
+    assert plugins["problems"] == []
+    (chatml,) = [p for p in plugins["plugins"] if p["name"] == "chatml"]
+    assert chatml["provides"] == ["template chatml"]
+
+
+def test_its_template_keeps_the_contract(site, tmp_path, phi2_tokenizer):
+    phi2_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "phi"}))
+    (checked,) = fasttune("templates", "check", "chatml", "--model", tmp_path, "--json", path=site)
+    assert checked["passed"]
+    assert {check["status"] for check in checked["checks"]} == {"ok", "info"}
+
+
+def test_its_own_tests_pass_against_the_installed_package(site):
+    out = run("pytest", site.parent / "source/tests", path=site)
+    assert "4 passed" in out

@@ -1,0 +1,88 @@
+"""`templates new`: what it writes works as it is, and its test can fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fasttune import FasttuneError
+from fasttune.check import check_template
+from fasttune.plugins import load_file, load_plugins
+from fasttune.scaffold import new_template
+
+
+def run_pytest(folder):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["mine", "my-own_2", "template", "segment"])
+def test_a_new_template_keeps_the_contract(tmp_path, phi2_tokenizer, name):
+    paths = new_template(name, tmp_path / "new", load_plugins())
+    assert paths == [tmp_path / f"new/{name}.py", tmp_path / f"new/test_{name}.py"]
+    template = load_file(paths[0]).template(name)
+    results = check_template(template, phi2_tokenizer)
+    assert {result.status for result in results} == {"ok", "info"}
+    assert len(paths[0].read_text().splitlines()) < 25
+
+
+def test_its_test_passes_and_fails_with_the_template(tmp_path):
+    plugin, _ = new_template("my-own", tmp_path, load_plugins())
+    passed = run_pytest(tmp_path)
+    assert passed.returncode == 0 and "2 passed" in passed.stdout, passed.stdout
+    text = plugin.read_text()
+    for old, new, failures in (
+        ("### Answer:\\n", "### Answer: ", 1),
+        ('row.get("output", "")', 'row["output"]', 1),
+        ('learn("response", row.get("output", ""))', 'learn("r", row.get("output", "") + ".")', 2),
+    ):
+        assert old in text
+        plugin.write_text(text.replace(old, new))
+        run = run_pytest(tmp_path)
+        assert run.returncode == 1 and f"{failures} failed" in run.stdout, run.stdout
+
+
+def test_the_files_are_found_as_one_plugin(tmp_path):
+    new_template("mine", tmp_path, load_plugins())
+    plugins = load_plugins(tmp_path)
+    assert plugins.template("mine").name == "mine" and plugins.problems == []
+
+
+@pytest.mark.parametrize("name", ["", "Mine", "2nd", "-x", "a b", "é", "a/b", "test_x", "conftest"])
+def test_a_name_that_is_not_valid(tmp_path, name):
+    with pytest.raises(FasttuneError, match="no name for a template"):
+        new_template(name, tmp_path, load_plugins())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["alpaca", "answers"])
+def test_a_name_that_a_template_or_a_plugin_has(tmp_path, name):
+    with pytest.raises(FasttuneError) as caught:
+        new_template(name, tmp_path, load_plugins(), force=True)
+    assert "is taken" in caught.value.message and f"{name}.py" in caught.value.where
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("existing", ["mine.py", "test_mine.py"])
+def test_existing_files_are_kept_without_force(tmp_path, existing):
+    (tmp_path / existing).write_text("# mine")
+    with pytest.raises(FasttuneError, match="the file exists"):
+        new_template("mine", tmp_path, load_plugins())
+    assert [path.name for path in tmp_path.iterdir()] == [existing]
+    assert (tmp_path / existing).read_text() == "# mine"
+    new_template("mine", tmp_path, load_plugins(), force=True)
+    assert "# mine" not in (tmp_path / existing).read_text()
+
+
+def test_force_replaces_a_plugin_that_is_loaded_from_that_very_file(tmp_path):
+    new_template("mine", tmp_path, load_plugins())
+    with pytest.raises(FasttuneError, match="the file exists"):
+        new_template("mine", tmp_path, load_plugins(tmp_path))
+    assert len(new_template("mine", tmp_path, load_plugins(tmp_path), force=True)) == 2
+
+
+def test_nothing_half_written_is_left(tmp_path):
+    new_template("mine", tmp_path, load_plugins())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py", "test_mine.py"]
