@@ -14,7 +14,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def test_later_wins(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("template: alpaca\ntrain: {epochs: 3, learning_rate: 1e-4}\n")
-    config = load_config(file, [("train.epochs", 2), parse_override("lora.targets=[q_proj, dense]")])
+    config = load_config(
+        file, [("train.epochs", 2), parse_override("lora.targets=[q_proj, dense]")]
+    )
     assert config.template == "alpaca"
     assert config.train.epochs == 2
     assert config.train.learning_rate == 1e-4  # which YAML 1.1 reads as a text

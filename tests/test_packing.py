@@ -16,7 +16,12 @@ from fasttune.plugins import load_plugins
 
 ROWS = [
     {"instruction": "Add 2 and 3.", "input": "", "reasoning": "2 + 3 = 5.", "output": "5"},
-    {"instruction": "日本の首都は？", "input": "地理", "reasoning": "東京。", "output": "東京です。"},
+    {
+        "instruction": "日本の首都は？",
+        "input": "地理",
+        "reasoning": "東京。",
+        "output": "東京です。",
+    },
     {"instruction": "Say hi.", "input": "", "reasoning": "A greeting.", "output": '"Hi"'},
 ]
 

@@ -171,12 +171,14 @@ def train(
     plot_losses(
         run.metrics(), run.folder / "loss.png", f"{template.name}, {Path(prepared.model).name}"
     )
-    measured = {
+    measured: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "tokens_per_second": round(progress.tokens_per_second, 1),
         "peak_memory_bytes": peak_memory(),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
     }
+    if trainer.state.best_metric is not None:
+        measured["best_eval_loss"] = trainer.state.best_metric
     if not finished:
         run.update({"status": "interrupted", **measured})
         return Outcome(run, "interrupted", {})

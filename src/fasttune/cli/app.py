@@ -122,6 +122,7 @@ def _complain(message: str, where: str, hint: str) -> None:
 from fasttune.cli import (  # noqa: E402  the commands register themselves with the app above
     data,
     doctor,
+    export,
     generate,
     preview,
     run,
@@ -129,4 +130,4 @@ from fasttune.cli import (  # noqa: E402  the commands register themselves with 
     templates,
 )
 
-__all__ = ["data", "doctor", "generate", "main", "preview", "run", "runs", "templates"]
+__all__ = ["data", "doctor", "export", "generate", "main", "preview", "run", "runs", "templates"]

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-    from fasttune.data import Finding
     from fasttune.datastats import Bin, Spread, Survey
+    from fasttune.sources import Finding
 
 SHOWN = 20
 

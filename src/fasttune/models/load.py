@@ -63,6 +63,9 @@ def load_base(config: ModelConfig, gradient_checkpointing: str | bool = False) -
             )
     except (OSError, ValueError) as error:
         raise cannot_load(name, error) from error
+    for settings in (model.config, model.generation_config):
+        settings.pad_token_id = tokenizer.pad_token_id
+        settings.eos_token_id = tokenizer.eos_token_id
     return model, tokenizer
 
 

@@ -1,0 +1,230 @@
+"""Files and Hub -> numbered records, before anything is checked.
+
+A reader yields (number, record), where a record that could not be read is a `Finding` already.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fasttune.errors import FasttuneError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem.
+
+    Attributes:
+        row: 1-based row number in its source; in JSONL, CSV and TSV the line where the row begins;
+            0 for the whole file.
+        column: our name of the column, "" if it is about none.
+        message: what is wrong, reading on from row and column.
+        fatal: False for a warning, such as a duplicate: the row is used.
+    """
+
+    row: int
+    column: str
+    message: str
+    fatal: bool
+
+    def __str__(self) -> str:
+        parts = (f"row {self.row}" if self.row else "", self.column)
+        return ": ".join([", ".join(filter(None, parts)), self.message]).removeprefix(": ")
+
+
+Record = tuple[int, Any]
+"""A row's number, and the row or the Finding that stands in for it."""
+
+
+def reader(source: str | Path, split: str) -> Iterator[Record]:
+    """The records of a source, in order.
+
+    Raises:
+        FasttuneError: there is no such source, or its format is unknown.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        if path.suffix.lower() not in READERS:
+            raise FasttuneError(
+                "cannot tell the format of the file", str(source), f"known: {', '.join(READERS)}"
+            )
+        return READERS[path.suffix.lower()](path)
+    if path.is_dir():
+        return _saved(path, split)
+    looks_like_path = str(source).startswith((".", "/", "~")) or "\\" in str(source)
+    if isinstance(source, Path) or looks_like_path or path.suffix.lower() in READERS:
+        raise _no_such_file(path)
+    return _hub(str(source), split)
+
+
+def _no_such_file(path: Path) -> FasttuneError:
+    if not path.parent.is_dir():
+        return FasttuneError("no such file", str(path), f"there is no folder {path.parent}")
+    names = sorted(entry.name for entry in path.parent.iterdir())
+    close = difflib.get_close_matches(path.name, names)
+    hint = f"did you mean {' or '.join(close)}?" if close else "check the path"
+    return FasttuneError("no such file", str(path), hint)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, Finding | None]]:
+    """The lines with their ends; undecodable bytes are replaced, so that CSV stays in step."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            try:
+                yield number, raw.decode(), None
+            except UnicodeDecodeError as error:
+                what = f"is not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}"
+                text = raw.decode(errors="replace")
+                yield number, text, Finding(number, "", what, fatal=True)
+
+
+def _jsonl(path: Path) -> Iterator[Record]:
+    for number, line, problem in _lines(path):
+        if problem:
+            yield number, problem
+            continue
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            place = (
+                f" at position {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
+            )
+            what = f"is not JSON: {getattr(error, 'msg', error)}{place}"
+            yield number, Finding(number, "", what, fatal=True)
+
+
+def _json(path: Path) -> Iterator[Record]:
+    parts = []
+    for number, line, problem in _lines(path):
+        if problem:
+            raise FasttuneError("the file is not UTF-8", f"{path}: line {number} {problem.message}")
+        parts.append(line)
+    if not "".join(parts).strip():
+        return
+    try:
+        value = json.loads("".join(parts))
+    except (ValueError, RecursionError) as error:
+        hint = "one object per line? then name it .jsonl" if "Extra data" in str(error) else ""
+        raise FasttuneError("the file is not JSON", f"{path}: {error}", hint) from error
+    rows = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        raise FasttuneError("there is no list of rows", str(path), 'write [...] or {"data": [...]}')
+    yield from enumerate(rows, start=1)
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    header: list[str] = []
+    for number, cells in _csv_rows(path, "\t" if path.suffix.lower() == ".tsv" else ","):
+        if header:
+            yield number, _csv_row(number, cells, header)
+        elif isinstance(cells, Finding) or len(set(cells)) < len(cells):
+            what = cells.message if isinstance(cells, Finding) else "names a column twice"
+            raise FasttuneError(f"the header {what}", f"{path}: line {number}")
+        else:
+            header = cells
+
+
+def _csv_row(number: int, cells: list[str] | Finding, header: list[str]) -> object:
+    if isinstance(cells, Finding) or len(cells) == len(header):
+        return cells if isinstance(cells, Finding) else dict(zip(header, cells, strict=True))
+    what = f"has {count(cells, 'cell')}, the header has {len(header)}"
+    return Finding(number, "", what, fatal=True)
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str] | Finding]]:
+    csv.field_size_limit(2**31 - 1)  # the default, 128 kB a cell, is for spreadsheets
+    problems: dict[int, Finding] = {}
+
+    def lines() -> Iterator[str]:
+        for number, line, problem in _lines(path):
+            if problem:
+                problems[number] = problem
+            yield line
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    while True:
+        start = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield start, Finding(start, "", f"is not CSV: {error}", fatal=True)
+            continue
+        undecodable = [n for n in range(start, reader.line_num + 1) if n in problems]
+        if undecodable or cells:  # an empty list is an empty line
+            yield start, problems[undecodable[0]] if undecodable else cells
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except ValueError as error:  # pyarrow's own errors are ValueErrors
+        raise FasttuneError("the file is not Parquet", str(path), str(error)) from error
+
+
+def _saved(folder: Path, split: str) -> Iterator[Record]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:  # whatever the folder holds instead
+        raise FasttuneError(
+            "the folder holds no data set",
+            f"{folder}: {error}",
+            "give a file, or a folder that save_to_disk of datasets has written",
+        ) from error
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise FasttuneError(
+                f"there is no split '{split}'", str(folder), did_you_mean(split, [*saved])
+            )
+        saved = saved[split]
+    yield from enumerate(saved, start=1)
+
+
+def _hub(name: str, split: str) -> Iterator[Record]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:  # datasets, huggingface_hub and the network each have their own
+        reason = str(error).strip().partition("\n")[0]
+        raise FasttuneError(
+            f"'{name}' is no file here, and loading it from the Hub failed",
+            f"split {split}: {type(error).__name__}: {reason}",
+            "for a file, check the path; for the Hub, check the name, the split and the connection",
+        ) from error
+    yield from enumerate(rows, start=1)
+
+
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".json": _json,
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+}
+
+
+def count(things: Sequence[object], noun: str) -> str:
+    """The number with its noun: 3 rows, 1 row."""
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"

@@ -1,0 +1,347 @@
+"""The training line on a tiny Phi through Unsloth's CPU backend: numerics, run, resume,
+generate."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import fasttune.models.backend
+
+# isort: split
+import pytest
+import torch
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fasttune.cli import main
+from fasttune.config import LoraConfig, ModelConfig
+from fasttune.encode import IGNORED, encode
+from fasttune.errors import FasttuneError
+from fasttune.models.load import add_lora, load_base
+from fasttune.models.sections import SectionLoss
+from fasttune.packing import features, pack, section_names
+from fasttune.plugins import load_plugins
+from fasttune.runs import Run, find_run
+
+PHI_TARGETS = {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}
+
+
+def rows(count: int) -> list[dict[str, str]]:
+    return [
+        {
+            "instruction": f"Add {n} and {n + 1}.",
+            "input": "" if n % 2 else "Two numbers.",
+            "reasoning": f"{n} + {n + 1} = {2 * n + 1}.",
+            "output": f"{2 * n + 1}",
+        }
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
+    return file
+
+
+def fasttune(*arguments: str) -> int:
+    """Run the command line in this process and return its exit status."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    return int(stopped.value.code or 0)
+
+
+def settings(tiny_phi: Path, data: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "run", "--template", "reasoning", "--data", str(data), "--model", str(tiny_phi),
+        "--output", str(output), "model.quantization=nf4", "model.precision=fp32",
+        "data.eval_fraction=0.2", "train.batch_size=2", "train.warmup_steps=1",
+        "train.learning_rate=1e-2", "samples.count=2", "samples.max_new_tokens=8", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_phi, data, tmp_path_factory) -> Run:
+    """A run of six steps in NF4."""
+    output = tmp_path_factory.mktemp("runs")
+    status = fasttune(
+        *settings(
+            tiny_phi, data, output, "train.max_steps=6", "train.eval_steps=3", "train.save_steps=3"
+        )
+    )
+    assert status == 0
+    return find_run("last", output)
+
+
+# Numerics
+
+
+def test_lora_covers_all_six_projections_of_phi(tiny_phi):
+    config = ModelConfig(name=str(tiny_phi), quantization="nf4", precision="fp32")
+    model, _ = load_base(config)
+    quantized = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+    assert len(quantized) == 2 * len(PHI_TARGETS)  # NF4 really is on
+    model, coverage = add_lora(model, LoraConfig(r=4), seed=0, gradient_checkpointing=False)
+    assert coverage.adapted == dict.fromkeys(PHI_TARGETS, 2)
+    assert coverage.left_out == {}
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trainable} == PHI_TARGETS
+    sizes = 4 * (320 + 320)  # A and B of q, k, v and dense; fc1 and fc2 have 640 on one side
+    assert coverage.parameters == 2 * (4 * sizes + 2 * 4 * (320 + 640))
+
+
+def test_a_target_that_matches_nothing_is_an_error(tiny_phi):
+    model, _ = load_base(ModelConfig(name=str(tiny_phi), quantization="none", precision="fp32"))
+    with pytest.raises(FasttuneError) as caught:
+        add_lora(model, LoraConfig(targets=("q_proj", "o_proj")), 0, False)
+    assert "'o_proj' matches no layer" in str(caught.value) and "q_proj" in caught.value.hint
+
+
+def test_section_losses_are_those_of_the_reference_logits(tiny_phi):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_phi)
+    reference = AutoModelForCausalLM.from_pretrained(tiny_phi, dtype=torch.float32).eval()
+    template = load_plugins().template("reasoning")
+    encoded = [encode(template, row, tokenizer) for row in rows(3)]
+    names = section_names(encoded)
+    batch = pack([features(row, names) for row in encoded])
+    losses = SectionLoss(reference, names)
+    with torch.no_grad(), losses.watch(batch["labels"], batch["sections"]):
+        reference(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+    expected: dict[str, list[float]] = {name: [] for name in names}
+    for row in encoded:
+        with torch.no_grad():
+            logits = reference(input_ids=torch.tensor([row.input_ids])).logits[0]
+        for span in row.spans:
+            if span.train:
+                targets = torch.tensor(row.input_ids[span.start : span.end])
+                lines = logits[span.start - 1 : span.end - 1]
+                expected[span.name] += cross_entropy(lines, targets, reduction="none").tolist()
+    for name, mean in losses.means().items():
+        assert mean == pytest.approx(sum(expected[name]) / len(expected[name]), abs=1e-5)
+    assert losses.tokens == sum(map(len, expected.values()))
+
+
+# Run
+
+
+def test_a_run_leaves_everything_in_its_folder(finished):
+    manifest = finished.manifest
+    assert manifest["status"] == "done" and manifest["steps"] == 6
+    assert manifest["quantization"] == "nf4" and manifest["dtype"] == "float32"
+    assert set(manifest["lora"]["layers"]) == PHI_TARGETS
+    assert manifest["template"] == load_plugins().identity("reasoning").as_dict()
+    assert manifest["data"]["train_rows"] + manifest["data"]["eval_rows"] == 40
+    assert manifest["peak_memory_bytes"] > 0 and manifest["seconds"]["train"] > 0
+    assert (finished.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((finished.adapter / "template.json").read_text()) == manifest["template"]
+    assert AutoTokenizer.from_pretrained(finished.adapter).eos_token == "<|endoftext|>"
+    samples = json.loads((finished.folder / "samples.json").read_text())
+    assert len(samples["samples"]) == 2 and set(samples["scores"]["after"]) >= {"stops", "exact"}
+    assert "**After**" in (finished.folder / "samples.md").read_text()
+    assert not list(finished.folder.glob(".*"))  # nothing half written is left behind
+
+
+def test_metrics_hold_sections_and_their_mean(finished):
+    train = [line for line in finished.metrics() if "loss" in line]
+    evaluated = [line for line in finished.metrics() if "eval_loss" in line]
+    assert [line["step"] for line in train] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in evaluated] == [0, 3, 6]
+    for line in [*train, *evaluated]:
+        prefix = "eval_loss" if "eval_loss" in line else "loss"
+        parts = [line[f"{prefix}_{name}"] for name in ("reasoning", "response", "eos")]
+        assert all(math.isfinite(part) for part in parts)
+        assert min(parts) <= line[prefix] <= max(parts)
+    assert train[-1]["loss"] < train[0]["loss"] - 1
+    assert evaluated[-1]["eval_loss_eos"] < evaluated[0]["eval_loss_eos"] - 1
+
+
+def test_the_last_evaluation_is_what_the_saved_adapter_gives(finished, tiny_phi):
+    """Token-weighted over all held-out rows, by transformers and PEFT alone, row by row."""
+    from fasttune.plan import prepare
+
+    plugins = load_plugins()
+    prepared = prepare(finished.config, plugins)
+    base, tokenizer = load_base(finished.model_config)
+    model = PeftModel.from_pretrained(base, finished.adapter).eval()
+    total = tokens = 0.0
+    for row in prepared.eval:
+        coded = encode(prepared.template, row, tokenizer)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([coded.input_ids])).logits[0, :-1]
+        labels = torch.tensor(coded.labels)[1:]
+        total += float(cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
+        tokens += int((labels != IGNORED).sum())
+    saved = [line for line in finished.metrics() if "eval_loss" in line][-1]
+    assert saved["eval_tokens"] == tokens
+    assert saved["eval_loss"] == pytest.approx(total / tokens, abs=2e-4)
+
+
+def test_the_adapters_of_a_quantised_model_stay_in_fp32(finished):
+    from safetensors.torch import load_file
+
+    weights = load_file(finished.adapter / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert all(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
+
+
+def test_resuming_gives_the_losses_of_a_run_without_a_break(finished, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(finished.folder, broken)
+    shutil.rmtree(broken / "checkpoints" / "checkpoint-6")
+    shutil.rmtree(broken / "adapter")
+    run = Run(broken)
+    run.update({"status": "interrupted"})
+    samples = json.loads((finished.folder / "samples.json").read_text())["samples"]
+    before = [[s["before"]["text"], s["before"]["stop"], s["before"]["tokens"]] for s in samples]
+    (broken / "before.json").write_text(json.dumps(before))
+    (broken / "samples.json").unlink()
+    assert fasttune("generate", str(broken), "Hello") == 2  # it has no adapter to generate with
+    assert fasttune("run", "--resume", str(broken)) == 0
+    straight = [line for line in finished.metrics() if line["step"] > 3]
+    resumed = [line for line in run.metrics() if line["step"] > 3]
+    assert len(straight) == len(resumed) == 4
+    for one, other in zip(straight, resumed, strict=True):
+        key = "eval_loss" if "eval_loss" in one else "loss"
+        assert other["step"] == one["step"]
+        assert other[key] == pytest.approx(one[key], abs=1e-4)
+    assert run.manifest["status"] == "done"
+    capsys.readouterr()
+    assert fasttune("run", "--resume", str(broken)) == 2
+    assert "is done" in capsys.readouterr().err
+
+
+def test_early_stopping_ends_the_run_and_keeps_the_best(tiny_phi, data, tmp_path):
+    arguments = settings(
+        tiny_phi, data, tmp_path, "train.max_steps=30", "train.eval_steps=1",
+        "train.early_stopping=2", "train.learning_rate=3.0", "train.schedule=constant",
+        "train.warmup_steps=0", "train.max_grad_norm=1000", "samples.count=0",
+    )  # fmt: skip
+    assert fasttune(*arguments, "--json") == 0
+    run = find_run("last", tmp_path)
+    evaluated = [line["eval_loss"] for line in run.metrics() if "eval_loss" in line]
+    assert run.manifest["steps"] < 30
+    assert run.manifest["best_eval_loss"] == pytest.approx(min(evaluated[1:]))
+
+
+def test_overlong_rows_are_counted(tiny_phi, data, tmp_path, capsys):
+    arguments = settings(tiny_phi, data, tmp_path, "train.max_steps=1", "samples.count=0")
+    assert fasttune(*arguments, "model.max_length=20") == 2
+    error = capsys.readouterr().err
+    assert "dropped" in error and "no training row has 20 tokens" in error
+
+
+# Using the result
+
+
+def test_generate_streams_sections_and_the_reason_it_stopped(finished, capsys):
+    assert fasttune("generate", str(finished.folder), "Add 3 and 4.", "--max-new-tokens", "5") == 0
+    output = capsys.readouterr().out
+    assert "reasoning" in output and "response" in output
+    assert "stopped" in output and ("length: ran out" in output or "eos: ended" in output)
+
+
+def test_the_pipeline_gives_the_same_greedy_tokens(finished, capsys):
+    arguments = [
+        "generate",
+        str(finished.folder),
+        "Add 3 and 4.",
+        "--max-new-tokens",
+        "12",
+        "--json",
+    ]
+    assert fasttune(*arguments) == 0
+    direct = json.loads(capsys.readouterr().out)
+    assert fasttune(*arguments, "--via", "pipeline") == 0
+    assert json.loads(capsys.readouterr().out) == direct
+
+
+def test_a_batch_of_a_file_answers_as_one_by_one_and_in_order(finished, tmp_path, capsys):
+    prompts = [
+        {"instruction": "Add 1 and 2."},
+        {"instruction": "Add a long list of numbers: " + " ".join(map(str, range(40)))},
+        {"instruction": "日本の首都は？", "input": "地理の問題"},
+    ]
+    file, answers = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    options = ["--max-new-tokens", "10"]
+    run = str(finished.folder)
+    assert fasttune("generate", run, "--file", str(file), "-o", str(answers), *options) == 0
+    capsys.readouterr()
+    answered = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [row["instruction"] for row in answered] == [row["instruction"] for row in prompts]
+    for row, answer in zip(prompts, answered, strict=True):
+        arguments = [row["instruction"], "--input", row.get("input", ""), "--json", *options]
+        assert fasttune("generate", run, *arguments) == 0
+        alone = json.loads(capsys.readouterr().out)
+        assert answer["answer"] == {key: alone[key] for key in answer["answer"]}
+
+
+def test_raw_prints_the_completion_alone(finished, capsys):
+    arguments = ["generate", str(finished.folder), "Add 3 and 4.", "--max-new-tokens", "6"]
+    assert fasttune(*arguments, "--raw") == 0
+    raw = capsys.readouterr().out
+    assert fasttune(*arguments, "--json") == 0
+    assert raw == json.loads(capsys.readouterr().out)["text"] + "\n"
+
+
+def test_sampling_is_reproducible_by_its_seed(finished, capsys):
+    def sample(seed: str) -> str:
+        fasttune(
+            "generate", str(finished.folder), "Add 3 and 4.", "--raw", "--temperature", "2",
+            "--max-new-tokens", "12", "--seed", seed,
+        )  # fmt: skip
+        return capsys.readouterr().out
+
+    assert sample("1") == sample("1") != sample("2")
+
+
+def test_another_rendering_is_refused_with_both_hashes(finished, tmp_path, capsys):
+    changed = tmp_path / "changed"
+    shutil.copytree(finished.folder, changed)
+    run = Run(changed)
+    trained = run.manifest["template"]
+    run.update({"template": {**trained, "rendering": "0" * 64}})
+    assert fasttune("generate", str(changed), "Hello", "--max-new-tokens", "2") == 2
+    error = capsys.readouterr().err
+    assert "0" * 64 in error and trained["rendering"] in error and "--force" in error
+    assert fasttune("generate", str(changed), "Hello", "--max-new-tokens", "2", "--force") == 0
+
+
+def test_a_base_model_answers_too(tiny_phi, capsys):
+    arguments = [
+        "generate",
+        str(tiny_phi),
+        "Hello",
+        "-t",
+        "alpaca",
+        "--max-new-tokens",
+        "3",
+        "--json",
+    ]
+    assert fasttune(*arguments) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"].endswith("### Response:\n")
+
+
+def test_chat_reads_questions_until_the_end(finished, monkeypatch, capsys):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("Add 1 and 2.\n/input x y\n/what\nAnd now?\n"))
+    assert fasttune("chat", str(finished.folder), "--max-new-tokens", "3") == 0
+    output = capsys.readouterr().out
+    assert output.count("tokens]") == 2 and "commands: /input TEXT" in output
+
+
+def test_runs_are_listed_and_shown(finished, capsys):
+    parent = str(finished.folder.parent)
+    assert fasttune("runs", "list", "-o", parent) == 0
+    assert finished.name[:20] in capsys.readouterr().out
+    assert fasttune("runs", "show", finished.name, "-o", parent, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["config"]["lora"]["r"] == 16 and len(shown["metrics"]) == 9
+    assert fasttune("runs", "show", "reasonin", "-o", parent) == 2
+    assert "known:" in capsys.readouterr().err
