@@ -260,6 +260,18 @@ def test_indentation_in_a_field_is_the_rows_own_affair(tmp_path, phi2_tokenizer)
     assert result_of(Good(), "indentation", phi2_tokenizer, data).status == "ok"
 
 
+def test_learned_text_may_be_indented():
+    class Indents(Good):
+        def segments(self, row):
+            yield given("instruction", f"### Question:\n{row['instruction']}\n\n### Answer:\n")
+            yield learn("response", f"  - {row.get('output', '')}\n  ")
+
+        def parse(self, text):
+            return {"response": text.removeprefix("  - ").removesuffix("\n  ")}
+
+    assert set(statuses(check_template(Indents())).values()) == {"ok"}
+
+
 def test_one_go_shows_what_another_program_would_see(phi2_tokenizer):
     class EndsInSpace(Good):
         def segments(self, row):

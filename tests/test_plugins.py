@@ -6,7 +6,7 @@ import doctest
 import pickle
 import re
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, distribution
 from pathlib import Path
 
 import pluggy
@@ -16,7 +16,7 @@ from fasttune import FasttuneError, Metric, Template, hookspecs
 from fasttune.plugins import GROUP, load_file, load_plugins
 
 DOCS = Path(__file__).parents[1] / "docs" / "templates.md"
-BUILT_IN = ["alpaca", "answers", "multilingual", "reasoning"]
+BUILT_IN = sorted(p.name for p in distribution("fasttune").entry_points.select(group=GROUP))
 
 GOOD = """
 from fasttune import Template, given, hookimpl, learn
@@ -62,6 +62,7 @@ def installed(monkeypatch, *points: tuple[str, str]) -> None:
 def test_built_ins_enter_by_the_public_door():
     plugins = loaded()
     assert list(plugins.providers) == BUILT_IN
+    assert {"alpaca", "answers", "multilingual", "reasoning"} <= set(BUILT_IN)
     assert {p.distribution for p in plugins.providers.values()} == {"fasttune"}
     assert plugins.problems == []
     assert plugins.provided()["answers"] == ["metric stops", "metric format", "metric exact"]
@@ -318,6 +319,15 @@ def test_hook_register_metrics(tmp_path):
     assert plugins.provided()["example"] == ["metric words"]
 
 
+def test_hook_register_exporters(tmp_path):
+    from types import SimpleNamespace
+
+    plugins = example("register_exporters", tmp_path)
+    job = SimpleNamespace(folder=tmp_path, open_merged=lambda folder: f"opened {folder}")
+    assert plugins.exporters["half"][0].open(job) == f"opened {tmp_path}"
+    assert plugins.provided()["example"] == ["exporter half"]
+
+
 def test_hook_training_callbacks(tmp_path):
     from types import SimpleNamespace
 
@@ -349,10 +359,10 @@ def test_every_hook_has_a_test_a_docs_section_and_an_example():
         assert "Example:\n" in getattr(hookspecs, hook).__doc__
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_the_code_in_the_docs_is_a_plugin(tmp_path, number):
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     (tmp_path / "block.py").write_text(blocks[number])
     plugins = load_file(tmp_path / "block.py")
     assert plugins.provided()["block"]

@@ -248,6 +248,12 @@ def test_html_is_escaped_and_needs_nothing_else(phi2_tokenizer):
     assert "prefers-color-scheme: dark" in text
 
 
+def test_html_escapes_the_tokens(shown):
+    text = to_html([shown])
+    assert 'label -100"><i>·</i>&lt;</span>' in text
+    assert 'label -100">&amp;</span>' in text
+
+
 def test_html_ids_on_demand(shown):
     assert "<sub>" not in to_html([shown])
     assert "<sub>10545 251 109</sub>" in to_html([shown], ids=True)

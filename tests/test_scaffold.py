@@ -18,7 +18,7 @@ def run_pytest(folder):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", ["mine", "my-own_2", "template", "segment"])
+@pytest.mark.parametrize("name", ["mine", "my-own_2", "template", "none"])
 def test_a_new_template_keeps_the_contract(tmp_path, phi2_tokenizer, name):
     paths = new_template(name, tmp_path / "new", load_plugins())
     assert paths == [tmp_path / f"new/{name}.py", tmp_path / f"new/test_{name}.py"]

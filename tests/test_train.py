@@ -27,6 +27,7 @@ from fasttune.packing import features, pack, section_names
 from fasttune.plugins import load_plugins
 from fasttune.runs import Run, find_run
 
+SIX_STEPS = ("train.max_steps=6", "train.eval_steps=3", "train.save_steps=3")
 PHI_TARGETS = {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}
 
 
@@ -69,11 +70,7 @@ def settings(tiny_phi: Path, data: Path, output: Path, *more: str) -> list[str]:
 def finished(tiny_phi, data, tmp_path_factory) -> Run:
     """A run of six steps in NF4."""
     output = tmp_path_factory.mktemp("runs")
-    status = fasttune(
-        *settings(
-            tiny_phi, data, output, "train.max_steps=6", "train.eval_steps=3", "train.save_steps=3"
-        )
-    )
+    status = fasttune(*settings(tiny_phi, data, output, *SIX_STEPS))
     assert status == 0
     return find_run("last", output)
 
@@ -189,29 +186,54 @@ def test_the_adapters_of_a_quantised_model_stay_in_fp32(finished):
     assert all(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)
 
 
-def test_resuming_gives_the_losses_of_a_run_without_a_break(finished, tmp_path, capsys):
-    broken = tmp_path / "broken"
-    shutil.copytree(finished.folder, broken)
-    shutil.rmtree(broken / "checkpoints" / "checkpoint-6")
-    shutil.rmtree(broken / "adapter")
-    run = Run(broken)
-    run.update({"status": "interrupted"})
-    samples = json.loads((finished.folder / "samples.json").read_text())["samples"]
-    before = [[s["before"]["text"], s["before"]["stop"], s["before"]["tokens"]] for s in samples]
-    (broken / "before.json").write_text(json.dumps(before))
-    (broken / "samples.json").unlink()
-    assert fasttune("generate", str(broken), "Hello") == 2  # it has no adapter to generate with
-    assert fasttune("run", "--resume", str(broken)) == 0
-    straight = [line for line in finished.metrics() if line["step"] > 3]
-    resumed = [line for line in run.metrics() if line["step"] > 3]
-    assert len(straight) == len(resumed) == 4
-    for one, other in zip(straight, resumed, strict=True):
+INTERRUPTING = """
+import os, signal
+from transformers import TrainerCallback
+from fasttune import hookimpl
+
+class PressCtrlC(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+@hookimpl
+def training_callbacks(run):
+    return [PressCtrlC()]
+"""
+
+
+def test_a_run_resumed_after_ctrl_c_has_the_losses_of_one_without_a_break(
+    finished, tiny_phi, data, tmp_path, capsys
+):
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "interrupting.py").write_text(INTERRUPTING)
+    arguments = settings(tiny_phi, data, tmp_path / "runs", *SIX_STEPS)
+    assert fasttune(*arguments, "--plugins-dir", str(folder)) == 130
+    run = find_run("last", tmp_path / "runs")
+    assert f"fasttune run --resume {run.folder}" in capsys.readouterr().err
+    assert run.manifest["status"] == "interrupted" and run.manifest["steps"] == 4
+    assert run.last_checkpoint().name == "checkpoint-4"
+
+    assert fasttune("generate", str(run.folder), "Hello") == 2
+    assert "has no adapter: it is interrupted" in capsys.readouterr().err
+    run.log({"step": 5, "loss": 99.0})  # as if it had been stopped hard after a later step
+
+    rows_there = data.read_text()
+    data.write_text(rows_there.replace("Add 7 and 8.", "Add 8 and 7."))
+    assert fasttune("run", "--resume", str(run.folder)) == 2
+    assert "the rows are not those the run began with" in capsys.readouterr().err
+    data.write_text(rows_there)
+
+    assert fasttune("run", "--resume", str(run.folder)) == 0
+    assert run.manifest["status"] == "done" and run.manifest["steps"] == 6
+    assert len(run.metrics()) == len(finished.metrics())
+    for one, other in zip(finished.metrics(), run.metrics(), strict=True):
         key = "eval_loss" if "eval_loss" in one else "loss"
         assert other["step"] == one["step"]
         assert other[key] == pytest.approx(one[key], abs=1e-4)
-    assert run.manifest["status"] == "done"
     capsys.readouterr()
-    assert fasttune("run", "--resume", str(broken)) == 2
+    assert fasttune("run", "--resume", str(run.folder)) == 2
     assert "is done" in capsys.readouterr().err
 
 
@@ -233,6 +255,39 @@ def test_overlong_rows_are_counted(tiny_phi, data, tmp_path, capsys):
     assert fasttune(*arguments, "model.max_length=20") == 2
     error = capsys.readouterr().err
     assert "dropped" in error and "no training row has 20 tokens" in error
+
+
+def test_rows_that_hold_the_eos_token_are_refused_or_left_out(tiny_phi, tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    bad = {**rows(1)[0], "output": "1 <|endoftext|> 2"}
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows(10), bad]))
+    arguments = settings(
+        tiny_phi, file, tmp_path, "train.max_steps=1", "samples.count=0", "data.eval_fraction=0"
+    )
+    assert fasttune(*arguments) == 2
+    assert "1 training rows hold the text <|endoftext|>" in capsys.readouterr().err
+    assert fasttune(*arguments, "data.skip_bad_rows=true") == 0
+    assert find_run("last", tmp_path).manifest["data"]["train_rows"] == 10
+
+
+def test_the_defaults_on_cuda(monkeypatch, tmp_path):
+    """Only the wiring: which settings "auto" stands for when torch reports a CUDA device."""
+    from fasttune.config import RunConfig
+    from fasttune.models import load, tokenizer
+    from fasttune.train import training_arguments
+
+    cuda = torch.device("cuda")
+    monkeypatch.setattr("fasttune.models.load.DEVICE", cuda)
+    monkeypatch.setattr("fasttune.train.DEVICE", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert tokenizer.resolve_model(None) == "microsoft/phi-2"
+    assert load.resolve_precision(ModelConfig()) == load.Precision(True, torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert load.resolve_precision(ModelConfig()) == load.Precision(True, torch.float16)
+    monkeypatch.setattr("fasttune.train.SFTConfig", dict)
+    arguments = training_arguments(RunConfig(), Run(tmp_path), evaluate=True)
+    assert arguments["optim"] == "adamw_8bit" and arguments["gradient_checkpointing"] is True
 
 
 # Using the result

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fasttune.config import RunConfig
 from fasttune.data import divide, load, shipped
-from fasttune.encode import Encoded
+from fasttune.encode import Encoded, encode, fit
 from fasttune.errors import FasttuneError
 from fasttune.models.tokenizer import resolve_model
 from fasttune.plugins import Plugins
@@ -76,6 +76,49 @@ def prepare(config: RunConfig, plugins: Plugins) -> Prepared:
 def with_system(row: Mapping[str, str], system: str | None) -> Row:
     """The row with the run's own system text, where there is one."""
     return {**row, "system": system} if system else row
+
+
+def encode_rows(
+    rows: Sequence[Row],
+    template: Template,
+    tokenizer: Any,
+    config: RunConfig,
+    what: str,
+    say: Callable[[str], None],
+) -> list[Encoded]:
+    """Encode rows under the policy for overlong ones, and say how many it concerned.
+
+    Raises:
+        FasttuneError: a row's own text holds the EOS token, and `data.skip_bad_rows` is off; or a
+            row
+            is too long under the policy "error", or all are.
+    """
+    ending = [row for row in rows if any(tokenizer.eos_token in text for text in row.values())]
+    if ending and not config.data.skip_bad_rows:
+        raise FasttuneError(
+            f"{len(ending)} {what} rows hold the text {tokenizer.eos_token}, which would end them early",
+            f"the first: {ending[0].get('instruction', '')[:80]!r}",
+            "remove it, or leave these rows out with data.skip_bad_rows=true",
+        )
+    if ending:
+        say(f"left out {len(ending)} {what} rows that hold the text {tokenizer.eos_token}")
+    rows = [row for row in rows if row not in ending] if ending else rows
+    fitted = fit(
+        [encode(template, row, tokenizer) for row in rows],
+        config.model.max_length,
+        config.data.overlong,
+    )
+    for done, indices in (("dropped", fitted.dropped), ("truncated", fitted.truncated)):
+        if indices:
+            limit = config.model.max_length
+            say(f"{done} {len(indices)} of {len(rows)} {what} rows: over {limit} tokens")
+    if rows and not fitted.rows:
+        raise FasttuneError(
+            f"no {what} row has {config.model.max_length} tokens or fewer",
+            "model.max_length",
+            "raise it, or set data.overlong=truncate",
+        )
+    return [row for _, row in fitted.rows]
 
 
 def steps(rows: int, config: RunConfig) -> int:

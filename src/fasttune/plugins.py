@@ -20,6 +20,7 @@ import pluggy
 
 from fasttune import hookspecs
 from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.export import Exporter
 from fasttune.metrics import Metric
 from fasttune.template import Template, rendering_hash
 
@@ -86,6 +87,10 @@ class Plugins:
     def metrics(self) -> dict[str, tuple[Metric, Provider]]:
         return self._collect("register_metrics", Metric)
 
+    @cached_property
+    def exporters(self) -> dict[str, tuple[Exporter, Provider]]:
+        return self._collect("register_exporters", Exporter)
+
     def template(self, name: str) -> Template:
         """The template of that name.
 
@@ -150,7 +155,11 @@ class Plugins:
     def provided(self) -> dict[str, list[str]]:
         """Provider name -> what it provides, as "template reasoning"."""
         found: dict[str, list[str]] = {name: [] for name in self.providers}
-        for kind, things in (("template", self.templates), ("metric", self.metrics)):
+        for kind, things in (
+            ("template", self.templates),
+            ("metric", self.metrics),
+            ("exporter", self.exporters),
+        ):
             for thing, (_, provider) in things.items():
                 found[provider.name].append(f"{kind} {thing}")
         for implementation in self.manager.hook.training_callbacks.get_hookimpls():

