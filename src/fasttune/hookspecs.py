@@ -11,6 +11,7 @@ import pluggy
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+    from fasttune.export import Exporter
     from fasttune.metrics import Metric
     from fasttune.template import Template
 
@@ -48,6 +49,29 @@ def register_metrics() -> list[Metric]:  # type: ignore[empty-body]
         >>> @hookimpl
         ... def register_metrics():
         ...     return [Metric("words", "mean words in a response", words)]
+    """
+
+
+@hookspec
+def register_exporters() -> list[Exporter]:  # type: ignore[empty-body]
+    """Forms in which a run can leave: each fills a folder, and opens it again to be verified.
+
+    Example:
+        >>> from fasttune import Exporter, hookimpl
+        >>> class Half(Exporter):
+        ...     name = "half"
+        ...     description = "the merged model in fp16"
+        ...     def write(self, job):
+        ...         from safetensors.torch import load_file, save_file
+        ...         job.write_merged(job.folder)
+        ...         for file in job.folder.glob("*.safetensors"):
+        ...             halves = {name: tensor.half() for name, tensor in load_file(file).items()}
+        ...             save_file(halves, file, metadata={"format": "pt"})
+        ...     def open(self, job):
+        ...         return job.open_merged(job.folder)
+        >>> @hookimpl
+        ... def register_exporters():
+        ...     return [Half()]
     """
 
 

@@ -20,20 +20,28 @@ if TYPE_CHECKING:
 def export(
     context: typer.Context,
     run: Annotated[
-        str | None, typer.Argument(help="A run: its folder, its name or 'last'.", show_default=False)
+        str | None,
+        typer.Argument(help="A run: its folder, its name or 'last'.", show_default=False),
     ] = None,
-    to: Annotated[str, typer.Option("--to", help="Form of the export; --list shows all.")] = "merged",
+    to: Annotated[
+        str, typer.Option("--to", help="Form of the export; --list shows all.")
+    ] = "merged",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder to make. Default: exports/FORM in the run."),
     ] = None,
     into: Annotated[
         str | None,
-        typer.Option(help="Merge into the 'original' weights, or the 'dequantized' ones training saw."),
+        typer.Option(
+            help="Merge into the 'original' weights, or the 'dequantized' ones training saw."
+        ),
     ] = None,
-    quant: Annotated[str | None, typer.Option(help="Number format, for forms that have several.")] = None,
+    quant: Annotated[
+        str | None, typer.Option(help="Number format, for forms that have several.")
+    ] = None,
     options: Annotated[
-        list[str] | None, typer.Option("--option", help="Another option of the form, as NAME=VALUE.")
+        list[str] | None,
+        typer.Option("--option", help="Another option of the form, as NAME=VALUE."),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Held-out rows to verify with.")] = 8,
     no_verify: Annotated[
@@ -114,7 +122,9 @@ def _list(loaded: Plugins, as_json: bool) -> None:
                 {
                     "name": exporter.name,
                     "description": exporter.description,
-                    "options": {option: list(values) for option, values in exporter.options.items()},
+                    "options": {
+                        option: list(values) for option, values in exporter.options.items()
+                    },
                     "plugin": provider.name,
                 }
                 for exporter, provider in forms
@@ -123,6 +133,8 @@ def _list(loaded: Plugins, as_json: bool) -> None:
         return
     table = Table("form", "what it is", "options", "plugin", box=None)
     for exporter, provider in forms:
-        options = [f"--{name} {'|'.join(values) or 'TEXT'}" for name, values in exporter.options.items()]
+        options = [
+            f"--{name} {'|'.join(values) or 'TEXT'}" for name, values in exporter.options.items()
+        ]
         table.add_row(exporter.name, exporter.description, " ".join(options), provider.name)
     console().print(table)

@@ -1,0 +1,79 @@
+"""The adapter merged into the base as one GGUF file, for llama.cpp and what is built on it."""
+
+from typing import TYPE_CHECKING
+
+from fasttune import Exporter, ExportJob, Reader, hookimpl
+
+if TYPE_CHECKING:
+    from fasttune.verify import Bounds
+
+# The first is the default. The k-quants need llama.cpp's llama-quantize on the PATH.
+WRITTEN = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+K_QUANTS = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k")
+
+
+class Gguf(Exporter):
+    name = "gguf"
+    description = "adapter merged into the base: one GGUF file for llama.cpp"
+    options = {"quant": WRITTEN + K_QUANTS}
+
+    def write(self, job: ExportJob) -> None:
+        import tempfile
+        from pathlib import Path
+
+        from fasttune.gguf_export import check_quant, write_gguf
+
+        check_quant(job.options["quant"])
+        with tempfile.TemporaryDirectory(prefix=".merged.", dir=job.folder) as merged:
+            job.write_merged(Path(merged))
+            chat = Path(merged) / "chat_template.jinja"
+            jinja = chat.read_text(encoding="utf-8") if chat.is_file() else None
+            job.say(f"writing {self.file(job)}")
+            target = job.folder / self.file(job)
+            write_gguf(Path(merged), target, job.options["quant"], jinja, job.run.name)
+
+    def open(self, job: ExportJob) -> Reader:
+        from fasttune import FasttuneError
+        from fasttune.llamacpp import LlamaCppReader
+
+        try:
+            chat = job.chat_format()
+        except FasttuneError:  # then the file has no chat template either
+            chat = None
+        # A row of the run, then the tokens that verifying generates.
+        context = job.run.config.model.max_length + 256
+        return LlamaCppReader(job.folder / self.file(job), job.template, chat, context)
+
+    def bounds(self, job: ExportJob) -> "Bounds":
+        from fasttune.verify import ROUNDED, Bounds
+
+        quant, run = job.options["quant"], super().bounds(job)
+        if quant in ("f32", "f16", "bf16"):
+            # Not the run's own bound even in f32: llama.cpp looks gelu up in a table in fp16.
+            logits = None if run.logits is None else ROUNDED.logits
+            return Bounds(logits, max(ROUNDED.kl, run.kl))
+        return Bounds(None, max(0.05 if quant in ("q8_0", "q6_k") else 1.0, run.kl))
+
+    def usage(self, job: ExportJob) -> str:
+        return f"""\
+With llama.cpp:
+
+```sh
+llama-server -m {self.file(job)} --temp 0
+```
+
+It applies the chat template in the file. Columns other than the instruction and the system text are
+given as `chat_template_kwargs` of a request.
+"""
+
+    def needed_bytes(self, job: ExportJob) -> int:
+        # The merged model goes when the file is written. f32 is twice a base of 16 bits.
+        return job.merged_bytes() * (3 if job.options["quant"] == "f32" else 2)
+
+    def file(self, job: ExportJob) -> str:
+        return f"model-{job.options['quant']}.gguf"
+
+
+@hookimpl
+def register_exporters() -> list[Exporter]:
+    return [Gguf()]

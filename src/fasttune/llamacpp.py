@@ -1,0 +1,114 @@
+"""Reading a GGUF file with llama.cpp, to hold it against the run it was made from."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fasttune.chat import ChatFormat, render_jinja
+from fasttune.errors import FasttuneError
+from fasttune.template import Row, Template
+
+
+class LlamaCppReader:
+    """A GGUF file in llama.cpp on the CPU, with a cache in fp32: what differs is the file.
+
+    Args:
+        file: the GGUF file.
+        chat: what the file's chat template was made from; the prompts are made by the file's own.
+            Where it has none, the template's text is tokenized.
+        context: tokens of the longest prompt with its answer.
+
+    Raises:
+        FasttuneError: llama-cpp-python is not installed, or cannot read the file.
+    """
+
+    def __init__(
+        self, file: Path, template: Template, chat: ChatFormat | None, context: int = 2048
+    ) -> None:
+        try:
+            import llama_cpp
+        except ImportError as error:
+            raise FasttuneError(
+                "llama-cpp-python is not installed, so the GGUF cannot be verified",
+                str(file),
+                "pip install 'fasttune[llamacpp]' (this compiles llama.cpp: some minutes)",
+            ) from error
+        try:
+            self._llama: Any = llama_cpp.Llama(
+                str(file),
+                n_ctx=context,
+                logits_all=True,
+                type_k=llama_cpp.GGML_TYPE_F32,
+                type_v=llama_cpp.GGML_TYPE_F32,
+                n_gpu_layers=0,
+                verbose=False,
+            )
+        except ValueError as error:
+            raise FasttuneError(
+                f"llama.cpp cannot load the file: {error}", str(file), ""
+            ) from error
+        # Left to the interpreter's end, llama-cpp-python prints a trace.
+        weakref.finalize(self, self._llama.close)
+        self._vocabulary = llama_cpp.llama_model_get_vocab(self._llama.model)
+        self._is_end = llama_cpp.llama_vocab_is_eog
+        self._template, self._chat, self._context = template, chat, context
+
+    def prompt_ids(self, row: Row) -> list[int]:
+        metadata = self._llama.metadata
+        jinja = metadata.get("tokenizer.chat_template")
+        add_bos = metadata.get("tokenizer.ggml.add_bos_token") == "true"
+        if jinja is None or self._chat is None:
+            return self.tokenize(self._template.prompt(row), add_bos)
+        bos, eos = (
+            self._piece(metadata.get(f"tokenizer.ggml.{name}_token_id")) for name in ("bos", "eos")
+        )
+        variables = {**self._chat.kwargs(row), "bos_token": bos, "eos_token": eos}
+        text = render_jinja(jinja, self._chat.messages(row), **variables)
+        # As llama.cpp's server does: a template that writes BOS does not get a second one.
+        return self.tokenize(text, add_bos and not (bos and text.startswith(bos)))
+
+    def tokenize(self, text: str, add_bos: bool = False) -> list[int]:
+        """The ids of a text, with the special tokens in it taken as such."""
+        ids: list[int] = self._llama.tokenize(text.encode("utf-8"), add_bos=add_bos, special=True)
+        return ids
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        self._llama.reset()
+        self._evaluate(ids)
+        logits: np.ndarray = self._llama.scores[: len(ids)].astype(np.float32)
+        return logits
+
+    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
+        self._llama.reset()
+        self._evaluate(ids)
+        answer: list[int] = []
+        while len(answer) < count:
+            answer.append(int(self._llama.scores[self._llama.n_tokens - 1].argmax()))
+            # llama.cpp ends at every token that it knows for an end, not only at the file's own.
+            if self._is_end(self._vocabulary, answer[-1]):
+                break
+            self._evaluate(answer[-1:])
+        return answer
+
+    def eos_ids(self) -> set[int]:
+        """The id the file names; llama.cpp also ends at others that it knows by their text."""
+        eos = self._llama.metadata.get("tokenizer.ggml.eos_token_id")
+        return set() if eos is None else {int(eos)}
+
+    def _evaluate(self, ids: Sequence[int]) -> None:
+        if self._llama.n_tokens + len(ids) > self._context:
+            raise FasttuneError(
+                f"a prompt with its answer has more than {self._context} tokens", "", ""
+            )
+        self._llama.eval(list(ids))
+
+    def _piece(self, token: str | None) -> str:
+        if token is None:
+            return ""
+        text: bytes = self._llama.detokenize([int(token)], special=True)
+        return text.decode("utf-8")

@@ -1,0 +1,346 @@
+"""Merging an adapter into its base on disk, one tensor at a time.
+
+A merged tensor has the shape and dtype of the base's. So a base shard is copied as it is, and the
+tensors that the adapter changes are overwritten in place, where the file's header says they are:
+memory never holds more than one of them. The layout of a safetensors file is 8 bytes with the
+length of the header (little endian), the header as JSON (name -> dtype, shape, [start, end) after
+the header), then the raw tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttune.encode import eos_id
+from fasttune.errors import FasttuneError
+from fasttune.files import write_json
+from fasttune.models.tokenizer import cannot_load
+
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BESIDES = ("LICENSE*", "NOTICE*", "*.py")
+"""What of a base goes along with its weights: the licence asks for it, and custom code is needed to
+load them."""
+NF4_BLOCK = 64
+"""Weights per scale: bitsandbytes' default, which transformers' and so Unsloth's 4-bit loading
+leaves as it is."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies: bytes [start, end) of a file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass
+class Change:
+    """What an adapter does to one tensor of the base.
+
+    Attributes:
+        new: the tensor that takes its place, or None.
+        a, b: LoRA's factors, [r, in] and [out, r], or None.
+        transposed: the base holds [in, out].
+    """
+
+    scale: float = 1.0
+    new: torch.Tensor | None = None
+    a: torch.Tensor | None = None
+    b: torch.Tensor | None = None
+    transposed: bool = False
+    keys: list[str] = field(default_factory=list)
+
+    def shape(self) -> tuple[int, ...]:
+        if self.a is None or self.b is None:
+            assert self.new is not None
+            return tuple(self.new.shape)
+        shape = (self.b.shape[0], self.a.shape[1])
+        return shape[::-1] if self.transposed else shape
+
+    def apply(self, weight: torch.Tensor) -> torch.Tensor:
+        """The changed tensor, fp32, from the base's in fp32: W + scale * B A (arXiv:2106.09685)."""
+        if self.new is not None:
+            weight = self.new.float()
+        if self.a is None or self.b is None:
+            return weight
+        delta = self.scale * (self.b.float() @ self.a.float())
+        return weight + (delta.T if self.transposed else delta)
+
+
+def base_folder(name: str) -> Path:
+    """The folder with a base's files: `name` itself, or its snapshot in the Hub's cache.
+
+    Raises:
+        FasttuneError: it is neither, and the Hub cannot be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted = ["*.safetensors", "*.json", *BESIDES]
+    try:
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
+    except (LocalEntryNotFoundError, ValueError):
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise cannot_load(name, error) from error
+
+
+def shards(folder: Path) -> list[Path]:
+    """The weight files of a model folder, in order.
+
+    Raises:
+        FasttuneError: there are no safetensors.
+    """
+    if (folder / INDEX).is_file():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    raise FasttuneError(
+        "the base holds no safetensors",
+        str(folder),
+        "load it with transformers, save it with save_pretrained and train on that folder",
+    )
+
+
+def stored_tensors(files: Sequence[Path]) -> dict[str, Stored]:
+    """Name -> place of every tensor in the files, from their headers alone."""
+    found = {}
+    for file in files:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            start, end = (8 + length + offset for offset in entry["data_offsets"])
+            found[name] = Stored(file, entry["dtype"], tuple(entry["shape"]), start, end)
+    return found
+
+
+def merged_bytes(base: str) -> int:
+    """What the merged weights will take on the disk."""
+    return sum(file.stat().st_size for file in shards(base_folder(base)))
+
+
+def write_merged(
+    base: str,
+    adapter: Path,
+    folder: Path,
+    chat_template: str | None = None,
+    dequantize: str | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Write base plus adapter as a model folder that transformers loads.
+
+    Args:
+        base: a folder or Hub name with safetensors; shards, index and dtypes are kept.
+        adapter: a folder written by PEFT, with the tokenizer.
+        folder: exists and is filled.
+        chat_template: Jinja for the tokenizer; None leaves it without one, whatever the base's was.
+        dequantize: the dtype the base was loaded in for its NF4 quantisation ("bfloat16"); the
+        update
+            is then added to the NF4 rounded weights, and linear layers without an update are
+            rounded as well. None merges into the base's own weights.
+
+    Raises:
+        FasttuneError: adapter and base do not fit together, or the base has no safetensors.
+    """
+    source = base_folder(base)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        raise FasttuneError(
+            "the base is quantised itself, so its own weights cannot be merged into",
+            str(base),
+            "train on the base in 16 bits (model.quantization=nf4 quantises it while loading)",
+        )
+    files = shards(source)
+    changes = read_changes(adapter)
+    tensors = stored_tensors(files)
+    _check_fit(changes, tensors, config, base)
+    rounded = linear_weights(source) & set(tensors) if dequantize else set()
+    for number, file in enumerate(files, 1):
+        say(f"merging shard {number} of {len(files)}, {file.stat().st_size / 1e9:.2f} GB")
+        target = folder / file.name
+        shutil.copyfile(file, target)
+        here = {
+            n: t for n, t in tensors.items() if t.file == file and (n in changes or n in rounded)
+        }
+        with target.open("r+b") as stream:
+            for name, place in sorted(here.items(), key=lambda item: item[1].start):
+                weight = _read(stream, place)
+                if name in rounded:
+                    weight = nf4_rounded(weight, getattr(torch, str(dequantize)))
+                weight = weight.float()
+                if name in changes:
+                    weight = changes[name].apply(weight)
+                _write(stream, place, weight)
+    _write_rest(source, adapter, folder, config, chat_template)
+
+
+def read_changes(adapter: Path) -> dict[str, Change]:
+    """Name of a base tensor -> what the adapter does to it.
+
+    Scale is alpha / r, or alpha / sqrt(r) where the adapter is rank-stabilised (arXiv:2312.03732).
+
+    Raises:
+        FasttuneError: the adapter is no plain LoRA, or one factor of a pair is missing.
+    """
+    from safetensors.torch import load_file
+
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if settings["peft_type"] != "LORA":
+        raise _misfit(
+            f"the adapter is {settings['peft_type']}, and only LoRA is merged", str(adapter)
+        )
+    changes: dict[str, Change] = {}
+    for key, tensor in load_file(adapter / "adapter_model.safetensors").items():
+        name = key.removeprefix("base_model.model.")
+        if match := re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?", name):
+            module, embedding, factor = match.groups()
+            change = changes.setdefault(f"{module}.weight", Change())
+            setattr(change, factor.lower(), tensor)
+            change.transposed = bool(embedding) != bool(settings.get("fan_in_fan_out"))
+        elif "lora_" in name or "token_adapter" in name:
+            raise _misfit("the adapter holds a kind of tensor that cannot be merged", key)
+        else:
+            # Whole tensors: trained biases, modules_to_save, and the base of a LoRA on embeddings.
+            change = changes.setdefault(
+                re.sub(r"\.(base_layer|modules_to_save)\b", "", name), Change()
+            )
+            change.new = tensor
+        change.keys.append(key)
+    for name, change in changes.items():
+        if (change.a is None) != (change.b is None):
+            raise _misfit("the adapter holds one half of a LoRA pair", change.keys[0])
+        if change.a is not None:
+            alpha = _pattern(settings.get("alpha_pattern"), name, settings["lora_alpha"])
+            rank = change.a.shape[0]
+            change.scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return changes
+
+
+def run_tokenizer(adapter: Path) -> Any:
+    """The tokenizer that was saved with an adapter."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(adapter)
+    except (OSError, ValueError) as error:
+        raise cannot_load(str(adapter), error) from error
+
+
+def linear_weights(base: Path) -> set[str]:
+    """The weights that 4-bit loading quantises: of all linear layers but the output head."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    head = model.get_output_embeddings()
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+
+
+def nf4_rounded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The weight as a run computes with it: cast to `dtype`, quantised to NF4 with double
+    quantisation (arXiv:2305.14314) and dequantised again, by bitsandbytes itself. Shape and device
+    are kept."""
+    from bitsandbytes import functional
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed, state = functional.quantize_4bit(
+        weight.to(device, dtype), blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
+    )
+    return functional.dequantize_4bit(packed, state).to(weight.device)
+
+
+def _check_fit(
+    changes: Mapping[str, Change],
+    tensors: Mapping[str, Stored],
+    config: Mapping[str, Any],
+    base: str,
+) -> None:
+    """Refuse an adapter that does not belong to the base, before anything is written."""
+    for name, change in changes.items():
+        place = tensors.get(name)
+        if place is None:
+            raise _misfit(f"the adapter changes a tensor that the base does not hold: {name}", base)
+        if place.shape != change.shape():
+            raise _misfit(
+                f"{name} is {list(place.shape)} in the base, {list(change.shape())} in the adapter",
+                base,
+            )
+        if place.dtype not in DTYPES:
+            raise _misfit(f"{name} is stored as {place.dtype}, which cannot be added to", base)
+        if config.get("tie_word_embeddings") and place.shape[:1] == (config.get("vocab_size"),):
+            raise _misfit(
+                f"the adapter changes {name}, but the base uses it twice (tied embeddings)", base
+            )
+
+
+def _misfit(message: str, where: str) -> FasttuneError:
+    return FasttuneError(
+        message, where, "export the adapter instead: fasttune export RUN --to adapter"
+    )
+
+
+def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:
+    """PEFT's rule for alpha_pattern: the first pattern that matches the end of the module's
+    name."""
+    module = name.removesuffix(".weight")
+    matching = (v for p, v in (patterns or {}).items() if re.match(rf"(.*\.)?({p})$", module))
+    return next(matching, default)
+
+
+def _read(stream: Any, place: Stored) -> torch.Tensor:
+    data = bytearray(place.end - place.start)
+    stream.seek(place.start)
+    stream.readinto(data)
+    return torch.frombuffer(data, dtype=DTYPES[place.dtype]).reshape(place.shape)
+
+
+def _write(stream: Any, place: Stored, tensor: torch.Tensor) -> None:
+    stored = tensor.to(DTYPES[place.dtype]).contiguous().reshape(-1)
+    stream.seek(place.start)
+    stream.write(memoryview(stored.view(torch.uint8).numpy()))
+
+
+def _write_rest(
+    source: Path, adapter: Path, folder: Path, config: dict[str, Any], chat_template: str | None
+) -> None:
+    """Index, configuration, tokenizer; EOS is the run's tokenizer's, wherever a program may look
+    for it."""
+    for file in _besides(source):
+        shutil.copyfile(file, folder / file.name)
+    tokenizer = run_tokenizer(adapter)
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+    ends = {"eos_token_id": eos_id(tokenizer)}
+    write_json(folder / "config.json", {**config, **ends})
+    generation = source / "generation_config.json"
+    known = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    write_json(folder / "generation_config.json", {**known, **ends})
+
+
+def _besides(source: Path) -> Iterator[Path]:
+    for pattern in (INDEX, *BESIDES):
+        yield from (file for file in sorted(source.glob(pattern)) if file.is_file())

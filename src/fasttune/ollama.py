@@ -1,0 +1,83 @@
+"""A prompt format for Ollama: the TEMPLATE of a Modelfile, and the Modelfile itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from fasttune.skeleton import Field, Node, Skeleton
+
+# Without .Messages, Ollama would render every earlier turn by itself and put them in a row.
+_OLLAMA_HEAD = """\
+{{- $instruction := "" }}{{- $answer := "" }}
+{{- range .Messages }}
+{{- if eq .Role "user" }}{{ $instruction = .Content }}{{ $answer = "" }}{{ end }}
+{{- if eq .Role "assistant" }}{{ $answer = .Content }}{{ end }}
+{{- end }}"""
+_OLLAMA_TAIL = "{{ $answer }}"
+_OLLAMA_FIELDS = {"instruction": "$instruction", "system": ".System"}
+
+
+def ollama_template(skeleton: Skeleton) -> str:
+    """The Go template of a Modelfile. Columns other than instruction and system count as absent."""
+    return f"{_OLLAMA_HEAD}{_ollama_nodes(skeleton.nodes)}{_OLLAMA_TAIL}"
+
+
+def _ollama_nodes(nodes: Sequence[Node]) -> str:
+    text = ""
+    for node in nodes:
+        if isinstance(node, str):
+            text += _go_text(node)
+        elif isinstance(node, Field):
+            text += f"{{{{ {_OLLAMA_FIELDS.get(node.column, repr(''))} }}}}"
+        elif node.column == "system":
+            # Ollama cannot tell an empty system text from none, and counts bytes.
+            inner, otherwise = _ollama_nodes(node.cases[0][1]), _ollama_nodes(node.otherwise)
+            text += f"{{{{ if .System }}}}{inner}" + (otherwise and f"{{{{ else }}}}{otherwise}")
+            text += "{{ end }}"
+        else:
+            text += _ollama_nodes(node.otherwise)
+    return text
+
+
+def _go_text(text: str) -> str:
+    """Text for a Go template within the triple quotes of a Modelfile.
+
+    Ollama's reader of Modelfiles drops what Go's strconv.IsPrint does not take for printable.
+    """
+    special = re.compile(r'\{+|"{2,}|"$')
+    found = special.sub(lambda match: _go_string(match[0]), text)
+    return "".join(c if c == "\n" or c.isprintable() else _go_string(c) for c in found)
+
+
+def _go_string(text: str) -> str:
+    return '{{ "' + "".join(f"\\U{ord(char):08x}" for char in text) + '" }}'
+
+
+def modelfile(
+    gguf: str, template: str, system: str, stop: Sequence[str], parameters: dict[str, str]
+) -> str:
+    """The text of a Modelfile.
+
+    Args:
+        gguf: the model's file, beside the Modelfile.
+        template: from `ollama_template`.
+        system: the default system text, or "".
+        stop: texts that end generation.
+        parameters: name -> value.
+    """
+    lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""']
+    # A system text that cannot be quoted is left to the template, which has it as well.
+    if system and _quotable(system):
+        lines.append(f'SYSTEM """{system}"""')
+    lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
+    for text in filter(_quotable, stop):
+        quotes = '"""' if '"' in text or "\n" in text else '"'
+        lines.append(f"PARAMETER stop {quotes}{text}{quotes}")
+    return "\n".join(lines) + "\n"
+
+
+def _quotable(text: str) -> bool:
+    """Whether Ollama reads a text back: it knows no escapes, and drops what is not printable."""
+    printable = all(char == "\n" or char.isprintable() for char in text)
+    return printable and '"""' not in text and not text.startswith('"') and not text.endswith('"')

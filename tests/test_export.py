@@ -1,0 +1,575 @@
+"""Exports end to end on a tiny Phi, and the proof that verification can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fasttune.models.backend  # noqa: F401  before transformers and PEFT
+
+# isort: split
+import torch
+from safetensors.torch import load_file, save_file
+
+from fasttune import export as exporting
+from fasttune.card import base_licence
+from fasttune.cli import main
+from fasttune.config import DataConfig, ModelConfig, RunConfig, SamplesConfig, dump_config
+from fasttune.errors import FasttuneError
+from fasttune.plugins import load_plugins
+from fasttune.runs import Run
+from fasttune.template import Template, given, learn
+from fasttune.verify import (
+    EXACT,
+    QUANTISED,
+    Bounds,
+    Measured,
+    compare,
+    kl_divergence,
+    measure,
+    read_run,
+)
+
+EOS = 256
+TARGETS = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]
+
+
+def build_byte_tokenizer():
+    """One token per byte, and EOS: prompts of any script, with a vocabulary of 257."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<eos>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_answers():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fasttune.verify.GREEDY", 24)
+        yield
+
+
+@pytest.fixture(scope="module")
+def plugins():
+    return load_plugins()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    from transformers import PhiConfig, PhiForCausalLM
+
+    torch.manual_seed(0)
+    config = PhiConfig(
+        vocab_size=EOS + 8,
+        hidden_size=320,
+        intermediate_size=640,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        partial_rotary_factor=0.4,
+        max_position_embeddings=2048,
+        bos_token_id=EOS,
+        eos_token_id=EOS + 1,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny-phi-2"
+    PhiForCausalLM(config).save_pretrained(folder)
+    tokenizer = build_byte_tokenizer()
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory, base, plugins):
+    """Builds a run folder as training leaves it, with a random adapter."""
+
+    def make(name: str, quantization: str = "none", dtype: str = "float32", **settings) -> Run:
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        folder = tmp_path_factory.mktemp("runs") / name
+        folder.mkdir()
+        rows = [
+            {
+                "instruction": f"Add {n} and {n}.",
+                "input": "",
+                "reasoning": "Sum.",
+                "output": f"{2 * n}",
+            }
+            for n in range(8)
+        ]
+        data = folder / "rows.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        config = RunConfig(
+            model=ModelConfig(name=str(base)),
+            data=DataConfig(train=str(data), eval=str(data)),
+            samples=SamplesConfig(count=0),
+            **settings,
+        )
+        (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        torch.manual_seed(3)
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(base),
+            LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, task_type="CAUSAL_LM"),
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
+        model.save_pretrained(folder / "adapter")
+        build_byte_tokenizer().save_pretrained(folder / "adapter")
+        identity = plugins.identity(config.template).as_dict()
+        (folder / "adapter" / "template.json").write_text(json.dumps(identity))
+        run = Run(folder)
+        run.update(
+            {
+                "status": "done",
+                "template": identity,
+                "system": config.system,
+                "model": str(base),
+                "quantization": quantization,
+                "dtype": dtype,
+                "lora": {"layers": dict.fromkeys(TARGETS, 2), "left_out": {}, "parameters": 12345},
+                "data": {
+                    "source": str(data),
+                    "train_sha256": "5" * 64,
+                    "eval_sha256": "6" * 64,
+                    "train_rows": 8,
+                    "eval_rows": 8,
+                    "train_tokens": 999,
+                },
+                "versions": {"python": "3"},
+                "scores": {"before": {"stops": 0.0}, "after": {"stops": 1.0}},
+                "steps": 3,
+            }
+        )
+        run.log({"step": 0, "eval_loss": 2.5, "eval_loss_response": 2.25})
+        run.log({"step": 3, "eval_loss": 1.5, "eval_loss_response": 1.25})
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(make_run) -> Run:
+    return make_run("tiny", system="Answer in one word.")
+
+
+def export(run: Run, name: str, plugins, target: Path | None = None, **options):
+    settings = {"rows": 1, "say": lambda line: None, **options}
+    return exporting.export(run, name, plugins, target, **settings)
+
+
+@pytest.fixture(scope="module")
+def exported(run, plugins, tmp_path_factory):
+    return export(run, "merged", plugins, tmp_path_factory.mktemp("exports") / "merged", rows=2)
+
+
+@pytest.fixture(scope="module")
+def expected(run, plugins):
+    """The held-out rows and what the run makes of them."""
+    rows = exporting.verification_rows(run, plugins, 2)
+    reader = read_run(exporting.model_config(run), run.adapter, plugins.template("reasoning"))
+    return rows, measure(reader, rows)
+
+
+def test_merged_is_verified_and_written_whole(exported):
+    found = exported.verification
+    assert found is not None and found.verified, found
+    assert found.bounds == EXACT
+    assert (found.rows, found.prompts_equal) == (2, 2)
+    assert 0 < found.max_dlogit < 1e-4
+    assert found.greedy_equal == found.greedy > 0
+    assert found.eos_run == found.eos_export == [EOS]
+    record = json.loads((exported.folder / exporting.RECORD).read_text())
+    assert record["verified"] is True and record["max_dlogit"] == found.max_dlogit
+    names = {file.name for file in exported.folder.iterdir()}
+    assert names >= {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"}
+    assert exporting.MARKER not in names
+    assert [f.name for f in exported.folder.parent.iterdir()] == ["merged"]
+
+
+# Verification must be able to fail. Each case damages a copy of a good export.
+
+
+@pytest.fixture
+def damaged(exported, tmp_path) -> Path:
+    return shutil.copytree(exported.folder, tmp_path / "damaged")
+
+
+def verification(folder: Path, expected, run: Run, plugins):
+    rows, measured = expected
+    job = exporting.ExportJob(run, plugins.template("reasoning"), folder, {}, print)
+    return compare(measured, measure(job.open_merged(folder), rows, measured), EXACT)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.1.self_attn.dense.weight",
+        "model.layers.1.mlp.fc2.weight",
+        "model.layers.0.input_layernorm.weight",
+        "lm_head.weight",
+    ],
+)
+def test_a_flipped_sign_in_one_tensor_is_caught(damaged, expected, run, plugins, name):
+    tensors = load_file(damaged / "model.safetensors")
+    tensors[name] = -tensors[name]
+    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
+    found = verification(damaged, expected, run, plugins)
+    assert not found.verified
+    assert any("Δlogit" in failure for failure in found.failures)
+
+
+@pytest.mark.parametrize("shifted", ["<|instruction|>\\n", "\\n<|reasoning|>\\n"])
+def test_a_newline_shifted_in_the_chat_template_is_caught(damaged, expected, run, plugins, shifted):
+    file = damaged / "chat_template.jinja"
+    jinja = file.read_text(encoding="utf-8")
+    tag = shifted.replace("\\n", "")
+    assert tag in jinja
+    file.write_text(jinja.replace(tag, shifted.replace("\\n", "\n"), 1), encoding="utf-8")
+    found = verification(damaged, expected, run, plugins)
+    assert not found.verified
+    assert found.prompts_equal == 0
+    assert "prompt ids differ from position" in found.failures[0]
+
+
+def test_a_newline_shifted_in_the_template_is_caught(run, expected):
+    rows, measured = expected
+
+    class Shifted(Template):
+        name = "shifted"
+
+        def segments(self, row):
+            yield given("instruction", f"<|instruction|>\n{row['instruction']}<|reasoning|>")
+            yield learn("reasoning", row.get("reasoning", ""))
+
+    reader = read_run(exporting.model_config(run), run.adapter, Shifted())
+    assert compare(measured, measure(reader, rows, measured), EXACT).prompts_equal == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("generation_config.json", "eos_token_id"),
+        ("config.json", "eos_token_id"),
+        ("tokenizer_config.json", "eos_token"),
+    ],
+)
+def test_a_dropped_eos_is_caught(damaged, expected, run, plugins, file, key):
+    values = json.loads((damaged / file).read_text(encoding="utf-8"))
+    del values[key]
+    (damaged / file).write_text(json.dumps(values), encoding="utf-8")
+    found = verification(damaged, expected, run, plugins)
+    assert not found.verified
+    assert found.eos_export == []
+    assert any("stops at no id" in failure for failure in found.failures)
+
+
+def test_a_generation_config_that_changes_the_answer_is_caught(damaged, expected, run, plugins):
+    file = damaged / "generation_config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(values | {"repetition_penalty": 5.0}), encoding="utf-8")
+    found = verification(damaged, expected, run, plugins)
+    assert not found.verified
+    assert found.greedy_equal < found.greedy
+
+
+def sides(answer=(5, 6), lead=1.0, other=(5, 6), prompt=(1, 2), eos=(9,)):
+    """Two sides with the same logits, in which token 6 leads token 7 by `lead`."""
+    logits = np.zeros((4, 10), np.float32)
+    logits[2, 6] = 3.0
+    logits[2, 7] = 3.0 - lead
+    old = Measured([1, 2], list(answer), logits, {9})
+    return [old], [Measured(list(prompt), list(other), logits, set(eos))]
+
+
+@pytest.mark.parametrize(
+    ("case", "failure"),
+    [
+        ({}, None),
+        ({"other": (5, 7), "lead": 1e-4}, None),  # a tie within the bound
+        ({"other": (5, 7)}, "token 2 of the answer is 7"),
+        ({"other": (5,)}, "only the run goes on"),
+        ({"other": (5, 6, 3)}, "only the export goes on"),
+        ({"prompt": (1, 3)}, "differ from position 1"),
+        ({"eos": (9, 8)}, "stops at"),
+        ({"eos": ()}, "stops at no id"),
+    ],
+)
+def test_compare(case, failure):
+    found = compare(*sides(**case), EXACT)
+    assert found.verified is (failure is None)
+    assert failure is None or failure in found.failures[0]
+
+
+def test_nan_and_another_vocabulary_fail():
+    [old], [new] = sides()
+    broken = dataclasses.replace(new, logits=np.full_like(new.logits, np.nan))
+    assert not compare([old], [broken], Bounds(logits=None, kl=1.0)).verified
+    short = dataclasses.replace(new, logits=new.logits[:, :-1])
+    assert not compare([old], [short], QUANTISED).verified
+
+
+def test_kl_divergence_is_in_nats():
+    p, q = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
+    exact = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    assert kl_divergence(p + 7, q - 3) == pytest.approx(exact)
+
+
+def test_nf4_both_ways(make_run, plugins, tmp_path):
+    run = make_run("nf4", quantization="nf4")
+    dequantized = export(run, "merged", plugins, tmp_path / "d", options={"into": "dequantized"})
+    assert dequantized.verification.bounds == EXACT
+    assert dequantized.verification.verified, dequantized.verification
+    original = export(run, "merged", plugins, tmp_path / "o").verification
+    assert original.bounds == QUANTISED
+    assert original.verified
+    assert original.mean_kl > 100 * dequantized.verification.mean_kl
+
+
+def test_adapter_is_the_runs_own(run, plugins, tmp_path):
+    done = export(run, "adapter", plugins, tmp_path / "adapter")
+    assert done.verification.verified
+    assert done.verification.max_dlogit == 0
+    for name in ("adapter_model.safetensors", "adapter_config.json", "template.json"):
+        assert (done.folder / name).read_bytes() == (run.adapter / name).read_bytes()
+    assert not (done.folder / "config.json").exists()
+
+
+def test_a_template_that_is_no_chat_template_is_exported_without(run, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise FasttuneError("it counts the words")
+
+    monkeypatch.setattr("fasttune.chat.compile_chat_template", refuse)
+    said = []
+    done = exporting.export(run, "merged", load_plugins(), tmp_path / "m", rows=1, say=said.append)
+    assert "without a chat template: it counts the words" in said
+    assert done.verification.verified
+    assert not (done.folder / "chat_template.jinja").exists()
+
+
+def test_the_card_works_in_a_process_without_fasttune(exported, run, plugins):
+    """The code of the card, as a reader of it would run it, gives the run's greedy answer."""
+    card = (exported.folder / "README.md").read_text(encoding="utf-8")
+    assert 'base_model: "tiny-phi-2"' in card and 'license: "mit"' in card
+    assert "5" * 64 in card and run.manifest["template"]["rendering"] in card
+    assert "Answer in one word." in card and "Verified against the run" in card
+    assert "| held-out loss (nats per token) | 2.5000 | 1.5000 |" in card
+    assert str(run.folder.parent) not in card
+    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    code = code.replace("max_new_tokens=256", "max_new_tokens=32")
+    code += "\nimport sys\nassert not {'fasttune', 'unsloth'} & set(sys.modules)\n"
+    # The byte tokenizer's text of a random model cannot be printed everywhere; its ids can.
+    code = re.sub(
+        r"print\(tokenizer\.decode\((.*), skip_special_tokens=True\)\)", r"print(\1.tolist())", code
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=exported.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    reader = read_run(exporting.model_config(run), run.adapter, plugins.template("reasoning"))
+    job = exporting.ExportJob(run, plugins.template("reasoning"), exported.folder, {}, print)
+    ids = reader.prompt_ids({**job.example_row(), "system": run.config.system})
+    assert json.loads(done.stdout.splitlines()[-1]) == reader.greedy(ids, 32)
+
+
+def test_licences(tmp_path):
+    assert base_licence("microsoft/phi-2") == "mit"
+    assert base_licence("HuggingFaceTB/SmolLM2-135M-Instruct") == "apache-2.0"
+    assert base_licence("someone/model") == "see the base model"
+    (tmp_path / "README.md").write_text("---\ntags: [x]\nlicense: gemma\n---\n# A model\n")
+    assert base_licence(str(tmp_path)) == "gemma"
+
+
+# Plugins of the kind a person would write; they need no model.
+
+TAMPERING = """
+from fasttune import hookimpl
+from fasttune_plugins.merged import Merged
+
+class Tampering(Merged):
+    name = "tampering"
+
+    def write(self, job):
+        super().write(job)
+        import json
+        file = job.folder / "generation_config.json"
+        file.write_text(json.dumps({"eos_token_id": 3}))
+
+@hookimpl
+def register_exporters():
+    return [Tampering()]
+"""
+
+SLOW = """
+import time
+from fasttune import Exporter, hookimpl
+
+class Slow(Exporter):
+    name = "slow"
+    options = {"quant": ("f32", "f16")}
+
+    def write(self, job):
+        (job.folder / "half.bin").write_bytes(b"half")
+        print("writing", flush=True)
+        time.sleep(60)
+
+class Quick(Exporter):
+    name = "quick"
+
+    def write(self, job):
+        (job.folder / "whole.bin").write_bytes(b"whole")
+
+@hookimpl
+def register_exporters():
+    return [Slow(), Quick()]
+"""
+
+
+@pytest.fixture
+def plugins_dir(tmp_path) -> Path:
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "slow.py").write_text(SLOW)
+    (folder / "tampering.py").write_text(TAMPERING)
+    return folder
+
+
+def command(*arguments) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return stopped.value.code
+
+
+def test_a_failed_export_is_kept_and_marked(run, tmp_path, plugins_dir, capsys):
+    target = tmp_path / "out"
+    arguments = ["--to", "tampering", "-o", target, "--rows", 1, "--plugins-dir", plugins_dir]
+    assert command("export", run.folder, *arguments) == 1
+    printed = capsys.readouterr().out
+    assert "NOT verified" in printed and "stops at" in printed
+    record = json.loads((target / exporting.RECORD).read_text())
+    assert (record["verified"], record["status"]) == (False, "failed")
+    assert "stops at no id" in (target / exporting.MARKER).read_text()
+    assert "failed verification" in (target / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_killed_export_leaves_nothing_under_its_name(run, tmp_path, plugins_dir, capsys):
+    target = tmp_path / "out"
+    options = ["-o", target, "--no-verify", "--plugins-dir", plugins_dir]
+    arguments = ["export", run.folder, "--to", "slow", *options]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from fasttune.cli import main; main()", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not target.exists()
+    [left] = tmp_path.glob(".out.*.tmp")
+    assert command("export", run.folder, "--to", "quick", *options) == 0
+    assert (target / "whole.bin").is_file() and not (target / "half.bin").exists()
+    assert str(left) in capsys.readouterr().err
+
+
+def test_an_existing_folder_is_safe(run, tmp_path, plugins_dir):
+    plugins = load_plugins(plugins_dir)
+    target = tmp_path / "out"
+    first = export(run, "quick", plugins, target, verify=False)
+    assert first.as_dict() == {"verified": False, "status": "not run"}
+    assert "not verified" in (target / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(FasttuneError, match="the folder exists"):
+        export(run, "quick", plugins, target, verify=False)
+    (target / "old.txt").touch()
+    export(run, "quick", plugins, target, verify=False, force=True)
+    assert not (target / "old.txt").exists()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").touch()
+    with pytest.raises(FasttuneError, match="no export"):
+        export(run, "quick", plugins, tmp_path / "home", verify=False, force=True)
+    assert (tmp_path / "home" / "thesis.tex").exists()
+
+
+def test_the_default_folder_is_in_the_run(run, plugins_dir):
+    done = export(run, "quick", load_plugins(plugins_dir), verify=False, force=True)
+    assert done.folder == run.folder / "exports" / "quick"
+
+
+def test_a_full_disk_is_one_clear_error(run, plugins, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(FasttuneError, match="no room") as caught:
+            export(run, "merged", plugins, tmp_path / "out", verify=False)
+    assert "are free" in caught.value.where
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(FasttuneError, match="no room"):
+        export(run, "merged", plugins, tmp_path / "out", verify=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("merged", {"into": "dequantized"}, "not quantised"),
+        ("merged", {"into": "both"}, "--into is 'both'"),
+        ("adapter", {"into": "original"}, "takes no --into"),
+        ("merge", {}, "no exporter is called 'merge'"),
+    ],
+)
+def test_wrong_wishes_are_refused(run, plugins, tmp_path, name, options, message):
+    with pytest.raises(FasttuneError, match=message):
+        export(run, name, plugins, tmp_path / "out", options=options, verify=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_adapter_or_with_another_template_is_refused(make_run, plugins, tmp_path):
+    run = make_run("other")
+    manifest = run.manifest
+    run.update({"template": manifest["template"] | {"rendering": "0" * 64}})
+    with pytest.raises(FasttuneError, match="renders otherwise"):
+        export(run, "adapter", plugins, tmp_path / "out", verify=False)
+    shutil.rmtree(run.adapter)
+    with pytest.raises(FasttuneError, match="no adapter yet"):
+        export(run, "adapter", plugins, tmp_path / "out", verify=False)
+
+
+def test_rows_that_cannot_be_read_are_told_before_anything_is_written(make_run, plugins, tmp_path):
+    run = make_run("gone")
+    (run.folder / "rows.jsonl").unlink()
+    with pytest.raises(FasttuneError) as caught:
+        export(run, "merged", plugins, tmp_path / "out")
+    assert "--no-verify" in caught.value.hint
+
+
+def test_list(plugins_dir, capsys):
+    assert command("export", "--list", "--json", "--plugins-dir", plugins_dir) == 0
+    listed = {form["name"]: form for form in json.loads(capsys.readouterr().out)}
+    assert listed["merged"]["options"] == {"into": ["original", "dequantized"]}
+    assert listed["slow"]["plugin"] == "slow"
+    assert command("export", "--list") == 0
+    assert "--into original|dequantized" in capsys.readouterr().out
+    assert command("export") == 2

@@ -1,0 +1,323 @@
+"""GGUF files, read back with the gguf package: metadata, vocabulary and tensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+gguf = pytest.importorskip("gguf")
+
+from fasttune_plugins import gguf as plugin  # noqa: E402
+
+from fasttune import FasttuneError  # noqa: E402
+from fasttune.gguf_export import K_QUANTS, QUANTS, write_gguf  # noqa: E402
+from fasttune.gguf_vocab import pre_tokenizer_name  # noqa: E402
+from fasttune.ollama import modelfile  # noqa: E402
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tmp_path_factory, phi2_tokenizer) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=50295,
+        hidden_size=96,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        rope_theta=12345.0,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    phi2_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def read(folder: Path, tmp_path: Path, quant: str, chat: str | None = None):
+    file = tmp_path / "model.gguf"
+    write_gguf(folder, file, quant, chat, "a name")
+    reader = gguf.GGUFReader(file)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    return fields, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
+def values(tensor) -> np.ndarray:
+    return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+
+
+def test_phi_metadata(tiny_phi, tmp_path):
+    fields, tensors = read(tiny_phi, tmp_path, "f32", "{{ messages }}")
+    expected = {
+        "general.architecture": "phi2",
+        "general.name": "a name",
+        "general.file_type": 0,
+        "phi2.context_length": 2048,
+        "phi2.embedding_length": 320,
+        "phi2.feed_forward_length": 640,
+        "phi2.block_count": 2,
+        "phi2.attention.head_count": 4,
+        "phi2.attention.head_count_kv": 4,
+        "phi2.rope.dimension_count": 32,
+        "phi2.vocab_size": 51200,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.eos_token_id": 50256,
+        "tokenizer.ggml.bos_token_id": 50256,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": "{{ messages }}",
+    }
+    assert {key: fields[key] for key in expected} == expected
+    assert fields["phi2.attention.layer_norm_epsilon"] == pytest.approx(1e-5)
+    assert len(tensors) == 5 + 2 * 14
+
+
+def test_phi_vocabulary(tiny_phi, tmp_path, phi2_tokenizer):
+    fields, _ = read(tiny_phi, tmp_path, "q8_0")
+    assert "tokenizer.chat_template" not in fields
+    tokens, kinds = (fields[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type"))
+    assert len(tokens) == len(kinds) == 51200
+    assert tokens[:50257] == phi2_tokenizer.convert_ids_to_tokens(range(50257))
+    assert tokens[50257] == " " * 31 and tokens[50286] == "  " and tokens[50294] == "\t\t"
+    assert set(kinds[:50256]) == {NORMAL} and kinds[50256] == CONTROL
+    assert set(kinds[50257:50295]) == {USER_DEFINED} and len(kinds[50257:50295]) == 38
+    assert set(kinds[50295:]) == {UNUSED} and len(set(tokens)) == 51200
+    merges = fields["tokenizer.ggml.merges"]
+    assert len(merges) == 50000 and merges[0] == "Ġ t"
+
+
+def test_phi_tensors_are_equal_bit_by_bit(tiny_phi, tmp_path):
+    _, tensors = read(tiny_phi, tmp_path, "f32")
+    expected = weights(tiny_phi)
+    names = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.final_layernorm.bias": "output_norm.bias",
+        "lm_head.bias": "output.bias",
+        "lm_head.weight": "output.weight",
+        "model.layers.1.self_attn.k_proj.weight": "blk.1.attn_k.weight",
+        "model.layers.1.self_attn.q_proj.bias": "blk.1.attn_q.bias",
+        "model.layers.0.self_attn.dense.weight": "blk.0.attn_output.weight",
+        "model.layers.0.mlp.fc1.weight": "blk.0.ffn_up.weight",
+        "model.layers.0.mlp.fc2.weight": "blk.0.ffn_down.weight",
+        "model.layers.0.input_layernorm.weight": "blk.0.attn_norm.weight",
+    }
+    assert len(tensors) == len(expected)
+    for theirs, ours in names.items():
+        assert np.array_equal(values(tensors[ours]), expected[theirs]), ours
+
+
+def test_llama_rows_of_q_and_k_are_interleaved(tiny_llama, tmp_path):
+    fields, tensors = read(tiny_llama, tmp_path, "f32")
+    expected = weights(tiny_llama)
+    assert "output.weight" not in tensors  # tied
+    assert fields["llama.attention.head_count_kv"] == 2
+    assert fields["llama.rope.dimension_count"] == 16
+    assert fields["llama.rope.freq_base"] == 12345.0
+    assert fields["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-5)
+    for letter, heads in (("q", 6), ("k", 2)):
+        theirs = expected[f"model.layers.1.self_attn.{letter}_proj.weight"]
+        ours = values(tensors[f"blk.1.attn_{letter}.weight"])
+        for head in range(heads):
+            for i in range(8):  # row i turns with row i + 8
+                assert np.array_equal(ours[16 * head + 2 * i], theirs[16 * head + i])
+                assert np.array_equal(ours[16 * head + 2 * i + 1], theirs[16 * head + i + 8])
+    same = expected["model.layers.1.self_attn.v_proj.weight"]
+    assert np.array_equal(values(tensors["blk.1.attn_v.weight"]), same)
+
+
+@pytest.mark.parametrize(
+    ("quant", "kind", "bound"),
+    [
+        ("f16", "F16", 2**-11),
+        ("bf16", "BF16", 0.0),  # the weights are bf16 already
+        ("q8_0", "Q8_0", 0.5 / 127),
+        ("q5_0", "Q5_0", 1 / 16),
+        ("q4_1", "Q4_1", 1 / 15),
+    ],
+)
+def test_rounded_types_stay_within_their_bound(tiny_llama, tmp_path, quant, kind, bound):
+    """The bound is relative to the largest weight of a block of 32."""
+    _, tensors = read(tiny_llama, tmp_path, quant)
+    expected = weights(tiny_llama)["model.layers.0.mlp.down_proj.weight"]
+    tensor = tensors["blk.0.ffn_down.weight"]
+    assert tensor.tensor_type.name == kind
+    assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
+    embedding = "Q8_0" if quant.startswith(("q4", "q5")) else kind
+    assert tensors["token_embd.weight"].tensor_type.name == embedding
+    blocks = expected.reshape(-1, 32)
+    error = np.abs(values(tensor).reshape(-1, 32) - blocks)
+    # The scale of a block is itself rounded to fp16.
+    largest = np.abs(blocks).max(1, keepdims=True) * (1 + 2**-10) + 1e-7
+    assert (error <= bound * largest + largest * 2**-10 * (bound > 0)).all()
+    assert bound == 0.0 or error.max() > 0
+
+
+def test_rows_that_fill_no_block_are_f16(tiny_llama, tmp_path):
+    assert 160 % 32 == 0 and 96 % 256  # so that q8_0 fits and 256 would not
+    from fasttune.gguf_export import _kind
+
+    assert _kind("blk.0.ffn_up.weight", (4, 33), "q8_0").name == "F16"
+    assert _kind("blk.0.ffn_up.weight", (4, 64), "q8_0").name == "Q8_0"
+
+
+def copied(folder: Path, tmp_path: Path, name: str, change) -> Path:
+    """A copy of a model folder with one JSON file changed."""
+    target = tmp_path / "changed"
+    shutil.copytree(folder, target)
+    value = json.loads((target / name).read_text(encoding="utf-8"))
+    change(value)
+    (target / name).write_text(json.dumps(value), encoding="utf-8")
+    return target
+
+
+def bos_first(tokenizer):
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            "<|endoftext|>": {"id": "<|endoftext|>", "ids": [50256], "tokens": ["<|endoftext|>"]}
+        },
+    }
+
+
+def test_bos_is_added_where_the_tokenizer_adds_it(tiny_llama, tmp_path):
+    folder = copied(tiny_llama, tmp_path, "tokenizer.json", bos_first)
+    fields, _ = read(folder, tmp_path, "q8_0")
+    assert fields["tokenizer.ggml.add_bos_token"] is True
+
+
+REFUSED = {
+    "architecture 'opt'": ("config.json", lambda c: c.update(model_type="opt")),
+    "rotary embeddings of type 'llama3'": (
+        "config.json",
+        lambda c: c.update(rope_parameters={"rope_type": "llama3"}),
+    ),
+    "splits text by": ("tokenizer.json", lambda t: t.update(pre_tokenizer={"type": "Whitespace"})),
+    "normalises text": ("tokenizer.json", lambda t: t.update(normalizer={"type": "NFC"})),
+    "falls back to bytes": ("tokenizer.json", lambda t: t["model"].update(byte_fallback=True)),
+    "takes in white space": ("tokenizer.json", lambda t: t["added_tokens"][0].update(lstrip=True)),
+    "names no EOS": ("tokenizer_config.json", lambda t: t.pop("eos_token")),
+    "the model 50000 rows": ("config.json", lambda c: c.update(vocab_size=50000)),
+    "no place for the tensor": ("config.json", lambda c: c.update(num_hidden_layers=1)),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_llamacpp_would_read_otherwise_is_refused(tiny_llama, tmp_path, reason):
+    name, change = REFUSED[reason]
+    target = tmp_path / "out" / "model.gguf"
+    with pytest.raises(FasttuneError) as caught:
+        write_gguf(copied(tiny_llama, tmp_path, name, change), target, "f16", None, "x")
+    assert reason in caught.value.message
+    assert not list(target.parent.glob("*"))
+
+
+def test_pre_tokenizers_are_told_apart():
+    from tokenizers import Regex, pre_tokenizers
+
+    from fasttune.gguf_vocab import _LLAMA3
+
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    llama3 = pre_tokenizers.Split(Regex(_LLAMA3), "isolated")
+    rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+    def name(pre, **model):
+        state = json.loads(pre.__getstate__())
+        return pre_tokenizer_name({"model": model, "pre_tokenizer": state}, Path("x"))
+
+    assert name(plain) == "gpt-2"
+    assert name(pre_tokenizers.Sequence([digits, plain])) == "smollm"
+    assert name(pre_tokenizers.Sequence([llama3, rest]), ignore_merges=True) == "llama-bpe"
+    for pre in (
+        pre_tokenizers.Sequence([llama3, rest]),  # without ignore_merges
+        pre_tokenizers.ByteLevel(add_prefix_space=True),
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), plain]),
+        pre_tokenizers.Sequence([digits, rest]),
+    ):
+        with pytest.raises(FasttuneError, match="splits text by"):
+            name(pre)
+
+
+def test_unknown_types_and_a_missing_program_are_refused(tiny_llama, tmp_path, monkeypatch):
+    with pytest.raises(FasttuneError, match="no GGUF type 'q9'"):
+        write_gguf(tiny_llama, tmp_path / "x.gguf", "q9", None, "x")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FasttuneError, match="not on the PATH") as caught:
+        write_gguf(tiny_llama, tmp_path / "x.gguf", "q4_k_m", None, "x")
+    assert "llama-quantize" in caught.value.message
+
+
+def test_k_quants_are_made_by_llama_quantize(tiny_llama, tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "llama-quantize"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\nif [ "$3" = Q2_K ]; then echo broken >&2; exit 3; fi\ncp "$1" "$2"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    target = tmp_path / "out" / "model.gguf"
+    write_gguf(tiny_llama, target, "q4_k_m", None, "x")
+    kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(target).tensors}
+    assert kinds == {"BF16", "F32"}  # what it was given: the weights are bf16
+    assert [file.name for file in target.parent.iterdir()] == ["model.gguf"]
+    with pytest.raises(FasttuneError, match="failed with status 3") as caught:
+        write_gguf(tiny_llama, target, "q2_k", None, "x")
+    assert caught.value.where == "broken"
+    assert [file.name for file in target.parent.iterdir()] == ["model.gguf"]
+
+
+def test_a_failed_write_leaves_the_old_file(tiny_llama, tmp_path, monkeypatch):
+    target = tmp_path / "model.gguf"
+    target.write_bytes(b"old")
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fasttune.gguf_export._read_tensor", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_gguf(tiny_llama, target, "f16", None, "x")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_plugin_offers_what_can_be_written():
+    assert plugin.Gguf.options["quant"] == (*QUANTS, *K_QUANTS)
+
+
+def test_a_modelfile_is_exact():
+    text = modelfile("m.gguf", "{{ .System }}\n", 'Say "hi".\nNow', ["<|x|>", 'a"b'], {"seed": "1"})
+    assert text == (
+        "FROM ./m.gguf\n"
+        'TEMPLATE """{{ .System }}\n"""\n'
+        'SYSTEM """Say "hi".\nNow"""\n'
+        "PARAMETER seed 1\n"
+        'PARAMETER stop "<|x|>"\n'
+        'PARAMETER stop """a"b"""\n'
+    )
+
+
+@pytest.mark.parametrize("system", ["", 'ends in "', 'three """ quotes', "wide\u3000space", '"x'])
+def test_a_system_text_that_cannot_be_quoted_is_left_to_the_template(system):
+    assert "SYSTEM" not in modelfile("m.gguf", "t", system, [], {})
