@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint setup docs clean
+.PHONY: demo test lint setup docs llamacpp clean
 
 demo: $(READY)
 	$(BIN)/fasttune run --config configs/demo.yaml
@@ -35,6 +35,11 @@ $(READY): pyproject.toml constraints.txt Makefile
 # refuses to start; fasttune needs no images.
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/pip uninstall --quiet --yes torchvision
 	touch $(READY)
+
+# GGUF files in llama.cpp itself: compiles llama-cpp-python from source, which takes minutes.
+llamacpp: $(READY)
+	$(BIN)/pip install --quiet llama-cpp-python==0.3.36
+	$(BIN)/python -m pytest tests/test_llamacpp.py
 
 clean:
 	rm -rf $(VENV)

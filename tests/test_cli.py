@@ -1,4 +1,5 @@
-"""The root of the command line: quick starts, errors without tracebacks, help that is in the docs."""
+"""The root of the command line: quick starts, errors without tracebacks, help that is in the
+docs."""
 
 from __future__ import annotations
 
@@ -67,7 +68,9 @@ def test_a_command_that_computes_nothing_imports_nothing_heavy(arguments):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_bad_input_is_one_error_and_exit_status_2(arguments, expected, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_error_and_exit_status_2(
+    arguments, expected, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

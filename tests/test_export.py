@@ -182,7 +182,7 @@ def exported(run, plugins, tmp_path_factory):
 def expected(run, plugins):
     """The held-out rows and what the run makes of them."""
     rows = exporting.verification_rows(run, plugins, 2)
-    reader = read_run(exporting.model_config(run), run.adapter, plugins.template("reasoning"))
+    reader = read_run(run.model_config, run.adapter, plugins.template("reasoning"))
     return rows, measure(reader, rows)
 
 
@@ -258,7 +258,7 @@ def test_a_newline_shifted_in_the_template_is_caught(run, expected):
             yield given("instruction", f"<|instruction|>\n{row['instruction']}<|reasoning|>")
             yield learn("reasoning", row.get("reasoning", ""))
 
-    reader = read_run(exporting.model_config(run), run.adapter, Shifted())
+    reader = read_run(run.model_config, run.adapter, Shifted())
     assert compare(measured, measure(reader, rows, measured), EXACT).prompts_equal == 0
 
 
@@ -385,7 +385,7 @@ def test_the_card_works_in_a_process_without_fasttune(exported, run, plugins):
         text=True,
         check=True,
     )
-    reader = read_run(exporting.model_config(run), run.adapter, plugins.template("reasoning"))
+    reader = read_run(run.model_config, run.adapter, plugins.template("reasoning"))
     job = exporting.ExportJob(run, plugins.template("reasoning"), exported.folder, {}, print)
     ids = reader.prompt_ids({**job.example_row(), "system": run.config.system})
     assert json.loads(done.stdout.splitlines()[-1]) == reader.greedy(ids, 32)
@@ -469,6 +469,21 @@ def test_a_failed_export_is_kept_and_marked(run, tmp_path, plugins_dir, capsys):
     assert (record["verified"], record["status"]) == (False, "failed")
     assert "stops at no id" in (target / exporting.MARKER).read_text()
     assert "failed verification" in (target / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_export_that_cannot_be_opened_is_kept_and_marked(
+    run, tmp_path, plugins_dir, monkeypatch, capsys
+):
+    def closed(self, folder):
+        raise FasttuneError("no program here opens it", str(folder), "install one")
+
+    monkeypatch.setattr(exporting.ExportJob, "open_merged", closed)
+    assert command("export", run.folder, "-o", tmp_path / "out", "--rows", "1") == 1
+    assert "NOT verified: no program here opens it" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "verification.json").read_text())
+    assert record["verified"] is False and "install one" in record["reason"]
+    assert "no program here" in (tmp_path / "out" / "UNVERIFIED").read_text()
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_a_killed_export_leaves_nothing_under_its_name(run, tmp_path, plugins_dir, capsys):

@@ -1,7 +1,7 @@
 """Packed rows must not see each other, and every batch must train EOS.
 
-The loss is a poor witness (it moves by a few thousandths when rows leak), so logits and gradients are
-compared with transformers in fp32, row by row.
+The loss is a poor witness (it moves by a few thousandths when rows leak), so logits and gradients
+are compared with transformers in fp32, row by row.
 """
 
 from __future__ import annotations

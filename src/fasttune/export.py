@@ -1,5 +1,4 @@
-"""Exports: what leaves a run for other programs, written whole or not at all, and held against the
-run.
+"""Exports: what leaves a run for other programs, whole or not at all, and held against the run.
 
 An exporter is a plugin that fills a folder and opens it again; everything else (the temporary
 folder, the verification, the model card, the errors) is done here, the same for all of them.
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fasttune.chat import ChatFormat
-    from fasttune.config import ModelConfig
     from fasttune.plugins import Plugins
     from fasttune.runs import Run
     from fasttune.verify import Bounds, Verification
@@ -80,8 +78,7 @@ class ExportJob:
 
         Raises:
             FasttuneError: adapter and base do not fit together, there is no room, or the run was
-            not
-                quantised and `into` is "dequantized".
+                not quantised and `into` is "dequantized".
         """
         from fasttune.models.merge import write_merged
 
@@ -132,7 +129,7 @@ class ExportJob:
         """Load the base as the run had it, with the adapter in `folder`."""
         from fasttune.verify import read_run
 
-        return read_run(model_config(self.run), folder, self.template)
+        return read_run(self.run.model_config, folder, self.template)
 
     def tokenizer(self) -> Any:
         """The run's tokenizer, as transformers loads it."""
@@ -159,8 +156,7 @@ class ExportJob:
         }
 
     def prompt(self, row: Row) -> str:
-        """The text that generation starts from, with the run's system text where the row has
-        none."""
+        """The text generation starts from, with the run's system text where the row has none."""
         system = self.run.config.system
         return self.template.prompt({"system": system, **row} if system else row)
 
@@ -172,8 +168,7 @@ class Exporter:
         name: what `--to` takes.
         description: one line for `fasttune export --list`.
         options: option -> the values it takes, the first being the default; an empty tuple takes
-        any
-            text, with "" as the default.
+            any text, with "" as the default.
     """
 
     name: ClassVar[str]
@@ -189,8 +184,7 @@ class Exporter:
         raise NotImplementedError(f"{type(self).__name__}.open")
 
     def bounds(self, job: ExportJob) -> Bounds:
-        """How far the export may be from the run; override it for a form that rounds the
-        weights."""
+        """How far the export may be from the run; a form that rounds the weights overrides it."""
         from fasttune.verify import bounds_for
 
         return bounds_for(job.run, job.options)
@@ -200,8 +194,7 @@ class Exporter:
         return ""
 
     def needed_bytes(self, job: ExportJob) -> int:
-        """Room the export takes on the disk, checked before it is written; 0 where it is not
-        known."""
+        """Room the export takes on the disk, checked before writing; 0 where it is not known."""
         return 0
 
 
@@ -210,16 +203,26 @@ class Exported:
     """What came of an export.
 
     Attributes:
-        verification: None where it was not asked for.
+        verification: None where it was not asked for, or could not be done.
+        obstacle: why it could not be done.
     """
 
     folder: Path
     verification: Verification | None
+    obstacle: FasttuneError | None = None
+
+    @property
+    def failures(self) -> list[str]:
+        """Why the export does not count as verified although that was asked for."""
+        if self.obstacle is not None:
+            return [str(self.obstacle)]
+        return self.verification.failures if self.verification is not None else []
 
     def as_dict(self) -> dict[str, Any]:
         """The content of verification.json."""
         if self.verification is None:
-            return {"verified": False, "status": "not run"}
+            why = {"reason": str(self.obstacle)} if self.obstacle is not None else {}
+            return {"verified": False, "status": "not run", **why}
         return self.verification.as_dict()
 
 
@@ -236,7 +239,8 @@ def export(
 ) -> Exported:
     """Write an export, verify it and give it its final name.
 
-    An export that fails verification is kept, with a file named UNVERIFIED beside its figures.
+    An export that fails verification, or that cannot be opened for it, is kept, with a file named
+    UNVERIFIED beside its figures.
     Whatever else goes wrong, and a kill at any time, leaves nothing under the final name.
 
     Args:
@@ -248,8 +252,7 @@ def export(
 
     Raises:
         FasttuneError: there is no such exporter or option, the folder exists, the run has no
-        adapter or its
-            template changed, its rows cannot be read, or the disk is full.
+            adapter or its template changed, its rows cannot be read, or the disk is full.
     """
     exporter = _exporter(name, plugins)
     chosen = _options(exporter, options or {})
@@ -270,10 +273,13 @@ def export(
         with atomic_folder(target) as folder:
             job = dataclasses.replace(job, folder=folder)
             exporter.write(job)
-            done = Exported(target, _verify(exporter, job, held_out) if verify else None)
+            try:
+                done = Exported(target, _verify(exporter, job, held_out) if verify else None)
+            except FasttuneError as error:  # what was written is whole, only not proved
+                done = Exported(target, None, error)
             write_json(folder / RECORD, done.as_dict())
-            if done.verification is not None and not done.verification.verified:
-                text = "\n".join(["This export differs from its run:", *done.verification.failures])
+            if done.failures:
+                text = "\n".join(["This export is not verified:", *done.failures])
                 write_text(folder / MARKER, text + "\n")
             write_text(folder / "README.md", model_card(job, exporter, done))
     except OSError as error:
@@ -291,7 +297,7 @@ def verification_rows(run: Run, plugins: Plugins, count: int) -> list[Row]:
     """
     from fasttune.plan import prepare
 
-    config = dataclasses.replace(run.config, model=model_config(run))
+    config = dataclasses.replace(run.config, model=run.model_config)
     try:
         prepared = prepare(config, plugins)
     except FasttuneError as error:
@@ -302,24 +308,12 @@ def verification_rows(run: Run, plugins: Plugins, count: int) -> list[Row]:
     return [rows[index * len(rows) // count] for index in range(count)]
 
 
-def model_config(run: Run) -> ModelConfig:
-    """The run's model as it really was, with "auto" replaced by what it stood for then."""
-    manifest = run.manifest
-    short: dict[str, Any] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    return dataclasses.replace(
-        run.config.model,
-        name=manifest["model"],
-        quantization=manifest["quantization"],
-        precision=short[manifest["dtype"]],
-    )
-
-
 def _verify(exporter: Exporter, job: ExportJob, rows: Sequence[Row]) -> Verification:
     from fasttune.verify import compare, measure, read_run
 
     job.say(f"verifying with {len(rows)} rows: the run")
     # One model at a time: the run's is gone before the export is loaded.
-    expected = measure(read_run(model_config(job.run), job.run.adapter, job.template), rows)
+    expected = measure(read_run(job.run.model_config, job.run.adapter, job.template), rows)
     job.say(f"verifying with {len(rows)} rows: the export")
     return compare(expected, measure(exporter.open(job), rows, expected), exporter.bounds(job))
 
@@ -357,12 +351,7 @@ def _options(exporter: Exporter, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_run(run: Run, plugins: Plugins) -> None:
-    if not (run.adapter / "adapter_config.json").is_file():
-        raise FasttuneError(
-            f"run '{run.name}' has no adapter yet",
-            f"status: {run.manifest['status']}",
-            f"finish it with: fasttune run --resume {run.folder}",
-        )
+    run.check_adapter()
     try:
         run.check_template(plugins.identity(run.config.template))
     except FasttuneError as error:

@@ -95,8 +95,9 @@ def encode_rows(
     """
     ending = [row for row in rows if any(tokenizer.eos_token in text for text in row.values())]
     if ending and not config.data.skip_bad_rows:
+        eos = tokenizer.eos_token
         raise FasttuneError(
-            f"{len(ending)} {what} rows hold the text {tokenizer.eos_token}, which would end them early",
+            f"{len(ending)} {what} rows hold the text {eos}, which would end them early",
             f"the first: {ending[0].get('instruction', '')[:80]!r}",
             "remove it, or leave these rows out with data.skip_bad_rows=true",
         )

@@ -53,7 +53,8 @@ def export(
 ) -> None:
     """Export a run for other programs, and prove that it behaves as the run did.
 
-    The exit status is 1 where the export differs from the run by more than its bounds.
+    The exit status is 1 where the export differs from the run by more than its bounds, or where
+    it could not be verified.
     """
     loaded = plugins(context)
     if list_:
@@ -81,7 +82,7 @@ def export(
         print_json({"export": str(done.folder), **done.as_dict()})
     else:
         _show(done)
-    if done.verification is not None and not done.verification.verified:
+    if done.failures:
         raise typer.Exit(EXIT_FAILURE)
 
 
@@ -108,7 +109,8 @@ def _show(done: Exported) -> None:
             style="green" if found.verified else "bold red",
         )
     else:
-        out.print("not verified (--no-verify)", style="yellow", markup=False)
+        why = str(done.obstacle) if done.obstacle is not None else "--no-verify"
+        out.print(f"NOT verified: {why}", style="bold red", markup=False)
     out.print(f"  {done.folder}", markup=False, soft_wrap=True)
 
 
