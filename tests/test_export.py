@@ -568,7 +568,7 @@ def test_a_run_without_adapter_or_with_another_template_is_refused(make_run, plu
     with pytest.raises(FasttuneError, match="renders otherwise"):
         export(run, "adapter", plugins, tmp_path / "out", verify=False)
     shutil.rmtree(run.adapter)
-    with pytest.raises(FasttuneError, match="no adapter yet"):
+    with pytest.raises(FasttuneError, match="has no adapter"):
         export(run, "adapter", plugins, tmp_path / "out", verify=False)
 
 

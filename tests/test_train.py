@@ -216,7 +216,7 @@ def test_a_run_resumed_after_ctrl_c_has_the_losses_of_one_without_a_break(
     assert run.last_checkpoint().name == "checkpoint-4"
 
     assert fasttune("generate", str(run.folder), "Hello") == 2
-    assert "has no adapter: it is interrupted" in capsys.readouterr().err
+    assert "has no adapter; its status is interrupted" in capsys.readouterr().err
     run.log({"step": 5, "loss": 99.0})  # as if it had been stopped hard after a later step
 
     rows_there = data.read_text()

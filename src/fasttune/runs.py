@@ -104,7 +104,7 @@ class Run:
         """
         if not (self.adapter / "adapter_config.json").is_file():
             raise FasttuneError(
-                f"run '{self.name}' has no adapter: it is {self.manifest['status']}",
+                f"run '{self.name}' has no adapter; its status is {self.manifest['status']}",
                 str(self.folder),
                 f"finish it: fasttune run --resume {self.folder}",
             )
