@@ -32,7 +32,7 @@ class Progress(TrainerCallback):
         if self.quiet or not sys.stderr.isatty():
             return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
         self._bar = Bar(
@@ -40,8 +40,6 @@ class Progress(TrainerCallback):
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
             console=Console(stderr=True),
         )
         self._bar.start()
@@ -65,15 +63,17 @@ class Progress(TrainerCallback):
         if "eval_loss" in logs:
             self._say(f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
-            note = f"loss {logs['loss']:.4f}  {self.tokens_per_second:.0f} tokens/s"
+            # From the steps alone: an evaluation in between would make the time left jump.
+            done = max(1, state.global_step - self._first)
+            left = self.seconds / done * (state.max_steps - state.global_step)
+            note = (
+                f"loss {logs['loss']:.4f}  {self.tokens_per_second:.0f} tokens/s  "
+                f"{_clock(left)} left"
+            )
             if self._bar is not None:
                 self._bar.update(self._task, note=note)
             elif self._due(state):
-                done = max(1, state.global_step - self._first)
-                left = self.seconds / done * (state.max_steps - state.global_step)
-                self._say(
-                    f"step {state.global_step}/{state.max_steps}  {note}  {_clock(left)} left"
-                )
+                self._say(f"step {state.global_step}/{state.max_steps}  {note}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.models.backend import DEVICE, FastLanguageModel, quiet
+from fasttune.models.backend import DEVICE, FastLanguageModel
 
 # isort: split
 import torch
@@ -29,6 +29,7 @@ from fasttune.packing import features, pack, pad, section_names
 from fasttune.plan import Prepared, encode_rows
 from fasttune.plugins import Identity, Plugins
 from fasttune.progress import Progress
+from fasttune.quiet import quiet
 from fasttune.report import plot_losses, write_samples
 from fasttune.runs import Run, now
 from fasttune.template import Row

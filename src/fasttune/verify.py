@@ -17,6 +17,7 @@ import numpy as np
 from fasttune.config import ModelConfig
 from fasttune.errors import FasttuneError
 from fasttune.export import Reader
+from fasttune.quiet import quiet
 from fasttune.template import Row, Template
 
 if TYPE_CHECKING:
@@ -338,7 +339,7 @@ def read_merged(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    with backend.quiet():
+    with quiet():
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(backend.DEVICE)
 
     def prompt_ids(row: Row) -> list[int]:

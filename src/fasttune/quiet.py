@@ -1,0 +1,37 @@
+"""Keeping the chatter of libraries away from the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what libraries print on import and loading from the terminal, unless the block fails.
+
+    Compiled code writes to the descriptors and Python to sys.stdout and sys.stderr, which need not
+    be the same; both are redirected.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as sink:
+        saved = [os.dup(1), os.dup(2)]
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+        failed = True
+        try:
+            with redirect_stdout(sink), redirect_stderr(sink):
+                yield
+            failed = False
+        finally:
+            sink.flush()
+            for descriptor, number in zip(saved, (1, 2), strict=True):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            if failed:
+                sink.seek(0)
+                sys.stderr.write(sink.read())
