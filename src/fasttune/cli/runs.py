@@ -30,16 +30,15 @@ def list_(output: Folder = Path("runs"), as_json: AsJson = False) -> None:
     if not found:
         console().print(f"no runs in {output}", markup=False)
         return
-    table = Table("run", "status", "model", "steps", "held-out loss", "started", box=None)
+    table = Table("status", "steps", "held-out loss", "started", "run", box=None)
     for run in found:
         manifest = run.manifest
         table.add_row(
-            run.name,
             manifest.get("status", ""),
-            Path(manifest.get("model", "")).name,
             str(manifest.get("steps", "")),
             _losses(run.metrics()),
-            manifest.get("started", ""),
+            manifest.get("started", "")[:16].replace("T", " "),
+            run.name,
         )
     console().print(table)
 
