@@ -75,6 +75,30 @@ def tiny_phi(tmp_path_factory, phi2_tokenizer) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory, phi2_tokenizer) -> Path:
+    """A folder with a Llama of hidden 128, grouped-query attention and 2 layers, in fp32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=51200,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=50256,
+        eos_token_id=50256,
+    )
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    phi2_tokenizer.save_pretrained(folder)
+    return folder
+
+
 REASONING_ROW = {
     "instruction": "How many days are in two weeks?",
     "input": "",

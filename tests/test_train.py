@@ -123,6 +123,79 @@ def test_section_losses_are_those_of_the_reference_logits(tiny_phi):
     assert losses.tokens == sum(map(len, expected.values()))
 
 
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("kind", ["tiny_phi", "tiny_llama"])
+def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
+    kind, packing, request, tmp_path, monkeypatch
+):
+    """One step of the trainer on Unsloth's backend against plain transformers and PEFT, in fp32.
+
+    Llama's head has no bias, so there the backend's chunked cross entropy must be what ran.
+    """
+    from functools import partial
+
+    from datasets import Dataset
+    from peft import get_peft_model
+    from unsloth_zoo.cpu import ops
+
+    from fasttune.config import RunConfig, TrainConfig
+    from fasttune.packing import pad
+    from fasttune.progress import Progress
+    from fasttune.train import training_arguments
+    from fasttune.trainer import Trainer
+
+    folder = request.getfixturevalue(kind)
+    model_settings = ModelConfig(name=str(folder), quantization="none", precision="fp32")
+    base, tokenizer = load_base(model_settings)
+    model, _ = add_lora(base, LoraConfig(r=4, alpha=8), seed=1, gradient_checkpointing=False)
+    torch.manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # 0 at the start, which would hide half of the gradients
+            torch.nn.init.normal_(parameter, std=0.02)
+    template = load_plugins().template("reasoning")
+    encoded = [encode(template, row, tokenizer) for row in rows(4)]
+    names = section_names(encoded)
+    examples = [features(row, names) for row in encoded]
+
+    chunked = []
+    fast = ops.chunked_linear_cross_entropy
+    monkeypatch.setattr(
+        ops, "chunked_linear_cross_entropy", lambda *a, **k: chunked.append(1) or fast(*a, **k)
+    )
+    config = RunConfig(model=model_settings, train=TrainConfig(batch_size=4, packing=packing))
+    collate = pack if packing else partial(pad, pad_id=tokenizer.pad_token_id)
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(config, Run(tmp_path), evaluate=False),
+        train_dataset=Dataset.from_list(examples),
+        processing_class=tokenizer,
+        data_collator=collate,
+        sections=names,
+        progress=Progress(quiet=True),
+    )
+    items = sum(label != IGNORED for row in encoded for label in row.labels)
+    loss = trainer.training_step(trainer.model, collate(examples), torch.tensor(items))
+    assert bool(chunked) == (kind == "tiny_llama")
+
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    reference = get_peft_model(plain, model.peft_config["default"])
+    reference.load_state_dict(model.state_dict())
+    total = torch.zeros(())
+    for row in encoded:
+        logits = reference(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
+        targets = torch.tensor(row.labels)[1:]
+        total = total + cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    (total / items).backward()
+    assert float(loss) == pytest.approx(float(total.detach()) / items, abs=1e-5)
+    expected = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
+    got = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert got.keys() == expected.keys() and got
+    for name, gradient in expected.items():
+        scale = gradient.abs().max()
+        assert scale > 0, name
+        assert (got[name] - gradient).abs().max() <= 1e-3 * scale, name
+
+
 # Run
 
 
