@@ -7,8 +7,8 @@ from fasttune_plugins import multilingual
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fasttune.discovery import load_plugins
 from fasttune.encode import encode, encode_prompt
-from fasttune.plugins import load_plugins
 from fasttune.template import tags_in
 
 TEMPLATES = {

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fasttune import FasttuneError, Template, given, learn
 from fasttune.chat import ChatFormat, compile_chat_template, render_jinja
+from fasttune.discovery import load_plugins
 from fasttune.encode import encode_prompt
-from fasttune.plugins import load_plugins
 from fasttune.skeleton import Condition
 from fasttune.template import PROBE_ROWS
 
@@ -423,7 +423,7 @@ def test_a_row_that_probing_did_not_foresee_is_refused():
 def test_compiling_needs_no_torch():
     code = (
         "import sys; from fasttune.chat import compile_chat_template; "
-        "from fasttune.plugins import load_plugins; "
+        "from fasttune.discovery import load_plugins; "
         "compile_chat_template(load_plugins().template('reasoning')); "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

@@ -9,7 +9,7 @@ import pytest
 
 from fasttune import FasttuneError, Template, given, learn
 from fasttune.check import check_template, failed
-from fasttune.plugins import load_plugins
+from fasttune.discovery import load_plugins
 from fasttune.template import PROBE_ROWS
 
 

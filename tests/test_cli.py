@@ -55,6 +55,7 @@ def test_a_command_that_computes_nothing_imports_nothing_heavy(arguments):
         (["run", "--data", "no-such-file.jsonl"], "no-such-file.jsonl"),
         (["run", "train.epoch=2"], "there is no setting 'train.epoch'"),
         (["run", "--config", "none.yaml"], "none.yaml"),
+        (["run", "train.report_to=tensorbord"], "did you mean 'tensorboard'"),
         (["run", "--resume", "none"], "there is no run 'none'"),
         (["run", "--resume", "none", "lora.r=4"], "a resumed run keeps its settings"),
         (["generate", "none", "Hello"], "there is no run 'none'"),

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fasttune.cli import main
-from fasttune.plugins import load_plugins
+from fasttune.discovery import load_plugins
 from fasttune.scaffold import new_template
 
 

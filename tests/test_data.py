@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from fasttune import Row, Segment, Template, given, learn
 from fasttune.data import Finding, data_hash, divide, load, parse_columns, shipped
 from fasttune.datastats import default_template, histogram, scripts, spread, survey
+from fasttune.discovery import load_plugins
 from fasttune.errors import FasttuneError
-from fasttune.plugins import load_plugins
 
 ROWS = [
     {"instruction": "Add 2 and 3.", "input": "", "output": " 5\n"},

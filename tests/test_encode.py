@@ -209,7 +209,7 @@ def test_a_given_middle_never_hides_learned_text(phi2_tokenizer, instruction, re
 
 
 def test_the_builtin_reasoning_row(phi2_tokenizer, reasoning_row):
-    from fasttune.plugins import load_plugins
+    from fasttune.discovery import load_plugins
 
     template = load_plugins().template("reasoning")
     encoded = check(template, reasoning_row, phi2_tokenizer)

@@ -25,8 +25,10 @@ from fasttune import export as exporting
 from fasttune.card import base_licence
 from fasttune.cli import main
 from fasttune.config import DataConfig, ModelConfig, RunConfig, SamplesConfig, dump_config
+from fasttune.discovery import load_plugins
 from fasttune.errors import FasttuneError
-from fasttune.plugins import load_plugins
+from fasttune.exporter import ExportJob
+from fasttune.readers import read_run
 from fasttune.runs import Run
 from fasttune.template import Template, given, learn
 from fasttune.verify import (
@@ -37,7 +39,6 @@ from fasttune.verify import (
     compare,
     kl_divergence,
     measure,
-    read_run,
 )
 
 EOS = 256
@@ -212,7 +213,7 @@ def damaged(exported, tmp_path) -> Path:
 
 def verification(folder: Path, expected, run: Run, plugins):
     rows, measured = expected
-    job = exporting.ExportJob(run, plugins.template("reasoning"), folder, {}, print)
+    job = ExportJob(run, plugins.template("reasoning"), folder, {}, print)
     return compare(measured, measure(job.open_merged(folder), rows, measured), EXACT)
 
 
@@ -386,7 +387,7 @@ def test_the_card_works_in_a_process_without_fasttune(exported, run, plugins):
         check=True,
     )
     reader = read_run(run.model_config, run.adapter, plugins.template("reasoning"))
-    job = exporting.ExportJob(run, plugins.template("reasoning"), exported.folder, {}, print)
+    job = ExportJob(run, plugins.template("reasoning"), exported.folder, {}, print)
     ids = reader.prompt_ids({**job.example_row(), "system": run.config.system})
     assert json.loads(done.stdout.splitlines()[-1]) == reader.greedy(ids, 32)
 
@@ -477,7 +478,7 @@ def test_an_export_that_cannot_be_opened_is_kept_and_marked(
     def closed(self, folder):
         raise FasttuneError("no program here opens it", str(folder), "install one")
 
-    monkeypatch.setattr(exporting.ExportJob, "open_merged", closed)
+    monkeypatch.setattr(ExportJob, "open_merged", closed)
     assert command("export", run.folder, "-o", tmp_path / "out", "--rows", "1") == 1
     assert "NOT verified: no program here opens it" in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "verification.json").read_text())

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttune.chat import compile_chat_template
+from fasttune.discovery import load_plugins
 from fasttune.encode import encode_prompt
 from fasttune.gguf_export import write_gguf
-from fasttune.plugins import load_plugins
 from fasttune.template import PROBE_ROWS
 
 pytest.importorskip("llama_cpp", reason="pip install 'fasttune[llamacpp]'")

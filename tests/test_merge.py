@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fasttune.errors import FasttuneError
-from fasttune.models import merge
+from fasttune.models import merge, shards
 
 VOCABULARY = 512
 EOS = 7
@@ -146,8 +146,8 @@ def test_shards_layout_and_untouched_tensors_are_kept(small_phi, tmp_path, token
     names = sorted(file.name for file in base.glob("*.safetensors"))
     assert len(names) > 1
     assert names == sorted(file.name for file in target.glob("*.safetensors"))
-    assert (target / merge.INDEX).read_bytes() == (base / merge.INDEX).read_bytes()
-    old, new = (merge.stored_tensors(merge.shards(folder)) for folder in (base, target))
+    assert (target / shards.INDEX).read_bytes() == (base / shards.INDEX).read_bytes()
+    old, new = (shards.stored_tensors(shards.shards(folder)) for folder in (base, target))
     places = [
         {name: (t.file.name, t.dtype, t.shape, t.start, t.end) for name, t in side.items()}
         for side in (old, new)
@@ -238,7 +238,7 @@ def test_one_of_two_tied_embeddings_cannot_be_changed(tiny_llama, tmp_path, toke
 
 def test_a_base_without_safetensors_is_refused(tmp_path):
     with pytest.raises(FasttuneError, match="no safetensors"):
-        merge.shards(tmp_path)
+        shards.shards(tmp_path)
 
 
 def test_a_quantised_base_is_refused(tiny_llama, tmp_path, tokenizer):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from fasttune.discovery import load_plugins
 from fasttune.encode import IGNORED, encode
 from fasttune.packing import NO_SECTION, features, left_pad, pack, pad, section_names
-from fasttune.plugins import load_plugins
 
 ROWS = [
     {"instruction": "Add 2 and 3.", "input": "", "reasoning": "2 + 3 = 5.", "output": "5"},

@@ -13,7 +13,7 @@ import pluggy
 import pytest
 
 from fasttune import FasttuneError, Metric, Template, hookspecs
-from fasttune.plugins import GROUP, load_file, load_plugins
+from fasttune.discovery import GROUP, load_file, load_plugins
 
 DOCS = Path(__file__).parents[1] / "docs" / "templates.md"
 BUILT_IN = sorted(p.name for p in distribution("fasttune").entry_points.select(group=GROUP))
@@ -56,7 +56,7 @@ def reports(*arguments: object) -> str:
 def installed(monkeypatch, *points: tuple[str, str]) -> None:
     """Have only these entry points, given as (name, value)."""
     found = [EntryPoint(name, value, GROUP) for name, value in points]
-    monkeypatch.setattr("fasttune.plugins.entry_points", lambda group: found)
+    monkeypatch.setattr("fasttune.discovery.entry_points", lambda group: found)
 
 
 def test_built_ins_enter_by_the_public_door():
@@ -76,7 +76,7 @@ def test_folders_are_searched_in_order(tmp_path, monkeypatch):
     plugin(option, "e_option")
     plugin(option, "d_option")
     monkeypatch.setenv("FASTTUNE_PLUGINS_DIR", str(variable))
-    monkeypatch.setattr("fasttune.plugins.user_config_dir", lambda: user)
+    monkeypatch.setattr("fasttune.discovery.user_config_dir", lambda: user)
     plugins = loaded(option, tmp_path / "c/run.yaml")
     names = [*BUILT_IN, "d_option", "e_option", "c_variable", "b_beside", "a_user"]
     assert list(plugins.providers) == names

@@ -15,7 +15,9 @@ from fasttune import FasttuneError, Template, given, learn
 from fasttune.cli import main
 from fasttune.data import Loaded
 from fasttune.encode import encode
-from fasttune.preview import TerminalPreview, pick, pieces, preview, to_html, visible
+from fasttune.preview import pick, pieces, preview, visible
+from fasttune.preview_html import to_html
+from fasttune.preview_terminal import TerminalPreview
 
 
 class Short(Template):
@@ -297,7 +299,7 @@ def test_command_shows_a_shipped_row(capsys, model):
 
 
 def test_command_json_map_and_system(capsys, model, tmp_path, phi2_tokenizer, reasoning_row):
-    from fasttune.plugins import load_plugins
+    from fasttune.discovery import load_plugins
 
     data = tmp_path / "rows.jsonl"
     moved = {"frage": reasoning_row.pop("instruction"), **reasoning_row}

@@ -9,7 +9,7 @@ import pytest
 
 from fasttune import FasttuneError
 from fasttune.check import check_template
-from fasttune.plugins import load_file, load_plugins
+from fasttune.discovery import load_file, load_plugins
 from fasttune.scaffold import new_template
 
 

@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fasttune.cli import main
 from fasttune.config import LoraConfig, ModelConfig
+from fasttune.discovery import load_plugins
 from fasttune.encode import IGNORED, encode
 from fasttune.errors import FasttuneError
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.sections import SectionLoss
 from fasttune.packing import features, pack, section_names
-from fasttune.plugins import load_plugins
 from fasttune.runs import Run, find_run
 
 SIX_STEPS = ("train.max_steps=6", "train.eval_steps=3", "train.save_steps=3")

@@ -4,7 +4,7 @@ This is the whole API that a plugin needs; plugins import nothing below it.
 """
 
 from fasttune.errors import FasttuneError
-from fasttune.export import Exporter, ExportJob, Reader
+from fasttune.exporter import Exporter, ExportJob, Reader
 from fasttune.hookspecs import hookimpl
 from fasttune.metrics import Answer, Metric
 from fasttune.template import Row, Segment, Template, given, learn

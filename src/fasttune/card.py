@@ -14,7 +14,8 @@ from fasttune.plan import with_system
 from fasttune.template import PROBE_ROWS
 
 if TYPE_CHECKING:
-    from fasttune.export import Exported, Exporter, ExportJob
+    from fasttune.export import Exported
+    from fasttune.exporter import Exporter, ExportJob
 
 LICENCES = {"phi-2": "mit", "smollm2": "apache-2.0"}
 """Part of a base's name -> its licence, for folders that do not say it themselves."""

@@ -11,7 +11,7 @@ import pluggy
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from fasttune.export import Exporter
+    from fasttune.exporter import Exporter
     from fasttune.metrics import Metric
     from fasttune.template import Template
 

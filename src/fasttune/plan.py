@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from typing import Any
 from fasttune.config import RunConfig
 from fasttune.data import divide, load, shipped
 from fasttune.encode import Encoded, encode, fit
-from fasttune.errors import FasttuneError
+from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.models.tokenizer import resolve_model
 from fasttune.plugins import Plugins
 from fasttune.template import Row, Template
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ def prepare(config: RunConfig, plugins: Plugins) -> Prepared:
         FasttuneError: for whatever is wrong with template, model name or data.
     """
     template = plugins.template(config.template)
+    _check_trackers(config.train.report_to)
     data = config.data
     if data.train is None:
         train_source, eval_source = str(shipped("train")), str(shipped("heldout"))
@@ -71,6 +75,19 @@ def prepare(config: RunConfig, plugins: Plugins) -> Prepared:
         eval=[with_system(row, config.system) for row in eval_rows],
         skipped=skipped,
     )
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in TRACKERS:
+            hint = did_you_mean(name, [*TRACKERS])
+            raise FasttuneError(f"no tracker is called '{name}'", "train.report_to", hint)
+        if importlib.util.find_spec(name) is None:
+            raise FasttuneError(
+                f"the tracker '{name}' is not installed",
+                "train.report_to",
+                f"pip install '{name}', or leave it out",
+            )
 
 
 def with_system(row: Mapping[str, str], system: str | None) -> Row:

@@ -1,30 +1,23 @@
-"""Finding plugins, loading each one by itself, and knowing where everything came from."""
+"""The loaded plugins: what each one provides, and where everything came from."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
-import os
-import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
-from fasttune import hookspecs
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.export import Exporter
+from fasttune.exporter import Exporter
 from fasttune.metrics import Metric
 from fasttune.template import Template, rendering_hash
-
-GROUP = "fasttune"
 
 
 @dataclass(frozen=True)
@@ -205,137 +198,6 @@ class Plugins:
             self._failed(name, path, error)
             return
         self.providers[name] = provider
-
-
-def load_plugins(plugins_dir: Path | None = None, config: Path | None = None) -> Plugins:
-    """Load the installed plugins, then the .py files of the folders, in this order: `plugins_dir`,
-    FASTTUNE_PLUGINS_DIR, plugins/ beside `config`, and plugins/ in the user's config folder.
-
-    FASTTUNE_PLUGINS, a comma-separated list of plugin names, restricts what is loaded.
-
-    Raises:
-        FasttuneError: `plugins_dir` or FASTTUNE_PLUGINS_DIR is no folder, two plugins have one
-            name, or FASTTUNE_PLUGINS names a plugin that does not exist.
-    """
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
-    plugins = Plugins(manager)
-    chosen = [n.strip() for n in os.environ.get("FASTTUNE_PLUGINS", "").split(",") if n.strip()]
-    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    known = {point.name for point in points}
-    for point in points:
-        if not chosen or point.name in chosen:
-            _refuse_second(plugins, point.name, f"{point.name} ({_origin(point)})")
-            plugins.add(point.name, _origin(point), lambda point=point: _load_entry_point(point))  # type: ignore[misc]
-    tried = {provider.path.resolve() for provider in plugins.providers.values()}
-    tried |= {Path(problem.path).resolve() for problem in plugins.problems}
-    files = [f.resolve() for folder in _folders(plugins_dir, config) for f in _plugin_files(folder)]
-    for file in dict.fromkeys(files):
-        known.add(file.stem)
-        if (not chosen or file.stem in chosen) and file not in tried:
-            _refuse_second(plugins, file.stem, f"{file.stem} (folder, {file})")
-            plugins.add(file.stem, str(file), lambda file=file: _load_file(file))  # type: ignore[misc]
-    if unknown := [name for name in chosen if name not in known]:
-        raise FasttuneError(
-            f"no plugin is called '{unknown[0]}'",
-            "environment variable FASTTUNE_PLUGINS",
-            did_you_mean(unknown[0], sorted(known)),
-        )
-    return plugins
-
-
-def load_file(path: Path) -> Plugins:
-    """Load a single plugin file and nothing else, for checking it.
-
-    Raises:
-        FasttuneError: the file does not exist or does not load.
-    """
-    if not path.is_file():
-        raise FasttuneError("no such plugin file", str(path), "give the path of a .py file")
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
-    plugins = Plugins(manager)
-    plugins.add(path.stem, str(path.resolve()), lambda: _load_file(path.resolve()))
-    plugins.provided()  # collecting may add problems
-    if plugins.problems:
-        raise FasttuneError("the plugin does not load", str(path), plugins.problems[0].error)
-    return plugins
-
-
-def _folders(plugins_dir: Path | None, config: Path | None) -> Iterable[Path]:
-    from_environment = os.environ.get("FASTTUNE_PLUGINS_DIR", "")
-    for folder, origin in (
-        (plugins_dir, "--plugins-dir"),
-        (Path(from_environment) if from_environment else None, "FASTTUNE_PLUGINS_DIR"),
-    ):
-        if folder is not None:
-            if not folder.is_dir():
-                raise FasttuneError(
-                    "no such plugins folder", f"{origin}: {folder}", "give a folder of .py files"
-                )
-            yield folder
-    if config is not None and (config.parent / "plugins").is_dir():
-        yield config.parent / "plugins"
-    user = user_config_dir() / "plugins"
-    if user.is_dir():
-        yield user
-
-
-def _plugin_files(folder: Path) -> list[Path]:
-    """The files of a folder that are plugins; helpers ("_...") and tests may live beside them."""
-    files = sorted(folder.glob("*.py"))
-    return [f for f in files if not f.name.startswith(("_", "test_")) and f.name != "conftest.py"]
-
-
-def _refuse_second(plugins: Plugins, name: str, second: str) -> None:
-    if first := plugins.providers.get(name):
-        raise FasttuneError(
-            f"two plugins are called '{name}'", f"{first}\n{second}", "rename one, or remove it"
-        )
-
-
-def user_config_dir() -> Path:
-    """The folder for a person's own settings, by the platform's custom."""
-    from typer import get_app_dir
-
-    return Path(get_app_dir("fasttune"))
-
-
-def _load_entry_point(point: EntryPoint) -> tuple[ModuleType, Provider]:
-    module = point.load()
-    if not isinstance(module, ModuleType):
-        raise TypeError(f"the entry point must name a module, and {point.value} is none")
-    dist = point.dist
-    path = Path(inspect.getfile(module))
-    return module, Provider(
-        point.name, path, dist.name if dist else "", dist.version if dist else ""
-    )
-
-
-def _origin(point: EntryPoint) -> str:
-    """The file of an entry point that may not load, found without running it."""
-    try:
-        spec = importlib.util.find_spec(point.module)
-    except (Exception, SystemExit):  # finding a submodule imports its package
-        spec = None
-    return (spec and spec.origin) or point.value
-
-
-def _load_file(file: Path) -> tuple[ModuleType, Provider]:
-    # The path is part of the module's name: two folders may each hold a mine.py.
-    unique = hashlib.sha256(str(file).encode()).hexdigest()[:8]
-    name = f"fasttune_folder_{file.stem}_{unique}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot import {file}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before executing: classes are pickled by `datasets.map`
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module, Provider(file.stem, file)
 
 
 def _call(implementation: pluggy.HookImpl, **arguments: Any) -> list[Any]:

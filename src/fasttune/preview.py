@@ -1,11 +1,10 @@
 """What a row looks like to the model: its sections, its tokens, and which of them are learned.
 
-The same `Preview` is rendered for a terminal, as an HTML page and as JSON.
+A `Preview` gives itself as JSON; `preview_terminal` and `preview_html` show it to a person.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -19,22 +18,11 @@ from fasttune.errors import FasttuneError
 from fasttune.template import Row, Template
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType
-    from rich.text import Text
-
     from fasttune.data import Loaded
 
 SPACE, TAB, NEWLINE = "·", "→", "⏎"
 MARKS = {" ": SPACE, "\t": TAB, "\n": NEWLINE}
 UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")  # controls, bidi and zero-width marks, spaces
-SEPARATOR, GUTTER = "│", "▌"
-
-# Foreground and background are both set, so that they are legible on light and dark terminals. Two
-# shades of each take turns: they are what tells neighbouring tokens apart.
-SHADES = {
-    True: ("black on pale_green3", "black on dark_sea_green2"),
-    False: ("black on grey70", "black on grey82"),
-}
 
 
 @dataclass(frozen=True)
@@ -59,6 +47,15 @@ class Section:
     end: int
     train: bool
     pieces: list[Piece]
+
+    @property
+    def summary(self) -> str:
+        count = self.end - self.start
+        kind = "trained" if self.train else "given"
+        return f"{kind}, {count} {'token' if count == 1 else 'tokens'}"
+
+    def labels(self, piece: Piece) -> list[int]:
+        return piece.ids if self.train else [IGNORED] * len(piece.ids)
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ class Preview:
                     "end": section.end,
                     "train": section.train,
                     "pieces": [
-                        {"ids": p.ids, "labels": _labels(p, section), "text": p.text}
+                        {"ids": p.ids, "labels": section.labels(p), "text": p.text}
                         for p in section.pieces
                     ],
                 }
@@ -170,6 +167,11 @@ def pick(loaded: Loaded, first: int, count: int = 1) -> list[tuple[int, Row]]:
             f"there is no row {first}", loaded.source, f"give a row from 1 to {len(loaded.rows)}"
         )
     return list(enumerate(loaded.rows[first - 1 : first - 1 + count], start=first))
+
+
+def short_name(model: str) -> str:
+    """A model's name for a headline: the last part of a folder's path, a Hub name as it is."""
+    return Path(model).name if Path(model).is_dir() else model
 
 
 def pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[Piece]:
@@ -231,10 +233,6 @@ def _with_hex(part: bytes) -> str:
     )
 
 
-def _labels(piece: Piece, section: Section) -> list[int]:
-    return piece.ids if section.train else [IGNORED] * len(piece.ids)
-
-
 def visible(text: str) -> str:
     """The text with a mark for each character that cannot be seen or would change the screen."""
     return "".join(
@@ -242,163 +240,3 @@ def visible(text: str) -> str:
         or (f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in UNSEEN else char)
         for char in text
     )
-
-
-# ---- terminal
-
-
-@dataclass(frozen=True)
-class TerminalPreview:
-    """A rich renderable. Without colours the gutter marks what is learned, and bars part tokens."""
-
-    preview: Preview
-    ids: bool = False
-
-    def __rich_console__(
-        self, console: Console, options: ConsoleOptions
-    ) -> Iterator[RenderableType]:
-        from rich.text import Text
-
-        shown = self.preview
-        colour = console.color_system is not None and not console.no_color
-        yield Text(
-            f"template {shown.template}, row {shown.row}, tokenizer of {shown.model}", "bold"
-        )
-        yield Text(shown.summary, "" if shown.tokens <= shown.max_length else "bold red")
-        legend = Text(f"{GUTTER} ")
-        legend.append("trained", SHADES[True][0] if colour else "")
-        legend.append("   ")
-        legend.append("given", SHADES[False][0] if colour else "")
-        legend.append(f"   {SPACE} space  {TAB} tab  {NEWLINE} newline")
-        yield legend
-        for section in shown.sections:
-            yield Text()
-            if section.start == shown.prompt_length:
-                yield Text("---- generation begins here ----", "dim")
-            gutter = f"{GUTTER} " if section.train else "  "
-            count = section.end - section.start
-            title = f"{section.name}, {'trained' if section.train else 'given'}, {count} "
-            yield Text(f"{gutter}{title}{'token' if count == 1 else 'tokens'}", "bold")
-            body = self._body(section, colour)
-            for line in body.wrap(console, options.max_width - 2, overflow="fold"):
-                line.rstrip()
-                yield Text(gutter) + line
-
-    def _body(self, section: Section, colour: bool) -> Text:
-        from rich.text import Text
-
-        body = Text(end="")
-        for index, piece in enumerate(section.pieces):
-            style = SHADES[section.train][index % 2] if colour else ""
-            text = visible(piece.text)
-            # A token that ends a line really ends it; the newlines inside one are only marked.
-            ends_line = piece.text.endswith("\n") and index + 1 < len(section.pieces)
-            body.append(text, style)
-            if self.ids:
-                body.append(f"‹{','.join(map(str, piece.ids))}›", "dim" if colour else "")
-            if ends_line:
-                body.append("\n")
-            elif self.ids:
-                body.append(" ")
-            elif not colour and index + 1 < len(section.pieces):
-                body.append(SEPARATOR)
-        return body
-
-
-# ---- HTML
-
-
-def to_html(previews: Sequence[Preview], ids: bool = False) -> str:
-    """A page of its own: no script, no other file, light or dark as the reader's system is."""
-    name = html.escape(f"{previews[0].template}: what the model sees")
-    rows = "\n".join(_html_row(shown, ids) for shown in previews)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{name}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<h1>{name}</h1>\n"
-        f"{_LEGEND}\n{rows}\n</body>\n</html>\n"
-    )
-
-
-def _html_row(shown: Preview, ids: bool) -> str:
-    summary = html.escape(shown.summary)
-    if shown.tokens > shown.max_length:
-        summary = f'<strong class="over">{summary}</strong>'
-    parts = [
-        "<article>",
-        f"<h2>Row {shown.row}</h2>",
-        f"<p>Tokenizer of {html.escape(shown.model)}: {summary}</p>",
-    ]
-    for section in shown.sections:
-        if section.start == shown.prompt_length:
-            parts.append('<p class="begin">generation begins here</p>')
-        kind = "trained" if section.train else "given"
-        count = section.end - section.start
-        parts.append(
-            f'<section class="{kind}"><h3>{html.escape(section.name)} '
-            f"<small>{kind}, {count} token{'' if count == 1 else 's'}</small></h3>"
-            f"<p>{''.join(_html_pieces(section, ids))}</p></section>"
-        )
-    return "\n".join([*parts, "</article>"])
-
-
-def _html_pieces(section: Section, ids: bool) -> Iterator[str]:
-    position = section.start
-    for piece in section.pieces:
-        numbers = " ".join(map(str, piece.ids))
-        labels = " ".join(map(str, _labels(piece, section)))
-        last = position + len(piece.ids) - 1
-        if len(piece.ids) == 1:
-            title = f"token {position}: id {numbers}, label {labels}"
-        else:
-            title = (
-                f"tokens {position} to {last}, whole only together: ids {numbers}, labels {labels}"
-            )
-        marked = html.escape(visible(piece.text))
-        for mark in (SPACE, TAB, NEWLINE):
-            marked = marked.replace(mark, f"<i>{mark}</i>")
-        several = f"<sup>{len(piece.ids)}</sup>" if len(piece.ids) > 1 else ""
-        number = f"<sub>{numbers}</sub>" if ids else ""
-        end = "<br>" * piece.text.count("\n")
-        yield f'<span title="{title}">{marked}{several}{number}</span>{end}'
-        position = last + 1
-
-
-_LEGEND = (
-    '<p class="legend"><span class="trained">trained</span> the model learns to write it '
-    '<span class="given">given</span> the model reads it, label -100 '
-    f"<i>{SPACE}</i> space <i>{TAB}</i> tab <i>{NEWLINE}</i> newline "
-    "<sup>3</sup> so many tokens make one piece. "
-    "Each box is a token: point at it for its id and label.</p>"
-)
-
-_CSS = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1b1b; --dim: #666; --line: #ccc;
-  --given: #e9e9ec; --given2: #d8d8de; --trained: #bfe8c8; --trained2: #9fd8ad; --over: #b00020; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181c; --ink: #ececec; --dim: #a0a4ab;
-  --line: #444; --given: #2b2e34; --given2: #3a3e46; --trained: #1d4d2b; --trained2: #2a6a3c;
-  --over: #ff8a96; } }
-body { background: var(--paper); color: var(--ink); max-width: 60rem; margin: 2rem auto;
-  padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-h3 { font-size: 1rem; margin: 0; }
-small, .begin { color: var(--dim); font-weight: normal; } .over { color: var(--over); }
-section { border-left: .35rem solid var(--given2); padding: .2rem .8rem; margin: .8rem 0; }
-section.trained { border-color: var(--trained2); }
-section p { margin: .3rem 0; font: .95rem/1.9 ui-monospace, "Noto Sans Mono CJK JP", monospace;
-  overflow-wrap: anywhere; }
-section span, .legend span { border-radius: .2rem; padding: .1rem 0; margin-right: 1px;
-  display: inline-block; max-width: 100%; line-height: 1.3; unicode-bidi: isolate; }
-.given span, span.given { background: var(--given); }
-.given span:nth-of-type(even) { background: var(--given2); }
-.trained span, span.trained { background: var(--trained); }
-.trained span:nth-of-type(even) { background: var(--trained2); }
-.legend span { padding: .1rem .4rem; margin-left: .6rem; }
-i { font-style: normal; color: var(--dim); } sup, sub { color: var(--dim); font-size: .65em; }
-.begin { border-top: 1px dashed var(--line); margin: 1rem 0 0; }
-"""
-
-
-def short_name(model: str) -> str:
-    """A model's name for a headline: the last part of a folder's path, a Hub name as it is."""
-    return Path(model).name if Path(model).is_dir() else model

@@ -1,15 +1,17 @@
-"""What a template is probed with: sentinels, and texts that show what it does besides placing."""
+"""What a template is probed with: sentinels, telling texts, and rows to check what was found."""
 
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fasttune.template import Row
+from fasttune.skeleton import Skeleton, State
+from fasttune.template import PROBE_ROWS, Row
 
 # The telling ones come first: the first text that a template changes is what its refusal is about.
 TEXTS = (
@@ -104,3 +106,23 @@ class Reads(dict[str, str]):
 def sentinel(column: str) -> str:
     """A text that no template contains, in mixed case."""
     return f"Zq·{column}·qZ"
+
+
+def check_rows(
+    skeleton: Skeleton, states: Mapping[str, list[State]], base: Row, targets: set[str]
+) -> Iterator[dict[str, str]]:
+    """Rows that were not used to make a skeleton, to compare it with the template on."""
+    for probe in PROBE_ROWS:
+        row = {**base, **{k: v for k, v in probe.items() if k not in targets}}
+        yield row
+        yield {**row, "system": "Another system text."}
+        yield {column: text for column, text in row.items() if column not in skeleton.switches}
+    chosen = [names for n in range(len(states) + 1) for names in itertools.combinations(states, n)]
+    present = [
+        {c: value for c in names if (value := states[c][0][1]) is not None} for names in chosen
+    ]
+    for filled in present[:64]:
+        for column in skeleton.placed:
+            if column in base or column in filled:
+                for text in TEXTS:
+                    yield {**base, **filled, column: text}

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from fasttune.errors import FasttuneError
-from fasttune.probes import TEXTS, Reads, distortion, sentinel
+from fasttune.probes import TEXTS, Reads, check_rows, distortion, sentinel
 from fasttune.skeleton import (
     Condition,
     Field,
@@ -122,9 +122,8 @@ class _Prober:
                 self.refuse(f"it reads the column '{column}' for something other than placing it")
         decides = False
         kinds: dict[str, tuple[str, ...]] = {}
-        for (
-            column
-        ) in switches:  # after the placed columns, so that a choice by value is the inner one
+        # After the placed columns, so that a choice by value is the inner one.
+        for column in switches:
             states[column], by_text = self.values(column, base)
             kinds[column] = tuple(value for _, value in states[column] if value is not None)
             decides = decides or by_text
@@ -266,8 +265,8 @@ class _Prober:
         return tuple(join(found))
 
     def verify(self, skeleton: Skeleton, states: Mapping[str, list[State]], base: Row) -> None:
-        """Compare the skeleton with the template on rows that were not used to make it."""
-        for row in _check_rows(skeleton, states, base, self.targets):
+        """Compare the skeleton with the template on other rows than those it was made from."""
+        for row in check_rows(skeleton, states, base, self.targets):
             prompt = self.prompt(row)
             if skeleton.matching(row, prompt) is not None:
                 continue
@@ -276,25 +275,6 @@ class _Prober:
                 if column in row and skeleton.matching(plain, self.prompt(plain)) is not None:
                     self.refuse(distortion(column, row[column], prompt))
             self.refuse(f"how its columns {', '.join(row)} act together cannot be found by probing")
-
-
-def _check_rows(
-    skeleton: Skeleton, states: Mapping[str, list[State]], base: Row, targets: set[str]
-) -> Iterator[dict[str, str]]:
-    for probe in PROBE_ROWS:
-        row = {**base, **{k: v for k, v in probe.items() if k not in targets}}
-        yield row
-        yield {**row, "system": "Another system text."}
-        yield {column: text for column, text in row.items() if column not in skeleton.switches}
-    chosen = [names for n in range(len(states) + 1) for names in itertools.combinations(states, n)]
-    present = [
-        {c: value for c in names if (value := states[c][0][1]) is not None} for names in chosen
-    ]
-    for filled in present[:64]:
-        for column in skeleton.placed:
-            if column in base or column in filled:
-                for text in TEXTS:
-                    yield {**base, **filled, column: text}
 
 
 def _split(text: str, row: Row) -> Parts:

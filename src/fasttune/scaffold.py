@@ -39,7 +39,7 @@ TEST = """\
 from pathlib import Path
 
 from fasttune.check import check_template
-from fasttune.plugins import load_file
+from fasttune.discovery import load_file
 
 template = load_file(Path(__file__).with_name("{name}.py")).template("{name}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,8 @@ def train(
     callbacks = [RunLog(run), progress, interrupt, *plugins.training_callbacks(run.folder)]
     if config.train.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(config.train.early_stopping))
+    # Where transformers' TensorBoard callback writes; otherwise it takes ./runs, among our own.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
     FastLanguageModel.for_training(model)
     with quiet():
         trainer = Trainer(

@@ -1,27 +1,17 @@
-"""Holding an export against its run: the same prompts, the same logits, the same answers, the same
-end.
-
-On a CPU both sides compute in fp32, whatever their weights were rounded to: what is left is the
-difference of the weights. On CUDA both compute in the dtype they were loaded in.
-"""
+"""Holding an export against its run: are prompts, logits, answers and their ends the same?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fasttune.config import ModelConfig
-from fasttune.errors import FasttuneError
-from fasttune.export import Reader
-from fasttune.quiet import quiet
-from fasttune.template import Row, Template
+from fasttune.exporter import Reader
+from fasttune.template import Row
 
 if TYPE_CHECKING:
-    from fasttune.chat import ChatFormat
     from fasttune.runs import Run
 
 GREEDY = 64
@@ -30,8 +20,9 @@ GREEDY = 64
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far an export may be from its run. Prompt ids and EOS have no bound: they are equal or
-    not.
+    """How far an export may be from its run.
+
+    Prompt ids and EOS have no bound: they are equal or not.
 
     Attributes:
         logits: largest |difference| of any logit; None where no bound makes sense.
@@ -54,7 +45,7 @@ QUANTISED = Bounds(logits=None, kl=1.0)
 
 def bounds_for(run: Run, options: Mapping[str, str]) -> Bounds:
     """The bounds of a merged model that keeps the base's own dtype."""
-    from fasttune.models.merge import base_folder, shards, stored_tensors
+    from fasttune.models.shards import base_folder, shards, stored_tensors
 
     manifest = run.manifest
     if manifest["quantization"] != "none" and options.get("into") != "dequantized":
@@ -84,8 +75,10 @@ class Measured:
 def measure(
     reader: Reader, rows: Sequence[Row], expected: Sequence[Measured] | None = None
 ) -> list[Measured]:
-    """Take the figures of one side; `expected` are the run's, whose ids both sides are measured
-    on."""
+    """Take the figures of one side.
+
+    `expected` are the run's, whose ids both sides are measured on.
+    """
     measured = []
     for number, row in enumerate(rows):
         prompt = reader.prompt_ids(row)
@@ -107,8 +100,7 @@ class Verification:
         mean_kl: mean over the positions of KL(run || export) = sum_v p_run(v) (ln p_run(v) -
             ln p_export(v)), in nats (Kullback and Leibler, 1951).
         greedy_equal: of the run's `greedy` generated tokens, those before the first one in their
-        row
-            that the export generates otherwise.
+            row that the export generates otherwise.
         failures: what lies outside the bounds, one line each.
     """
 
@@ -145,14 +137,6 @@ class Verification:
             ("greedy tokens", f"{self.greedy_equal} of {self.greedy} agree", "up to ties"),
             ("stops at", f"{self.eos_export}, the run at {self.eos_run}", "equal"),
         ]
-
-
-def verify(
-    run: Reader, export: Reader, rows: Sequence[Row], bounds: Bounds = EXACT
-) -> Verification:
-    """Measure both sides and compare them."""
-    expected = measure(run, rows)
-    return compare(expected, measure(export, rows, expected), bounds)
 
 
 def compare(run: Sequence[Measured], export: Sequence[Measured], bounds: Bounds) -> Verification:
@@ -240,155 +224,3 @@ def _first_difference(old: Sequence[int], new: Sequence[int]) -> str:
         f"prompt ids differ from position {at} on: {list(new[at : at + 4])}, "
         f"the run has {list(old[at : at + 4])}"
     )
-
-
-class ModelReader:
-    """A `Reader` of a transformers model.
-
-    Args:
-        prompt_ids: row -> ids.
-        eos: the ids it stops at.
-        generation: keyword arguments of `generate`; by default the model's own configuration is
-        used.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        prompt_ids: Callable[[Row], list[int]],
-        eos: set[int],
-        generation: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = model
-        self._prompt_ids, self._eos = prompt_ids, eos
-        self._generation = generation or {}
-
-    def prompt_ids(self, row: Row) -> list[int]:
-        return self._prompt_ids(row)
-
-    def eos_ids(self) -> set[int]:
-        return self._eos
-
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        import torch
-
-        with torch.inference_mode():
-            logits = self.model(input_ids=self._batch(ids), use_cache=False).logits[0]
-        array: np.ndarray = logits.float().cpu().numpy()
-        return array
-
-    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        import torch
-
-        batch = self._batch(ids)
-        with torch.inference_mode():
-            output = self.model.generate(
-                input_ids=batch,
-                attention_mask=torch.ones_like(batch),
-                max_new_tokens=count,
-                do_sample=False,
-                **self._generation,
-            )
-        return list(output[0, len(ids) :].tolist())
-
-    def _batch(self, ids: Sequence[int]) -> Any:
-        import torch
-
-        return torch.tensor([list(ids)], device=next(self.model.parameters()).device)
-
-
-def read_run(config: ModelConfig, adapter: Path, template: Template) -> ModelReader:
-    """The model as it was in training, base and adapter apart, and the template's own prompts.
-
-    Raises:
-        FasttuneError: the model cannot be loaded.
-    """
-    from fasttune.models.load import load_for_generation
-
-    # isort: split
-    from fasttune.encode import encode_prompt, eos_id
-    from fasttune.models.merge import run_tokenizer
-
-    model, _ = load_for_generation(config, adapter)
-    tokenizer = run_tokenizer(adapter)
-    eos = eos_id(tokenizer)
-    return ModelReader(
-        _sharp(model),
-        lambda row: encode_prompt(template, row, tokenizer),
-        {eos},
-        {"eos_token_id": eos, "pad_token_id": eos},
-    )
-
-
-def read_merged(
-    folder: Path, template: Template, chat: ChatFormat | None, system: str | None = None
-) -> ModelReader:
-    """A model folder as any program with transformers reads it.
-
-    Where tokenizer, config and generation config do not name the same EOS, programs disagree on
-    where to stop; then the set of ids is empty.
-
-    Args:
-        chat: what the folder's chat template was made from; prompts are made by the folder's own.
-            None tokenizes the template's text.
-        system: the system text that the chat template has built in, so that no program sends it.
-    """
-    import fasttune.models.backend as backend
-
-    # isort: split
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(backend.DEVICE)
-
-    def prompt_ids(row: Row) -> list[int]:
-        if chat is None:
-            return list(tokenizer(template.prompt(row)).input_ids)
-        sent = {c: text for c, text in row.items() if (c, text) != ("system", system)}
-        try:
-            variables = chat.kwargs(sent)
-        except FasttuneError:
-            return []  # a prompt that cannot be made is not the run's
-        messages = chat.messages(sent)
-        coded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, **variables
-        )
-        return list(coded["input_ids"])
-
-    named = [_ids(o.eos_token_id) for o in (tokenizer, model.config, model.generation_config)]
-    eos = named[0] if all(ids == named[0] for ids in named) else set()
-    return ModelReader(_sharp(model.eval()), prompt_ids, eos, {"pad_token_id": min(eos, default=0)})
-
-
-def _ids(value: int | Sequence[int] | None) -> set[int]:
-    if value is None:
-        return set()
-    return {value} if isinstance(value, int) else set(value)
-
-
-def _sharp(model: Any) -> Any:
-    """On a CPU: the same weights, but fp32 arithmetic.
-
-    bitsandbytes' NF4 kernel for inference on CPUs computes in bf16, which training does not: its
-    outputs are off by 0.5 % of a weight matrix's product. So NF4 weights are dequantised, once.
-    """
-    import torch
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
-
-    if next(model.parameters()).device.type != "cpu":
-        return model
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, Linear4bit):
-                plain = torch.nn.Linear(1, 1)
-                weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-                plain.weight = torch.nn.Parameter(weight, requires_grad=False)
-                plain.bias = layer.bias
-                setattr(parent, name, plain)
-    for module in model.modules():
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.float()
-    return model

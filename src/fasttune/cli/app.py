@@ -43,7 +43,7 @@ def print_json(value: Any) -> None:
 
 def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
     """The plugins under the global options; those that fail to load are named on standard error."""
-    from fasttune.plugins import load_plugins
+    from fasttune.discovery import load_plugins
 
     loaded = load_plugins(context.obj["plugins_dir"], config)
     loaded.provided()  # asks every plugin for what it has, which may add problems

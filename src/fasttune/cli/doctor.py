@@ -24,7 +24,8 @@ def doctor(
     from rich.table import Table
     from rich.text import Text
 
-    from fasttune.doctor import CHECKS, diagnose, plugins_check
+    from fasttune.doctor import diagnose
+    from fasttune.doctor_checks import CHECKS, plugins_check
 
     checks = [*CHECKS, plugins_check(lambda: plugins(context))]
     if offline:

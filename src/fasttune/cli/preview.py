@@ -44,6 +44,8 @@ def preview(
     from fasttune.data import load, parse_columns, shipped
     from fasttune.files import write_text
     from fasttune.models.tokenizer import load_tokenizer
+    from fasttune.preview_html import to_html
+    from fasttune.preview_terminal import TerminalPreview
 
     if html and json:
         raise FasttuneError("--html and --json exclude each other", "", "give one of them")
@@ -71,8 +73,8 @@ def preview(
     if json:
         print_json([one.as_dict() for one in shown])
     elif html:
-        write_text(html, views.to_html(shown, ids))
+        write_text(html, to_html(shown, ids))
         print(html)
     else:
         for number, one in enumerate(shown):
-            console().print(*([""] if number else []), views.TerminalPreview(one, ids), sep="\n")
+            console().print(*([""] if number else []), TerminalPreview(one, ids), sep="\n")

@@ -10,8 +10,8 @@ import typer
 
 from fasttune.cli.app import app, console, print_json
 from fasttune.cli.app import plugins as load_all
+from fasttune.discovery import load_file, load_plugins
 from fasttune.errors import EXIT_FAILURE, FasttuneError
-from fasttune.plugins import load_file, load_plugins
 from fasttune.template import PROBE_ROWS, Segment
 
 if TYPE_CHECKING:

@@ -2,9 +2,7 @@
 
 A merged tensor has the shape and dtype of the base's. So a base shard is copied as it is, and the
 tensors that the adapter changes are overwritten in place, where the file's header says they are:
-memory never holds more than one of them. The layout of a safetensors file is 8 bytes with the
-length of the header (little endian), the header as JSON (name -> dtype, shape, [start, end) after
-the header), then the raw tensors.
+memory never holds more than one of them.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,27 +21,22 @@ import torch
 from fasttune.encode import eos_id
 from fasttune.errors import FasttuneError
 from fasttune.files import write_json
+from fasttune.models.shards import (
+    BESIDES,
+    DTYPES,
+    INDEX,
+    Stored,
+    base_folder,
+    read_tensor,
+    shards,
+    stored_tensors,
+    write_tensor,
+)
 from fasttune.models.tokenizer import cannot_load
 
-INDEX = "model.safetensors.index.json"
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-BESIDES = ("LICENSE*", "NOTICE*", "*.py")
-"""What of a base goes along with its weights: the licence asks for it, and custom code is needed to
-load them."""
 NF4_BLOCK = 64
 """Weights per scale: bitsandbytes' default, which transformers' and so Unsloth's 4-bit loading
 leaves as it is."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies: bytes [start, end) of a file."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 @dataclass
@@ -80,60 +73,6 @@ class Change:
         return weight + (delta.T if self.transposed else delta)
 
 
-def base_folder(name: str) -> Path:
-    """The folder with a base's files: `name` itself, or its snapshot in the Hub's cache.
-
-    Raises:
-        FasttuneError: it is neither, and the Hub cannot be reached.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    wanted = ["*.safetensors", "*.json", *BESIDES]
-    try:
-        return Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
-    except (LocalEntryNotFoundError, ValueError):
-        pass
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except (OSError, ValueError) as error:
-        raise cannot_load(name, error) from error
-
-
-def shards(folder: Path) -> list[Path]:
-    """The weight files of a model folder, in order.
-
-    Raises:
-        FasttuneError: there are no safetensors.
-    """
-    if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return [folder / name for name in sorted(set(index["weight_map"].values()))]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    raise FasttuneError(
-        "the base holds no safetensors",
-        str(folder),
-        "load it with transformers, save it with save_pretrained and train on that folder",
-    )
-
-
-def stored_tensors(files: Sequence[Path]) -> dict[str, Stored]:
-    """Name -> place of every tensor in the files, from their headers alone."""
-    found = {}
-    for file in files:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            start, end = (8 + length + offset for offset in entry["data_offsets"])
-            found[name] = Stored(file, entry["dtype"], tuple(entry["shape"]), start, end)
-    return found
-
-
 def merged_bytes(base: str) -> int:
     """What the merged weights will take on the disk."""
     return sum(file.stat().st_size for file in shards(base_folder(base)))
@@ -155,9 +94,8 @@ def write_merged(
         folder: exists and is filled.
         chat_template: Jinja for the tokenizer; None leaves it without one, whatever the base's was.
         dequantize: the dtype the base was loaded in for its NF4 quantisation ("bfloat16"); the
-        update
-            is then added to the NF4 rounded weights, and linear layers without an update are
-            rounded as well. None merges into the base's own weights.
+            update is then added to the NF4 rounded weights, and linear layers without an update
+            are rounded as well. None merges into the base's own weights.
 
     Raises:
         FasttuneError: adapter and base do not fit together, or the base has no safetensors.
@@ -184,13 +122,13 @@ def write_merged(
         }
         with target.open("r+b") as stream:
             for name, place in sorted(here.items(), key=lambda item: item[1].start):
-                weight = _read(stream, place)
+                weight = read_tensor(stream, place)
                 if name in rounded:
                     weight = nf4_rounded(weight, getattr(torch, str(dequantize)))
                 weight = weight.float()
                 if name in changes:
                     weight = changes[name].apply(weight)
-                _write(stream, place, weight)
+                write_tensor(stream, place, weight)
     _write_rest(source, adapter, folder, config, chat_template)
 
 
@@ -261,9 +199,11 @@ def linear_weights(base: Path) -> set[str]:
 
 
 def nf4_rounded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The weight as a run computes with it: cast to `dtype`, quantised to NF4 with double
-    quantisation (arXiv:2305.14314) and dequantised again, by bitsandbytes itself. Shape and device
-    are kept."""
+    """The weight as a run computes with it, of the same shape and on the same device.
+
+    bitsandbytes itself casts it to `dtype`, quantises it to NF4 with double quantisation
+    (arXiv:2305.14314) and dequantises it again.
+    """
     from bitsandbytes import functional
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -304,31 +244,16 @@ def _misfit(message: str, where: str) -> FasttuneError:
 
 
 def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:
-    """PEFT's rule for alpha_pattern: the first pattern that matches the end of the module's
-    name."""
+    """PEFT's rule for alpha_pattern: the first one that matches the end of the module's name."""
     module = name.removesuffix(".weight")
     matching = (v for p, v in (patterns or {}).items() if re.match(rf"(.*\.)?({p})$", module))
     return next(matching, default)
 
 
-def _read(stream: Any, place: Stored) -> torch.Tensor:
-    data = bytearray(place.end - place.start)
-    stream.seek(place.start)
-    stream.readinto(data)
-    return torch.frombuffer(data, dtype=DTYPES[place.dtype]).reshape(place.shape)
-
-
-def _write(stream: Any, place: Stored, tensor: torch.Tensor) -> None:
-    stored = tensor.to(DTYPES[place.dtype]).contiguous().reshape(-1)
-    stream.seek(place.start)
-    stream.write(memoryview(stored.view(torch.uint8).numpy()))
-
-
 def _write_rest(
     source: Path, adapter: Path, folder: Path, config: dict[str, Any], chat_template: str | None
 ) -> None:
-    """Index, configuration, tokenizer; EOS is the run's tokenizer's, wherever a program may look
-    for it."""
+    """Index, configuration, tokenizer; all name the EOS of the run's tokenizer."""
     for file in _besides(source):
         shutil.copyfile(file, folder / file.name)
     tokenizer = run_tokenizer(adapter)

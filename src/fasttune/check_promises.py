@@ -1,0 +1,199 @@
+"""What a template promises of every row, and what to do where it does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from fasttune.encode import IGNORED, encode, encode_prompt
+from fasttune.template import Row, Segment, Template
+
+Status = Literal["ok", "info", "warning", "failure"]
+
+# One promise each: the complaint about a row, or "". A later one relies on those before it.
+
+
+def renders(template: Template, row: Row, tokenizer: Any) -> str:
+    for suffix, this in (
+        ("", row),
+        (f" (without {_target_columns(template)})", _bare(template, row)),
+    ):
+        try:
+            segments = list(template.segments(this))
+        except Exception as error:  # the template's own code
+            return f"{describe(error)}{suffix}"
+        for s in segments:
+            if not isinstance(s, Segment) or not isinstance(s.text, str):
+                return f"{s!r} is no segment of text{suffix}"
+    return ""
+
+
+def _repeats(template: Template, row: Row, tokenizer: Any) -> str:
+    first, second = list(template.segments(row)), list(template.segments(row))
+    return (
+        ""
+        if first == second
+        else _difference(*("".join(s.text for s in x) for x in (first, second)))
+    )
+
+
+def _learns(template: Template, row: Row, tokenizer: Any) -> str:
+    with_text = [segment for segment in template.segments(row) if segment.text]
+    if not any(segment.train for segment in with_text):
+        return "nothing is learned"
+    return "nothing is given first" if with_text[0].train else ""
+
+
+def _prompts_alike(template: Template, row: Row, tokenizer: Any) -> str:
+    prompt, text = template.prompt(row), template.render(row)
+    if (bare := template.prompt(_bare(template, row))) != prompt:
+        return f"without {_target_columns(template)} {_difference(bare, prompt)}"
+    return "" if text.startswith(prompt) else f"prompt {_difference(prompt, text)}"
+
+
+def _parses(template: Template, row: Row, tokenizer: Any) -> str:
+    sections = template.parse("".join(s.text for s in _completion(template, row)))
+    for section, column in template.targets.items():
+        if section not in sections:
+            return f"parse gives no '{section}'"
+        if sections[section] != row.get(column, ""):
+            return f"{section} {_difference(sections[section], row.get(column, ''))}"
+    return ""
+
+
+def _learns_all_it_writes(template: Template, row: Row, tokenizer: Any) -> str:
+    unlearned = [s.text for s in _completion(template, row) if s.text and not s.train]
+    return f"{unlearned[0]!r} is given after a learned segment" if unlearned else ""
+
+
+def _ids_alike(template: Template, row: Row, tokenizer: Any) -> str:
+    encoded = encode(template, row, tokenizer)
+    trained = encoded.input_ids[: encoded.prompt_length]
+    prompted = encode_prompt(template, row, tokenizer)
+    return "" if trained == prompted else f"trained after {trained}, prompted with {prompted}"
+
+
+def _decodes(template: Template, row: Row, tokenizer: Any) -> str:
+    if not all(segment.train for segment in _completion(template, row)):
+        return ""  # a token that lies over the border of a given segment would decode to more
+    labels = [label for label in encode(template, row, tokenizer).labels if label != IGNORED]
+    decoded = tokenizer.decode(
+        labels, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    learned = "".join(s.text for s in _completion(template, row)) + tokenizer.eos_token
+    return "" if decoded == learned else f"decoded {_difference(decoded, learned)}"
+
+
+def _in_one_go(template: Template, row: Row, tokenizer: Any) -> str:
+    apart = encode(template, row, tokenizer).input_ids[:-1]
+    whole = list(tokenizer(template.render(row)).input_ids)
+    if apart == whole:
+        return ""
+    at = _parting(apart, whole)
+    seen, expected = (tokenizer.decode(ids[at : at + 1]) for ids in (whole, apart))
+    return f"{seen!r} in one go, {expected!r} apart (token {at})"
+
+
+Keep = Callable[[Template, Row, Any], str]
+Check = tuple[str, Status, Keep, str, str]
+
+TEXT: tuple[Check, ...] = (
+    (
+        "renders",
+        "failure",
+        renders,
+        "segments() gives segments of text, with and without the target columns",
+        "read the targets with row.get(column, ''), and yield only given(...) and learn(...)",
+    ),
+    (
+        "repeatable",
+        "failure",
+        _repeats,
+        "the same row gives the same text twice",
+        "use nothing but the row: no time, no random choice, no state",
+    ),
+    (
+        "learns",
+        "failure",
+        _learns,
+        "something is given first, and something is learned after it",
+        "yield a given(...) with text first, then at least one learn(...) with text",
+    ),
+    (
+        "prompt",
+        "failure",
+        _prompts_alike,
+        "the training text begins with the prompt, and the prompt does not depend on the targets",
+        "leave the target columns out of every given(...), and do not override prompt()",
+    ),
+    (
+        "parse",
+        "failure",
+        _parses,
+        "parse() gives the target columns back, character by character",
+        "undo in parse() exactly what the learned segments add; do not strip()",
+    ),
+    (
+        "unlearned",
+        "warning",
+        _learns_all_it_writes,
+        "all that follows the first learned segment is learned",
+        "use learn(...): the model has to write this text when it generates, and never learns to",
+    ),
+)
+
+TOKENS: tuple[Check, ...] = (
+    (
+        "ids",
+        "failure",
+        _ids_alike,
+        "training begins with the very ids that generation begins with",
+        "do not override prompt(), and give all sections before the first learned one text",
+    ),
+    (
+        "decode",
+        "failure",
+        _decodes,
+        "the learned ids read as the learned text and EOS",
+        "this tokenizer changes text; use one that gives back what it was given",
+    ),
+    (
+        "one go",
+        "info",
+        _in_one_go,
+        "prompt and completion tokenized in one go give the same ids",
+        "nothing, within fasttune: it tokenizes the two apart in training and in generation alike. "
+        "A program that tokenizes the whole text in one go would see other ids",
+    ),
+)
+
+
+def _completion(template: Template, row: Row) -> list[Segment]:
+    segments = list(template.segments(row))
+    first = next(i for i, segment in enumerate(segments) if segment.train)
+    return segments[first:]
+
+
+def _bare(template: Template, row: Row) -> dict[str, str]:
+    """The row as it is when prompting."""
+    return {column: t for column, t in row.items() if column not in template.targets.values()}
+
+
+def _target_columns(template: Template) -> str:
+    return " and ".join(template.targets.values())
+
+
+def describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _difference(seen: str, expected: str) -> str:
+    """Where two texts part, with a little of what stands there."""
+    at = _parting(seen, expected)
+    start = max(0, at - 10)
+    return f"{seen[start : at + 20]!r} is not {expected[start : at + 20]!r} (character {at})"
+
+
+def _parting(seen: Sequence[Any], expected: Sequence[Any]) -> int:
+    pairs = enumerate(zip(seen, expected, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(seen), len(expected)))
