@@ -1,5 +1,4 @@
-"""The root of the command line: quick starts, errors without tracebacks, help that is in the
-docs."""
+"""The root of the command line: quick starts, errors without tracebacks, help in the docs."""
 
 from __future__ import annotations
 

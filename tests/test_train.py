@@ -1,5 +1,4 @@
-"""The training line on a tiny Phi through Unsloth's CPU backend: numerics, run, resume,
-generate."""
+"""The training line on a tiny Phi through Unsloth's CPU backend."""
 
 from __future__ import annotations
 
@@ -141,8 +140,7 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
     from fasttune.config import RunConfig, TrainConfig
     from fasttune.packing import pad
     from fasttune.progress import Progress
-    from fasttune.train import training_arguments
-    from fasttune.trainer import Trainer
+    from fasttune.trainer import Trainer, training_arguments
 
     folder = request.getfixturevalue(kind)
     model_settings = ModelConfig(name=str(folder), quantization="none", precision="fp32")
@@ -328,6 +326,19 @@ def test_overlong_rows_are_counted(tiny_phi, data, tmp_path, capsys):
     assert fasttune(*arguments, "model.max_length=20") == 2
     error = capsys.readouterr().err
     assert "dropped" in error and "no training row has 20 tokens" in error
+    assert not list(tmp_path.iterdir())  # no run folder is left behind
+
+
+def test_a_run_that_fails_says_so(tiny_phi, data, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr("fasttune.train.save_adapter", full)
+    arguments = settings(tiny_phi, data, tmp_path, "train.max_steps=1", "samples.count=0")
+    assert fasttune(*arguments) == 1
+    assert "error: no space left on the device" in capsys.readouterr().err
+    run = find_run("last", tmp_path)
+    assert run.manifest["status"] == "failed" and not run.adapter.exists()
 
 
 def test_rows_that_hold_the_eos_token_are_refused_or_left_out(tiny_phi, tmp_path, capsys):
@@ -347,18 +358,18 @@ def test_the_defaults_on_cuda(monkeypatch, tmp_path):
     """Only the wiring: which settings "auto" stands for when torch reports a CUDA device."""
     from fasttune.config import RunConfig
     from fasttune.models import load, tokenizer
-    from fasttune.train import training_arguments
+    from fasttune.trainer import training_arguments
 
     cuda = torch.device("cuda")
     monkeypatch.setattr("fasttune.models.load.DEVICE", cuda)
-    monkeypatch.setattr("fasttune.train.DEVICE", cuda)
+    monkeypatch.setattr("fasttune.trainer.DEVICE", cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert tokenizer.resolve_model(None) == "microsoft/phi-2"
     assert load.resolve_precision(ModelConfig()) == load.Precision(True, torch.bfloat16)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert load.resolve_precision(ModelConfig()) == load.Precision(True, torch.float16)
-    monkeypatch.setattr("fasttune.train.SFTConfig", dict)
+    monkeypatch.setattr("fasttune.trainer.SFTConfig", dict)
     arguments = training_arguments(RunConfig(), Run(tmp_path), evaluate=True)
     assert arguments["optim"] == "adamw_8bit" and arguments["gradient_checkpointing"] is True
 

@@ -1,5 +1,4 @@
-"""The model card of an export: where it comes from, how to use it, and how close it is to its
-run."""
+"""The model card of an export: where it comes from, how to use it, how close it is to its run."""
 
 from __future__ import annotations
 

@@ -13,14 +13,12 @@ from typing import Any
 from fasttune.models.backend import DEVICE, FastLanguageModel
 
 # isort: split
-import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback
-from trl import SFTConfig
 
 from fasttune.config import RunConfig
 from fasttune.data import data_hash
-from fasttune.errors import FasttuneError
+from fasttune.encode import Encoded
 from fasttune.files import atomic_folder, write_json
 from fasttune.generate import Generator, Sampling
 from fasttune.machine import device_name, peak_memory, versions
@@ -32,9 +30,9 @@ from fasttune.plugins import Identity, Plugins
 from fasttune.progress import Progress
 from fasttune.quiet import quiet
 from fasttune.report import plot_losses, write_samples
-from fasttune.runs import Run, now
+from fasttune.runs import Run, create_run, now
 from fasttune.template import Row
-from fasttune.trainer import Interrupt, RunLog, Trainer
+from fasttune.trainer import Interrupt, RunLog, Trainer, checkpointing_of, training_arguments
 
 
 @dataclass(frozen=True)
@@ -56,27 +54,26 @@ def train(
     prepared: Prepared,
     plugins: Plugins,
     identity: Identity,
-    run: Run,
-    resume: bool = False,
+    resumed: Run | None = None,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Outcome:
-    """Train, evaluate and write the run folder.
+    """Train, evaluate and write the run folder, a new one unless a run is resumed.
 
     Raises:
-        FasttuneError: the model cannot be loaded, or nothing is left to train on.
+        FasttuneError: the model cannot be loaded, or nothing is left to train on. Then there is no
+            run folder.
     """
     template = prepared.template
     began = time.perf_counter()
-    seconds: dict[str, float] = {}
-    checkpoint = run.last_checkpoint() if resume else None
-    checkpointing = _checkpointing(config)
+    checkpointing = checkpointing_of(config)
     model, tokenizer = load_base(config.model, checkpointing)
     train_rows = encode_rows(prepared.train, template, tokenizer, config, "training", say)
     eval_rows = encode_rows(prepared.eval, template, tokenizer, config, "held-out", say)
     model, coverage = add_lora(model, config.lora, config.seed, checkpointing)
     say(str(coverage))
     precision = resolve_precision(config.model)
+    run = resumed or create_run(config, prepared.model)
     run.update(
         {
             "status": "running",
@@ -101,12 +98,38 @@ def train(
             "versions": versions(),
             "device": device_name(),
         }
-        | ({} if resume else {"started": now()})
+        | ({} if resumed else {"started": now()})
     )
+    loading = time.perf_counter() - began
     generator = Generator(model, tokenizer, template)
-    sample_rows = _spread(prepared.eval or prepared.train, config.samples.count)
-    seconds["load"] = time.perf_counter() - began
+    try:
+        return _train(
+            config, prepared, plugins, identity, run, generator, train_rows, eval_rows, loading,
+            show_progress, say,
+        )  # fmt: skip
+    except BaseException as error:
+        run.update({"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"})
+        raise
 
+
+def _train(
+    config: RunConfig,
+    prepared: Prepared,
+    plugins: Plugins,
+    identity: Identity,
+    run: Run,
+    generator: Generator,
+    train_rows: Sequence[Encoded],
+    eval_rows: Sequence[Encoded],
+    loading: float,
+    show_progress: bool,
+    say: Callable[[str], None],
+) -> Outcome:
+    """From the loaded model with its fresh adapters to the finished run folder."""
+    model, tokenizer, template = generator.model, generator.tokenizer, generator.template
+    seconds = {"load": loading}
+    checkpoint = run.last_checkpoint()
+    sample_rows = _spread(prepared.eval or prepared.train, config.samples.count)
     began = time.perf_counter()
     if checkpoint is None:
         say(f"answering {len(sample_rows)} held-out rows before training")
@@ -159,9 +182,6 @@ def train(
             finished = not interrupt.asked
             if eval_rows and finished and not _evaluated(run, trainer.state.global_step):
                 trainer.evaluate()
-    except BaseException as error:
-        run.update({"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"})
-        raise
     finally:
         progress.close()
     seconds["train"] = time.perf_counter() - began
@@ -190,73 +210,6 @@ def train(
     measured["seconds"]["samples_after"] = round(time.perf_counter() - began, 1)
     run.update({"status": "done", "finished": now(), "scores": scores, **measured})
     return Outcome(run, "done", scores)
-
-
-def training_arguments(config: RunConfig, run: Run, evaluate: bool) -> SFTConfig:
-    """The settings of TRL's trainer."""
-    chosen = config.train
-    precision = resolve_precision(config.model)
-    optimizer = "adamw_8bit" if DEVICE.type == "cuda" else "adamw_torch"
-    eval_every = _every(chosen.eval_steps) if evaluate else ("no", 1)
-    save_every = _every(chosen.save_steps)
-    if chosen.early_stopping is not None:
-        if not evaluate:
-            raise FasttuneError(
-                "early stopping needs held-out rows",
-                "train.early_stopping",
-                "set data.eval_fraction",
-            )
-        save_every = (
-            eval_every  # transformers keeps the best model only where it saves and evaluates alike
-        )
-    return SFTConfig(
-        output_dir=str(run.checkpoints),
-        num_train_epochs=chosen.epochs,
-        max_steps=chosen.max_steps or -1,
-        per_device_train_batch_size=chosen.batch_size,
-        per_device_eval_batch_size=chosen.eval_batch_size,
-        gradient_accumulation_steps=chosen.gradient_accumulation,
-        learning_rate=chosen.learning_rate,
-        lr_scheduler_type=chosen.schedule,
-        warmup_steps=chosen.warmup_steps,
-        weight_decay=chosen.weight_decay,
-        max_grad_norm=chosen.max_grad_norm,
-        optim=optimizer if chosen.optimizer == "auto" else chosen.optimizer,
-        gradient_checkpointing=bool(_checkpointing(config)),
-        logging_steps=chosen.log_steps,
-        eval_strategy=eval_every[0],
-        eval_steps=eval_every[1],
-        save_strategy=save_every[0],
-        save_steps=save_every[1],
-        save_total_limit=chosen.save_total_limit,
-        load_best_model_at_end=chosen.early_stopping is not None,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        report_to=list(chosen.report_to) or "none",
-        run_name=run.name,
-        seed=config.seed,
-        bf16=precision.dtype == torch.bfloat16,
-        fp16=precision.dtype == torch.float16,
-        max_length=config.model.max_length,
-        packing=False,  # our collator packs
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-    )
-
-
-def _every(steps: int | None) -> tuple[str, int]:
-    return ("steps", steps) if steps else ("epoch", 1)
-
-
-def _checkpointing(config: RunConfig) -> str | bool:
-    """Unsloth's offloaded checkpointing on CUDA; none on a CPU, where memory is not what is
-    short."""
-    auto = "unsloth" if DEVICE.type == "cuda" else "off"
-    chosen = config.train.gradient_checkpointing
-    word = auto if chosen == "auto" else chosen
-    return {"on": True, "off": False}.get(word, word)
 
 
 def save_adapter(run: Run, model: Any, tokenizer: Any, identity: Identity) -> None:

@@ -1,5 +1,4 @@
-"""TRL's SFTTrainer on encoded rows: losses per section, an exact evaluation, and an orderly
-Ctrl-C."""
+"""TRL's SFTTrainer on encoded rows: losses per section, exact evaluation, an orderly Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,21 +9,22 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import fasttune.models.backend  # noqa: F401  before the libraries that Unsloth patches
+from fasttune.models.backend import DEVICE  # before the libraries that Unsloth patches
 
 # isort: split
 import torch
 from transformers import TrainerCallback, TrainerControl
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
+from fasttune.config import RunConfig
 from fasttune.errors import FasttuneError
+from fasttune.models.load import resolve_precision
 from fasttune.models.sections import SectionLoss, decoder
 from fasttune.progress import Progress
 from fasttune.runs import Run
 
 LOSS_TOLERANCE = 0.05
-"""Relative difference between the backend's loss and the sum of the sections; bf16 accounts for 1
-%."""
+"""Relative difference between the backend's loss and the sum of the sections; bf16 makes 1 %."""
 
 
 class Trainer(SFTTrainer):
@@ -151,3 +151,70 @@ class Interrupt(TrainerCallback):
 def _token_count(inputs: dict[str, torch.Tensor]) -> int:
     counted = inputs.get("attention_mask")
     return int(counted.sum()) if counted is not None else inputs["input_ids"].numel()
+
+
+def training_arguments(config: RunConfig, run: Run, evaluate: bool) -> SFTConfig:
+    """The settings of TRL's trainer."""
+    chosen = config.train
+    precision = resolve_precision(config.model)
+    optimizer = "adamw_8bit" if DEVICE.type == "cuda" else "adamw_torch"
+    eval_every = _every(chosen.eval_steps) if evaluate else ("no", 1)
+    save_every = _every(chosen.save_steps)
+    if chosen.early_stopping is not None:
+        if not evaluate:
+            raise FasttuneError(
+                "early stopping needs held-out rows",
+                "train.early_stopping",
+                "set data.eval_fraction",
+            )
+        save_every = (
+            eval_every  # transformers keeps the best model only where it saves and evaluates alike
+        )
+    return SFTConfig(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=chosen.epochs,
+        max_steps=chosen.max_steps or -1,
+        per_device_train_batch_size=chosen.batch_size,
+        per_device_eval_batch_size=chosen.eval_batch_size,
+        gradient_accumulation_steps=chosen.gradient_accumulation,
+        learning_rate=chosen.learning_rate,
+        lr_scheduler_type=chosen.schedule,
+        warmup_steps=chosen.warmup_steps,
+        weight_decay=chosen.weight_decay,
+        max_grad_norm=chosen.max_grad_norm,
+        optim=optimizer if chosen.optimizer == "auto" else chosen.optimizer,
+        gradient_checkpointing=bool(checkpointing_of(config)),
+        logging_steps=chosen.log_steps,
+        eval_strategy=eval_every[0],
+        eval_steps=eval_every[1],
+        save_strategy=save_every[0],
+        save_steps=save_every[1],
+        save_total_limit=chosen.save_total_limit,
+        load_best_model_at_end=chosen.early_stopping is not None,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        report_to=list(chosen.report_to) or "none",
+        run_name=run.name,
+        seed=config.seed,
+        bf16=precision.dtype == torch.bfloat16,
+        fp16=precision.dtype == torch.float16,
+        max_length=config.model.max_length,
+        packing=False,  # our collator packs
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+    )
+
+
+def _every(steps: int | None) -> tuple[str, int]:
+    return ("steps", steps) if steps else ("epoch", 1)
+
+
+def checkpointing_of(config: RunConfig) -> str | bool:
+    """Unsloth's offloaded checkpointing on CUDA; none on a CPU, where memory is not what is
+    short."""
+    auto = "unsloth" if DEVICE.type == "cuda" else "off"
+    chosen = config.train.gradient_checkpointing
+    word = auto if chosen == "auto" else chosen
+    return {"on": True, "off": False}.get(word, word)

@@ -96,6 +96,11 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         status = EXIT_FAILURE
+    except OSError as error:  # a full disk, a folder that may not be written
+        if show_traceback:
+            raise
+        _complain(error.strerror or str(error), str(error.filename or ""), "")
+        status = EXIT_FAILURE
     sys.exit(status or 0)
 
 

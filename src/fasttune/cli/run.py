@@ -88,7 +88,6 @@ def run(
         _dry_run(resolved, prepared, as_json)
         return
     identity = loaded.identity(resolved.template)
-    from fasttune.runs import create_run
     from fasttune.train import train
 
     outcome = train(
@@ -96,7 +95,6 @@ def run(
         prepared,
         loaded,
         identity,
-        create_run(resolved, prepared.model),
         show_progress=not as_json,
         say=_say,
     )
@@ -121,8 +119,7 @@ def _resume(context: typer.Context, name: str, force: bool, as_json: bool) -> Ou
         prepared,
         loaded,
         identity,
-        found,
-        resume=True,
+        resumed=found,
         show_progress=not as_json,
         say=_say,
     )
