@@ -65,7 +65,9 @@ def test_built_ins_enter_by_the_public_door():
     assert {"alpaca", "answers", "multilingual", "reasoning"} <= set(BUILT_IN)
     assert {p.distribution for p in plugins.providers.values()} == {"fasttune"}
     assert plugins.problems == []
-    assert plugins.provided()["answers"] == ["metric stops", "metric format", "metric exact"]
+    assert plugins.provided()["answers"] == [
+        f"metric {name}" for name in ("stops", "format", "exact", "numeric", "length")
+    ]
 
 
 def test_folders_are_searched_in_order(tmp_path, monkeypatch):
@@ -310,12 +312,13 @@ def test_hook_register_templates(tmp_path):
 
 def test_hook_register_metrics(tmp_path):
     from fasttune import Answer
+    from fasttune.metrics import score
 
     plugins = example("register_metrics", tmp_path)
     answers = [
         Answer({}, t, {"response": t}, "eos", 3) for t in ("two words", "and now four words")
     ]
-    assert plugins.metrics["words"][0].compute(answers) == 3
+    assert score(answers, [plugins.metrics["words"][0]]) == {"words": 3}
     assert plugins.provided()["example"] == ["metric words"]
 
 

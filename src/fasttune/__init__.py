@@ -6,7 +6,9 @@ This is the whole API that a plugin needs; plugins import nothing below it.
 from fasttune.errors import FasttuneError
 from fasttune.exporter import Exporter, ExportJob, Reader
 from fasttune.hookspecs import hookimpl
-from fasttune.metrics import Answer, Metric
+from fasttune.languages import detect_language
+from fasttune.metrics import Answer, Likelihood, Metric
+from fasttune.repetition import ends_in_loop, longest_repeat, split_words
 from fasttune.template import Row, Segment, Template, given, learn
 
 __version__ = "0.1.0"
@@ -15,12 +17,17 @@ __all__ = [
     "ExportJob",
     "Exporter",
     "FasttuneError",
+    "Likelihood",
     "Metric",
     "Reader",
     "Row",
     "Segment",
     "Template",
+    "detect_language",
+    "ends_in_loop",
     "given",
     "hookimpl",
     "learn",
+    "longest_repeat",
+    "split_words",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -128,7 +129,7 @@ def _figures(metrics: list[dict[str, Any]], manifest: Mapping[str, Any]) -> list
                 label = f"held-out loss, {section}" if section else "held-out loss"
                 lines.append(f"| {label} (nats per token) | {first[key]:.4f} | {last[key]:.4f} |")
     for name, value in scores.get("after", {}).items():
-        lines.append(f"| {name} | {scores['before'][name]:.2f} | {value:.2f} |")
+        lines.append(f"| {name} | {scores['before'].get(name, math.nan):.2f} | {value:.2f} |")
     return ["| | before | after |", "|---|---:|---:|", *lines] if lines else []
 
 

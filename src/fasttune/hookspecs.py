@@ -40,12 +40,12 @@ def register_templates() -> list[Template]:  # type: ignore[empty-body]
 
 @hookspec
 def register_metrics() -> list[Metric]:  # type: ignore[empty-body]
-    """Figures on generated answers: each maps a list of `Answer` to one number.
+    """Figures on generated answers: each measures one `Answer`.
 
     Example:
         >>> from fasttune import Metric, hookimpl
-        >>> def words(answers):
-        ...     return sum(len(a.sections["response"].split()) for a in answers) / len(answers)
+        >>> def words(answer):
+        ...     return len(answer.response.split())
         >>> @hookimpl
         ... def register_metrics():
         ...     return [Metric("words", "mean words in a response", words)]

@@ -4,8 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fasttune.template import Row
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How probable a model finds a row's reference response.
+
+    Only tokens that carry text of the response itself count, not the tags around it, and not EOS.
+
+    Attributes:
+        bits: -log2 of their probability after the prompt and the sections that the model itself
+            wrote before its response, for instance its own reasoning.
+        bits_reference: the same after the reference's sections.
+        bytes: length of the response in UTF-8.
+        eos: probability of EOS at the reference's end.
+    """
+
+    bits: float
+    bits_reference: float
+    bytes: int
+    eos: float
 
 
 @dataclass(frozen=True)
@@ -16,8 +37,10 @@ class Answer:
         row: the row it was prompted with, targets included where the row has them.
         text: the completion, EOS removed.
         sections: what the template's `parse` made of the text.
-        stop: "eos" where the model ended the answer itself, "length" where it ran out of tokens.
+        stop: "eos" where the model ended the answer itself, "length" where it ran out of tokens,
+            "loop" where it was stopped because it repeated itself.
         tokens: number of generated tokens, EOS included.
+        likelihood: of the row's reference, where it was taken.
     """
 
     row: Row
@@ -25,18 +48,48 @@ class Answer:
     sections: dict[str, str]
     stop: str
     tokens: int
+    likelihood: Likelihood | None = None
+
+    @property
+    def response(self) -> str:
+        """What a reader gets: the section "response", or where none is called so, the last."""
+        return self.sections.get("response", next(reversed(self.sections.values()), ""))
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure on a non-empty list of answers.
+    """A figure on answers, taken answer by answer.
 
     Attributes:
         name: the key under which it is saved.
         description: one line for people.
-        compute: answers -> number.
+        measure: answer -> its value; or (amount, weight), for instance bits and bytes; or None
+            where the figure means nothing for this answer.
+        better: which way is better; "" for a figure that describes and does not judge.
     """
 
     name: str
     description: str
-    compute: Callable[[Sequence[Answer]], float]
+    measure: Callable[[Answer], float | tuple[float, float] | None]
+    better: Literal["higher", "lower", ""] = ""
+
+    def amounts(self, answers: Sequence[Answer]) -> list[tuple[float, float]]:
+        """(amount, weight) per answer, (0, 0) where the figure means nothing.
+
+        The metric of many answers is the sum of the amounts over the sum of the weights.
+        """
+        measured = [self.measure(answer) for answer in answers]
+        return [
+            (0.0, 0.0) if value is None else value if isinstance(value, tuple) else (value, 1.0)
+            for value in measured
+        ]
+
+
+def score(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, float]:
+    """Metric name -> its value, for the metrics that mean something for any of the answers."""
+    scores = {}
+    for metric in metrics:
+        amounts = metric.amounts(answers)
+        if weight := sum(weight for _, weight in amounts):
+            scores[metric.name] = sum(amount for amount, _ in amounts) / weight
+    return scores

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fasttune.files import atomic_path, write_json, write_text
-from fasttune.metrics import Answer, Metric
+from fasttune.metrics import Answer, Metric, score
 
 
 def plot_losses(metrics: Sequence[dict[str, Any]], target: Path, title: str) -> None:
@@ -67,11 +68,6 @@ def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
     return smoothed
 
 
-def score(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, float]:
-    """Metric name -> its value on the answers; empty without answers."""
-    return {metric.name: metric.compute(answers) for metric in metrics} if answers else {}
-
-
 def write_samples(
     folder: Path, before: Sequence[Answer], after: Sequence[Answer], metrics: Sequence[Metric]
 ) -> dict[str, dict[str, float]]:
@@ -84,9 +80,10 @@ def write_samples(
     write_json(folder / "samples.json", {"scores": scores, "samples": pairs})
     lines = ["# Answers on held-out rows, before and after training", ""]
     lines += ["| metric | before | after | |", "|---|---:|---:|---|"]
-    for metric in metrics if before else ():
-        old_score, new_score = (scores[when][metric.name] for when in ("before", "after"))
-        lines += [f"| {metric.name} | {old_score:.2f} | {new_score:.2f} | {metric.description} |"]
+    for metric in metrics:
+        if metric.name in scores["before"] or metric.name in scores["after"]:
+            shown = [f"{scores[when].get(metric.name, math.nan):.2f}" for when in scores]
+            lines += [f"| {metric.name} | {' | '.join(shown)} | {metric.description} |"]
     for number, (old, new) in enumerate(zip(before, after, strict=True), 1):
         question = old.row["instruction"] + (
             f"\n\n{old.row['input']}" if old.row.get("input") else ""

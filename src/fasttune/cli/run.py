@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -195,7 +196,7 @@ def _summary(outcome: Outcome, manifest: dict[str, Any]) -> None:
                 name = key.removeprefix("eval_loss_")
                 out.print(f"  {name:<12} {first[key]:.4f} -> {last[key]:.4f}")
     for name, value in outcome.scores.get("after", {}).items():
-        out.print(f"{name:<14} {outcome.scores['before'][name]:.2f} -> {value:.2f}")
+        out.print(f"{name:<14} {outcome.scores['before'].get(name, math.nan):.2f} -> {value:.2f}")
     out.print(
         f"{manifest['steps']} steps, {manifest['tokens_per_second']:.0f} tokens/s, "
         f"{manifest['seconds']['train']:.0f} s, "

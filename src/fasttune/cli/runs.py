@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +85,7 @@ def show(run: str, output: Folder = Path("runs"), as_json: AsJson = False) -> No
         out.print(str(value), markup=False)
     scores = manifest.get("scores", {})
     for name, value in scores.get("after", {}).items():
-        out.print(f"{name:<14}{scores['before'][name]:.2f} -> {value:.2f}")
+        out.print(f"{name:<14}{scores['before'].get(name, math.nan):.2f} -> {value:.2f}")
     out.print(f"\n[bold]settings[/bold]\n{dump_config(found.config)}", end="")
 
 

@@ -1,0 +1,16 @@
+"""Does the answer come in the language of the question?"""
+
+from fasttune import Answer, Metric, detect_language, hookimpl
+
+
+def language_kept(answer: Answer) -> float | None:
+    question = detect_language(answer.row["instruction"])
+    spoken = detect_language(answer.response if answer.response.strip() else answer.text)
+    return spoken == question if question and spoken else None
+
+
+@hookimpl
+def register_metrics() -> list[Metric]:
+    return [
+        Metric("language", "share of answers in the question's language", language_kept, "higher")
+    ]

@@ -1,0 +1,43 @@
+"""Does the model repeat itself? All of it is taken on the whole completion."""
+
+from collections.abc import Callable
+
+from fasttune import Answer, Metric, ends_in_loop, hookimpl, longest_repeat, split_words
+
+
+def loops(answer: Answer) -> float:
+    return answer.stop == "loop" or (answer.stop == "length" and ends_in_loop(answer.text))
+
+
+def repeated_words(answer: Answer) -> float:
+    found = longest_repeat(answer.text)
+    return found.words if found else 0
+
+
+def distinct(n: int) -> Callable[[Answer], tuple[float, float] | None]:
+    """Different n-grams of an answer over all of its n-grams (Li et al., arXiv:1510.03055, there
+    over all answers together)."""
+
+    def measure(answer: Answer) -> tuple[float, float] | None:
+        words = [word.text for word in split_words(answer.text)]
+        ngrams = list(zip(*(words[start:] for start in range(n)), strict=False))
+        return (len(set(ngrams)), len(ngrams)) if ngrams else None
+
+    return measure
+
+
+@hookimpl
+def register_metrics() -> list[Metric]:
+    return [
+        Metric("loops", "share of answers that loop until the token limit", loops, "lower"),
+        Metric(
+            "repeated_words",
+            "mean words of the longest stretch in which a phrase follows on itself",
+            repeated_words,
+            "lower",
+        ),
+        *(
+            Metric(f"distinct_{n}", f"different {n}-grams over all {n}-grams", distinct(n))
+            for n in (1, 2, 3)
+        ),
+    ]

@@ -1,0 +1,80 @@
+"""Finding where a text repeats itself."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# Kana, CJK ideographs, Thai: no spaces between words, so every sign counts as one.
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+
+LOOP_COPIES = 3
+"""How often a phrase follows on itself at the end of a text that counts as a loop, as in Holtzman
+et al., "The Curious Case of Neural Text Degeneration" (arXiv:1904.09751)."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word, case folded, and its place in the text: characters [start, end)."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A stretch of text in which one phrase follows on itself; the last copy may be cut short.
+
+    Attributes:
+        start: first character of the stretch.
+        end: the character after its last.
+        words: how many words it has.
+        period: how many words the phrase has; `words` is at least twice as many.
+    """
+
+    start: int
+    end: int
+    words: int
+    period: int
+
+
+def split_words(text: str) -> list[Word]:
+    """The words of a text: runs of letters and digits, and every other sign by itself. A script
+    without spaces gives one word per character."""
+    return [Word(m.group().casefold(), m.start(), m.end()) for m in _WORD.finditer(text)]
+
+
+def longest_repeat(text: str) -> Repeat | None:
+    """The longest stretch in which a phrase of any length follows on itself; of two equally long
+    ones that with the shorter phrase. None where nothing does.
+
+    Takes time proportional to the square of the number of words.
+    """
+    words = split_words(text)
+    texts = [word.text for word in words]
+    best: Repeat | None = None
+    for period in range(1, len(texts) // 2 + 1):
+        run = 0
+        for at in range(period, len(texts)):
+            run = run + 1 if texts[at] == texts[at - period] else 0
+            if run >= period and (best is None or run + period > best.words):
+                first = words[at + 1 - run - period]
+                best = Repeat(first.start, words[at].end, run + period, period)
+    return best
+
+
+def ends_in_loop(text: str) -> bool:
+    """Whether a text that was cut off ends in a phrase that follows on itself LOOP_COPIES times.
+
+    The phrase has two words or more; a single word counts as a phrase of two, so it takes twice as
+    many. The last word does not count: it may have been cut.
+    """
+    texts = [word.text for word in split_words(text)][:-1]
+    for period in range(1, len(texts) // LOOP_COPIES + 1):
+        length = LOOP_COPIES * max(period, 2)
+        tail = texts[-length:]
+        if len(tail) == length and tail[period:] == tail[:-period]:
+            return True
+    return False
