@@ -36,6 +36,7 @@ class DataConfig:
     train: str | None = None
     eval: str | None = None
     eval_fraction: float = 0.05
+    split_seed: int = 0
     columns: dict[str, str] = field(default_factory=dict)
     limit: int | None = None
     skip_bad_rows: bool = False
@@ -115,7 +116,7 @@ _RANGES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
         (lambda value: 0 < value < float("inf"), "a number above 0"),
     ),
     **dict.fromkeys(
-        ("train.weight_decay", "train.warmup_steps", "samples.count", "seed"),
+        ("train.weight_decay", "train.warmup_steps", "samples.count", "seed", "data.split_seed"),
         (lambda value: value >= 0, "0 or more"),
     ),
     "lora.dropout": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.sources import Finding, Record, count, reader
@@ -17,6 +17,7 @@ from fasttune.template import Row, Template, tags_in
 
 CONTENT = ("instruction", "input", "reasoning", "output")
 SHOWN = 10
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,12 @@ def divide(rows: Sequence[Row], eval_fraction: float, seed: int = 0) -> tuple[li
         digest = hashlib.sha256(f"{seed}\n{_content(row)}".encode()).digest()
         sides[int.from_bytes(digest[:8], "big") < eval_fraction * 2**64].append(index)
     return sides
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items at equal distances: a sorted file still shows all of its kinds."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def data_hash(rows: Iterable[Row]) -> str:

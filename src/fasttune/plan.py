@@ -62,7 +62,7 @@ def prepare(config: RunConfig, plugins: Plugins) -> Prepared:
         skipped += len({f.row for f in held_out.findings if f.fatal})
         train_rows, eval_rows = loaded.rows, held_out.rows
     else:
-        train_at, eval_at = divide(loaded.rows, data.eval_fraction, config.seed)
+        train_at, eval_at = divide(loaded.rows, data.eval_fraction, data.split_seed)
         train_rows = [loaded.rows[index] for index in train_at]
         eval_rows = [loaded.rows[index] for index in eval_at]
     if not train_rows:

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback
 
 from fasttune.config import RunConfig
-from fasttune.data import data_hash
+from fasttune.data import data_hash, spread
 from fasttune.encode import Encoded
 from fasttune.files import atomic_folder, write_json
 from fasttune.generate import Generator, Sampling
@@ -129,10 +129,11 @@ def _train(
     model, tokenizer, template = generator.model, generator.tokenizer, generator.template
     seconds = {"load": loading}
     checkpoint = run.last_checkpoint()
-    sample_rows = _spread(prepared.eval or prepared.train, config.samples.count)
+    sample_rows = spread(prepared.eval or prepared.train, config.samples.count)
     began = time.perf_counter()
     if checkpoint is None:
-        say(f"answering {len(sample_rows)} held-out rows before training")
+        if sample_rows:
+            say(f"answering {len(sample_rows)} held-out rows before training")
         before = _answer(generator, sample_rows, config)
         write_json(run.folder / "before.json", [[a.text, a.stop, a.tokens] for a in before])
     else:
@@ -202,10 +203,12 @@ def _train(
 
     began = time.perf_counter()
     save_adapter(run, trainer.model, tokenizer, identity)
-    say(f"answering {len(sample_rows)} held-out rows after training")
-    after = _answer(generator, sample_rows, config)
-    metrics = [metric for metric, _ in plugins.metrics.values()]
-    scores = write_samples(run.folder, before, after, metrics)
+    scores: dict[str, dict[str, float]] = {}
+    if sample_rows:
+        say(f"answering {len(sample_rows)} held-out rows after training")
+        after = _answer(generator, sample_rows, config)
+        metrics = [metric for metric, _ in plugins.metrics.values()]
+        scores = write_samples(run.folder, before, after, metrics)
     (run.folder / "before.json").unlink(missing_ok=True)
     measured["seconds"]["samples_after"] = round(time.perf_counter() - began, 1)
     run.update({"status": "done", "finished": now(), "scores": scores, **measured})
@@ -234,12 +237,6 @@ def _read_before(run: Run, generator: Generator, rows: Sequence[Row]) -> list[An
         Answer(row, text, generator.template.parse(text), stop, tokens)
         for row, (text, stop, tokens) in zip(rows, saved, strict=True)
     ]
-
-
-def _spread(rows: Sequence[Row], count: int) -> list[Row]:
-    """`count` rows at equal distances: a sorted file still shows all of its kinds."""
-    count = min(count, len(rows))
-    return [rows[index * len(rows) // count] for index in range(count)]
 
 
 def _evaluated(run: Run, step: int) -> bool:
