@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from fasttune.errors import FasttuneError
@@ -88,6 +89,49 @@ def encode(template: Template, row: Row, tokenizer: Any) -> Encoded:
 def encode_prompt(template: Template, row: Row, tokenizer: Any) -> list[int]:
     """The ids generation starts from: the first `prompt_length` ids of the same row in training."""
     return list(tokenizer(template.prompt(row)).input_ids)
+
+
+def response_tokens(template: Template, row: Row, tokenizer: Any) -> range:
+    """The places in the encoded row of the tokens that carry text of the response itself: tags
+    around it do not count, a token that holds the end of a tag and the first letter does.
+
+    The response is found by rendering the row without it, not by searching for it. Where a template
+    changes its text, the whole section counts.
+    """
+    section, column = template.response
+    response = row[column]
+    full = _completion(template, row)
+    text, bare = (
+        "".join(segment.text for segment in segments)
+        for segments in (full, _completion(template, {**row, column: ""}))
+    )
+    start, end = next(
+        (
+            (at, at + len(response))
+            for at in range(len(bare), -1, -1)
+            if bare[:at] + response + bare[at:] == text
+        ),
+        _section(full, section),
+    )
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    inside = [at for at, (a, b) in enumerate(coded["offset_mapping"]) if a < end and b > start]
+    prompt = len(encode_prompt(template, row, tokenizer))
+    return range(prompt + inside[0], prompt + inside[-1] + 1) if inside else range(0)
+
+
+def _completion(template: Template, row: Row) -> list[Segment]:
+    segments = list(template.segments(row))
+    start = next((i for i, segment in enumerate(segments) if segment.train), len(segments))
+    return segments[start:]
+
+
+def _section(segments: Sequence[Segment], name: str) -> tuple[int, int]:
+    """The characters from the first to the last segment of that name."""
+    ends = list(accumulate(len(segment.text) for segment in segments))
+    of_name = [at for at, segment in enumerate(segments) if segment.name == name]
+    if not of_name:
+        return 0, ends[-1]
+    return ends[of_name[0]] - len(segments[of_name[0]].text), ends[of_name[-1]]
 
 
 def eos_id(tokenizer: Any) -> int:

@@ -16,10 +16,11 @@ from fasttune.models.load import load_for_generation
 
 # isort: split
 import torch
-from transformers import GenerationConfig, pipeline
+from transformers import GenerationConfig, StoppingCriteria, pipeline
 from transformers.generation.streamers import BaseStreamer
 
 from fasttune.packing import left_pad
+from fasttune.repetition import LOOP_COPIES
 from fasttune.template import Row, Template
 
 
@@ -32,6 +33,7 @@ class Sampling:
         top_p: keep the likeliest tokens that together have this probability.
         top_k: keep this many of the likeliest tokens; 0 keeps all.
         repetition_penalty: 1 is none (arXiv:1909.05858).
+        stop_loops: end an answer that repeats itself, see `LoopStop`; changes no token before.
     """
 
     max_new_tokens: int = 256
@@ -40,6 +42,7 @@ class Sampling:
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int = 0
+    stop_loops: bool = False
 
     def __post_init__(self) -> None:
         for name, ok, wanted in (
@@ -96,17 +99,17 @@ class Generator:
         while batch := list(islice(remaining, batch_size)):
             prompts = [encode_prompt(self.template, row, self.tokenizer) for row in batch]
             inputs = left_pad(prompts, self.tokenizer.pad_token_id)
-            completions = self._generate(inputs, sampling)
-            for row, ids in zip(batch, completions, strict=True):
-                yield self.read(row, ids)
+            for row, completion in zip(batch, self._generate(inputs, sampling), strict=True):
+                yield self.read(row, *completion)
 
     def stream(self, row: Row, sampling: Sampling, show: Callable[[str], None]) -> Answer:
         """Answer one row; `show` is called with each piece of text as soon as it is complete."""
         torch.manual_seed(sampling.seed)
         prompt = encode_prompt(self.template, row, self.tokenizer)
         streamer = _Streamer(self.tokenizer, show)
-        [ids] = self._generate(left_pad([prompt], self.tokenizer.pad_token_id), sampling, streamer)
-        return self.read(row, ids)
+        inputs = left_pad([prompt], self.tokenizer.pad_token_id)
+        [completion] = self._generate(inputs, sampling, streamer)
+        return self.read(row, *completion)
 
     def via_pipeline(self, row: Row, sampling: Sampling) -> Answer:
         """Answer one row through transformers' text-generation pipeline, which tokenizes the
@@ -122,7 +125,7 @@ class Generator:
         length = len(encode_prompt(self.template, row, self.tokenizer))
         return self.read(row, result["generated_token_ids"][length:])
 
-    def read(self, row: Row, ids: Sequence[int]) -> Answer:
+    def read(self, row: Row, ids: Sequence[int], looped: bool = False) -> Answer:
         """Make an answer of generated ids, which may be padded after EOS."""
         eos = eos_id(self.tokenizer)
         ids = list(ids)
@@ -133,7 +136,7 @@ class Generator:
             row=row,
             text=text,
             sections=self.template.parse(text),
-            stop="eos" if stopped else "length",
+            stop="eos" if stopped else "loop" if looped else "length",
             tokens=len(kept) + stopped,
         )
 
@@ -143,16 +146,57 @@ class Generator:
         inputs: dict[str, torch.Tensor],
         sampling: Sampling,
         streamer: BaseStreamer | None = None,
-    ) -> list[list[int]]:
-        """Generated ids per prompt, without the prompt."""
+    ) -> list[tuple[list[int], bool]]:
+        """Generated ids per prompt, without the prompt, and whether a loop ended them."""
         device = next(self.model.parameters()).device
-        width = inputs["input_ids"].shape[1]
+        count, width = inputs["input_ids"].shape
+        loops = LoopStop(count, width, eos_id(self.tokenizer)) if sampling.stop_loops else None
         output = self.model.generate(
             **{name: tensor.to(device) for name, tensor in inputs.items()},
             generation_config=sampling.config(self.tokenizer),
             streamer=streamer,
+            stopping_criteria=[loops] if loops else None,
         )
-        return output[:, width:].tolist()
+        found = loops.found if loops else {}
+        return [
+            (ids[: found.get(at)], at in found) for at, ids in enumerate(output[:, width:].tolist())
+        ]
+
+
+class LoopStop(StoppingCriteria):
+    """Ends each row of a batch that repeats itself, and touches no token.
+
+    A row loops once its last tokens are one phrase of up to LONGEST tokens that follows on itself
+    LOOP_COPIES times, and at least SHORTEST tokens repeat what stands one phrase before them: a
+    ruler of dashes or a counted list is no loop yet.
+
+    Attributes:
+        found: row of the batch -> number of generated tokens at which its loop was seen.
+    """
+
+    LONGEST = 128
+    SHORTEST = 32
+
+    def __init__(self, rows: int, prompt_width: int, eos: int) -> None:
+        self.found: dict[int, int] = {}
+        self._width, self._eos = prompt_width, eos
+        self._ended = torch.zeros(rows, dtype=torch.bool)
+        # How many tokens up to now in a row equal the one `period` tokens before, per period.
+        self._runs = torch.zeros(rows, self.LONGEST, dtype=torch.int64)
+        periods = torch.arange(1, self.LONGEST + 1)
+        self._enough = ((LOOP_COPIES - 1) * periods).clamp(min=self.SHORTEST)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        generated = input_ids[:, self._width :].cpu()
+        last, before = generated[:, -1:], generated[:, :-1].flip(1)[:, : self.LONGEST]
+        self._ended |= last[:, 0] == self._eos
+        reach = before.shape[1]
+        self._runs[:, :reach] = (self._runs[:, :reach] + 1) * (before == last)
+        looping = (self._runs >= self._enough).any(1) & ~self._ended
+        for row in looping.nonzero().flatten().tolist():
+            self.found[row] = generated.shape[1]
+        self._ended |= looping
+        return looping.to(input_ids.device)
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

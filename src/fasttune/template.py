@@ -72,6 +72,14 @@ class Template:
         """The sections of a completion, `{section: text}`; the inverse of the learned segments."""
         return {next(iter(self.targets)): text}
 
+    @property
+    def response(self) -> tuple[str, str]:
+        """The (section, column) of what a reader gets: the target "response", or the last one."""
+        return next(
+            (pair for pair in self.targets.items() if pair[0] == "response"),
+            list(self.targets.items())[-1],
+        )
+
     def render(self, row: Row) -> str:
         """The whole training text of a row, without EOS."""
         return "".join(segment.text for segment in self.segments(row))

@@ -29,6 +29,9 @@ Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token; a
 TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens of this probability.")]
 TopK = Annotated[int, typer.Option(help="Sample from this many of the likeliest tokens; 0: all.")]
 Penalty = Annotated[float, typer.Option(help="Repetition penalty; 1 is none.")]
+StopLoops = Annotated[
+    bool, typer.Option(help="End an answer that repeats itself; no token before changes.")
+]
 Seed = Annotated[int, typer.Option(help="Seed for sampling.")]
 Force = Annotated[
     bool,
@@ -63,6 +66,7 @@ def generate(
     top_k: TopK = 0,
     repetition_penalty: Penalty = 1.0,
     seed: Seed = 0,
+    stop_loops: StopLoops = False,
     raw: Annotated[
         bool, typer.Option("--raw", help="Print the completion as it is, nothing else.")
     ] = False,
@@ -81,15 +85,17 @@ def generate(
         )
     if via not in ("model", "pipeline"):
         raise FasttuneError(f"--via is '{via}'", "", "it takes model or pipeline")
-    if via == "pipeline" and file is not None:
+    if via == "pipeline" and (file is not None or stop_loops):
         raise FasttuneError(
-            "--via pipeline takes one instruction", "--file", "leave one of them out"
+            "--via pipeline takes one instruction, and no --stop-loops",
+            "--file" if file is not None else "--stop-loops",
+            "leave one of them out",
         )
     rows = _rows(context, run, template, file, columns, force) if file is not None else []
     generator, sampling, system = _load(
         context, run, template, system, force,
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        repetition_penalty=repetition_penalty, seed=seed,
+        repetition_penalty=repetition_penalty, seed=seed, stop_loops=stop_loops,
     )  # fmt: skip
     if file is not None:
         _answer_file(generator, rows, sampling, system, batch_size, output)
@@ -127,6 +133,7 @@ def chat(
     top_k: TopK = 0,
     repetition_penalty: Penalty = 1.0,
     seed: Seed = 0,
+    stop_loops: StopLoops = True,
     force: Force = False,
 ) -> None:
     """Ask one question after another; each is a fresh prompt, as in training.
@@ -136,7 +143,7 @@ def chat(
     generator, sampling, system = _load(
         context, run, template, system, force,
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        repetition_penalty=repetition_penalty, seed=seed,
+        repetition_penalty=repetition_penalty, seed=seed, stop_loops=stop_loops,
     )  # fmt: skip
     interactive = sys.stdin.isatty()
     if interactive:
@@ -274,7 +281,11 @@ def _show(answer: Answer) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, text in answer.sections.items():
         table.add_row(name, text, style=None)
-    reasons = {"eos": "ended with EOS", "length": "ran out of --max-new-tokens"}
+    reasons = {
+        "eos": "ended with EOS",
+        "length": "ran out of --max-new-tokens",
+        "loop": "repeated itself",
+    }
     table.add_row("stopped", f"{answer.stop}: {reasons[answer.stop]} ({answer.tokens} tokens)")
     print()
     console().print(table, markup=False)

@@ -88,20 +88,33 @@ class SectionLoss:
     @torch.no_grad()
     def add(self, hidden: torch.Tensor, labels: torch.Tensor, sections: torch.Tensor) -> None:
         """Add the losses of hidden states [batch, tokens, width]."""
-        head = self._model.get_output_embeddings()
-        learned = labels[:, 1:] != -100
-        states = hidden[:, :-1][learned]
-        targets = labels[:, 1:][learned].to(states.device)
-        owners = sections[:, 1:][learned].cpu()
-        losses = [
-            F.cross_entropy(self._logits(head, part), target, reduction="none")
-            for part, target in zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
-        ]
-        if losses:
-            self.sums.index_add_(0, owners, torch.cat(losses).double().cpu())
-            self.counts.index_add_(0, owners, torch.ones_like(owners))
+        losses = token_losses(self._model, hidden, labels)
+        owners = sections[:, 1:][labels[:, 1:] != -100].cpu()
+        self.sums.index_add_(0, owners, losses.double().cpu())
+        self.counts.index_add_(0, owners, torch.ones_like(owners))
 
-    def _logits(self, head: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        logits = head(hidden.to(head.weight.dtype)).float()
-        cap = getattr(self._model.config, "final_logit_softcapping", None)  # Gemma 2
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+@torch.no_grad()
+def token_losses(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy in nats of each learned token, without its gradient.
+
+    Args:
+        model: the transformers model, for its head.
+        hidden: [batch, tokens, width], what its decoder gave.
+        labels: [batch, tokens], unshifted, -100 where no loss is taken.
+
+    Returns:
+        [learned tokens], row by row in order; never more than CHUNK rows of logits exist.
+    """
+    head = model.get_output_embeddings()
+    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
+    learned = labels[:, 1:] != -100
+    states = hidden[:, :-1][learned]
+    targets = labels[:, 1:][learned].to(states.device)
+    losses = [torch.zeros(0)]
+    for part, target in zip(states.split(CHUNK), targets.split(CHUNK), strict=True):
+        logits = head(part.to(head.weight.dtype)).float()
+        if cap is not None:
+            logits = cap * torch.tanh(logits / cap)
+        losses.append(F.cross_entropy(logits, target, reduction="none").cpu())
+    return torch.cat(losses)

@@ -1,0 +1,105 @@
+"""Answers with the likelihood of their references: what prompt formats are compared by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from fasttune.generate import Generator, Sampling
+from fasttune.models.sections import causal_lm, decoder, token_losses
+
+# isort: split
+import torch
+
+from fasttune.encode import Encoded, encode, response_tokens
+from fasttune.metrics import Answer, Likelihood
+from fasttune.packing import pad
+from fasttune.template import Row
+
+
+def evaluate(
+    generator: Generator,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    batch_size: int,
+    report: Callable[[int], None] = lambda done: None,
+) -> list[Answer]:
+    """Answer rows greedily and take the likelihood of their references.
+
+    Args:
+        report: called with the number of answered rows after every batch.
+
+    Returns:
+        One answer per row, in order.
+    """
+    # Rows of like length in one batch waste the least padding; the answers go back in order.
+    lengths = [len(generator.template.prompt(row)) for row in rows]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        found = generator.answers([rows[at] for at in batch], sampling, batch_size)
+        answers.update(zip(batch, found, strict=True))
+        report(len(answers))
+    return with_likelihoods(generator, [answers[at] for at in range(len(rows))], batch_size)
+
+
+def with_likelihoods(
+    generator: Generator, answers: Sequence[Answer], batch_size: int
+) -> list[Answer]:
+    """The answers with the likelihoods of their rows' references."""
+    targets = generator.template.targets
+    _, response = generator.template.response
+    rows = [answer.row for answer in answers]
+    own = [
+        {**a.row, **{c: a.sections.get(s, "") for s, c in targets.items() if c != response}}
+        for a in answers
+    ]
+    after_reference = list(_costs(generator, rows, batch_size))
+    after_own = list(_costs(generator, own, batch_size)) if len(targets) > 1 else after_reference
+    return [
+        replace(
+            answer,
+            likelihood=Likelihood(
+                bits=after_own[at][0],
+                bits_reference=after_reference[at][0],
+                bytes=len(answer.row[response].encode()),
+                eos=after_reference[at][1],
+            ),
+        )
+        for at, answer in enumerate(answers)
+    ]
+
+
+def _costs(
+    generator: Generator, rows: Sequence[Row], batch_size: int
+) -> Iterator[tuple[float, float]]:
+    """For each row the bits of the response's text, and the probability of EOS after it."""
+    template, tokenizer = generator.template, generator.tokenizer
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        encoded = [encode(template, row, tokenizer) for row in batch]
+        for row, ids, losses in zip(batch, encoded, _losses(generator, encoded), strict=True):
+            places = response_tokens(template, row, tokenizer)
+            bits = sum(losses[at] for at in places) / math.log(2)
+            yield bits, math.exp(-losses[len(ids) - 1])
+
+
+@torch.inference_mode()
+def _losses(generator: Generator, rows: Sequence[Encoded]) -> list[list[float]]:
+    """For each row the cross entropy in nats of every token; 0 where none is learned."""
+    model = causal_lm(generator.model)
+    device = next(model.parameters()).device
+    batch = pad(
+        [{"input_ids": r.input_ids, "labels": r.labels, "sections": r.labels} for r in rows],
+        generator.tokenizer.pad_token_id,
+    )
+    del batch["sections"]
+    labels = batch.pop("labels")
+    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    hidden = decoder(model)(**inputs, use_cache=False).last_hidden_state
+    table = torch.zeros(labels.shape, dtype=torch.float64)
+    table[:, 1:][labels[:, 1:] != -100] = token_losses(model, hidden, labels).double()
+    return table.tolist()
