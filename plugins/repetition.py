@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from fasttune import Answer, Metric, ends_in_loop, hookimpl, longest_repeat, split_words
+from fasttune import Answer, Metric, hookimpl, longest_repeat, split_words
 
 
 def loops(answer: Answer) -> float:
-    return answer.stop == "loop" or (answer.stop == "length" and ends_in_loop(answer.text))
+    return answer.ending == "loop"
 
 
 def repeated_words(answer: Answer) -> float:

@@ -8,7 +8,7 @@ from fasttune.exporter import Exporter, ExportJob, Reader
 from fasttune.hookspecs import hookimpl
 from fasttune.languages import detect_language
 from fasttune.metrics import Answer, Likelihood, Metric
-from fasttune.repetition import ends_in_loop, longest_repeat, split_words
+from fasttune.repetition import longest_repeat, split_words
 from fasttune.template import Row, Segment, Template, given, learn
 
 __version__ = "0.1.0"
@@ -24,7 +24,6 @@ __all__ = [
     "Segment",
     "Template",
     "detect_language",
-    "ends_in_loop",
     "given",
     "hookimpl",
     "learn",

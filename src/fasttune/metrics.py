@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fasttune.repetition import ends_in_loop
 from fasttune.template import Row
 
 
@@ -49,6 +50,12 @@ class Answer:
     stop: str
     tokens: int
     likelihood: Likelihood | None = None
+
+    @property
+    def ending(self) -> str:
+        """As `stop`, but "loop" also where it ran out of tokens while it repeated itself."""
+        looped = self.stop == "length" and ends_in_loop(self.text)
+        return "loop" if looped else self.stop
 
     @property
     def response(self) -> str:

@@ -26,7 +26,7 @@ def plot_losses(metrics: Sequence[dict[str, Any]], target: Path, title: str) -> 
     steps = [line["step"] for line in train]
     losses = [line["loss"] for line in train]
     left.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1)
-    left.plot(steps, _smooth(losses), color="tab:blue", label="training (smoothed)")
+    left.plot(steps, smooth(losses), color="tab:blue", label="training (smoothed)")
     left.plot(
         [line["step"] for line in evaluated],
         [line["eval_loss"] for line in evaluated],
@@ -38,7 +38,7 @@ def plot_losses(metrics: Sequence[dict[str, Any]], target: Path, title: str) -> 
         having = [line for line in train if f"loss_{name}" in line]
         right.plot(
             [line["step"] for line in having],
-            _smooth([line[f"loss_{name}"] for line in having]),
+            smooth([line[f"loss_{name}"] for line in having]),
             label=name,
         )
     for axes, heading in ((left, "loss"), (right, "training loss per section (smoothed)")):
@@ -58,7 +58,7 @@ def _sections(metrics: Sequence[dict[str, Any]], prefix: str) -> list[str]:
     return [name.removeprefix(prefix) for name in names]
 
 
-def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
+def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
     """Exponential moving average, corrected for its start (as Adam's moments are,
     arXiv:1412.6980)."""
     smoothed, average = [], 0.0

@@ -126,6 +126,7 @@ def _complain(message: str, where: str, hint: str) -> None:
 
 
 from fasttune.cli import (  # noqa: E402  the commands register themselves with the app above
+    compare,
     data,
     doctor,
     export,
@@ -136,4 +137,15 @@ from fasttune.cli import (  # noqa: E402  the commands register themselves with 
     templates,
 )
 
-__all__ = ["data", "doctor", "export", "generate", "main", "preview", "run", "runs", "templates"]
+__all__ = [
+    "compare",
+    "data",
+    "doctor",
+    "export",
+    "generate",
+    "main",
+    "preview",
+    "run",
+    "runs",
+    "templates",
+]

@@ -1,0 +1,238 @@
+"""Training and measuring the arms of a comparison, so that an interrupted one goes on.
+
+The folder of a comparison:
+runs/            one run folder for each trained format and seed
+answers/         one file for each arm: its answers on the held-out rows, with likelihoods
+comparison.json  the figures, differences and verdict
+report.html      the same for people, with every answer
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from fasttune.bootstrap import Interval
+from fasttune.compare_html import to_html
+from fasttune.compare_plan import Format, Plan
+from fasttune.comparison import Arm, Comparison, compare_arms, verdict
+from fasttune.config import ModelConfig
+from fasttune.evaluate import evaluate
+from fasttune.files import atomic_path, write_json, write_text
+from fasttune.generate import Generator
+from fasttune.metrics import Answer, Likelihood
+from fasttune.plugins import Plugins
+from fasttune.report import as_dict
+from fasttune.runs import Run, list_runs
+from fasttune.train import train
+
+
+class Interrupted(Exception):
+    """A training was stopped with Ctrl-C, and its checkpoint is saved."""
+
+
+def run_comparison(
+    plan: Plan, plugins: Plugins, show_progress: bool, say: Callable[[str], None]
+) -> tuple[Comparison, Path]:
+    """Train and measure whatever the folder does not hold yet, and write the result.
+
+    Returns:
+        The result, and the file of the report.
+
+    Raises:
+        Interrupted: a training was interrupted; the same call goes on with it.
+        FasttuneError: a model cannot be loaded, or no row fits.
+    """
+    work = _Work(plan, plugins, show_progress, say)
+    bases = work.bases()
+    arms = [*work.tuned(), *bases]
+    metrics = [metric for metric, _ in plugins.metrics.values()]
+    comparison = compare_arms(plan.about, arms, metrics, plan.notes)
+    write_json(plan.folder / "comparison.json", to_json(comparison))
+    report = plan.folder / "report.html"
+    write_text(report, to_html(comparison))
+    return comparison, report
+
+
+class _Work:
+    def __init__(
+        self, plan: Plan, plugins: Plugins, show_progress: bool, say: Callable[[str], None]
+    ) -> None:
+        self.plan, self.plugins = plan, plugins
+        self.show_progress, self.say = show_progress, say
+        bases = len(plan.formats) * plan.measuring.include_base
+        self.total = bases + sum(len(each.runs) for each in plan.formats)
+        self.begun = 0
+
+    def bases(self) -> list[Arm]:
+        """The untuned model under every format."""
+        arms = []
+        if self.plan.measuring.include_base:
+            for each in self.plan.formats:
+                label = f"{each.label}, untuned"
+                answers = self.measured(each, label, _model_config(each), None)
+                arms.append(Arm(label, each.label, None, answers))
+        return arms
+
+    def tuned(self) -> list[Arm]:
+        """Every format with every seed, seed by seed: what is done after an hour can be read."""
+        arms = []
+        seeds = list(dict.fromkeys(seed for each in self.plan.formats for seed in each.runs))
+        for seed in seeds:
+            for each in self.plan.formats:
+                if seed in each.runs:
+                    arms.append(self.arm(each, seed))
+        order = [each.label for each in self.plan.formats]
+        return sorted(arms, key=lambda arm: order.index(arm.label))
+
+    def arm(self, each: Format, seed: int) -> Arm:
+        """One format with one seed: trained if it has to be, then measured."""
+        run = each.runs[seed] or self.trained(each, seed)
+        name = f"{each.label}, seed {seed}"
+        answers = self.measured(each, name, run.model_config, run.adapter)
+        manifest = run.manifest
+        facts = {
+            "run": run.name,
+            "steps": manifest["steps"],
+            "tokens per second": manifest["tokens_per_second"],
+            "seconds of training": manifest["seconds"]["train"],
+        }
+        return Arm(each.label, each.label, seed, answers, run.metrics(), facts)
+
+    def trained(self, each: Format, seed: int) -> Run:
+        """The finished run of a format and seed, resumed or trained where it is not there yet."""
+        folder = self.plan.folder / "runs"
+        config = replace(each.config, seed=seed, output=str(folder))
+        found = [run for run in list_runs(folder) if run.config == config]
+        for run in found:
+            if run.manifest["status"] == "done":
+                return run
+        started = next((run for run in found if run.last_checkpoint() is not None), None)
+        for run in found:
+            if run is not started:
+                shutil.rmtree(run.folder)  # stopped before its first checkpoint: nothing is in it
+        self.say(f"[{self.begun + 1}/{self.total}] training {each.label}, seed {seed}")
+        outcome = train(
+            config,
+            each.prepared,
+            self.plugins,
+            self.plugins.identity(config.template),
+            resumed=started,
+            show_progress=self.show_progress,
+            say=lambda line: None,
+        )
+        gc.collect()  # the model and its trainer refer to each other
+        if outcome.status != "done":
+            raise Interrupted
+        return outcome.run
+
+    def measured(
+        self, each: Format, name: str, model: ModelConfig, adapter: Path | None
+    ) -> list[Answer]:
+        """An arm's answers, from its file where it is there."""
+        self.begun += 1
+        rows = [each.prepared.eval[at] for at in self.plan.places]
+        file = self.plan.folder / "answers" / f"{name.replace(', ', '-').replace(' ', '')}.jsonl"
+        if file.is_file():
+            return read_answers(file, rows)
+        self.say(f"[{self.begun}/{self.total}] answering {len(rows)} held-out rows: {name}")
+        generator = Generator.load(model, each.prepared.template, adapter)
+        measuring = self.plan.measuring
+        answers = evaluate(
+            generator,
+            rows,
+            measuring.max_new_tokens,
+            measuring.batch_size,
+            lambda done: self.say(f"  {done}/{len(rows)}") if self.show_progress else None,
+        )
+        del generator
+        gc.collect()
+        with atomic_path(file) as temporary:
+            lines = [json.dumps(_line(answer), ensure_ascii=False) + "\n" for answer in answers]
+            temporary.write_text("".join(lines), encoding="utf-8")
+        return answers
+
+
+def _model_config(each: Format) -> ModelConfig:
+    """What the format's runs really loaded, where there are some."""
+    run = next((run for run in each.runs.values() if run), None)
+    return run.model_config if run else each.config.model
+
+
+def read_answers(file: Path, rows: Sequence[Mapping[str, str]]) -> list[Answer]:
+    """The answers of an arm, for the rows they were given to."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [
+        Answer(
+            row,
+            line["text"],
+            line["sections"],
+            line["stop"],
+            line["tokens"],
+            Likelihood(**line["likelihood"]) if line["likelihood"] else None,
+        )
+        for row, line in zip(rows, lines, strict=True)
+    ]
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """The whole result for scripts: figures with intervals, per seed and per row."""
+    return {
+        "about": dict(comparison.about),
+        "notes": list(comparison.notes),
+        "verdict": verdict(comparison),
+        "metrics": [
+            {"name": m.name, "description": m.description, "better": m.better}
+            for m in comparison.metrics
+        ],
+        "figures": {
+            label: {
+                name: {
+                    **_interval(found.interval),
+                    "seeds": {seed: _number(value) for seed, value in found.seeds.items()},
+                }
+                for name, found in figures.items()
+            }
+            for label, figures in comparison.figures.items()
+        },
+        "differences": [
+            {
+                "metric": found.metric,
+                "left": found.left,
+                "right": found.right,
+                **_interval(found.interval),
+                "better": found.better,
+            }
+            for found in comparison.differences
+        ],
+        "rows": [dict(answer.row) for answer in comparison.arms[0].answers],
+        "arms": [
+            {
+                "label": arm.label,
+                "seed": arm.seed,
+                **dict(arm.facts or {}),
+                "answers": [_line(answer) for answer in arm.answers],
+            }
+            for arm in comparison.arms
+        ],
+    }
+
+
+def _line(answer: Answer) -> dict[str, Any]:
+    found = answer.likelihood
+    return {**as_dict(answer), "likelihood": asdict(found) if found else None}
+
+
+def _interval(found: Interval) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in asdict(found).items()}
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if math.isnan(value) else value

@@ -1,0 +1,175 @@
+"""What a comparison of prompt formats found: figures with intervals, differences, a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from fasttune.bootstrap import Interval, Sample, difference, interval
+from fasttune.metrics import Answer, Metric
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model that was measured: a format trained with one seed, or the untuned base under it.
+
+    Attributes:
+        label: what it is called; the seeds of a format share it.
+        template: the format's name.
+        seed: of the training; None for the untuned base.
+        answers: one per held-out row, in the order of the rows, likelihoods included.
+        metrics: what was logged in training, as `Run.metrics` gives it; empty for the base.
+        facts: further figures for people, as {"steps": 90, "trained tokens": 61000}.
+    """
+
+    label: str
+    template: str
+    seed: int | None
+    answers: Sequence[Answer]
+    metrics: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, Any] | None = None
+
+    @property
+    def tuned(self) -> bool:
+        return self.seed is not None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of one label: over its seeds with the interval, and for each seed."""
+
+    interval: Interval
+    seeds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """left - right in one metric; `better` is the better label where the interval excludes 0 and
+    the metric judges, else None."""
+
+    metric: str
+    left: str
+    right: str
+    interval: Interval
+    better: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole result.
+
+    Attributes:
+        about: what was compared, for people: model, data, budget and the like, in order.
+        arms: all arms; those of one label lie together.
+        metrics: the metrics that mean something for at least one arm.
+        figures: label -> metric name -> figure.
+        differences: for every pair of tuned labels, then each tuned label against its base.
+        notes: what a reader has to know before trusting the figures.
+    """
+
+    about: Mapping[str, str]
+    arms: Sequence[Arm]
+    metrics: Sequence[Metric]
+    figures: Mapping[str, Mapping[str, Figure]]
+    differences: Sequence[Difference]
+    notes: Sequence[str]
+
+    @property
+    def labels(self) -> list[str]:
+        return list(dict.fromkeys(arm.label for arm in self.arms))
+
+    def arms_of(self, label: str) -> list[Arm]:
+        return [arm for arm in self.arms if arm.label == label]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The (left, right) pairs of labels that have differences, in order."""
+        return list(dict.fromkeys((found.left, found.right) for found in self.differences))
+
+    def between(self, left: str, right: str) -> list[Difference]:
+        return [found for found in self.differences if (found.left, found.right) == (left, right)]
+
+
+def compare_arms(
+    about: Mapping[str, str], arms: Sequence[Arm], metrics: Sequence[Metric], notes: Sequence[str]
+) -> Comparison:
+    """Take all metrics on all arms, with intervals and differences."""
+    samples: dict[str, dict[str, Sample]] = {}
+    for label in dict.fromkeys(arm.label for arm in arms):
+        group = [arm for arm in arms if arm.label == label]
+        seeds = [arm.seed for arm in group]
+        samples[label] = {
+            metric.name: Sample([metric.amounts(arm.answers) for arm in group], seeds)
+            for metric in metrics
+        }
+    used = [
+        metric
+        for metric in metrics
+        if any(not math.isnan(of_label[metric.name].value()) for of_label in samples.values())
+    ]
+    figures = {
+        label: {
+            metric.name: Figure(
+                interval(of_label[metric.name]),
+                {str(seed): of_label[metric.name].value(at) for at, seed in enumerate(
+                    of_label[metric.name].seeds
+                )},
+            )
+            for metric in used
+        }
+        for label, of_label in samples.items()
+    }  # fmt: skip
+    differences = [
+        _difference(metric, left, right, samples) for left, right in _pairs(arms) for metric in used
+    ]
+    return Comparison(about, arms, used, figures, differences, notes)
+
+
+def _pairs(arms: Sequence[Arm]) -> list[tuple[str, str]]:
+    tuned = list(dict.fromkeys(arm.label for arm in arms if arm.tuned))
+    bases = {arm.template: arm.label for arm in arms if not arm.tuned}
+    template = {arm.label: arm.template for arm in arms}
+    against_base = [(label, bases[template[label]]) for label in tuned if template[label] in bases]
+    return [*combinations(tuned, 2), *against_base]
+
+
+def _difference(
+    metric: Metric, left: str, right: str, samples: Mapping[str, Mapping[str, Sample]]
+) -> Difference:
+    found = difference(samples[left][metric.name], samples[right][metric.name])
+    better = None
+    if metric.better and found.excludes_zero:
+        better = left if (found.value > 0) == (metric.better == "higher") else right
+    return Difference(metric.name, left, right, found, better)
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """The result in plain sentences, one paragraph per pair of labels."""
+    described = {metric.name: metric for metric in comparison.metrics}
+    paragraphs = []
+    for left, right in comparison.pairs():
+        found = [d for d in comparison.between(left, right) if described[d.metric].better]
+        sentences = []
+        for label, other in ((left, right), (right, left)):
+            won = [_sentence(d, label, other, comparison) for d in found if d.better == label]
+            if won:
+                sentences.append(f"{label} is better than {other} on {'; '.join(won)}.")
+        noise = [d.metric for d in found if d.better is None and not math.isnan(d.interval.low)]
+        if noise:
+            only = "" if sentences else f"Between {left} and {right} nothing is certain. "
+            sentences.append(f"{only}Within the noise: {', '.join(noise)}.")
+        unknown = [d.metric for d in found if math.isnan(d.interval.low)]
+        if unknown:
+            sentences.append(f"Not measured on both sides: {', '.join(unknown)}.")
+        paragraphs.append(" ".join(sentences))
+    return paragraphs
+
+
+def _sentence(found: Difference, label: str, other: str, comparison: Comparison) -> str:
+    ours, theirs = (
+        comparison.figures[name][found.metric].interval.value for name in (label, other)
+    )
+    low, high = sorted((abs(found.interval.low), abs(found.interval.high)))
+    return f"{found.metric} ({ours:.3g} against {theirs:.3g}; by {low:.2g} to {high:.2g})"

@@ -1,0 +1,80 @@
+"""Intervals against what statistics knows about them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fasttune.bootstrap import DRAWS, Sample, difference, interval
+
+
+def sample(values, seeds=(1,)) -> Sample:
+    table = np.atleast_2d(np.asarray(values, dtype=float))
+    return Sample([[(value, 1.0) for value in row] for row in table], seeds)
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    found = interval(sample(values))
+    error = 1.96 * values.std() / math.sqrt(400)
+    assert found.value == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - error, abs=0.03)
+    assert found.high == pytest.approx(values.mean() + error, abs=0.03)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    random = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        found = interval(sample(random.normal(0, 1, 60)))
+        covered += found.low <= 0 <= found.high
+    assert 0.89 <= covered / 200 <= 0.985
+
+
+def test_the_same_rows_are_drawn_on_both_sides():
+    """Two sides that differ by a constant differ by it in every draw, however the rows scatter."""
+    values = np.random.default_rng(2).normal(0, 5, 50)
+    found = difference(sample(values + 0.1), sample(values))
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1), abs=1e-6)
+    assert found.excludes_zero
+    shuffled = np.random.default_rng(3).permutation(values)
+    assert not difference(sample(shuffled + 0.1), sample(values)).excludes_zero
+
+
+def test_a_ratio_weighs_its_rows():
+    found = interval(Sample([[(10, 5), (20, 15)]], [1]))
+    assert found.value == 30 / 20
+    assert found.low == pytest.approx(20 / 15) and found.high == pytest.approx(2)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    rows = np.random.default_rng(4).normal(0, 0.1, 100)
+    alike = interval(sample([rows, rows, rows], (1, 2, 3)))
+    apart = interval(sample([rows - 1, rows, rows + 1], (1, 2, 3)))
+    assert apart.high - apart.low > 5 * (alike.high - alike.low)
+
+
+def test_seeds_are_paired_where_both_sides_ran_with_them():
+    rows = np.zeros(20)
+    left = sample([rows - 1, rows, rows + 1], (1, 2, 3))
+    right = sample([rows - 1.1, rows - 0.1, rows + 0.9], (1, 2, 3))
+    paired = difference(left, right)
+    assert (paired.low, paired.high) == pytest.approx((0.1, 0.1), abs=1e-6)
+    other = sample([rows - 1.1, rows - 0.1, rows + 0.9], (4, 5, 6))
+    assert not difference(left, other).excludes_zero
+
+
+def test_rows_that_do_not_count():
+    some = Sample([[(1, 1), (0, 0), (0, 1)]], [1])
+    assert some.value() == 0.5
+    none = interval(Sample([[(0, 0), (0, 0)]], [1]))
+    assert all(math.isnan(bound) for bound in (none.value, none.low, none.high))
+    assert not none.excludes_zero
+
+
+def test_draws_are_the_same_every_time():
+    values = np.random.default_rng(5).normal(0, 1, 30)
+    assert (sample(values).draws() == sample(values).draws()).all()
+    assert sample(values).draws().shape == (DRAWS,)

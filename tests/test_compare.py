@@ -1,0 +1,313 @@
+"""`fasttune compare` on a tiny Phi: the same rows in the same order, resumed, measured, refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import groupby
+from pathlib import Path
+
+import fasttune.models.backend
+
+# isort: split
+import pytest
+
+from fasttune.cli import main
+from fasttune.compare import read_answers
+from fasttune.compare_plan import Measuring, plan_templates
+from fasttune.config import load_config
+from fasttune.discovery import load_plugins
+from fasttune.errors import FasttuneError
+from fasttune.runs import list_runs
+
+PLUGINS = load_plugins()
+
+
+def rows(count: int) -> list[dict[str, str]]:
+    return [
+        {
+            "instruction": f"Add {n} and {n + 1}.",
+            "reasoning": f"{n} + {n + 1} = {2 * n + 1}.",
+            "output": f"{2 * n + 1}",
+        }
+        for n in range(count)
+    ]
+
+
+def write(file: Path, data: list[dict[str, str]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in data))
+    return file
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("data") / "rows.jsonl", rows(30))
+
+
+def settings(tiny_phi: Path) -> list[str]:
+    return [
+        "-m", str(tiny_phi), "model.quantization=none", "model.precision=fp32",
+        "data.eval_fraction=0.2", "train.batch_size=2", "train.max_steps=4", "train.warmup_steps=1",
+        "train.learning_rate=1e-2",
+    ]  # fmt: skip
+
+
+def fasttune(*words: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([*words])
+    return int(stopped.value.code or 0)
+
+
+def plan(tiny_phi, data, *overrides, templates=("alpaca", "reasoning"), **more):
+    values = [
+        ("model.name", str(tiny_phi)), ("data.train", str(data)), ("data.eval_fraction", 0.2),
+        *overrides,
+    ]  # fmt: skip
+    given = {"seeds": (1,), "budget": "steps", "measuring": Measuring(), "plugins": PLUGINS}
+    return plan_templates(load_config(None, values), templates, **{**given, **more})
+
+
+# What will be trained
+
+
+def test_every_format_gets_the_same_rows_in_the_same_order(tiny_phi, data):
+    alpaca, reasoning = plan(tiny_phi, data).formats
+    assert alpaca.prepared.train == reasoning.prepared.train
+    assert alpaca.prepared.eval == reasoning.prepared.eval
+    assert alpaca.config.train.max_steps == reasoning.config.train.max_steps == 6
+
+
+def test_a_row_that_one_format_cannot_use_is_left_out_of_all(tiny_phi, tmp_path):
+    good = rows(30)
+    long = {**good[0], "instruction": "Once more.", "reasoning": "counting on, " * 200}
+    file = write(tmp_path / "rows.jsonl", [*good, long])
+    found = plan(tiny_phi, file, ("model.max_length", 256))
+    for each in found.formats:
+        assert len(each.prepared.train) + len(each.prepared.eval) == 30
+        assert long not in [*each.prepared.train, *each.prepared.eval]
+    assert any("1 rows cannot be used in every format" in note for note in found.notes)
+
+
+def test_a_row_without_reasoning_is_left_out_of_all(tiny_phi, tmp_path):
+    bad = {"instruction": "Say hello.", "reasoning": "", "output": "hello"}
+    file = write(tmp_path / "rows.jsonl", [*rows(30), bad])
+    with pytest.raises(FasttuneError, match="1 of 31 rows cannot be used"):
+        plan(tiny_phi, file)
+    found = plan(tiny_phi, file, ("data.skip_bad_rows", True))
+    assert all(len(f.prepared.train) + len(f.prepared.eval) == 30 for f in found.formats)
+
+
+def test_a_budget_of_tokens_gives_short_formats_more_steps(tiny_phi, data, phi2_tokenizer):
+    from fasttune.encode import encode
+
+    found = plan(tiny_phi, data, ("train.max_steps", 100), budget="tokens")
+    taken = {}
+    for each in found.formats:
+        template, train = each.prepared.template, each.prepared.train
+        tokens = sum(len(encode(template, row, phi2_tokenizer)) for row in train)
+        taken[each.label] = each.config.train.max_steps * tokens
+    assert {f.config.train.max_steps for f in found.formats} > {100}
+    assert taken["alpaca"] == pytest.approx(taken["reasoning"], rel=0.01)
+
+
+def test_seeds_of_the_training_hold_out_the_same_rows(tiny_phi, data):
+    one, other = (plan(tiny_phi, data, ("seed", seed)) for seed in (1, 2))
+    assert one.formats[0].prepared.eval == other.formats[0].prepared.eval
+
+
+def test_the_folder_is_named_after_what_decides_the_result(tiny_phi, data):
+    first = plan(tiny_phi, data).folder
+    assert first == plan(tiny_phi, data).folder and first.parent == Path("comparisons")
+    assert first.name.startswith("alpaca-reasoning-")
+    assert first != plan(tiny_phi, data, ("lora.r", 8)).folder
+    assert first != plan(tiny_phi, data, measuring=Measuring(rows=3)).folder
+    assert first != plan(tiny_phi, data, seeds=(2,)).folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"templates": ("alpaca",)}, "nothing to compare with"),
+        ({"templates": ("alpaca", "alpaca")}, "'alpaca' is given twice"),
+        ({"templates": ("alpaca", "reasonin")}, "no template is called 'reasonin'"),
+        ({"seeds": (1, 1)}, "'1' is given twice"),
+    ],
+)
+def test_what_cannot_be_compared(tiny_phi, data, change, message):
+    with pytest.raises(FasttuneError, match=message):
+        plan(tiny_phi, data, **change)
+
+
+def test_no_format_may_stop_early(tiny_phi, data):
+    with pytest.raises(FasttuneError, match="none may stop early"):
+        plan(tiny_phi, data, ("train.early_stopping", 2))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--templates", "alpaca,reasoning", "last"],
+        ["last", "--seeds", "1"],
+        ["--templates", "alpaca,reasoning", "--seeds", "one"],
+        ["--templates", "alpaca,reasoning", "--budget", "rows"],
+        ["--templates", "alpaca,reasoning", "train.epoch=1"],
+    ],
+)
+def test_bad_input_is_one_error(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fasttune("compare", *words) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+# The whole of it
+
+
+@pytest.fixture(scope="module")
+def compared(tiny_phi, data, tmp_path_factory) -> tuple[Path, list[str]]:
+    """Two formats with two seeds; interrupted in the third training, then gone on with."""
+    from fasttune import train as training
+
+    folder = tmp_path_factory.mktemp("comparison") / "here"
+    command = [
+        "compare", "--templates", "alpaca,reasoning", "-d", str(data), "--seeds", "1,2",
+        "--max-new-tokens", "8", "--rows", "4", "-o", str(folder), *settings(tiny_phi),
+    ]  # fmt: skip
+    batches: list[list[list[int]]] = []
+    pack = training.pack
+    patch = pytest.MonkeyPatch()
+
+    def noting(examples):
+        batches.append([example["input_ids"] for example in examples])
+        if len(batches) == INTERRUPTED_AT:
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+        return pack(examples)
+
+    patch.setattr(training, "pack", noting)
+    assert fasttune(*command) == 130
+    interrupted = {
+        run.config.template + str(run.config.seed): run for run in list_runs(folder / "runs")
+    }
+    assert [run.manifest["status"] for run in interrupted.values()] == [
+        "done",
+        "done",
+        "interrupted",
+    ]
+    kept = {file: file.stat().st_mtime_ns for file in (folder / "answers").iterdir()}
+    assert len(kept) == 4  # two untuned, two tuned
+    assert fasttune(*command) == 0
+    patch.undo()
+    assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
+    write(folder.parent / "batches.jsonl", batches)  # type: ignore[arg-type]
+    return folder, command
+
+
+# A training takes at least 4 batches and two evaluations of 2; the third is under way by then.
+INTERRUPTED_AT = 2 * 9 + 4
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_goes_on_where_it_stopped(compared):
+    folder, _ = compared
+    runs = list_runs(folder / "runs")
+    assert [run.manifest["status"] for run in runs] == ["done"] * 4
+    assert {(run.config.template, run.config.seed) for run in runs} == {
+        (template, seed) for template in ("alpaca", "reasoning") for seed in (1, 2)
+    }
+    assert all(run.manifest["steps"] == 4 for run in runs)
+    found = {file.name for file in folder.iterdir()}
+    assert found == {"runs", "answers", "comparison.json", "report.html"}
+
+
+@pytest.mark.slow
+def test_the_formats_saw_the_same_rows_in_the_same_order(compared, phi2_tokenizer):
+    folder, _ = compared
+    lines = (folder.parent / "batches.jsonl").read_text().splitlines()
+    texts = [phi2_tokenizer.decode(ids) for line in lines for ids in json.loads(line)]
+    trainings = [
+        [re.findall(r"Add \d+ and \d+", text) for text in group]
+        for _, group in groupby(texts, key=lambda text: "<|system|>" in text)
+    ]
+    alpaca, reasoning, *_ = trainings  # with the first seed
+    assert alpaca == reasoning and len(alpaca) >= 2 * 4 + 2 * 6
+
+
+@pytest.mark.slow
+def test_the_result_as_json(compared, capsys):
+    folder, command = compared
+    assert fasttune(*command, "--json") == 0  # everything is there: nothing is done again
+    result = json.loads(capsys.readouterr().out)
+    saved = json.loads((folder / "comparison.json").read_text())
+    assert result == {"folder": str(folder), **saved}
+    labels = ["alpaca", "reasoning", "alpaca, untuned", "reasoning, untuned"]
+    assert list(result["figures"]) == labels
+    for label in labels:
+        figure = result["figures"][label]["bits_per_byte"]
+        assert 0 < figure["low"] <= figure["value"] <= figure["high"]
+        assert list(figure["seeds"]) == (["None"] if "untuned" in label else ["1", "2"])
+    pairs = {(found["left"], found["right"]) for found in result["differences"]}
+    assert pairs == {
+        ("alpaca", "reasoning"),
+        ("alpaca", "alpaca, untuned"),
+        ("reasoning", "reasoning, untuned"),
+    }
+    assert len(result["rows"]) == 4 and len(result["arms"]) == 6
+    assert all(len(arm["answers"]) == 4 for arm in result["arms"])
+    # Four steps at a high rate teach a tiny model something about its own rows.
+    tuned, base = (result["figures"][name]["bits_per_byte"]["value"] for name in labels[1::2])
+    assert tuned < base
+
+
+@pytest.mark.slow
+def test_the_table_in_the_terminal(compared, capsys):
+    folder, command = compared
+    assert fasttune(*command) == 0
+    out = capsys.readouterr().out
+    assert "bits_per_byte ↓" in out and "alpaca, untuned" in out
+    assert "reasoning is better than reasoning, untuned on" in out
+    assert "report.html" in out
+
+
+@pytest.mark.slow
+def test_runs_that_exist_are_compared_by_their_seeds(compared, capsys, tmp_path):
+    folder, _ = compared
+    runs = [str(run.folder) for run in list_runs(folder / "runs")]
+    measure = (
+        "--max-new-tokens",
+        "8",
+        "--rows",
+        "4",
+        "--no-include-base",
+        "-o",
+        str(tmp_path / "c"),
+    )
+    assert fasttune("compare", *runs, *measure, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    saved = json.loads((folder / "comparison.json").read_text())
+    for label in ("alpaca", "reasoning"):
+        assert result["figures"][label] == saved["figures"][label]
+    assert list(result["figures"]) == ["alpaca", "reasoning"]
+
+
+@pytest.mark.slow
+def test_runs_on_other_rows_are_refused(compared, tiny_phi, tmp_path, capsys):
+    folder, _ = compared
+    other = write(tmp_path / "other.jsonl", rows(29))
+    words = ["-d", str(other), "-t", "alpaca", "-o", str(tmp_path / "runs"), "samples.count=0"]
+    assert fasttune("run", *words, *settings(tiny_phi), "train.max_steps=1") == 0
+    [run] = list_runs(tmp_path / "runs")
+    first = list_runs(folder / "runs")[0]
+    assert fasttune("compare", str(first.folder), str(run.folder)) == 2
+    assert "rows differ" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_answers_read_back_are_those_that_were_written(compared):
+    folder, _ = compared
+    held_out = json.loads((folder / "comparison.json").read_text())["rows"]
+    answers = read_answers(folder / "answers" / "reasoning-seed1.jsonl", held_out)
+    assert [answer.row for answer in answers] == held_out
+    assert all(answer.likelihood.bits > 0 and answer.tokens <= 8 for answer in answers)

@@ -1,0 +1,68 @@
+"""Figures, differences and the verdict on answers that were made up to differ."""
+
+from __future__ import annotations
+
+from fasttune import Answer, Metric
+from fasttune.comparison import Arm, compare_arms, verdict
+
+STOPS = Metric("stops", "", lambda answer: answer.stop == "eos", "higher")
+LOOPS = Metric("loops", "", lambda answer: answer.stop == "length", "lower")
+TOKENS = Metric("length", "", lambda answer: answer.tokens)
+NEVER = Metric("never", "", lambda answer: None, "higher")
+EVEN = Metric("even", "", lambda answer: answer.tokens % 2, "higher")
+METRICS = [STOPS, LOOPS, TOKENS, NEVER, EVEN]
+
+
+def answers(stops: int, tokens: int) -> list[Answer]:
+    return [
+        Answer({}, "", {}, "eos" if row < stops else "length", tokens + row % 2)
+        for row in range(40)
+    ]
+
+
+def compared():
+    arms = [
+        Arm("good", "good", 1, answers(38, 10)),
+        Arm("good", "good", 2, answers(36, 10)),
+        Arm("bad", "bad", 1, answers(10, 20)),
+        Arm("bad", "bad", 2, answers(12, 20)),
+        Arm("bad, untuned", "bad", None, answers(0, 30)),
+    ]
+    return compare_arms({}, arms, METRICS, [])
+
+
+def test_figures_of_a_label_and_of_its_seeds():
+    found = compared().figures["good"]["stops"]
+    assert found.interval.value == 37 / 40
+    assert found.seeds == {"1": 38 / 40, "2": 36 / 40}
+    assert found.interval.low < 37 / 40 < found.interval.high
+
+
+def test_a_metric_that_means_nothing_here_is_left_out():
+    assert [metric.name for metric in compared().metrics] == ["stops", "loops", "length", "even"]
+
+
+def test_tuned_labels_are_paired_and_each_with_its_own_base():
+    assert compared().pairs() == [("good", "bad"), ("bad", "bad, untuned")]
+
+
+def test_the_better_side_follows_the_direction_of_the_metric():
+    found = {d.metric: d for d in compared().between("good", "bad")}
+    assert found["stops"].better == "good" and found["stops"].interval.value > 0
+    assert found["loops"].better == "good" and found["loops"].interval.value < 0
+    assert found["length"].better is None  # describes, does not judge
+    assert found["even"].better is None  # the same on both sides
+
+
+def test_the_verdict_names_what_is_better_and_what_is_noise():
+    first, second = verdict(compared())
+    assert first.startswith("good is better than bad on stops (0.925 against 0.275; by ")
+    assert "loops (0.075 against 0.725" in first
+    assert first.endswith("Within the noise: even.") and "length" not in first
+    assert second.startswith("bad is better than bad, untuned on stops")
+
+
+def test_the_verdict_when_nothing_is_certain():
+    arms = [Arm(label, label, 1, answers(20, 10)) for label in ("left", "right")]
+    [only] = verdict(compare_arms({}, arms, [STOPS], []))
+    assert only == "Between left and right nothing is certain. Within the noise: stops."
