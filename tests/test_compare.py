@@ -219,7 +219,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(compared):
     }
     assert all(run.manifest["steps"] == 4 for run in runs)
     found = {file.name for file in folder.iterdir()}
-    assert found == {"runs", "answers", "comparison.json", "report.html"}
+    assert found == {"plan.json", "runs", "answers", "comparison.json", "report.html"}
 
 
 @pytest.mark.slow
@@ -302,6 +302,15 @@ def test_runs_on_other_rows_are_refused(compared, tiny_phi, tmp_path, capsys):
     first = list_runs(folder / "runs")[0]
     assert fasttune("compare", str(first.folder), str(run.folder)) == 2
     assert "rows differ" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_comparison_is_left_alone(compared, capsys):
+    folder, command = compared
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    assert fasttune(*command, "lora.r=8") == 2
+    assert "holds another comparison" in capsys.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
 @pytest.mark.slow

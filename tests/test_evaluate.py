@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 import shutil
 
@@ -200,12 +202,13 @@ def cycling(tiny_phi, tmp_path_factory):
     model.save_pretrained(folder)
     for file in tiny_phi.glob("*token*"):
         shutil.copy(file, folder)
-    config = ModelConfig(name=str(folder), quantization="none", precision="fp32")
-    return Generator.load(config, TEMPLATES["alpaca"])
+    return folder
 
 
 @pytest.mark.slow
 def test_stopping_at_a_loop_changes_no_token_before_it(cycling):
+    config = ModelConfig(name=str(cycling), quantization="none", precision="fp32")
+    cycling = Generator.load(config, TEMPLATES["alpaca"])
     free = list(cycling.answers(ROWS, Sampling(max_new_tokens=80), 3))
     stopping = Sampling(max_new_tokens=80, stop_loops=True)
     stopped = list(cycling.answers(ROWS, stopping, 3))
@@ -216,3 +219,25 @@ def test_stopping_at_a_loop_changes_no_token_before_it(cycling):
     pieces: list[str] = []
     streamed = cycling.stream(ROWS[0], stopping, pieces.append)
     assert streamed == stopped[0] and "".join(pieces) == streamed.text
+
+
+@pytest.mark.slow
+def test_generate_stops_a_loop_when_asked_and_chat_by_itself(cycling, capsys, monkeypatch):
+    from fasttune.cli import main
+
+    def said(*words: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([*words, "-t", "alpaca", "--max-new-tokens", "80"])
+        assert not stopped.value.code
+        return capsys.readouterr().out
+
+    ask = ("generate", str(cycling), "Add 2 and 3.")
+    assert json.loads(said(*ask, "--json"))["stop"] == "length"
+    assert json.loads(said(*ask, "--json", "--stop-loops"))["stop"] == "loop"
+    assert "loop: repeated itself" in said(*ask, "--stop-loops")
+    for words, reason in ((), "[loop, 60 tokens]"), (("--no-stop-loops",), "[length, 80 tokens]"):
+        monkeypatch.setattr("sys.stdin", io.StringIO("Add 2 and 3.\n"))
+        assert reason in said("chat", str(cycling), *words)
+    with pytest.raises(SystemExit) as refused:
+        main([*ask, "--via", "pipeline", "--stop-loops"])
+    assert refused.value.code == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fasttune_plugins.answers import numbers
 
-from fasttune import Answer, Likelihood
+from fasttune import Answer, FasttuneError, Likelihood, Metric
 from fasttune.discovery import load_plugins
 from fasttune.metrics import score
 
@@ -109,6 +109,13 @@ def test_language():
     # Where the response is missing, what was written instead is judged.
     lost = answer("It is the capital.", sections={"reasoning": "It is", "response": ""})
     assert value("language", lost) == 1
+
+
+def test_a_metric_that_fails_is_one_error():
+    broken = Metric("broken", "", lambda answer: answer.nothing)
+    with pytest.raises(FasttuneError, match="the metric 'broken' fails: AttributeError") as caught:
+        score([answer()], [broken])
+    assert "Paris" in caught.value.where
 
 
 def test_every_metric_says_which_way_is_better_and_is_documented():

@@ -1,6 +1,7 @@
 """Training and measuring the arms of a comparison, so that an interrupted one goes on.
 
 The folder of a comparison:
+plan.json        what is compared, and a hash of all that decides the result
 runs/            one run folder for each trained format and seed
 answers/         one file for each arm: its answers on the held-out rows, with likelihoods
 comparison.json  the figures, differences and verdict
@@ -23,6 +24,7 @@ from fasttune.compare_html import to_html
 from fasttune.compare_plan import Format, Plan
 from fasttune.comparison import Arm, Comparison, compare_arms, verdict
 from fasttune.config import ModelConfig
+from fasttune.errors import FasttuneError
 from fasttune.evaluate import evaluate
 from fasttune.files import atomic_path, write_json, write_text
 from fasttune.generate import Generator
@@ -47,8 +49,9 @@ def run_comparison(
 
     Raises:
         Interrupted: a training was interrupted; the same call goes on with it.
-        FasttuneError: a model cannot be loaded, or no row fits.
+        FasttuneError: the folder holds something else, or a model cannot be loaded.
     """
+    _claim(plan)
     work = _Work(plan, plugins, show_progress, say)
     bases = work.bases()
     arms = [*work.tuned(), *bases]
@@ -58,6 +61,22 @@ def run_comparison(
     report = plan.folder / "report.html"
     write_text(report, to_html(comparison))
     return comparison, report
+
+
+def _claim(plan: Plan) -> None:
+    """Answers in the folder are taken as they are, so it must be this comparison's own."""
+    file = plan.folder / "plan.json"
+    if file.is_file():
+        ours = json.loads(file.read_text(encoding="utf-8"))["fingerprint"] == plan.fingerprint
+    else:
+        ours = not plan.folder.exists() or not any(plan.folder.iterdir())
+    if not ours:
+        raise FasttuneError(
+            "the folder holds another comparison, or something else",
+            str(plan.folder),
+            "choose another with --output, or leave it out",
+        )
+    write_json(file, {"fingerprint": plan.fingerprint, **plan.about})
 
 
 class _Work:

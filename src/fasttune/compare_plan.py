@@ -63,12 +63,14 @@ class Plan:
     Attributes:
         folder: where it is kept; named after everything that decides the result, so that the same
             command finds its own folder again.
+        fingerprint: hash of that.
         places: which of the held-out rows are answered.
         about: what is compared, for people.
         notes: what a reader has to know.
     """
 
     folder: Path
+    fingerprint: str
     formats: Sequence[Format]
     places: Sequence[int]
     measuring: Measuring
@@ -94,8 +96,8 @@ def plan_templates(
     Raises:
         FasttuneError: for whatever is wrong with templates, settings or data.
     """
-    _require_different("--templates", templates)
-    _require_different("--seeds", seeds)
+    require_different("--templates", templates)
+    require_different("--seeds", seeds)
     if config.train.early_stopping is not None:
         raise FasttuneError(
             "every format gets the same budget, so none may stop early",
@@ -140,13 +142,13 @@ def plan_templates(
     ]
     step = config.train.batch_size * config.train.gradient_accumulation
     left_out = max(len(found) for found in lengths) - len({_key(r) for r in (*train, *held_out)})
-    return _plan(
+    return make_plan(
         folder,
         formats,
         measuring,
         {
             "model": prepared[0].model,
-            "rows": _rows(formats[0]),
+            "rows": rows_in_words(formats[0]),
             "budget": "; ".join(
                 f"{name}: {count} steps of {step} rows, about {count * step * mean:,.0f} tokens"
                 for name, count, mean in zip(templates, counts, means, strict=True)
@@ -158,58 +160,7 @@ def plan_templates(
     )
 
 
-def plan_runs(
-    runs: Sequence[Run], measuring: Measuring, plugins: Plugins, folder: Path | None = None
-) -> Plan:
-    """Plan to measure finished runs. Those that differ in nothing but the seed are one format.
-
-    Raises:
-        FasttuneError: a run is not done, its rows or its template changed, or the rows of two runs
-            differ.
-    """
-    _require_different("RUN", [str(run.folder.resolve()) for run in runs])
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        run.check_adapter()
-        run.check_template(plugins.identity(run.config.template))
-        groups.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
-    templates = [group[0].config.template for group in groups.values()]
-    formats: list[Format] = []
-    rows: tuple[list[Row], list[Row]] | None = None
-    for group in groups.values():
-        config = group[0].config
-        ready = prepare(config, plugins)
-        for run in group:
-            run.check_data(ready.train, ready.eval)
-        # A system text of the run's own is part of its format, not of the rows.
-        bare = prepare(replace(config, system=None), plugins) if config.system else ready
-        rows = rows or (bare.train, bare.eval)
-        _require_same_rows(rows, (bare.train, bare.eval), runs[0], group[0])
-        by_seed = {run.config.seed: run for run in group}
-        if len(by_seed) < len(group):
-            raise FasttuneError(
-                "two of the runs differ in nothing, not even the seed",
-                "\n".join(str(run.folder) for run in group),
-                "leave one out",
-            )
-        alone = templates.count(config.template) == 1
-        formats.append(Format(config.template if alone else group[0].name, config, ready, by_seed))
-    if not formats[0].prepared.eval:
-        raise FasttuneError(
-            "the runs hold no rows out", str(runs[0].folder), "train with data.eval_fraction"
-        )
-    about = {
-        "model": ", ".join(dict.fromkeys(each.prepared.model for each in formats)),
-        "rows": _rows(formats[0]),
-        "runs": "; ".join(
-            f"{each.label}: {', '.join(run.name for run in each.runs.values() if run)}"
-            for each in formats
-        ),
-    }
-    return _plan(folder, formats, measuring, about, _differing(formats), plugins)
-
-
-def _plan(
+def make_plan(
     folder: Path | None,
     formats: Sequence[Format],
     measuring: Measuring,
@@ -217,6 +168,11 @@ def _plan(
     notes: list[str],
     plugins: Plugins,
 ) -> Plan:
+    """The plan of two formats or more whose rows are the same.
+
+    Raises:
+        FasttuneError: there is only one.
+    """
     if len(formats) < 2:
         raise FasttuneError(
             "there is nothing to compare with",
@@ -250,10 +206,11 @@ def _plan(
         ],
     ]
     text = json.dumps(deciding, sort_keys=True, default=asdict)
-    name = "-".join(
-        [*(each.label for each in formats), hashlib.sha256(text.encode()).hexdigest()[:8]]
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    name = "-".join([*(each.label for each in formats), fingerprint[:8]])
+    return Plan(
+        folder or Path("comparisons") / name, fingerprint, formats, places, measuring, chosen, notes
     )
-    return Plan(folder or Path("comparisons") / name, formats, places, measuring, chosen, notes)
 
 
 def _shared(
@@ -271,37 +228,12 @@ def _key(row: Row) -> str:
     return json.dumps(dict(row), sort_keys=True)
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    """Everything that makes two runs differ, but for the seed."""
-    return {
-        **replace(run.config, seed=0, output="", samples=type(run.config.samples)()).as_dict(),
-        **{key: run.manifest[key] for key in ("model", "quantization", "dtype")},
-        "rendering": run.manifest["template"]["rendering"],
-    }
+def require_different(what: str, names: Sequence[Any]) -> None:
+    """Refuse a name that is given twice, or none at all.
 
-
-def _differing(formats: Sequence[Format]) -> list[str]:
-    """A note for each setting, other than the template, in which the formats' runs differ."""
-    flat = [dict(_flatten(replace(each.config, seed=0, output="").as_dict())) for each in formats]
-    return [
-        f"The runs differ in {key}: "
-        + "; ".join(f"{each.label} {found[key]}" for each, found in zip(formats, flat, strict=True))
-        + "."
-        for key in flat[0]
-        if key != "template" and not key.startswith("samples.")
-        if len({str(found[key]) for found in flat}) > 1
-    ]
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        inner = isinstance(value, dict) and key != "columns"
-        found += _flatten(value, f"{prefix}{key}.") if inner else [(f"{prefix}{key}", value)]
-    return found
-
-
-def _require_different(what: str, names: Sequence[Any]) -> None:
+    Raises:
+        FasttuneError: one of these.
+    """
     repeated = [name for at, name in enumerate(names) if name in names[:at]]
     if repeated or not names:
         raise FasttuneError(
@@ -311,18 +243,7 @@ def _require_different(what: str, names: Sequence[Any]) -> None:
         )
 
 
-def _require_same_rows(
-    ours: tuple[list[Row], list[Row]], theirs: tuple[list[Row], list[Row]], first: Run, other: Run
-) -> None:
-    for what, left, right in zip(("training", "held-out"), ours, theirs, strict=True):
-        if data_hash(left) != data_hash(right):
-            raise FasttuneError(
-                f"the {what} rows differ, so the runs cannot be compared",
-                f"{first.folder}: {len(left)} rows\n{other.folder}: {len(right)} rows",
-                "train both on the same rows: fasttune compare --templates A,B",
-            )
-
-
-def _rows(of: Format) -> str:
+def rows_in_words(of: Format) -> str:
+    """Source and number of the rows."""
     ready = of.prepared
     return f"{ready.source}: {len(ready.train)} to train on, {len(ready.eval)} held out"

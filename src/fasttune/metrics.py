@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fasttune.errors import FasttuneError
 from fasttune.repetition import ends_in_loop
 from fasttune.template import Row
 
@@ -84,12 +85,24 @@ class Metric:
         """(amount, weight) per answer, (0, 0) where the figure means nothing.
 
         The metric of many answers is the sum of the amounts over the sum of the weights.
+
+        Raises:
+            FasttuneError: the plugin's function fails.
         """
-        measured = [self.measure(answer) for answer in answers]
-        return [
-            (0.0, 0.0) if value is None else value if isinstance(value, tuple) else (value, 1.0)
-            for value in measured
-        ]
+        return [self._amount(answer) for answer in answers]
+
+    def _amount(self, answer: Answer) -> tuple[float, float]:
+        try:
+            value = self.measure(answer)
+        except Exception as error:  # a plugin's own code
+            raise FasttuneError(
+                f"the metric '{self.name}' fails: {type(error).__name__}: {error}",
+                f"answer: {answer.text[:80]!r}",
+                "fix its plugin, or leave it out with FASTTUNE_PLUGINS=name,name",
+            ) from error
+        if isinstance(value, tuple):
+            return value
+        return (0.0, 0.0) if value is None else (value, 1.0)
 
 
 def score(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, float]:

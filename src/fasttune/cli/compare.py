@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.options import Columns, Config, Data, Model, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 
 Budget = Literal["steps", "tokens"]
 
 if TYPE_CHECKING:
-    from fasttune.compare_plan import Measuring, Plan
     from fasttune.comparison import Comparison, Figure
 
 
@@ -31,16 +31,10 @@ def compare(
     templates: Annotated[
         str | None, typer.Option("--templates", help="Formats to train, as alpaca,reasoning.")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Rows: a file, a folder or a Hub name.")
-    ] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option("--map", help="Column mapping, as instruction=question.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML of settings.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Hub name or folder; the default of run.")
-    ] = None,
+    data: Data = None,
+    columns: Columns = None,
+    config: Config = None,
+    model: Model = None,
     seeds: Annotated[
         str | None,
         typer.Option(help="Seeds to train each format with, as 1,2,3. [default: the config's]"),
@@ -73,7 +67,10 @@ def compare(
 
     Interrupted, the same command goes on where it stopped.
     """
-    from fasttune.compare_plan import Measuring
+    from fasttune.compare_plan import Measuring, plan_templates
+    from fasttune.compare_runs import plan_runs
+    from fasttune.config import load_config
+    from fasttune.runs import find_run
 
     runs = [word for word in given or [] if "=" not in word]
     settings = [word for word in given or [] if "=" in word]
@@ -92,17 +89,19 @@ def compare(
                 ", ".join(runs),
                 "leave out --data, --map, --config, --model, --seeds and settings",
             )
-        plan = _of_runs(context, runs, measuring, output)
+        loaded = plugins(context)
+        plan = plan_runs([find_run(name) for name in runs], measuring, loaded, output)
     else:
-        plan = _of_templates(
-            context, templates or "", seeds, budget, data, columns, config, model, settings,
-            measuring, output,
-        )  # fmt: skip
+        resolved = load_config(config, overrides(data, columns, model, settings))
+        loaded = plugins(context, config)
+        names = [word.strip() for word in (templates or "").split(",") if word.strip()]
+        numbers = _numbers(seeds) if seeds else [resolved.seed]
+        plan = plan_templates(resolved, names, numbers, budget, measuring, loaded, output)
     _say(f"comparison: {plan.folder}")
     from fasttune.compare import Interrupted, run_comparison
 
     try:
-        comparison, report = run_comparison(plan, plugins(context, config), not as_json, _say)
+        comparison, report = run_comparison(plan, loaded, not as_json, _say)
     except (Interrupted, KeyboardInterrupt):
         _say("interrupted; the same command goes on from here")
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -115,50 +114,16 @@ def compare(
         console().print(f"report: {report}", markup=False)
 
 
-def _of_runs(
-    context: typer.Context, names: list[str], measuring: Measuring, output: Path | None
-) -> Plan:
-    from fasttune.compare_plan import plan_runs
-    from fasttune.runs import find_run
-
-    return plan_runs([find_run(name) for name in names], measuring, plugins(context), output)
-
-
-def _of_templates(
-    context: typer.Context,
-    templates: str,
-    seeds: str | None,
-    budget: Budget,
-    data: str | None,
-    columns: list[str] | None,
-    config: Path | None,
-    model: str | None,
-    settings: list[str],
-    measuring: Measuring,
-    output: Path | None,
-) -> Plan:
-    from fasttune.compare_plan import plan_templates
-    from fasttune.config import load_config, parse_override
-    from fasttune.data import parse_columns
-
-    named = {
-        "data.train": data,
-        "data.columns": parse_columns(columns) if columns else None,
-        "model.name": model,
-    }
-    overrides = [(key, value) for key, value in named.items() if value is not None]
-    resolved = load_config(config, overrides + [parse_override(text) for text in settings])
+def _numbers(seeds: str) -> list[int]:
     try:
-        numbers = [int(word) for word in seeds.split(",")] if seeds else [resolved.seed]
-        if min(numbers) < 0:
-            raise ValueError
+        numbers = [int(word) for word in seeds.split(",")]
     except ValueError:
+        numbers = [-1]
+    if min(numbers) < 0:
         raise FasttuneError(
             f"--seeds is '{seeds}'", "", "it takes whole numbers of 0 or more, as 1,2,3"
-        ) from None
-    names = [word.strip() for word in templates.split(",") if word.strip()]
-    loaded = plugins(context, config)
-    return plan_templates(resolved, names, numbers, budget, measuring, loaded, output)
+        )
+    return numbers
 
 
 def _say(line: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.options import Columns, Config, Data, Model, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 
 if TYPE_CHECKING:
@@ -27,21 +27,10 @@ def run(
         typer.Argument(help="Any setting as KEY=VALUE, for instance train.epochs=2 lora.r=8."),
     ] = None,
     template: Annotated[str | None, typer.Option("--template", "-t", help="Prompt format.")] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Rows: a file, a folder or a Hub name.")
-    ] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option("--map", help="Column mapping, as instruction=question.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML of settings.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Hub name or folder. Default: microsoft/phi-2 on CUDA, else a small demo model.",
-        ),
-    ] = None,
+    data: Data = None,
+    columns: Columns = None,
+    config: Config = None,
+    model: Model = None,
     system: Annotated[str | None, typer.Option(help="Replace the template's system text.")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for runs.")] = None,
     resume: Annotated[
@@ -59,22 +48,14 @@ def run(
 
     Settings come from the defaults, then --config, then the command line.
     """
-    from fasttune.config import load_config, parse_override
-    from fasttune.data import parse_columns
+    from fasttune.config import load_config
     from fasttune.plan import prepare
 
-    named = {
-        "template": template,
-        "data.train": data,
-        "data.columns": parse_columns(columns) if columns else None,
-        "model.name": model,
-        "system": system,
-        "output": output,
-    }
-    overrides = [(key, value) for key, value in named.items() if value is not None]
-    overrides += [parse_override(text) for text in settings or []]
+    named = {"template": template, "system": system, "output": output}
+    chosen = [(key, value) for key, value in named.items() if value is not None]
+    chosen += overrides(data, columns, model, settings or [])
     if resume is not None:
-        if overrides or config is not None:
+        if chosen or config is not None:
             raise FasttuneError(
                 "a resumed run keeps its settings",
                 f"--resume {resume}",
@@ -82,7 +63,7 @@ def run(
             )
         _finish(_resume(context, resume, force, as_json), as_json)
         return
-    resolved = load_config(config, overrides)
+    resolved = load_config(config, chosen)
     loaded = plugins(context, config)
     prepared = prepare(resolved, loaded)
     if dry_run:

@@ -1,0 +1,117 @@
+"""Comparing runs that are there: which belong together, and whether they can be compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fasttune.compare_plan import (
+    Format,
+    Measuring,
+    Plan,
+    make_plan,
+    require_different,
+    rows_in_words,
+)
+from fasttune.data import data_hash
+from fasttune.errors import FasttuneError
+from fasttune.plan import prepare
+from fasttune.plugins import Plugins
+from fasttune.runs import Run
+from fasttune.template import Row
+
+
+def plan_runs(
+    runs: Sequence[Run], measuring: Measuring, plugins: Plugins, folder: Path | None = None
+) -> Plan:
+    """Plan to measure finished runs. Those that differ in nothing but the seed are one format.
+
+    Raises:
+        FasttuneError: a run is not done, its rows or its template changed, or the rows of two runs
+            differ.
+    """
+    require_different("RUN", [str(run.folder.resolve()) for run in runs])
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        run.check_adapter()
+        run.check_template(plugins.identity(run.config.template))
+        groups.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
+    templates = [group[0].config.template for group in groups.values()]
+    formats: list[Format] = []
+    rows: tuple[list[Row], list[Row]] | None = None
+    for group in groups.values():
+        config = group[0].config
+        ready = prepare(config, plugins)
+        for run in group:
+            run.check_data(ready.train, ready.eval)
+        # A system text of the run's own is part of its format, not of the rows.
+        bare = prepare(replace(config, system=None), plugins) if config.system else ready
+        rows = rows or (bare.train, bare.eval)
+        _require_same_rows(rows, (bare.train, bare.eval), runs[0], group[0])
+        by_seed = {run.config.seed: run for run in group}
+        if len(by_seed) < len(group):
+            raise FasttuneError(
+                "two of the runs differ in nothing, not even the seed",
+                "\n".join(str(run.folder) for run in group),
+                "leave one out",
+            )
+        alone = templates.count(config.template) == 1
+        formats.append(Format(config.template if alone else group[0].name, config, ready, by_seed))
+    if not formats[0].prepared.eval:
+        raise FasttuneError(
+            "the runs hold no rows out", str(runs[0].folder), "train with data.eval_fraction"
+        )
+    about = {
+        "model": ", ".join(dict.fromkeys(each.prepared.model for each in formats)),
+        "rows": rows_in_words(formats[0]),
+        "runs": "; ".join(
+            f"{each.label}: {', '.join(run.name for run in each.runs.values() if run)}"
+            for each in formats
+        ),
+    }
+    return make_plan(folder, formats, measuring, about, _differing(formats), plugins)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Everything that makes two runs differ, but for the seed."""
+    return {
+        **replace(run.config, seed=0, output="", samples=type(run.config.samples)()).as_dict(),
+        **{key: run.manifest[key] for key in ("model", "quantization", "dtype")},
+        "rendering": run.manifest["template"]["rendering"],
+    }
+
+
+def _differing(formats: Sequence[Format]) -> list[str]:
+    """A note for each setting, other than the template, in which the formats' runs differ."""
+    flat = [dict(_flatten(replace(each.config, seed=0, output="").as_dict())) for each in formats]
+    return [
+        f"The runs differ in {key}: "
+        + "; ".join(f"{each.label} {found[key]}" for each, found in zip(formats, flat, strict=True))
+        + "."
+        for key in flat[0]
+        if key != "template" and not key.startswith("samples.")
+        if len({str(found[key]) for found in flat}) > 1
+    ]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        inner = isinstance(value, dict) and key != "columns"
+        found += _flatten(value, f"{prefix}{key}.") if inner else [(f"{prefix}{key}", value)]
+    return found
+
+
+def _require_same_rows(
+    ours: tuple[list[Row], list[Row]], theirs: tuple[list[Row], list[Row]], first: Run, other: Run
+) -> None:
+    for what, left, right in zip(("training", "held-out"), ours, theirs, strict=True):
+        if data_hash(left) != data_hash(right):
+            raise FasttuneError(
+                f"the {what} rows differ, so the runs cannot be compared",
+                f"{first.folder}: {len(left)} rows\n{other.folder}: {len(right)} rows",
+                "train both on the same rows: fasttune compare --templates A,B",
+            )
