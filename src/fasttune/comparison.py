@@ -156,15 +156,21 @@ def verdict(comparison: Comparison) -> list[str]:
             won = [_sentence(d, label, other, comparison) for d in found if d.better == label]
             if won:
                 sentences.append(f"{label} is better than {other} on {'; '.join(won)}.")
-        noise = [d.metric for d in found if d.better is None and not math.isnan(d.interval.low)]
+        noise = [
+            _plain(d.metric) for d in found if d.better is None and not math.isnan(d.interval.low)
+        ]
         if noise:
             only = "" if sentences else f"Between {left} and {right} nothing is certain. "
             sentences.append(f"{only}Within the noise: {', '.join(noise)}.")
-        unknown = [d.metric for d in found if math.isnan(d.interval.low)]
+        unknown = [_plain(d.metric) for d in found if math.isnan(d.interval.low)]
         if unknown:
             sentences.append(f"Not measured on both sides: {', '.join(unknown)}.")
         paragraphs.append(" ".join(sentences))
     return paragraphs
+
+
+def _plain(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def _sentence(found: Difference, label: str, other: str, comparison: Comparison) -> str:
@@ -172,4 +178,4 @@ def _sentence(found: Difference, label: str, other: str, comparison: Comparison)
         comparison.figures[name][found.metric].interval.value for name in (label, other)
     )
     low, high = sorted((abs(found.interval.low), abs(found.interval.high)))
-    return f"{found.metric} ({ours:.3g} against {theirs:.3g}; by {low:.2g} to {high:.2g})"
+    return f"{_plain(found.metric)} ({ours:.3g} against {theirs:.3g}; by {low:.2g} to {high:.2g})"
