@@ -38,6 +38,15 @@ def test_figures_of_a_label_and_of_its_seeds():
     assert found.interval.low < 37 / 40 < found.interval.high
 
 
+def test_how_many_rows_a_metric_counts():
+    odd = Metric("odd", "", lambda answer: 1.0 if answer.tokens % 2 else None)
+    found = compare_arms({}, [Arm("one", "one", 1, answers(20, 10))], [STOPS, odd], [])
+    assert found.counted("stops") == "" and found.counted("odd") == "20 of 40 rows"
+    none = Metric("none", "", lambda answer: 1.0 if answer.stop == "eos" else None)
+    arms = [Arm("one", "one", 1, answers(20, 10)), Arm("two", "two", 1, answers(5, 10))]
+    assert compare_arms({}, arms, [none], []).counted("none") == "5 to 20 of 40 rows"
+
+
 def test_a_metric_that_means_nothing_here_is_left_out():
     assert [metric.name for metric in compared().metrics] == ["stops", "loops", "length", "even"]
 

@@ -51,6 +51,11 @@ class Sample:
         weight = self.weight[at].sum()
         return float(self.amount[at].sum() / weight) if weight else math.nan
 
+    @property
+    def rows(self) -> int:
+        """How many rows count, with any of the seeds."""
+        return int((self.weight > 0).any(0).sum())
+
     def draws(self) -> np.ndarray:
         """[DRAWS] values on resampled seeds and rows; NaN where a draw holds no row that counts."""
         count, rows = self.weight.shape

@@ -214,6 +214,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             label: {
                 name: {
                     **_interval(found.interval),
+                    "rows": found.rows,
                     "seeds": {seed: _number(value) for seed, value in found.seeds.items()},
                 }
                 for name, found in figures.items()

@@ -109,7 +109,8 @@ def _figures(comparison: Comparison) -> str:
     head = ["metric", *(label_html(comparison, label) for label in comparison.labels)]
     rows = [
         (
-            f"{_metric(metric)}<small>{_escape(metric.description)}</small>",
+            f"{_metric(metric)}<small>{_escape(metric.description)}{_counted(comparison, metric)}"
+            "</small>",
             [_figure(comparison, label, metric) for label in comparison.labels],
         )
         for metric in comparison.metrics
@@ -142,6 +143,11 @@ def _per_seed(comparison: Comparison) -> str:
         '<details class="seeds"><summary>The figures of every seed</summary>'
         f"{_table('figures of every seed', head, rows)}</details>"
     )
+
+
+def _counted(comparison: Comparison, metric: Metric) -> str:
+    counted = comparison.counted(metric.name)
+    return f"; counts {counted}" if counted else ""
 
 
 def _metric(metric: Metric) -> str:

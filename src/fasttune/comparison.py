@@ -39,10 +39,15 @@ class Arm:
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric of one label: over its seeds with the interval, and for each seed."""
+    """A metric of one label: over its seeds with the interval, and for each seed.
+
+    Attributes:
+        rows: how many rows it means something for.
+    """
 
     interval: Interval
     seeds: dict[str, float]
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,14 @@ class Comparison:
     def arms_of(self, label: str) -> list[Arm]:
         return [arm for arm in self.arms if arm.label == label]
 
+    def counted(self, metric: str) -> str:
+        """How many rows a metric counts, as "14 of 77 rows"; empty where it counts all."""
+        everywhere = len(self.arms[0].answers)
+        found = sorted({self.figures[label][metric].rows for label in self.labels})
+        if found == [everywhere]:
+            return ""
+        return f"{' to '.join(map(str, found[:1] + found[1:][-1:]))} of {everywhere} rows"
+
     def pairs(self) -> list[tuple[str, str]]:
         """The (left, right) pairs of labels that have differences, in order."""
         return list(dict.fromkeys((found.left, found.right) for found in self.differences))
@@ -110,21 +123,18 @@ def compare_arms(
         if any(not math.isnan(of_label[metric.name].value()) for of_label in samples.values())
     ]
     figures = {
-        label: {
-            metric.name: Figure(
-                interval(of_label[metric.name]),
-                {str(seed): of_label[metric.name].value(at) for at, seed in enumerate(
-                    of_label[metric.name].seeds
-                )},
-            )
-            for metric in used
-        }
+        label: {metric.name: _figure(of_label[metric.name]) for metric in used}
         for label, of_label in samples.items()
-    }  # fmt: skip
+    }
     differences = [
         _difference(metric, left, right, samples) for left, right in _pairs(arms) for metric in used
     ]
     return Comparison(about, arms, used, figures, differences, notes)
+
+
+def _figure(sample: Sample) -> Figure:
+    seeds = {str(seed): sample.value(at) for at, seed in enumerate(sample.seeds)}
+    return Figure(interval(sample), seeds, sample.rows)
 
 
 def _pairs(arms: Sequence[Arm]) -> list[tuple[str, str]]:

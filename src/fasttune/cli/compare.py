@@ -140,7 +140,8 @@ def _show(comparison: Comparison) -> None:
     for metric in comparison.metrics:
         arrow = {"higher": " ↑", "lower": " ↓", "": ""}[metric.better]
         cells = [_cell(comparison.figures[label][metric.name]) for label in comparison.labels]
-        table.add_row(f"{metric.name}{arrow}", *cells)
+        counted = comparison.counted(metric.name)
+        table.add_row(f"{metric.name}{arrow}" + (f"\n  {counted}" if counted else ""), *cells)
     out.print(table)
     out.print("in brackets: 95 % intervals; ↑ more is better, ↓ less is better\n")
     for paragraph in verdict(comparison):
