@@ -18,6 +18,7 @@ def test_words_of_scripts_with_and_without_spaces():
     assert words("서울 은 수도") == ["서울", "은", "수도"]
     assert words("Straße STRASSE") == ["strasse", "strasse"]
     assert words("  \n") == []
+    assert words("a" + " " * 8 + "b") == ["a", "b"] and len(words(" " * 11)) == 3
 
 
 def test_the_longest_repeat_and_its_place():
@@ -55,6 +56,11 @@ def test_a_loop_is_a_phrase_three_times_at_the_end():
     assert not ends_in_loop("yes and no, yes and no")  # twice
     assert ends_in_loop("no no no no no no n") and not ends_in_loop("no no no n")
     assert not ends_in_loop("")
+
+
+def test_a_model_can_be_caught_in_white_space():
+    assert ends_in_loop("440 ; 5 610" + "\u2003" * 40) and ends_in_loop("yes" + "\n" * 20)
+    assert not ends_in_loop("if so:\n" + " " * 8 + "return")
 
 
 def test_the_last_word_of_a_text_that_was_cut_does_not_hide_its_loop():

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 # Kana, CJK ideographs, Thai: no spaces between words, so every sign counts as one.
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+# A model can also get caught in white space: what follows on eight of it counts.
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]|(?<=\s{{8}})\s")
 
 LOOP_COPIES = 3
 """How often a phrase follows on itself at the end of a text that counts as a loop, as in Holtzman
@@ -42,7 +43,7 @@ class Repeat:
 
 def split_words(text: str) -> list[Word]:
     """The words of a text: runs of letters and digits, and every other sign by itself. A script
-    without spaces gives one word per character."""
+    without spaces gives one word per character, and so does white space after eight of it."""
     return [Word(m.group().casefold(), m.start(), m.end()) for m in _WORD.finditer(text)]
 
 
