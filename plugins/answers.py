@@ -1,12 +1,14 @@
 """Do the answers stop, keep to the format, and say the right thing?"""
 
 import re
-import unicodedata
 from decimal import Decimal
 
 from fasttune import Answer, Metric, hookimpl
 
-_NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
+# A hyphen between numbers or letters is no sign of a number; a point may begin one.
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d+(?:[.,]\d+)*|(?<!\w)\.\d+)")
+_GROUPED = re.compile(r"-?[1-9]\d{0,2}(?:(?:,\d{3})+|(?:\.\d{3})+)")
+_ASCII = str.maketrans("，．－−", ",.--")
 
 
 def stops(answer: Answer) -> float:
@@ -28,25 +30,31 @@ def numeric(answer: Answer) -> float | None:
     row = answer.row
     wanted = numbers(row.get("output", ""))
     asked = numbers(f"{row.get('instruction', '')} {row.get('input', '')}")
-    bare = re.fullmatch(_NUMBER, unicodedata.normalize("NFKC", row.get("output", "").strip()))
+    bare = _NUMBER.fullmatch(row.get("output", "").strip().translate(_ASCII))
     if len(wanted) != 1 or (wanted[0] in asked and not bare):
         return None
     return numbers(answer.response)[-1:] == wanted
 
 
 def numbers(text: str) -> list[Decimal]:
-    """The numbers written in digits. Of `.` and `,` the last is the decimal sign where both occur;
-    alone it groups digits where three follow it each time."""
-    found = []
-    for match in _NUMBER.finditer(unicodedata.normalize("NFKC", text)):
+    """The numbers written in digits, of any script.
+
+    Of `.` and `,` the last is the decimal sign where both occur. One kind alone groups digits
+    where three follow it each time, is the decimal sign where it occurs once, and otherwise keeps
+    numbers apart, as in a date.
+    """
+    found: list[str] = []
+    for match in _NUMBER.finditer(text.translate(_ASCII)):
         digits = match.group()
-        decimal = max(digits.rfind("."), digits.rfind(","))
-        signs = set(digits) & {".", ","}
-        if len(signs) == 1 and re.fullmatch(r"-?[1-9]\d{0,2}([.,]\d{3})+", digits):
-            decimal = -1
-        whole = re.sub("[.,]", "", digits if decimal < 0 else digits[:decimal])
-        found.append(Decimal(whole if decimal < 0 else f"{whole}.{digits[decimal + 1 :]}"))
-    return found
+        last = max(digits.rfind("."), digits.rfind(","))
+        separators = digits.count(",") + digits.count(".")
+        if last < 0 or _GROUPED.fullmatch(digits):
+            found.append(re.sub("[.,]", "", digits))
+        elif separators > 1 and digits.count(digits[last]) == separators:
+            found += re.split("[.,]", digits)
+        else:
+            found.append(f"{re.sub('[.,]', '', digits[:last])}.{digits[last + 1 :]}")
+    return [Decimal(number) for number in found]
 
 
 def length(answer: Answer) -> float:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fasttune.bootstrap import DRAWS, Sample, difference, interval
+from fasttune.bootstrap import DRAWS, Sample, _counts, _student, difference, interval
 
 
 def sample(values, seeds=(1,)) -> Sample:
@@ -26,11 +26,30 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     random = np.random.default_rng(1)
-    covered = 0
-    for _ in range(200):
-        found = interval(sample(random.normal(0, 1, 60)))
-        covered += found.low <= 0 <= found.high
-    assert 0.89 <= covered / 200 <= 0.985
+    for rows in (10, 60):
+        found = [interval(sample(random.normal(0, 1, rows))) for _ in range(300)]
+        covered = sum(each.low <= 0 <= each.high for each in found) / 300
+        assert 0.91 <= covered <= 0.985, rows
+
+
+@pytest.mark.parametrize("seeds", [(1, 2), (1, 2, 3)])
+def test_a_few_lucky_seeds_make_no_difference(seeds):
+    """Two sides alike but for what the seed of each training adds to all rows."""
+    random = np.random.default_rng(6)
+    rows = random.normal(0, 1, 60)
+    wrong = 0
+    for _ in range(300):
+        left, right = (
+            sample([rows + luck for luck in random.normal(0, 1, len(seeds))], seeds)
+            for _ in range(2)
+        )
+        wrong += difference(left, right).excludes_zero
+    assert wrong / 300 <= 0.08
+
+
+def test_students_quantiles():
+    assert [_student(n) for n in (1, 10)] == pytest.approx([12.706, 2.228], abs=1e-3)
+    assert [_student(n) for n in (11, 30, 1000)] == pytest.approx([2.201, 2.042, 1.962], abs=1e-3)
 
 
 def test_the_same_rows_are_drawn_on_both_sides():
@@ -76,5 +95,7 @@ def test_rows_that_do_not_count():
 
 def test_draws_are_the_same_every_time():
     values = np.random.default_rng(5).normal(0, 1, 30)
-    assert (sample(values).draws() == sample(values).draws()).all()
+    first = sample(values).draws()
+    _counts.cache_clear()
+    assert (first == sample(values).draws()).all()
     assert sample(values).draws().shape == (DRAWS,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from itertools import groupby
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import fasttune.models.backend
 import pytest
 
 from fasttune.cli import main
-from fasttune.compare import read_answers
 from fasttune.compare_plan import Measuring, plan_templates
+from fasttune.compare_runs import plan_runs
 from fasttune.config import load_config
 from fasttune.discovery import load_plugins
 from fasttune.errors import FasttuneError
-from fasttune.runs import list_runs
+from fasttune.runs import Run, list_runs
 
 PLUGINS = load_plugins()
 
@@ -47,7 +48,7 @@ def data(tmp_path_factory) -> Path:
 def settings(tiny_phi: Path) -> list[str]:
     return [
         "-m", str(tiny_phi), "model.quantization=none", "model.precision=fp32",
-        "data.eval_fraction=0.2", "train.batch_size=2", "train.max_steps=4", "train.warmup_steps=1",
+        "data.eval_fraction=0.4", "train.batch_size=2", "train.max_steps=4", "train.warmup_steps=1",
         "train.learning_rate=1e-2",
     ]  # fmt: skip
 
@@ -86,6 +87,20 @@ def test_a_row_that_one_format_cannot_use_is_left_out_of_all(tiny_phi, tmp_path)
         assert len(each.prepared.train) + len(each.prepared.eval) == 30
         assert long not in [*each.prepared.train, *each.prepared.eval]
     assert any("1 rows cannot be used in every format" in note for note in found.notes)
+
+
+def test_tokens_are_counted_as_they_are_trained(tiny_phi, tmp_path):
+    """Reasoning that is cut off makes no long format."""
+    data = [{**row, "reasoning": "on and on, " * 300} for row in rows(30)]
+    file = write(tmp_path / "rows.jsonl", data)
+    settings = ("model.max_length", 64), ("train.max_steps", 100), ("data.overlong", "truncate")
+    taken = {
+        each.label: each.config.train.max_steps
+        for each in plan(tiny_phi, file, *settings, budget="tokens").formats
+    }
+    assert taken["reasoning"] == 100 and 100 < taken["alpaca"] < 200
+    with pytest.raises(FasttuneError, match="a row has"):
+        plan(tiny_phi, file, *settings[:2], ("data.overlong", "error"))
 
 
 def test_a_row_without_reasoning_is_left_out_of_all(tiny_phi, tmp_path):
@@ -150,6 +165,7 @@ def test_no_format_may_stop_early(tiny_phi, data):
         ["--templates", "alpaca,reasoning", "last"],
         ["last", "--seeds", "1"],
         ["--templates", "alpaca,reasoning", "--seeds", "one"],
+        ["--templates", "alpaca,reasoning", "--seeds", "1,5000000000"],
         ["--templates", "alpaca,reasoning", "--budget", "rows"],
         ["--templates", "alpaca,reasoning", "train.epoch=1"],
     ],
@@ -172,7 +188,7 @@ def compared(tiny_phi, data, tmp_path_factory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("comparison") / "here"
     command = [
         "compare", "--templates", "alpaca,reasoning", "-d", str(data), "--seeds", "1,2",
-        "--max-new-tokens", "8", "--rows", "4", "-o", str(folder), *settings(tiny_phi),
+        "--max-new-tokens", "8", "--rows", "8", "-o", str(folder), *settings(tiny_phi),
     ]  # fmt: skip
     batches: list[list[list[int]]] = []
     pack = training.pack
@@ -205,8 +221,8 @@ def compared(tiny_phi, data, tmp_path_factory) -> tuple[Path, list[str]]:
     return folder, command
 
 
-# A training takes at least 4 batches and two evaluations of 2; the third is under way by then.
-INTERRUPTED_AT = 2 * 9 + 4
+# A training takes 4 or 5 batches and two evaluations of 3; the third is under way by then.
+INTERRUPTED_AT = 2 * 11 + 5
 
 
 @pytest.mark.slow
@@ -232,7 +248,7 @@ def test_the_formats_saw_the_same_rows_in_the_same_order(compared, phi2_tokenize
         for _, group in groupby(texts, key=lambda text: "<|system|>" in text)
     ]
     alpaca, reasoning, *_ = trainings  # with the first seed
-    assert alpaca == reasoning and len(alpaca) >= 2 * 4 + 2 * 6
+    assert alpaca == reasoning and len(alpaca) >= 2 * 4 + 2 * 9
 
 
 @pytest.mark.slow
@@ -254,8 +270,8 @@ def test_the_result_as_json(compared, capsys):
         ("alpaca", "alpaca, untuned"),
         ("reasoning", "reasoning, untuned"),
     }
-    assert len(result["rows"]) == 4 and len(result["arms"]) == 6
-    assert all(len(arm["answers"]) == 4 for arm in result["arms"])
+    assert len(result["rows"]) == 8 and len(result["arms"]) == 6
+    assert all(len(arm["answers"]) == 8 for arm in result["arms"])
     # Four steps at a high rate teach a tiny model something about its own rows.
     tuned, base = (result["figures"][name]["bits_per_byte"]["value"] for name in labels[1::2])
     assert tuned < base
@@ -275,15 +291,15 @@ def test_the_table_in_the_terminal(compared, capsys):
 def test_runs_that_exist_are_compared_by_their_seeds(compared, capsys, tmp_path):
     folder, _ = compared
     runs = [str(run.folder) for run in list_runs(folder / "runs")]
-    measure = (
+    measure = [
         "--max-new-tokens",
         "8",
         "--rows",
-        "4",
+        "8",
         "--no-include-base",
         "-o",
         str(tmp_path / "c"),
-    )
+    ]
     assert fasttune("compare", *runs, *measure, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     saved = json.loads((folder / "comparison.json").read_text())
@@ -314,9 +330,47 @@ def test_a_folder_of_another_comparison_is_left_alone(compared, capsys):
 
 
 @pytest.mark.slow
-def test_answers_read_back_are_those_that_were_written(compared):
+def test_saved_answers_are_read_back_while_they_are_true(compared, tmp_path, capsys, monkeypatch):
+    """Under another name of the folder nothing is done again; an edited `parse` is noticed."""
+    from fasttune_plugins.reasoning import Reasoning
+
+    folder, command = compared
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    words = [str(moved) if word == str(folder) else word for word in command]
+    assert fasttune(*words) == 0
+    said = capsys.readouterr().err
+    assert "training" not in said and "answering" not in said
+    monkeypatch.setattr(Reasoning, "parse", lambda self, text: {"reasoning": "", "response": text})
+    assert fasttune(*words) == 0
+    said = capsys.readouterr().err
+    assert "training" not in said and said.count("answering") == 3  # untuned, and two seeds
+    saved = json.loads((moved / "answers" / "reasoning-seed-1.json").read_text())
+    assert all(line["sections"]["response"] == line["text"] for line in saved["answers"])
+
+
+@pytest.mark.slow
+def test_the_answers_of_a_run_that_is_gone_are_not_used(compared, tmp_path, capsys):
+    folder, command = compared
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    lost = next(run for run in list_runs(copy / "runs") if run.config.template == "alpaca")
+    shutil.rmtree(lost.folder)
+    assert fasttune(*[str(copy) if word == str(folder) else word for word in command]) == 0
+    said = capsys.readouterr().err
+    assert said.count("training alpaca") == 1 and said.count("answering") == 1
+
+
+@pytest.mark.slow
+def test_runs_of_one_name_and_runs_that_are_not_done(compared, tmp_path, capsys):
     folder, _ = compared
-    held_out = json.loads((folder / "comparison.json").read_text())["rows"]
-    answers = read_answers(folder / "answers" / "reasoning-seed1.jsonl", held_out)
-    assert [answer.row for answer in answers] == held_out
-    assert all(answer.likelihood.bits > 0 and answer.tokens <= 8 for answer in answers)
+    first = next(run for run in list_runs(folder / "runs") if run.config.template == "alpaca")
+    for name, r in (("A", 8), ("B", 16)):
+        shutil.copytree(first.folder, tmp_path / name / "myrun")
+        Run(tmp_path / name / "myrun").update({"dtype": f"float{r}"})  # so that they differ
+    both = [Run(tmp_path / name / "myrun") for name in "AB"]
+    labels = [each.label for each in plan_runs(both, Measuring(), PLUGINS).formats]
+    assert labels == [str(run.folder) for run in both]
+    both[0].update({"status": "interrupted"})
+    assert fasttune("compare", *(str(run.folder) for run in both)) == 2
+    assert "is not done; its status is interrupted" in capsys.readouterr().err

@@ -71,8 +71,16 @@ def logged(*sections: str):
     ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def five_rows_are_enough():
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("comparison", "compare_html"):
+            patch.setattr(f"fasttune.{module}.ENOUGH", 5)
+        yield
+
+
 @pytest.fixture(scope="module")
-def comparison():
+def comparison(five_rows_are_enough):
     arms = [
         Arm("alpaca", "alpaca", 1, answers(False, loops=True), logged("response"), {"steps": 1234}),
         Arm("alpaca", "alpaca", 2, answers(False), logged("response"), {"steps": 1234}),

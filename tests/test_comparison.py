@@ -24,8 +24,8 @@ def compared():
     arms = [
         Arm("good", "good", 1, answers(38, 10)),
         Arm("good", "good", 2, answers(36, 10)),
-        Arm("bad", "bad", 1, answers(10, 20)),
-        Arm("bad", "bad", 2, answers(12, 20)),
+        Arm("bad", "bad", 1, answers(11, 20)),
+        Arm("bad", "bad", 2, answers(11, 20)),
         Arm("bad, untuned", "bad", None, answers(0, 30)),
     ]
     return compare_arms({}, arms, METRICS, [])
@@ -75,3 +75,16 @@ def test_the_verdict_when_nothing_is_certain():
     arms = [Arm(label, label, 1, answers(20, 10)) for label in ("left", "right")]
     [only] = verdict(compare_arms({}, arms, [STOPS], []))
     assert only == "Between left and right nothing is certain. Within the noise: stops."
+
+
+def test_too_few_rows_are_said_to_be_too_few():
+    first = Metric("first", "", lambda a: a.stop == "eos" if a.tokens < 12 else None, "higher")
+    arms = [
+        Arm(name, name, 1, [Answer({}, "", {}, stop, tokens) for tokens in range(5, 45)])
+        for name, stop in (("left", "eos"), ("right", "length"))
+    ]
+    result = compare_arms({}, arms, [first], [])
+    [found] = result.differences
+    assert found.rows == 7 and found.interval.excludes_zero and found.better is None
+    [only] = verdict(result)
+    assert only.endswith("Counted on fewer than 8 rows, too few to tell: first.")

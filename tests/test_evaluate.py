@@ -144,12 +144,12 @@ def test_evaluating_keeps_the_order_of_the_rows(generator):
 # Loops
 
 
-def feed(stop: LoopStop, rows: list[list[int]], width: int = 1) -> list[list[bool]]:
+def feed(stop: LoopStop, rows: list[list[int]], prompt=(0,)) -> list[list[bool]]:
     """What the criterion says after each token of a batch."""
-    prompt = torch.zeros(len(rows), width, dtype=torch.int64)
+    prompts = torch.tensor([[*prompt]] * len(rows))
     said = []
     for length in range(1, len(rows[0]) + 1):
-        ids = torch.cat([prompt, torch.tensor([row[:length] for row in rows])], 1)
+        ids = torch.cat([prompts, torch.tensor([row[:length] for row in rows])], 1)
         said.append(stop(ids, None).tolist())
     return said
 
@@ -180,8 +180,8 @@ def test_padding_after_eos_is_no_loop():
 
 
 def test_the_prompt_does_not_count():
-    stop = LoopStop(1, 3, eos=0)
-    feed(stop, [[0] + [8] * 20], width=3)
+    stop = LoopStop(1, 30, eos=0)
+    feed(stop, [[8] * 10], prompt=[8] * 30)
     assert stop.found == {}
 
 

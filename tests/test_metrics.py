@@ -50,6 +50,12 @@ def test_exact_passes_over_rows_without_a_reference():
         ("１２３人、-4 度", ["123", "-4"]),
         ("1,234,567 and 3.1416 and 0.125", ["1234567", "3.1416", "0.125"]),
         ("none", []),
+        ("12 cm², 10², H₂O", ["12", "10"]),
+        (".5, $.50 and -.5", ["0.5", "0.50", "-0.5"]),
+        ("10-12 and a-3", ["10", "12", "3"]),
+        ("−4", ["-4"]),
+        ("1,2,3 on 12.05.2031", ["1", "2", "3", "12", "5", "2031"]),
+        ("٣٤", ["34"]),
     ],
 )
 def test_numbers(text, found):
@@ -111,10 +117,12 @@ def test_language():
     assert value("language", lost) == 1
 
 
-def test_a_metric_that_fails_is_one_error():
-    broken = Metric("broken", "", lambda answer: answer.nothing)
-    with pytest.raises(FasttuneError, match="the metric 'broken' fails: AttributeError") as caught:
-        score([answer()], [broken])
+@pytest.mark.parametrize(
+    "measure", [lambda a: a.nothing, lambda a: "much", lambda a: [1], lambda a: (1, 2, 3)]
+)
+def test_a_metric_that_fails_is_one_error(measure):
+    with pytest.raises(FasttuneError, match="the metric 'broken' fails: ") as caught:
+        score([answer()], [Metric("broken", "", measure)])
     assert "Paris" in caught.value.where
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,13 @@ def test_a_loop_is_a_phrase_three_times_at_the_end():
 def test_a_model_can_be_caught_in_white_space():
     assert ends_in_loop("440 ; 5 610" + "\u2003" * 40) and ends_in_loop("yes" + "\n" * 20)
     assert not ends_in_loop("if so:\n" + " " * 8 + "return")
+
+
+@pytest.mark.parametrize("text", ["0." + "3" * 150, "na" * 80, "서울" * 60, "_" * 99, "ສະບາຍ" * 9])
+def test_a_loop_without_spaces(text):
+    assert ends_in_loop(text)
+    found = longest_repeat(text)
+    assert found is not None and found.end == len(text)
 
 
 def test_the_last_word_of_a_text_that_was_cut_does_not_hide_its_loop():

@@ -13,8 +13,10 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,13 @@ from fasttune.comparison import Arm, Comparison, compare_arms, verdict
 from fasttune.config import ModelConfig
 from fasttune.errors import FasttuneError
 from fasttune.evaluate import evaluate
-from fasttune.files import atomic_path, write_json, write_text
+from fasttune.files import write_json, write_text
 from fasttune.generate import Generator
 from fasttune.metrics import Answer, Likelihood
 from fasttune.plugins import Plugins
 from fasttune.report import as_dict
 from fasttune.runs import Run, list_runs
+from fasttune.template import Row
 from fasttune.train import train
 
 
@@ -66,11 +69,12 @@ def run_comparison(
 def _claim(plan: Plan) -> None:
     """Answers in the folder are taken as they are, so it must be this comparison's own."""
     file = plan.folder / "plan.json"
-    if file.is_file():
-        ours = json.loads(file.read_text(encoding="utf-8"))["fingerprint"] == plan.fingerprint
-    else:
-        ours = not plan.folder.exists() or not any(plan.folder.iterdir())
-    if not ours:
+    found: Any = None
+    with suppress(OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+    empty = not plan.folder.exists() or not any(plan.folder.iterdir())
+    ours = isinstance(found, dict) and found.get("fingerprint") == plan.fingerprint
+    if not ours and not empty:
         raise FasttuneError(
             "the folder holds another comparison, or something else",
             str(plan.folder),
@@ -114,13 +118,12 @@ class _Work:
         """One format with one seed: trained if it has to be, then measured."""
         run = each.runs[seed] or self.trained(each, seed)
         name = f"{each.label}, seed {seed}"
-        answers = self.measured(each, name, run.model_config, run.adapter)
+        answers = self.measured(each, name, run.model_config, run)
         manifest = run.manifest
         facts = {
             "run": run.name,
             "steps": manifest["steps"],
             "tokens per second": manifest["tokens_per_second"],
-            "seconds of training": manifest["seconds"]["train"],
         }
         return Arm(each.label, each.label, seed, answers, run.metrics(), facts)
 
@@ -128,7 +131,10 @@ class _Work:
         """The finished run of a format and seed, resumed or trained where it is not there yet."""
         folder = self.plan.folder / "runs"
         config = replace(each.config, seed=seed, output=str(folder))
-        found = [run for run in list_runs(folder) if run.config == config]
+        # The folder may have moved, or be spelled otherwise.
+        found = [
+            run for run in list_runs(folder) if replace(run.config, output=config.output) == config
+        ]
         for run in found:
             if run.manifest["status"] == "done":
                 return run
@@ -152,16 +158,21 @@ class _Work:
         return outcome.run
 
     def measured(
-        self, each: Format, name: str, model: ModelConfig, adapter: Path | None
+        self, each: Format, name: str, model: ModelConfig, run: Run | None
     ) -> list[Answer]:
-        """An arm's answers, from its file where it is there."""
+        """An arm's answers, from its file where it is there and still true."""
         self.begun += 1
         rows = [each.prepared.eval[at] for at in self.plan.places]
-        file = self.plan.folder / "answers" / f"{name.replace(', ', '-').replace(' ', '')}.jsonl"
+        file = self.plan.folder / "answers" / f"{_slug(name)}.json"
+        template = each.prepared.template
         if file.is_file():
-            return read_answers(file, rows)
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            answers = read_answers(saved["answers"], rows)
+            parsed_alike = all(template.parse(a.text) == a.sections for a in answers)
+            if saved["run"] == (run and run.name) and parsed_alike:
+                return answers
         self.say(f"[{self.begun}/{self.total}] answering {len(rows)} held-out rows: {name}")
-        generator = Generator.load(model, each.prepared.template, adapter)
+        generator = Generator.load(model, template, run.adapter if run else None)
         measuring = self.plan.measuring
         answers = evaluate(
             generator,
@@ -172,10 +183,14 @@ class _Work:
         )
         del generator
         gc.collect()
-        with atomic_path(file) as temporary:
-            lines = [json.dumps(_line(answer), ensure_ascii=False) + "\n" for answer in answers]
-            temporary.write_text("".join(lines), encoding="utf-8")
+        saved = {"run": run and run.name, "answers": [_as_dict(answer) for answer in answers]}
+        write_json(file, saved)
         return answers
+
+
+def _slug(name: str) -> str:
+    """A name that any file system takes."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")
 
 
 def _model_config(each: Format) -> ModelConfig:
@@ -184,9 +199,8 @@ def _model_config(each: Format) -> ModelConfig:
     return run.model_config if run else each.config.model
 
 
-def read_answers(file: Path, rows: Sequence[Mapping[str, str]]) -> list[Answer]:
-    """The answers of an arm, for the rows they were given to."""
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+def read_answers(saved: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[Answer]:
+    """Saved answers, for the rows they were given to."""
     return [
         Answer(
             row,
@@ -196,7 +210,7 @@ def read_answers(file: Path, rows: Sequence[Mapping[str, str]]) -> list[Answer]:
             line["tokens"],
             Likelihood(**line["likelihood"]) if line["likelihood"] else None,
         )
-        for row, line in zip(rows, lines, strict=True)
+        for row, line in zip(rows, saved, strict=True)
     ]
 
 
@@ -228,6 +242,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                 "right": found.right,
                 **_interval(found.interval),
                 "better": found.better,
+                "rows": found.rows,
             }
             for found in comparison.differences
         ],
@@ -237,14 +252,14 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                 "label": arm.label,
                 "seed": arm.seed,
                 **dict(arm.facts or {}),
-                "answers": [_line(answer) for answer in arm.answers],
+                "answers": [_as_dict(answer) for answer in arm.answers],
             }
             for arm in comparison.arms
         ],
     }
 
 
-def _line(answer: Answer) -> dict[str, Any]:
+def _as_dict(answer: Answer) -> dict[str, Any]:
     found = answer.likelihood
     return {**as_dict(answer), "likelihood": asdict(found) if found else None}
 

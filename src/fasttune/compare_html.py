@@ -11,7 +11,7 @@ from typing import Any
 from fasttune.bootstrap import Interval
 from fasttune.compare_answers import answers_html
 from fasttune.compare_charts import charts, colour, forest, label_html
-from fasttune.comparison import Arm, Comparison, Difference, verdict
+from fasttune.comparison import ENOUGH, Arm, Comparison, Difference, verdict
 from fasttune.metrics import Metric
 
 _ARROWS = {
@@ -236,7 +236,8 @@ def _difference(comparison: Comparison, metric: Metric, found: Difference) -> li
     if found.better:
         judged = label_html(comparison, found.better)
     else:
-        judged = f'<span class="dim">{"noise" if metric.better else "described"}</span>'
+        word = "described" if not metric.better else "noise"
+        judged = f'<span class="dim">{word if found.rows >= ENOUGH else "too few rows"}</span>'
     value = f"{_number(interval.value)}{_bounds(interval)}"
     return [value, forest(found, reach or 1.0, fill), judged]
 

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from fasttune.config import RunConfig
 from fasttune.data import data_hash, spread
-from fasttune.encode import encode
+from fasttune.encode import encode, fit
 from fasttune.errors import FasttuneError
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.plan import Prepared, prepare, steps
 from fasttune.plugins import Plugins
 from fasttune.runs import Run
-from fasttune.template import Row
+from fasttune.template import Row, Template
 
 Budget = Literal["steps", "tokens"]
 
@@ -111,12 +111,16 @@ def plan_templates(
     prepared = [prepare(each, plugins) for each in configs]
     tokenizer = load_tokenizer(prepared[0].model)
     lengths = [
-        {_key(row): len(encode(each.template, row, tokenizer)) for row in (*each.train, *each.eval)}
+        {
+            _key(rows[at]): length
+            for rows in (each.train, each.eval)
+            for at, length in fitting(rows, each.template, tokenizer, config).items()
+        }
         for each in prepared
     ]
     train, held_out = (
-        _shared(rows, lengths, config)
-        for rows in ([each.train for each in prepared], [each.eval for each in prepared])
+        [row for row in rows if all(_key(row) in found for found in lengths)]
+        for rows in (prepared[0].train, prepared[0].eval)
     )
     for what, rows in (("to train on", train), ("held out", held_out)):
         if not rows:
@@ -141,7 +145,8 @@ def plan_templates(
         for each, ready, count in zip(configs, prepared, counts, strict=True)
     ]
     step = config.train.batch_size * config.train.gradient_accumulation
-    left_out = max(len(found) for found in lengths) - len({_key(r) for r in (*train, *held_out)})
+    loaded = {_key(row) for each in prepared for row in (*each.train, *each.eval)}
+    left_out = len(loaded - {_key(row) for row in (*train, *held_out)})
     return make_plan(
         folder,
         formats,
@@ -184,7 +189,7 @@ def make_plan(
     chosen = dict(about) | {
         "answers": f"{len(places)} held-out rows, greedy, at most {measuring.max_new_tokens} tokens"
     }
-    if all(len(each.runs) == 1 for each in formats):
+    if any(len(each.runs) == 1 for each in formats):
         notes = [
             *notes,
             "One seed: the intervals tell what other rows would change, not what another seed "
@@ -213,15 +218,17 @@ def make_plan(
     )
 
 
-def _shared(
-    rows: Sequence[Sequence[Row]], lengths: Sequence[Mapping[str, int]], config: RunConfig
-) -> list[Row]:
-    """The first format's rows that every format has, and of those the ones short enough in all."""
-    common = set.intersection(*({_key(row) for row in of_format} for of_format in rows))
-    if config.data.overlong == "drop":
-        limit = config.model.max_length
-        common = {key for key in common if all(found[key] <= limit for found in lengths)}
-    return [row for row in rows[0] if _key(row) in common]
+def fitting(
+    rows: Sequence[Row], template: Template, tokenizer: Any, config: RunConfig
+) -> dict[int, int]:
+    """Place -> number of tokens, for the rows that training keeps under `data.overlong`.
+
+    Raises:
+        FasttuneError: a row is too long under the policy "error".
+    """
+    encoded = [encode(template, row, tokenizer) for row in rows]
+    fitted = fit(encoded, config.model.max_length, config.data.overlong)
+    return {at: len(row) for at, row in fitted.rows}
 
 
 def _key(row: Row) -> str:

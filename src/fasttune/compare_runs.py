@@ -12,12 +12,14 @@ from fasttune.compare_plan import (
     Format,
     Measuring,
     Plan,
+    fitting,
     make_plan,
     require_different,
     rows_in_words,
 )
 from fasttune.data import data_hash
 from fasttune.errors import FasttuneError
+from fasttune.models.tokenizer import load_tokenizer
 from fasttune.plan import prepare
 from fasttune.plugins import Plugins
 from fasttune.runs import Run
@@ -36,13 +38,19 @@ def plan_runs(
     require_different("RUN", [str(run.folder.resolve()) for run in runs])
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        run.check_adapter()
+        if run.manifest["status"] != "done":
+            raise FasttuneError(
+                f"run '{run.name}' is not done; its status is {run.manifest['status']}",
+                str(run.folder),
+                f"finish it: fasttune run --resume {run.folder}",
+            )
         run.check_template(plugins.identity(run.config.template))
         groups.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
-    templates = [group[0].config.template for group in groups.values()]
+    labels = _labels([group[0] for group in groups.values()])
     formats: list[Format] = []
     rows: tuple[list[Row], list[Row]] | None = None
-    for group in groups.values():
+    kept: set[int] | None = None
+    for label, group in zip(labels, groups.values(), strict=True):
         config = group[0].config
         ready = prepare(config, plugins)
         for run in group:
@@ -51,6 +59,17 @@ def plan_runs(
         bare = prepare(replace(config, system=None), plugins) if config.system else ready
         rows = rows or (bare.train, bare.eval)
         _require_same_rows(rows, (bare.train, bare.eval), runs[0], group[0])
+        # A row that is too long in one format only was trained on in the others.
+        tokenizer = load_tokenizer(ready.model)
+        fits = set(fitting(ready.train, ready.template, tokenizer, config))
+        kept = fits if kept is None else kept
+        if fits != kept:
+            raise FasttuneError(
+                "the rows differ, as not the same ones are short enough",
+                f"{runs[0].folder}: trained on {len(kept)} rows\n"
+                f"{group[0].folder}: trained on {len(fits)} rows",
+                "train both on the same rows: fasttune compare --templates A,B",
+            )
         by_seed = {run.config.seed: run for run in group}
         if len(by_seed) < len(group):
             raise FasttuneError(
@@ -58,8 +77,7 @@ def plan_runs(
                 "\n".join(str(run.folder) for run in group),
                 "leave one out",
             )
-        alone = templates.count(config.template) == 1
-        formats.append(Format(config.template if alone else group[0].name, config, ready, by_seed))
+        formats.append(Format(label, config, ready, by_seed))
     if not formats[0].prepared.eval:
         raise FasttuneError(
             "the runs hold no rows out", str(runs[0].folder), "train with data.eval_fraction"
@@ -73,6 +91,16 @@ def plan_runs(
         ),
     }
     return make_plan(folder, formats, measuring, about, _differing(formats), plugins)
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The templates' names, or where these are not enough the runs', or their folders."""
+    candidates = (
+        [run.config.template for run in runs],
+        [run.name for run in runs],
+        [str(run.folder) for run in runs],
+    )
+    return next(names for names in candidates if len(set(names)) == len(names))
 
 
 def _settings(run: Run) -> dict[str, Any]:

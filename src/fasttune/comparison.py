@@ -11,6 +11,9 @@ from typing import Any
 from fasttune.bootstrap import Interval, Sample, difference, interval
 from fasttune.metrics import Answer, Metric
 
+ENOUGH = 8
+"""The least rows a verdict is based on. With fewer, an interval holds the truth too seldom."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -52,14 +55,20 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """left - right in one metric; `better` is the better label where the interval excludes 0 and
-    the metric judges, else None."""
+    """left - right in one metric.
+
+    Attributes:
+        better: the better label, where the metric judges, enough rows count and the interval
+            excludes 0.
+        rows: how many rows count, on the side that has fewer.
+    """
 
     metric: str
     left: str
     right: str
     interval: Interval
     better: str | None
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -148,11 +157,12 @@ def _pairs(arms: Sequence[Arm]) -> list[tuple[str, str]]:
 def _difference(
     metric: Metric, left: str, right: str, samples: Mapping[str, Mapping[str, Sample]]
 ) -> Difference:
-    found = difference(samples[left][metric.name], samples[right][metric.name])
+    ours, theirs = samples[left][metric.name], samples[right][metric.name]
+    found, rows = difference(ours, theirs), min(ours.rows, theirs.rows)
     better = None
-    if metric.better and found.excludes_zero:
+    if metric.better and found.excludes_zero and rows >= ENOUGH:
         better = left if (found.value > 0) == (metric.better == "higher") else right
-    return Difference(metric.name, left, right, found, better)
+    return Difference(metric.name, left, right, found, better, rows)
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -166,15 +176,18 @@ def verdict(comparison: Comparison) -> list[str]:
             won = [_sentence(d, label, other, comparison) for d in found if d.better == label]
             if won:
                 sentences.append(f"{label} is better than {other} on {'; '.join(won)}.")
-        noise = [
-            _plain(d.metric) for d in found if d.better is None and not math.isnan(d.interval.low)
-        ]
-        if noise:
-            only = "" if sentences else f"Between {left} and {right} nothing is certain. "
-            sentences.append(f"{only}Within the noise: {', '.join(noise)}.")
-        unknown = [_plain(d.metric) for d in found if math.isnan(d.interval.low)]
-        if unknown:
-            sentences.append(f"Not measured on both sides: {', '.join(unknown)}.")
+        noise = [d.metric for d in found if d.better is None and d.rows >= ENOUGH]
+        few = [d.metric for d in found if 0 < d.rows < ENOUGH]
+        unknown = [d.metric for d in found if not d.rows]
+        if not sentences:
+            sentences.append(f"Between {left} and {right} nothing is certain.")
+        for what, names in (
+            ("Within the noise", noise),
+            (f"Counted on fewer than {ENOUGH} rows, too few to tell", few),
+            ("Not measured on both sides", unknown),
+        ):
+            if names:
+                sentences.append(f"{what}: {', '.join(map(_plain, names))}.")
         paragraphs.append(" ".join(sentences))
     return paragraphs
 

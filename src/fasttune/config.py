@@ -116,9 +116,10 @@ _RANGES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
         (lambda value: 0 < value < float("inf"), "a number above 0"),
     ),
     **dict.fromkeys(
-        ("train.weight_decay", "train.warmup_steps", "samples.count", "seed", "data.split_seed"),
+        ("train.weight_decay", "train.warmup_steps", "samples.count", "data.split_seed"),
         (lambda value: value >= 0, "0 or more"),
     ),
+    "seed": (lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
     "lora.dropout": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
     "data.eval_fraction": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
 }

@@ -94,15 +94,16 @@ class Metric:
     def _amount(self, answer: Answer) -> tuple[float, float]:
         try:
             value = self.measure(answer)
+            if value is None:
+                return 0.0, 0.0
+            amount, weight = value if isinstance(value, tuple) else (value, 1)
+            return float(amount), float(weight)
         except Exception as error:  # a plugin's own code
             raise FasttuneError(
                 f"the metric '{self.name}' fails: {type(error).__name__}: {error}",
                 f"answer: {answer.text[:80]!r}",
                 "fix its plugin, or leave it out with FASTTUNE_PLUGINS=name,name",
             ) from error
-        if isinstance(value, tuple):
-            return value
-        return (0.0, 0.0) if value is None else (value, 1.0)
 
 
 def score(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, float]:

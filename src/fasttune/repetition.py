@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# Kana, CJK ideographs, Thai: no spaces between words, so every sign counts as one.
-_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+# Thai, Lao, Burmese, Khmer, kana, CJK: no spaces between words, so every sign counts as one.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+)
 # A model can also get caught in white space: what follows on eight of it counts.
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]|(?<=\s{{8}})\s")
+
+_LONGEST_WORD = 40
 
 LOOP_COPIES = 3
 """How often a phrase follows on itself at the end of a text that counts as a loop, as in Holtzman
@@ -42,9 +46,18 @@ class Repeat:
 
 
 def split_words(text: str) -> list[Word]:
-    """The words of a text: runs of letters and digits, and every other sign by itself. A script
-    without spaces gives one word per character, and so does white space after eight of it."""
-    return [Word(m.group().casefold(), m.start(), m.end()) for m in _WORD.finditer(text)]
+    """The words of a text: runs of letters and digits, and every other sign by itself.
+
+    One word per character is what a script without spaces gives, a run of more than _LONGEST_WORD
+    letters or digits, and white space after eight of it.
+    """
+    words = []
+    for match in _WORD.finditer(text):
+        start, end = match.span()
+        step = 1 if end - start > _LONGEST_WORD else end - start
+        for at in range(start, end, step):
+            words.append(Word(text[at : at + step].casefold(), at, at + step))
+    return words
 
 
 def longest_repeat(text: str) -> Repeat | None:

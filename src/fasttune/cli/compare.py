@@ -119,9 +119,9 @@ def _numbers(seeds: str) -> list[int]:
         numbers = [int(word) for word in seeds.split(",")]
     except ValueError:
         numbers = [-1]
-    if min(numbers) < 0:
+    if not all(0 <= number < 2**32 for number in numbers):
         raise FasttuneError(
-            f"--seeds is '{seeds}'", "", "it takes whole numbers of 0 or more, as 1,2,3"
+            f"--seeds is '{seeds}'", "", "it takes whole numbers from 0 to 4294967295, as 1,2,3"
         )
     return numbers
 
