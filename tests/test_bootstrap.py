@@ -47,6 +47,14 @@ def test_a_few_lucky_seeds_make_no_difference(seeds):
     assert wrong / 300 <= 0.08
 
 
+def test_a_share_does_not_leave_its_range():
+    shares = np.array([[1.0] * 20, [1.0] * 18 + [0.0] * 2])
+    found = interval(sample(shares, (1, 2)))
+    assert found.high == 1 and 0 <= found.low < 0.95
+    nothing = sample(np.zeros((2, 20)), (1, 2))
+    assert difference(sample(shares, (1, 2)), nothing).high == 1
+
+
 def test_students_quantiles():
     assert [_student(n) for n in (1, 10)] == pytest.approx([12.706, 2.228], abs=1e-3)
     assert [_student(n) for n in (11, 30, 1000)] == pytest.approx([2.201, 2.042, 1.962], abs=1e-3)

@@ -60,6 +60,13 @@ class Sample:
         """How many rows count, with any of the seeds."""
         return int((self.weight > 0).any(0).sum())
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest of what single answers give: no figure lies beyond."""
+        counts = self.weight > 0
+        single = self.amount[counts] / self.weight[counts]
+        return (float(single.min()), float(single.max())) if single.size else (math.nan, math.nan)
+
     def draws(self) -> np.ndarray:
         """[DRAWS] values on resampled seeds and rows; NaN where a draw holds no row that counts."""
         count, rows = self.weight.shape
@@ -71,8 +78,9 @@ class Sample:
 
 def interval(sample: Sample) -> Interval:
     """The metric with its interval."""
-    per_seed = [sample.value(seed) for seed in range(len(sample.seeds))]
-    return _interval(sample.value(), sample.draws(), sample.rows, per_seed)
+    reach = _of_seeds(_by_seed(sample))
+    found = _interval(sample.value(), sample.draws(), sample.rows, reach)
+    return _within(found, *sample.bounds)
 
 
 def difference(left: Sample, right: Sample) -> Interval:
@@ -81,15 +89,19 @@ def difference(left: Sample, right: Sample) -> Interval:
     value, draws = left.value() - right.value(), left.draws() - right.draws()
     if left.seeds == right.seeds:
         seeds = range(len(left.seeds))
-        return _interval(value, draws, rows, [left.value(n) - right.value(n) for n in seeds])
-    found = _interval(value, draws, rows, [])
-    reach = math.hypot(
-        *(_of_seeds([s.value(n) for n in range(len(s.seeds))]) for s in (left, right))
-    )
-    return _widened(found, reach)
+        reach = _of_seeds([left.value(n) - right.value(n) for n in seeds])
+    else:
+        reach = math.hypot(_of_seeds(_by_seed(left)), _of_seeds(_by_seed(right)))
+    (low, high), (other_low, other_high) = left.bounds, right.bounds
+    return _within(_interval(value, draws, rows, reach), low - other_high, high - other_low)
 
 
-def _interval(value: float, draws: np.ndarray, rows: int, per_seed: Sequence[float]) -> Interval:
+def _by_seed(sample: Sample) -> list[float]:
+    return [sample.value(seed) for seed in range(len(sample.seeds))]
+
+
+def _interval(value: float, draws: np.ndarray, rows: int, reach: float) -> Interval:
+    """The interval of the draws, or `value` plus and minus `reach` where that goes further."""
     draws = draws[~np.isnan(draws)]
     if not draws.size:
         return Interval(value, math.nan, math.nan)
@@ -97,7 +109,11 @@ def _interval(value: float, draws: np.ndarray, rows: int, per_seed: Sequence[flo
     if rows > 1:
         tail = NormalDist().cdf(-math.sqrt(rows / (rows - 1)) * _student(rows - 1))
     low, high = np.quantile(draws, [tail, 1 - tail])
-    return _widened(Interval(value, float(low), float(high)), _of_seeds(per_seed))
+    return Interval(value, min(float(low), value - reach), max(float(high), value + reach))
+
+
+def _within(found: Interval, low: float, high: float) -> Interval:
+    return Interval(found.value, max(found.low, low), min(found.high, high))
 
 
 def _of_seeds(values: Sequence[float]) -> float:
@@ -105,12 +121,6 @@ def _of_seeds(values: Sequence[float]) -> float:
     if len(values) < 2 or any(map(math.isnan, values)):
         return 0.0
     return _student(len(values) - 1) * stdev(values) / math.sqrt(len(values))
-
-
-def _widened(found: Interval, reach: float) -> Interval:
-    return Interval(
-        found.value, min(found.low, found.value - reach), max(found.high, found.value + reach)
-    )
 
 
 def _student(freedom: int) -> float:
