@@ -136,16 +136,19 @@ def _show(comparison: Comparison) -> None:
     from fasttune.comparison import verdict
 
     out = console()
-    table = Table("", *comparison.labels, box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    for label in comparison.labels:
+        table.add_column(label)
     for metric in comparison.metrics:
         arrow = {"higher": " ↑", "lower": " ↓", "": ""}[metric.better]
         cells = [_cell(comparison.figures[label][metric.name]) for label in comparison.labels]
         counted = comparison.counted(metric.name)
         table.add_row(f"{metric.name}{arrow}" + (f"\n  {counted}" if counted else ""), *cells)
     out.print(table)
-    out.print("in brackets: 95 % intervals; ↑ more is better, ↓ less is better\n")
+    out.print("below each figure its 95 % interval; ↑ more is better, ↓ less is better\n")
     for paragraph in verdict(comparison):
-        out.print(paragraph, markup=False)
+        out.print(f"{paragraph}\n", markup=False)
     for note in comparison.notes:
         out.print(f"note: {note}", markup=False)
 
@@ -154,4 +157,9 @@ def _cell(figure: Figure) -> str:
     found = figure.interval
     if found.value != found.value:
         return "-"
-    return rf"{found.value:.3g} \[{found.low:.3g}, {found.high:.3g}]"
+    return f"{found.value:.3g}\n[dim]{_short(found.low)} … {_short(found.high)}[/dim]"
+
+
+def _short(bound: float) -> str:
+    """At most three digits behind the point: six columns have to fit."""
+    return f"{bound:.3g}" if abs(bound) >= 1 else f"{bound:.3f}".rstrip("0").rstrip(".")
