@@ -24,7 +24,7 @@ def compare(
     given: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN|KEY=VALUE]...",
+            metavar="RUN|KEY=VALUE",
             help="Finished runs to compare; or any setting for the runs to come.",
         ),
     ] = None,
@@ -37,7 +37,7 @@ def compare(
     model: Model = None,
     seeds: Annotated[
         str | None,
-        typer.Option(help="Seeds to train each format with, as 1,2,3. [default: the config's]"),
+        typer.Option(help="Seeds to train each format with, as 1,2,3. Default: the config's."),
     ] = None,
     budget: Annotated[
         Budget,
@@ -58,7 +58,7 @@ def compare(
         typer.Option(
             "--output",
             "-o",
-            help="Folder. [default: below comparisons/, named by what is compared]",
+            help="Folder. Default: below comparisons/, named after what is compared.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

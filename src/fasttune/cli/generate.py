@@ -21,7 +21,7 @@ RunArgument = Annotated[
 ]
 Template = Annotated[
     str | None,
-    typer.Option("--template", "-t", help="Template, for a base model. [default: reasoning]"),
+    typer.Option("--template", "-t", help="Template, for a base model. Default: reasoning."),
 ]
 System = Annotated[str | None, typer.Option(help="Replace the system text.")]
 Tokens = Annotated[int, typer.Option("--max-new-tokens", help="Stop after this many tokens.")]
