@@ -137,6 +137,24 @@ def test_hub_that_cannot_be_reached():
     assert "connection" in caught.value.hint and "path" in caught.value.hint
 
 
+def test_a_data_set_on_the_hub_with_a_configuration(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(*words, **options):
+        asked.append((words, options))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load("openai/gsm8k:main", split="test").rows == ROWS
+    assert load("owner/name").rows == ROWS
+    assert asked == [
+        (("openai/gsm8k", "main"), {"split": "test"}),
+        (("owner/name", None), {"split": "train"}),
+    ]
+
+
 def test_typo_in_a_path_names_the_close_file(tmp_path):
     write(tmp_path / "train.jsonl", ROWS)
     with pytest.raises(FasttuneError, match="no such file") as caught:

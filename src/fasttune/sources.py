@@ -203,14 +203,16 @@ def _saved(folder: Path, split: str) -> Iterator[Record]:
 def _hub(name: str, split: str) -> Iterator[Record]:
     import datasets
 
+    repository, _, configuration = name.partition(":")
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(repository, configuration or None, split=split)
     except Exception as error:  # datasets, huggingface_hub and the network each have their own
         reason = str(error).strip().partition("\n")[0]
         raise FasttuneError(
             f"'{name}' is no file here, and loading it from the Hub failed",
             f"split {split}: {type(error).__name__}: {reason}",
-            "for a file, check the path; for the Hub, check the name, the split and the connection",
+            "for a file, check the path; for the Hub, check the name, the configuration (as in "
+            "owner/name:configuration), the split and the connection",
         ) from error
     yield from enumerate(rows, start=1)
 
