@@ -5,7 +5,7 @@ from fasttune import Answer, Metric, detect_language, hookimpl
 
 def language_kept(answer: Answer) -> float | None:
     question = detect_language(answer.row["instruction"])
-    spoken = detect_language(answer.response if answer.response.strip() else answer.text)
+    spoken = detect_language(answer.readable)
     return spoken == question if question and spoken else None
 
 

@@ -49,11 +49,13 @@ class Sample:
         self.amount, self.weight = table[..., 0], table[..., 1]
         self.seeds = tuple(seeds)
 
-    def value(self, seed: int | None = None) -> float:
-        """The metric over all seeds, or for the seed at that place; NaN where no row counts."""
-        at = slice(None) if seed is None else slice(seed, seed + 1)
-        weight = self.weight[at].sum()
-        return float(self.amount[at].sum() / weight) if weight else math.nan
+    def value(self) -> float:
+        """The metric over all seeds; NaN where no row counts."""
+        return _ratio(self.amount, self.weight)
+
+    def by_seed(self) -> list[float]:
+        """The metric of each seed; NaN where no row counts."""
+        return [_ratio(*of_seed) for of_seed in zip(self.amount, self.weight, strict=True)]
 
     @property
     def rows(self) -> int:
@@ -78,7 +80,7 @@ class Sample:
 
 def interval(sample: Sample) -> Interval:
     """The metric with its interval."""
-    reach = _of_seeds(_by_seed(sample))
+    reach = _of_seeds(sample.by_seed())
     found = _interval(sample.value(), sample.draws(), sample.rows, reach)
     return _within(found, *sample.bounds)
 
@@ -88,16 +90,17 @@ def difference(left: Sample, right: Sample) -> Interval:
     rows = min(left.rows, right.rows)
     value, draws = left.value() - right.value(), left.draws() - right.draws()
     if left.seeds == right.seeds:
-        seeds = range(len(left.seeds))
-        reach = _of_seeds([left.value(n) - right.value(n) for n in seeds])
+        pairs = zip(left.by_seed(), right.by_seed(), strict=True)
+        reach = _of_seeds([ours - theirs for ours, theirs in pairs])
     else:
-        reach = math.hypot(_of_seeds(_by_seed(left)), _of_seeds(_by_seed(right)))
+        reach = math.hypot(_of_seeds(left.by_seed()), _of_seeds(right.by_seed()))
     (low, high), (other_low, other_high) = left.bounds, right.bounds
     return _within(_interval(value, draws, rows, reach), low - other_high, high - other_low)
 
 
-def _by_seed(sample: Sample) -> list[float]:
-    return [sample.value(seed) for seed in range(len(sample.seeds))]
+def _ratio(amount: np.ndarray, weight: np.ndarray) -> float:
+    total = weight.sum()
+    return float(amount.sum() / total) if total else math.nan
 
 
 def _interval(value: float, draws: np.ndarray, rows: int, reach: float) -> Interval:

@@ -160,7 +160,7 @@ def _facts(answer: Answer, exact: Metric | None) -> str:
     if right := _right(answer, exact):
         word, name = ("exact", "yes") if "✓" in right else ("not exact", "no")
         parts.append(f'<span class="badge {name}">{word}</span>')
-    spoken = detect_language(answer.response if answer.response.strip() else answer.text)
+    spoken = detect_language(answer.readable)
     if spoken:
         parts.append(f'<span class="badge" title="detected language">{spoken}</span>')
     facts = [f"{answer.tokens} token{'s' * (answer.tokens != 1)}"]

@@ -142,7 +142,7 @@ def compare_arms(
 
 
 def _figure(sample: Sample) -> Figure:
-    seeds = {str(seed): sample.value(at) for at, seed in enumerate(sample.seeds)}
+    seeds = dict(zip(map(str, sample.seeds), sample.by_seed(), strict=True))
     return Figure(interval(sample), seeds, sample.rows)
 
 

@@ -60,11 +60,9 @@ def encode(template: Template, row: Row, tokenizer: Any) -> Encoded:
         FasttuneError: the template learns nothing from the row or gives nothing before it, or the
             tokenizer gives no offsets or has no EOS.
     """
-    segments = list(template.segments(row))
-    # The first learned segment ends the prompt even without text: `Template.prompt` ends there too.
-    start = next((i for i, segment in enumerate(segments) if segment.train), len(segments))
-    prompt = [segment for segment in segments[:start] if segment.text]
-    completion = [segment for segment in segments[start:] if segment.text]
+    prompt, completion = (
+        [segment for segment in part if segment.text] for part in _parts(template, row)
+    )
     learns = any(segment.train for segment in completion)
     if not learns or not prompt:
         what = "gives nothing to start from" if learns else "learns nothing from a row"
@@ -100,11 +98,9 @@ def response_tokens(template: Template, row: Row, tokenizer: Any) -> range:
     """
     section, column = template.response
     response = row[column]
-    full = _completion(template, row)
-    text, bare = (
-        "".join(segment.text for segment in segments)
-        for segments in (full, _completion(template, {**row, column: ""}))
-    )
+    _, full = _parts(template, row)
+    _, without = _parts(template, {**row, column: ""})
+    text, bare = ("".join(s.text for s in segments) for segments in (full, without))
     start, end = next(
         (
             (at, at + len(response))
@@ -119,10 +115,12 @@ def response_tokens(template: Template, row: Row, tokenizer: Any) -> range:
     return range(prompt + inside[0], prompt + inside[-1] + 1) if inside else range(0)
 
 
-def _completion(template: Template, row: Row) -> list[Segment]:
+def _parts(template: Template, row: Row) -> tuple[list[Segment], list[Segment]]:
+    """The segments of the prompt, and those of the completion. The first learned segment ends the
+    prompt even without text: `Template.prompt` ends there too."""
     segments = list(template.segments(row))
     start = next((i for i, segment in enumerate(segments) if segment.train), len(segments))
-    return segments[start:]
+    return segments[:start], segments[start:]
 
 
 def _section(segments: Sequence[Segment], name: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import torch
 
 from fasttune.encode import Encoded, encode, response_tokens
 from fasttune.metrics import Answer, Likelihood
-from fasttune.packing import pad
+from fasttune.packing import features, pad, section_names
 from fasttune.template import Row
 
 
@@ -92,12 +92,9 @@ def _losses(generator: Generator, rows: Sequence[Encoded]) -> list[list[float]]:
     """For each row the cross entropy in nats of every token; 0 where none is learned."""
     model = causal_lm(generator.model)
     device = next(model.parameters()).device
-    batch = pad(
-        [{"input_ids": r.input_ids, "labels": r.labels, "sections": r.labels} for r in rows],
-        generator.tokenizer.pad_token_id,
-    )
-    del batch["sections"]
-    labels = batch.pop("labels")
+    names = section_names(rows)
+    batch = pad([features(row, names) for row in rows], generator.tokenizer.pad_token_id)
+    labels, _ = batch.pop("labels"), batch.pop("sections")
     inputs = {name: tensor.to(device) for name, tensor in batch.items()}
     hidden = decoder(model)(**inputs, use_cache=False).last_hidden_state
     table = torch.zeros(labels.shape, dtype=torch.float64)

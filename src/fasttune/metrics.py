@@ -63,6 +63,11 @@ class Answer:
         """What a reader gets: the section "response", or where none is called so, the last."""
         return self.sections.get("response", next(reversed(self.sections.values()), ""))
 
+    @property
+    def readable(self) -> str:
+        """The response, or where it is blank all that was written instead."""
+        return self.response if self.response.strip() else self.text
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -41,6 +41,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
+def say(line: str) -> None:
+    """What a person watches while the command works: a line on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
     """The plugins under the global options; those that fail to load are named on standard error."""
     from fasttune.discovery import load_plugins

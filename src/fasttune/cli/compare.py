@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.app import app, console, plugins, print_json, say
 from fasttune.cli.options import Columns, Config, Data, Model, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 
@@ -97,13 +96,13 @@ def compare(
         names = [word.strip() for word in (templates or "").split(",") if word.strip()]
         numbers = _numbers(seeds) if seeds else [resolved.seed]
         plan = plan_templates(resolved, names, numbers, budget, measuring, loaded, output)
-    _say(f"comparison: {plan.folder}")
+    say(f"comparison: {plan.folder}")
     from fasttune.compare import Interrupted, run_comparison
 
     try:
-        comparison, report = run_comparison(plan, loaded, not as_json, _say)
+        comparison, report = run_comparison(plan, loaded, not as_json, say)
     except (Interrupted, KeyboardInterrupt):
-        _say("interrupted; the same command goes on from here")
+        say("interrupted; the same command goes on from here")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         from fasttune.compare import to_json
@@ -124,10 +123,6 @@ def _numbers(seeds: str) -> list[int]:
             f"--seeds is '{seeds}'", "", "it takes whole numbers from 0 to 4294967295, as 1,2,3"
         )
     return numbers
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _show(comparison: Comparison) -> None:

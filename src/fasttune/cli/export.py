@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.app import app, console, plugins, print_json, say
 from fasttune.errors import EXIT_FAILURE, FasttuneError
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def export(
         verify=not no_verify,
         force=force,
         rows=rows,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=say,
     )
     if as_json:
         print_json({"export": str(done.folder), **done.as_dict()})

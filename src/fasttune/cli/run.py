@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.app import app, console, plugins, print_json, say
 from fasttune.cli.options import Columns, Config, Data, Model, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 
@@ -78,7 +77,7 @@ def run(
         loaded,
         identity,
         show_progress=not as_json,
-        say=_say,
+        say=say,
     )
     _finish(outcome, as_json)
 
@@ -103,12 +102,8 @@ def _resume(context: typer.Context, name: str, force: bool, as_json: bool) -> Ou
         identity,
         resumed=found,
         show_progress=not as_json,
-        say=_say,
+        say=say,
     )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
@@ -119,7 +114,7 @@ def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
     from fasttune.plan import describe_row, encode_rows, steps
 
     tokenizer = load_tokenizer(prepared.model)
-    encoded = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", _say)
+    encoded = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)
     row = encoded[0]
     planned = steps(len(encoded), config)
     spans = describe_row(row, tokenizer)
@@ -162,7 +157,7 @@ def _finish(outcome: Outcome, as_json: bool) -> None:
     else:
         _summary(outcome, manifest)
     if outcome.status == "interrupted":
-        _say(f"interrupted; go on with: fasttune run --resume {found.folder}")
+        say(f"interrupted; go on with: fasttune run --resume {found.folder}")
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
