@@ -6,13 +6,30 @@ are compared with transformers in fp32, row by row.
 
 from __future__ import annotations
 
+from itertools import combinations
+
+# isort: split
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from fasttune.discovery import load_plugins
 from fasttune.encode import IGNORED, encode
-from fasttune.packing import NO_SECTION, features, left_pad, pack, pad, section_names
+from fasttune.models.attention import NAME, can_attend_by_row
+from fasttune.models.head import token_losses
+from fasttune.packing import (
+    NO_SECTION,
+    Collator,
+    best_fit,
+    features,
+    left_pad,
+    pack,
+    pad,
+    section_names,
+    shared_beginning,
+)
 
 ROWS = [
     {"instruction": "Add 2 and 3.", "input": "", "reasoning": "2 + 3 = 5.", "output": "5"},
@@ -52,20 +69,17 @@ def alone(model, example):
 
 def test_packed_logits_are_those_of_the_rows_alone(model, examples):
     batch = pack(examples)
+    inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
+    everything = torch.ones_like(batch["input_ids"])
     with torch.no_grad():
-        packed = model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).logits[0]
+        packed = model(**inputs, use_cache=False).logits[0]
         expected = torch.cat([alone(model, example) for example in examples])
-        leaking = model(
-            input_ids=batch["input_ids"],
-            position_ids=batch["position_ids"],
-            attention_mask=torch.ones_like(batch["input_ids"]),
-            use_cache=False,
-        ).logits[0]
-    assert (packed - expected).abs().max() < 1e-4
-    # The control: the comparison does notice rows that see each other.
-    assert (leaking - expected).abs().max() > 1e-2
+        masked = model(**inputs, attention_mask=everything, use_cache=False).logits[0]
+        cached = model(**inputs, use_cache=True).logits[0]
+    assert (packed - expected).abs().max() < 1e-5
+    # The controls, two set-ups that leak: the comparison does notice rows that see each other.
+    assert (masked - expected).abs().max() > 1e-2
+    assert (cached - expected).abs().max() > 1e-2
 
 
 def test_packed_gradients_are_the_sum_of_the_rows(model, examples):
@@ -92,7 +106,6 @@ def test_packed_gradients_are_the_sum_of_the_rows(model, examples):
 
 def test_the_first_label_of_each_packed_row_is_ignored(examples):
     batch = pack(examples)
-    assert set(batch) == {"input_ids", "labels", "sections", "position_ids"}
     starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
     assert len(starts) == len(examples)
     assert all(batch["labels"][0, start] == IGNORED for start in starts)
@@ -130,3 +143,117 @@ def test_left_padding():
     batch = left_pad([[1, 2, 3], [4]], pad_id=9)
     assert batch["input_ids"].tolist() == [[1, 2, 3], [9, 9, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+# Rows that attend one by one, and their shared beginning
+
+
+@pytest.fixture(params=["tiny_phi", "tiny_llama"])
+def by_row(request):
+    """A model in fp32 whose packed rows attend one by one."""
+    folder = request.getfixturevalue(request.param)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert can_attend_by_row(model)
+    model.config._attn_implementation = NAME
+    return model
+
+
+def hidden_states(model, batch):
+    return model.model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask=torch.empty(1, 1, 1, 1),
+        row_layout=batch["row_layout"],
+        use_cache=False,
+    ).last_hidden_state
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["own", "shared"])
+def test_rows_that_attend_one_by_one_have_the_logits_of_the_rows_alone(by_row, examples, share):
+    shared = shared_beginning(examples) if share else 0
+    batch = pack(examples, shared)
+    with torch.no_grad():
+        logits = by_row.lm_head(hidden_states(by_row, batch))[0]
+        for example, (start, end) in zip(examples, batch["row_layout"].rows, strict=True):
+            found = torch.cat([logits[:shared], logits[start:end]])
+            assert (found - alone(by_row, example)).abs().max() < 1e-5
+
+
+def test_without_a_layout_attention_is_that_of_transformers(by_row, examples):
+    batch = pad(examples, pad_id=0)
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        found = by_row(**inputs).logits
+        by_row.config._attn_implementation = "sdpa"
+        assert torch.equal(by_row(**inputs).logits, found)
+
+
+def test_a_shared_beginning_changes_neither_loss_nor_gradients(by_row, examples):
+    results = []
+    for shared in (0, shared_beginning(examples)):
+        batch = pack(examples, shared)
+        loss = token_losses(by_row, hidden_states(by_row, batch), batch["labels"]).sum()
+        by_row.zero_grad()
+        by_row.lm_head.requires_grad_(False)
+        loss.backward()
+        gradients = {
+            name: p.grad.clone()
+            for name, p in by_row.named_parameters()
+            if p.grad is not None and "lm_head" not in name
+        }
+        results.append((loss.detach(), gradients, batch["input_ids"].shape[1]))
+    (loss, gradients, tokens), (shared_loss, shared_gradients, fewer) = results
+    assert fewer == tokens - 2 * shared_beginning(examples)
+    assert float(shared_loss) == pytest.approx(float(loss), rel=1e-5)
+    assert gradients.keys() == shared_gradients.keys() and len(gradients) > 10
+    for name, gradient in gradients.items():
+        difference = (shared_gradients[name] - gradient).abs().max()
+        assert difference <= 1e-5 * max(1.0, float(gradient.abs().max())), name
+
+
+def test_the_shared_beginning_ends_before_anything_that_differs(examples):
+    shared = shared_beginning(examples)
+    assert shared > 20
+    for example in examples:
+        assert example["input_ids"][:shared] == examples[0]["input_ids"][:shared]
+    same = {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8], "sections": [-1] * 4}
+    # Both rows predict their first learned token from a token of their own.
+    assert shared_beginning([same, same]) == 1
+
+
+# Best fit
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(20, 100))
+def test_best_fit_puts_every_row_into_one_pack_within_the_budget(lengths, budget):
+    packs = best_fit(lengths, budget)
+    assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))
+    loads = [sum(lengths[index] for index in members) for members in packs]
+    for members, load in zip(packs, loads, strict=True):
+        assert load <= budget or len(members) == 1
+    # Rows that would fit into one pack are never spread over two.
+    assert all(a + b > budget for a, b in combinations(loads, 2))
+
+
+def test_best_fit_takes_the_tightest_pack():
+    assert best_fit([5, 7, 3, 4, 6], 10) == [[1, 2], [3, 4], [0]]
+
+
+def test_a_step_has_the_same_rows_whatever_the_packs(examples):
+    longest = max(len(e["input_ids"]) for e in examples)
+    one = Collator(3, longest, packing=True, share=False, pad_id=0)(examples)
+    several = Collator(1, longest, packing=True, share=False, pad_id=0)(examples)
+    padded = Collator(2, longest, packing=False, share=False, pad_id=0)(examples)
+    assert [len(one), len(several), len(padded)] == [1, 3, 2]
+    for batches in (one, several, padded):
+        learned = torch.cat([b["labels"][b["labels"] != IGNORED] for b in batches])
+        expected = [label for e in examples for label in e["labels"] if label != IGNORED]
+        assert sorted(learned.tolist()) == sorted(expected)
+
+
+def test_a_beginning_too_short_to_pay_is_not_shared(examples):
+    tail = [{key: value[-60:] for key, value in e.items()} for e in examples]
+    [batch] = Collator(3, 200, packing=True, share=True, pad_id=0)(tail)
+    assert batch["row_layout"].shared == 0
+    [batch] = Collator(3, 400, packing=True, share=True, pad_id=0)(examples)
+    assert batch["row_layout"].shared == shared_beginning(examples)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from fasttune.generate import Generator, Sampling
-from fasttune.models.sections import causal_lm, decoder, token_losses
+from fasttune.models.head import causal_lm, decoder, token_losses
 
 # isort: split
 import torch

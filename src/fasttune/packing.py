@@ -3,12 +3,16 @@
 Packed: the rows of a batch lie one behind the other in a single sequence without padding.
     transformers keeps them apart where `position_ids` restart at 0 and there is no attention mask;
     with an all-ones mask they would leak into each other while the loss hardly moved, so the tests
-    compare logits.
+    compare logits. On a CPU each row attends by itself (models/attention.py) and the tokens that
+    all rows begin with are stored once.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,6 +20,9 @@ import torch
 from fasttune.encode import IGNORED, Encoded
 
 NO_SECTION = -1
+
+MINIMAL_SAVING = 0.02
+"""Share of a pack's tokens from which on storing a common beginning once is faster."""
 
 
 def section_names(rows: Sequence[Encoded]) -> list[str]:
@@ -33,20 +40,108 @@ def features(row: Encoded, sections: Sequence[str]) -> dict[str, list[int]]:
     return {"input_ids": row.input_ids, "labels": row.labels, "sections": owner}
 
 
-def pack(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """One sequence of all rows: four tensors of shape [1, tokens]; `position_ids` restart with
-    each row."""
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a pack lie.
+
+    Attributes:
+        shared: tokens at the beginning that belong to every row and are stored once.
+        rows: (start, end) of each row's own tokens.
+    """
+
+    shared: int
+    rows: tuple[tuple[int, int], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the rows, each with its whole beginning."""
+        return sum(end - start + self.shared for start, end in self.rows)
+
+
+def shared_beginning(rows: Sequence[dict[str, list[int]]]) -> int:
+    """How many tokens at the beginning of all rows can be stored once: those in common, but the
+    token before a row's first learned one stays its own, since what it predicts differs."""
+    common = len(os.path.commonprefix([row["input_ids"] for row in rows]))  # works on lists too
+    first = min(next(at for at, label in enumerate(r["labels"]) if label != IGNORED) for r in rows)
+    return max(0, min(common, first - 1))
+
+
+def pack(rows: Sequence[dict[str, list[int]]], shared: int = 0) -> dict[str, Any]:
+    """One sequence of all rows, the first `shared` tokens of each stored once.
+
+    Returns:
+        `input_ids`, `labels`, `sections` and `position_ids`, each of shape [1, tokens], where
+        `position_ids` restart (after the shared tokens) with each row; and the `row_layout`.
+    """
     flat = {
-        key: torch.tensor([[value for row in rows for value in row[key]]])
+        key: torch.tensor(
+            [rows[0][key][:shared] + [value for row in rows for value in row[key][shared:]]]
+        )
         for key in ("input_ids", "labels", "sections")
     }
+    ends = list(accumulate((len(row["input_ids"]) - shared for row in rows), initial=shared))
     # The model shifts labels: the last token of a row must not be asked for the first of the next.
-    starts = [0]
-    for row in rows[:-1]:
-        starts.append(starts[-1] + len(row["input_ids"]))
-    flat["labels"][0, starts] = IGNORED
-    positions = [position for row in rows for position in range(len(row["input_ids"]))]
-    return {**flat, "position_ids": torch.tensor([positions])}
+    flat["labels"][0, ends[:-1]] = IGNORED
+    positions = [*range(shared)]
+    positions += [place for row in rows for place in range(shared, len(row["input_ids"]))]
+    layout = Layout(shared, tuple(zip(ends, ends[1:], strict=False)))
+    return {**flat, "position_ids": torch.tensor([positions]), "row_layout": layout}
+
+
+class Collator:
+    """The rows of one optimiser step -> the batches it is computed in.
+
+    Packed, the step's rows are distributed over as few packs as a budget of tokens allows,
+    best-fit decreasing. Which rows make up the step, and so the step itself, does not depend on it.
+
+    Args:
+        batch_size: rows in a batch; a pack may have more of them if they are short.
+        max_length: the budget is `batch_size` rows of that many tokens.
+        packing: whether to pack, or to pad.
+        share: whether packs may store the rows' common beginning once.
+    """
+
+    def __init__(
+        self, batch_size: int, max_length: int, packing: bool, share: bool, pad_id: int
+    ) -> None:
+        self.batch_size = batch_size
+        self.budget = batch_size * max_length
+        self.packing = packing
+        self.share = share
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> list[dict[str, Any]]:
+        if not self.packing:
+            starts = range(0, len(rows), self.batch_size)
+            return [pad(rows[at : at + self.batch_size], self.pad_id) for at in starts]
+        packs = best_fit([len(row["input_ids"]) for row in rows], self.budget)
+        return [self._pack([rows[at] for at in members]) for members in packs]
+
+    def _pack(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        shared = shared_beginning(rows) if self.share and len(rows) > 1 else 0
+        saved = shared * (len(rows) - 1)
+        worth_it = saved >= MINIMAL_SAVING * sum(len(row["input_ids"]) for row in rows)
+        return pack(rows, shared if worth_it else 0)
+
+
+def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Best-fit decreasing bin packing (Johnson 1973): indices of the rows per pack, in order.
+
+    No pack is over the budget unless a single row is.
+    """
+    packs: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        fitting = [at for at, left in enumerate(room) if left >= lengths[index]]
+        if fitting:
+            chosen = min(fitting, key=room.__getitem__)
+        else:
+            chosen = len(packs)
+            packs.append([])
+            room.append(budget)
+        packs[chosen].append(index)
+        room[chosen] -= lengths[index]
+    return [sorted(members) for members in packs]
 
 
 def pad(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:

@@ -23,8 +23,10 @@ from fasttune.files import atomic_folder, write_json
 from fasttune.generate import Generator, Sampling
 from fasttune.machine import device_name, peak_memory, versions
 from fasttune.metrics import Answer
+from fasttune.models.fast import speed_up
+from fasttune.models.head import check_head
 from fasttune.models.load import add_lora, load_base, resolve_precision
-from fasttune.packing import features, pack, pad, section_names
+from fasttune.packing import Collator, features, section_names
 from fasttune.plan import Prepared, encode_rows
 from fasttune.plugins import Identity, Plugins
 from fasttune.progress import Progress
@@ -150,21 +152,29 @@ def _train(
     # Where transformers' TensorBoard callback writes; otherwise it takes ./runs, among our own.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
     FastLanguageModel.for_training(model)
+    check_head(model)
+    fast = speed_up(model, config.lora.dropout)
+    say(f"training: {fast}")
     with quiet():
         trainer = Trainer(
             model=model,
-            args=training_arguments(config, run, evaluate=bool(eval_rows)),
+            args=training_arguments(config, run, bool(eval_rows), fast),
             train_dataset=Dataset.from_list([features(row, names) for row in train_rows]),
             eval_dataset=Dataset.from_list([features(row, names) for row in eval_rows])
             if eval_rows
             else None,
             processing_class=tokenizer,
-            data_collator=pack
-            if config.train.packing
-            else lambda rows: pad(rows, tokenizer.pad_token_id),
+            data_collator=Collator(
+                config.train.batch_size,
+                config.model.max_length,
+                packing=config.train.packing,
+                share=fast.by_row,
+                pad_id=tokenizer.pad_token_id,
+            ),
             callbacks=callbacks,
             sections=names,
             progress=progress,
+            fast=fast,
         )
     trainer.remove_callback(PrinterCallback)
     if DEVICE.type == "cpu":
@@ -173,7 +183,6 @@ def _train(
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-
     began = time.perf_counter()
     try:
         with interrupt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import time
@@ -17,62 +16,73 @@ from transformers import TrainerCallback, TrainerControl
 from trl import SFTConfig, SFTTrainer
 
 from fasttune.config import RunConfig
+from fasttune.encode import IGNORED
 from fasttune.errors import FasttuneError
+from fasttune.models.fast import FastPath
+from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.models.load import resolve_precision
-from fasttune.models.sections import SectionLoss, decoder
+from fasttune.models.sections import SectionLoss
 from fasttune.progress import Progress
 from fasttune.runs import Run
-
-LOSS_TOLERANCE = 0.05
-"""Relative difference between the backend's loss and the sum of the sections; bf16 makes 1 %."""
 
 
 class Trainer(SFTTrainer):
     """SFTTrainer on rows that are already encoded, with losses per section and an exact evaluation.
 
-    Evaluation takes the token-weighted mean over all held-out rows and keeps no logits:
-    transformers' own averages over batches, and holds the logits of a batch, which runs out of
-    memory where training fits.
+    A batch of the data loader holds the rows of a whole optimiser step, as a list of packs (or
+    padded batches) that fit into memory one after the other. The loss is the mean over all trained
+    tokens of the step. Evaluation takes the token-weighted mean over all held-out rows and keeps no
+    logits: transformers' own averages over batches, and holds the logits of a batch, which runs out
+    of memory where training fits.
     """
 
     def __init__(
-        self, *args: Any, sections: Sequence[str], progress: Progress, **kwargs: Any
+        self,
+        *args: Any,
+        sections: Sequence[str],
+        progress: Progress,
+        fast: FastPath,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.section_loss = SectionLoss(self.model, sections)
+        self.section_loss = SectionLoss(sections)
         self.progress = progress
-        self._checked = False
+        self.fast = fast
+        self.saved_tokens = 0
+        self._decoder = decoder(self.model)
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        sections = inputs.pop("sections")
-        labels = inputs["labels"]
-        self.progress.tokens += _token_count(inputs)
-        before = self.section_loss.total, self.section_loss.tokens
-        with self.section_loss.watch(labels, sections):
-            result = super().compute_loss(
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-            )
-        if not self._checked:
-            self._checked = True
-            items = float(num_items_in_batch or self.section_loss.tokens - before[1])
-            self._check(float(result.detach()), (self.section_loss.total - before[0]) / items)
-        return result
+    def training_step(
+        self, model: Any, inputs: list[dict[str, Any]], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of one optimiser step; returns its mean loss."""
+        model.train()
+        batches = self._prepare_inputs(inputs)
+        items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+        total = torch.zeros((), device=self.args.device)
+        for batch in batches:
+            computed = batch["input_ids"].numel()
+            tokens = _token_count(batch)
+            self.progress.tokens += tokens
+            self.saved_tokens += max(0, tokens - computed)
+            with self.compute_loss_context_manager():
+                loss = self._losses(batch, self.section_loss).sum() / max(1, items)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
 
-    def _check(self, loss: float, sections: float) -> None:
-        """A model that treats its logits in a way `SectionLoss` does not know would give wrong
-        figures."""
-        if not math.isclose(loss, sections, rel_tol=LOSS_TOLERANCE, abs_tol=0.01):
-            raise FasttuneError(
-                f"the loss per section adds up to {sections:.4f}, the training loss is {loss:.4f}",
-                f"model type '{self.model.config.model_type}'",
-                "this architecture changes its logits in a way that is not supported",
-            )
+    def _losses(self, batch: dict[str, Any], into: SectionLoss) -> torch.Tensor:
+        """The loss of each trained token of a batch, [learned tokens], noted per section."""
+        inputs = {key: value for key, value in batch.items() if key not in ("labels", "sections")}
+        if self.fast.by_row:
+            # transformers makes no mask of its own where it is given one in 4D; none is read.
+            if "row_layout" in inputs:
+                inputs["attention_mask"] = torch.empty(1, 1, 1, 1)
+        else:
+            inputs.pop("row_layout", None)
+        hidden = self._decoder(**inputs, use_cache=False).last_hidden_state
+        losses = token_losses(causal_lm(self.model), hidden, batch["labels"])
+        into.add(losses, batch["labels"], batch["sections"])
+        return losses
 
     @torch.no_grad()
     def evaluate(
@@ -81,16 +91,14 @@ class Trainer(SFTTrainer):
         began = time.perf_counter()
         training = self.model.training
         self.model.eval()
-        losses = SectionLoss(self.model, self.section_loss.names)
-        backbone = decoder(self.model)
-        for batch in self.get_eval_dataloader():
-            batch = self._prepare_inputs(batch)
-            labels, sections = batch.pop("labels"), batch.pop("sections")
-            with self.compute_loss_context_manager(), losses.watch(labels, sections):
-                backbone(**batch, use_cache=False)
+        losses = SectionLoss(self.section_loss.names)
+        for batches in self.get_eval_dataloader():
+            for batch in self._prepare_inputs(batches):
+                with self.compute_loss_context_manager():
+                    self._losses(batch, losses)
         self.model.train(training)
         metrics = {
-            f"{metric_key_prefix}_loss": losses.total / max(1, losses.tokens),
+            f"{metric_key_prefix}_loss": losses.mean,
             **{f"{metric_key_prefix}_loss_{name}": mean for name, mean in losses.means().items()},
             f"{metric_key_prefix}_tokens": losses.tokens,
             f"{metric_key_prefix}_seconds": round(time.perf_counter() - began, 3),
@@ -148,12 +156,13 @@ class Interrupt(TrainerCallback):
             control.should_training_stop = True
 
 
-def _token_count(inputs: dict[str, torch.Tensor]) -> int:
-    counted = inputs.get("attention_mask")
-    return int(counted.sum()) if counted is not None else inputs["input_ids"].numel()
+def _token_count(batch: dict[str, Any]) -> int:
+    """Tokens of the rows; padding does not count, a shared beginning counts for every row."""
+    layout = batch.get("row_layout")
+    return int(batch["attention_mask"].sum()) if layout is None else layout.tokens
 
 
-def training_arguments(config: RunConfig, run: Run, evaluate: bool) -> SFTConfig:
+def training_arguments(config: RunConfig, run: Run, evaluate: bool, fast: FastPath) -> SFTConfig:
     """The settings of TRL's trainer."""
     chosen = config.train
     precision = resolve_precision(config.model)
@@ -174,9 +183,9 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool) -> SFTConfig
         output_dir=str(run.checkpoints),
         num_train_epochs=chosen.epochs,
         max_steps=chosen.max_steps or -1,
-        per_device_train_batch_size=chosen.batch_size,
+        per_device_train_batch_size=chosen.batch_size * chosen.gradient_accumulation,
         per_device_eval_batch_size=chosen.eval_batch_size,
-        gradient_accumulation_steps=chosen.gradient_accumulation,
+        gradient_accumulation_steps=1,  # the collator divides a step's rows
         learning_rate=chosen.learning_rate,
         lr_scheduler_type=chosen.schedule,
         warmup_steps=chosen.warmup_steps,
@@ -196,7 +205,8 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool) -> SFTConfig
         report_to=list(chosen.report_to) or "none",
         run_name=run.name,
         seed=config.seed,
-        bf16=precision.dtype == torch.bfloat16,
+        # Grouped LoRA layers compute in the model's dtype; PEFT's own need autocast for that.
+        bf16=precision.dtype == torch.bfloat16 and not fast.groups,
         fp16=precision.dtype == torch.float16,
         max_length=config.model.max_length,
         packing=False,  # our collator packs

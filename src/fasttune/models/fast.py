@@ -1,0 +1,50 @@
+"""What makes a training step on a CPU fast, put onto a model with fresh adapters.
+
+On CUDA Unsloth's own patches do this work and the model is left as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fasttune.models.backend import DEVICE
+
+# isort: split
+from fasttune.models import attention
+from fasttune.models.grouped import group_lora
+from fasttune.models.head import causal_lm
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """Which parts of the fast path a model takes.
+
+    Attributes:
+        by_row: packed rows attend one by one, and may share their beginning.
+        groups: how many groups of LoRA layers are computed together; 0 leaves them to PEFT.
+    """
+
+    by_row: bool
+    groups: int
+
+    def __str__(self) -> str:
+        rows = "rows attend one by one" if self.by_row else "one mask for all rows of a pack"
+        lora = f"LoRA in {self.groups} groups" if self.groups else "LoRA layer by layer"
+        return f"{rows}, {lora}"
+
+
+def speed_up(model: Any, dropout: float) -> FastPath:
+    """Switch on what this model and device allow; the numbers it computes stay the same.
+
+    Args:
+        model: with PEFT's adapters.
+        dropout: LoRA's; layers that draw a dropout of their own cannot share a product.
+    """
+    if DEVICE.type != "cpu":
+        return FastPath(False, 0)
+    inner = causal_lm(model)
+    by_row = attention.can_attend_by_row(inner)
+    if by_row:
+        inner.config._attn_implementation = attention.NAME
+    return FastPath(by_row, 0 if dropout else len(group_lora(model)))

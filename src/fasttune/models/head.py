@@ -1,0 +1,112 @@
+"""Cross entropy of the trained tokens alone, straight from hidden states.
+
+The logits of all tokens of a step over a vocabulary of 50,000 are the largest tensor in training,
+and most of them are of prompt tokens that nobody scores. Here the head sees only the positions
+whose next token is trained, CHUNK of them at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fasttune.encode import IGNORED
+from fasttune.errors import FasttuneError
+
+CHUNK = 256
+"""Rows of logits that exist at one time: 256 x 51200 in fp32 are 52 MB."""
+
+
+def causal_lm(model: Any) -> Any:
+    """The transformers model below PEFT's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder(model: Any) -> Any:
+    """The part of a causal language model that ends in hidden states."""
+    inner = causal_lm(model)
+    return getattr(inner, inner.base_model_prefix)
+
+
+def token_losses(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy in nats of each learned token, with its gradient to the hidden states.
+
+    Args:
+        model: the transformers model, for its head (with or without a bias); the head is frozen.
+        hidden: [batch, tokens, width], what its decoder gave.
+        labels: [batch, tokens], unshifted, -100 where no loss is taken.
+
+    Returns:
+        [learned tokens] in fp32, row by row in order; never more than CHUNK rows of logits exist.
+    """
+    head = model.get_output_embeddings()
+    learned = labels[:, 1:] != IGNORED
+    states = hidden[:, :-1][learned.to(hidden.device)].to(head.weight.dtype)
+    targets = labels[:, 1:][learned].to(hidden.device)
+    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
+    losses: torch.Tensor = _TokenLosses.apply(states, head.weight, head.bias, targets, cap)
+    return losses
+
+
+class _TokenLosses(torch.autograd.Function):
+    """loss_i = logsumexp(z_i) - z_i[t_i] with z = cap(W h + b), and dloss_i/dh_i formed with it:
+    the loss needs no second look at the vocabulary in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        cap: float | None,
+    ) -> torch.Tensor:
+        losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(states) if wanted else None
+        with torch.autocast(states.device.type, enabled=False):
+            for at in range(0, len(states), CHUNK):
+                part = slice(at, at + CHUNK)
+                logits = torch.nn.functional.linear(states[part], weight, bias).float()
+                if cap is not None:
+                    logits.div_(cap).tanh_().mul_(cap)
+                target = targets[part, None]
+                total = logits.logsumexp(1, keepdim=True)
+                losses[part] = (total - logits.gather(1, target))[:, 0]
+                if gradient is None:
+                    continue
+                slope = 1 - (logits / cap) ** 2 if cap is not None else None
+                error = logits.sub_(total).exp_()  # softmax
+                error.scatter_add_(1, target, torch.full_like(total, -1.0))
+                if slope is not None:
+                    error.mul_(slope)
+                torch.mm(error.to(weight.dtype), weight, out=gradient[part])
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None
+
+
+@torch.no_grad()
+def check_head(model: Any) -> None:
+    """Make sure that `token_losses` is this model's loss: some architectures scale their logits.
+
+    Raises:
+        FasttuneError: the model's own logits of a few tokens give other losses.
+    """
+    inner = causal_lm(model)
+    ids = torch.arange(8, device=next(inner.parameters()).device)[None]
+    logits = inner(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    hidden = decoder(inner)(input_ids=ids, use_cache=False).last_hidden_state
+    expected = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+    difference = float((token_losses(inner, hidden, ids) - expected).abs().max())
+    if difference > 0.1 * float(logits.std()):  # bf16 makes about 0.01
+        raise FasttuneError(
+            f"the loss of this architecture is not known: it is off by {difference:.3g} nats",
+            f"model type '{inner.config.model_type}'",
+            "it changes its logits in a way that is not supported",
+        )
