@@ -257,3 +257,29 @@ def test_a_beginning_too_short_to_pay_is_not_shared(examples):
     assert batch["row_layout"].shared == 0
     [batch] = Collator(3, 400, packing=True, share=True, pad_id=0)(examples)
     assert batch["row_layout"].shared == shared_beginning(examples)
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["own", "shared"])
+def test_rows_in_bf16_are_as_near_to_fp32_as_those_of_transformers(
+    tiny_llama, examples, share, monkeypatch
+):
+    from fasttune.models import attention
+
+    calls = []
+    short = attention._short_attention
+    monkeypatch.setattr(attention, "_short_attention", lambda *a: calls.append(1) or short(*a))
+    exact, model = (
+        AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16).eval().to(dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    batch = pack(examples, shared_beginning(examples) if share else 0)
+    with torch.no_grad():
+        expected = torch.cat([alone(exact, example) for example in examples])
+        reference = torch.cat([alone(model, example) for example in examples])
+        model.config._attn_implementation = NAME
+        logits = model.lm_head(hidden_states(model, batch))[0]
+        shared = batch["row_layout"].shared
+        parts = [(logits[:shared], logits[a:b]) for a, b in batch["row_layout"].rows]
+        found = torch.cat([torch.cat(part) for part in parts])
+    assert len(calls) == model.config.num_hidden_layers * len(examples)
+    assert (found - expected).norm() < 1.2 * (reference - expected).norm()
