@@ -14,7 +14,7 @@ from fasttune.models.backend import DEVICE, FastLanguageModel
 
 # isort: split
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from fasttune.config import RunConfig
 from fasttune.data import data_hash, spread
@@ -143,46 +143,16 @@ def _train(
         run.forget_after(int(checkpoint.name.rpartition("-")[2]))
     seconds["samples_before"] = time.perf_counter() - began
 
-    names = section_names([*train_rows, *eval_rows])
     progress = Progress(quiet=not show_progress)
     interrupt = Interrupt()
     callbacks = [RunLog(run), progress, interrupt, *plugins.training_callbacks(run.folder)]
     if config.train.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(config.train.early_stopping))
-    # Where transformers' TensorBoard callback writes; otherwise it takes ./runs, among our own.
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
-    FastLanguageModel.for_training(model)
-    check_head(model)
-    fast = speed_up(model, config.lora.dropout)
-    say(f"training: {fast}")
-    with quiet():
-        trainer = Trainer(
-            model=model,
-            args=training_arguments(config, run, bool(eval_rows), fast),
-            train_dataset=Dataset.from_list([features(row, names) for row in train_rows]),
-            eval_dataset=Dataset.from_list([features(row, names) for row in eval_rows])
-            if eval_rows
-            else None,
-            processing_class=tokenizer,
-            data_collator=Collator(
-                config.train.batch_size,
-                config.model.max_length,
-                packing=config.train.packing,
-                share=fast.by_row,
-                pad_id=tokenizer.pad_token_id,
-            ),
-            callbacks=callbacks,
-            sections=names,
-            progress=progress,
-            fast=fast,
-        )
-    trainer.remove_callback(PrinterCallback)
-    if DEVICE.type == "cpu":
-        # TRL casts the adapters of a quantised model to bf16; on a CPU that costs accuracy and
-        # gains nothing.
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    trainer = make_trainer(
+        config, model, tokenizer, train_rows, eval_rows, run, callbacks, progress
+    )
+    say(f"training: {trainer.fast}")
+
     began = time.perf_counter()
     try:
         with interrupt:
@@ -222,6 +192,63 @@ def _train(
     measured["seconds"]["samples_after"] = round(time.perf_counter() - began, 1)
     run.update({"status": "done", "finished": now(), "scores": scores, **measured})
     return Outcome(run, "done", scores)
+
+
+def make_trainer(
+    config: RunConfig,
+    model: Any,
+    tokenizer: Any,
+    train_rows: Sequence[Encoded],
+    eval_rows: Sequence[Encoded],
+    run: Run,
+    callbacks: Sequence[TrainerCallback],
+    progress: Progress,
+) -> Trainer:
+    """The trainer of a run, ready to train.
+
+    Args:
+        model: with its fresh adapters; it is put into training mode and onto the fast path.
+        run: where checkpoints and TensorBoard's files go; nothing is written yet.
+        progress: counts the tokens; it is told of steps only if it is among the callbacks.
+
+    Raises:
+        FasttuneError: the architecture's loss is not known.
+    """
+    names = section_names([*train_rows, *eval_rows])
+    # Where transformers' TensorBoard callback writes; otherwise it takes ./runs, among our own.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
+    FastLanguageModel.for_training(model)
+    check_head(model)
+    fast = speed_up(model, config.lora.dropout)
+    with quiet():
+        trainer = Trainer(
+            model=model,
+            args=training_arguments(config, run, bool(eval_rows), fast),
+            train_dataset=Dataset.from_list([features(row, names) for row in train_rows]),
+            eval_dataset=Dataset.from_list([features(row, names) for row in eval_rows])
+            if eval_rows
+            else None,
+            processing_class=tokenizer,
+            data_collator=Collator(
+                config.train.batch_size,
+                config.model.max_length,
+                packing=config.train.packing,
+                share=fast.by_row,
+                pad_id=tokenizer.pad_token_id,
+            ),
+            callbacks=list(callbacks),
+            sections=names,
+            progress=progress,
+            fast=fast,
+        )
+    trainer.remove_callback(PrinterCallback)
+    if DEVICE.type == "cpu":
+        # TRL casts the adapters of a quantised model to bf16; on a CPU that costs accuracy and
+        # gains nothing.
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return trainer
 
 
 def save_adapter(run: Run, model: Any, tokenizer: Any, identity: Identity) -> None:
