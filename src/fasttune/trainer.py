@@ -166,7 +166,6 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, fast: FastPa
     """The settings of TRL's trainer."""
     chosen = config.train
     precision = resolve_precision(config.model)
-    optimizer = "adamw_8bit" if DEVICE.type == "cuda" else "adamw_torch"
     eval_every = _every(chosen.eval_steps) if evaluate else ("no", 1)
     save_every = _every(chosen.save_steps)
     if chosen.early_stopping is not None:
@@ -191,7 +190,7 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, fast: FastPa
         warmup_steps=chosen.warmup_steps,
         weight_decay=chosen.weight_decay,
         max_grad_norm=chosen.max_grad_norm,
-        optim=optimizer if chosen.optimizer == "auto" else chosen.optimizer,
+        optim=optimizer_of(config),
         gradient_checkpointing=bool(checkpointing_of(config)),
         logging_steps=chosen.log_steps,
         eval_strategy=eval_every[0],
@@ -219,6 +218,12 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, fast: FastPa
 
 def _every(steps: int | None) -> tuple[str, int]:
     return ("steps", steps) if steps else ("epoch", 1)
+
+
+def optimizer_of(config: RunConfig) -> str:
+    """transformers' name of the optimiser: AdamW, with states of 8 bits on CUDA."""
+    auto = "adamw_8bit" if DEVICE.type == "cuda" else "adamw_torch"
+    return auto if config.train.optimizer == "auto" else config.train.optimizer
 
 
 def checkpointing_of(config: RunConfig) -> str | bool:

@@ -131,6 +131,7 @@ def _complain(message: str, where: str, hint: str) -> None:
 
 
 from fasttune.cli import (  # noqa: E402  the commands register themselves with the app above
+    bench,
     compare,
     data,
     doctor,
@@ -143,6 +144,7 @@ from fasttune.cli import (  # noqa: E402  the commands register themselves with 
 )
 
 __all__ = [
+    "bench",
     "compare",
     "data",
     "doctor",

@@ -1,0 +1,234 @@
+"""A benchmark: the same training by several programs, in turns, on the same machine.
+
+The result folder:
+bench.json  settings, versions, the figures of every arm, and every step's seconds, tokens and loss
+bench.png   seconds per step, tokens per second and losses
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fasttune.models.load import resolve_precision
+
+# isort: split
+import torch
+
+from fasttune.bench_arms import DTYPES
+from fasttune.bench_report import Step, figures, plot
+from fasttune.bench_turns import Spec, Worker
+from fasttune.config import RunConfig
+from fasttune.encode import Encoded
+from fasttune.errors import FasttuneError
+from fasttune.files import atomic_folder, write_json
+from fasttune.machine import device_name, versions
+from fasttune.models.tokenizer import load_tokenizer
+from fasttune.plan import Prepared, encode_rows, steps
+from fasttune.trainer import checkpointing_of, optimizer_of
+
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
+"""Those that the plain arm has too."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker has to tell at its end.
+
+    Attributes:
+        steps: in order.
+        parameters: trainable ones.
+        peak_memory: of its process, in bytes.
+    """
+
+    steps: list[Step]
+    parameters: int
+    peak_memory: int
+
+
+def bench(
+    config: RunConfig,
+    prepared: Prepared,
+    arms: Sequence[str],
+    block: int,
+    notebook_checkpointing: bool,
+    target: Path | None,
+    say: Callable[[str], None],
+) -> tuple[Path, dict[str, Any]]:
+    """Train every arm on the prepared rows, in turns of `block` steps, and write the result.
+
+    Args:
+        target: the result folder; None makes one below bench/.
+
+    Returns:
+        The folder, and what bench.json holds.
+
+    Raises:
+        FasttuneError: there are too few rows for two blocks, the folder exists, a setting is not
+            one that all arms have, or an arm ended with an error.
+    """
+    config = resolved(config, prepared.model)
+    tokenizer = load_tokenizer(prepared.model)
+    rows = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)
+    spec = make_spec(rows, config, block, notebook_checkpointing, say)
+    target = target or _default_folder(config)
+    if target.exists():
+        raise FasttuneError("the result folder exists", str(target), "choose another with --output")
+    outcomes = run_arms(arms, spec, block, say)
+    counts = {outcome.parameters for outcome in outcomes.values()}
+    if len(counts) > 1:
+        told = ", ".join(f"{arm} {outcome.parameters}" for arm, outcome in outcomes.items())
+        raise FasttuneError("the arms train different numbers of parameters", told, "")
+    taken = {arm: outcome.steps for arm, outcome in outcomes.items()}
+    compared = figures(taken, block)
+    checkpointing = config.train.gradient_checkpointing
+    for arm, outcome in outcomes.items():
+        compared[arm] |= {
+            "peak_memory_bytes": outcome.peak_memory,
+            "gradient_checkpointing": "unsloth"
+            if arm == "unsloth" and notebook_checkpointing
+            else checkpointing,
+            "steps": [vars(step) for step in outcome.steps],
+        }
+    result = {
+        "template": prepared.template.name,
+        "model": prepared.model,
+        "quantization": config.model.quantization,
+        "precision": config.model.precision,
+        "device": device_name(),
+        "versions": versions(),
+        "data": {
+            "source": prepared.source,
+            "rows": len(spec.rows),
+            "tokens": sum(map(len, spec.rows)),
+        },
+        "steps": spec.steps,
+        "rows_per_step": _rows_per_step(config),
+        "block": block,
+        "warmup_steps": block,
+        "trainable_parameters": counts.pop(),
+        "arms": compared,
+        "config": config.as_dict(),
+    }
+    with atomic_folder(target) as folder:
+        write_json(folder / "bench.json", result)
+        plot(result, folder / "bench.png")
+    return target, result
+
+
+def resolved(config: RunConfig, model: str) -> RunConfig:
+    """The config with every "auto" replaced by what `fasttune run` would make of it here.
+
+    Raises:
+        FasttuneError: the optimiser is not one that all arms have.
+    """
+    precision = resolve_precision(config.model)
+    optimizer = optimizer_of(config)
+    known = OPTIMIZERS if torch.cuda.is_available() else OPTIMIZERS[:2]
+    if optimizer not in known:
+        raise FasttuneError(
+            f"not every arm can use the optimiser '{optimizer}' here",
+            "train.optimizer",
+            f"one of {', '.join(known)}",
+        )
+    words: dict[str | bool, str] = {True: "on", False: "off", "unsloth": "unsloth"}
+    used: dict[str, Any] = {
+        "name": model,
+        "quantization": "nf4" if precision.quantized else "none",
+        "precision": next(word for word, dtype in DTYPES.items() if dtype == precision.dtype),
+    }
+    chosen: dict[str, Any] = {
+        "optimizer": optimizer,
+        "gradient_checkpointing": words[checkpointing_of(config)],
+        "log_steps": 1,  # a step is told when its loss is logged
+    }
+    return replace(
+        config, model=replace(config.model, **used), train=replace(config.train, **chosen)
+    )
+
+
+def make_spec(
+    rows: Sequence[Encoded],
+    config: RunConfig,
+    block: int,
+    notebook_checkpointing: bool,
+    say: Callable[[str], None],
+) -> Spec:
+    """What the arms are given: whole steps, of which two blocks or more.
+
+    Raises:
+        FasttuneError: the rows do not make that many.
+    """
+    at_a_time = _rows_per_step(config)
+    kept = list(rows[: len(rows) // at_a_time * at_a_time])
+    if len(kept) < len(rows):
+        say(f"left out the last {len(rows) - len(kept)} rows, which fill no step of {at_a_time}")
+    count = steps(len(kept), config) if kept else 0
+    if count <= block:
+        raise FasttuneError(
+            f"{len(rows)} rows make {count} steps of {at_a_time}; the first {block} warm up and do "
+            "not count",
+            "--rows, --block",
+            "give more rows, or a smaller block",
+        )
+    # transformers' own way to a number of steps; the rows begin again where they end.
+    train = replace(config.train, max_steps=count)
+    return Spec(replace(config, train=train), kept, count, notebook_checkpointing)
+
+
+def run_arms(
+    arms: Sequence[str], spec: Spec, block: int, say: Callable[[str], None]
+) -> dict[str, Outcome]:
+    """Load all arms, then let them train in turns; the order rotates from block to block.
+
+    Raises:
+        FasttuneError: an arm ended with an error. No process is left behind.
+    """
+    per_step = _rows_per_step(spec.config)
+    lengths = [len(row) for row in spec.rows]
+    blocks = range(0, spec.steps, block)
+    taken: dict[str, list[Step]] = {arm: [] for arm in arms}
+    with tempfile.TemporaryDirectory(prefix="fasttune-bench-") as folder:
+        spec_file = Path(folder) / "spec.json"
+        spec.write(spec_file)
+        with ExitStack() as stack:
+            workers, parameters = {}, {}
+            for arm in arms:
+                workers[arm] = stack.enter_context(Worker(arm, spec_file))
+                parameters[arm] = int(workers[arm].receive()["parameters"])
+                say(f"{arm}: loaded")
+            for number, first in enumerate(blocks):
+                turn = number % len(arms)
+                for arm in [*arms[turn:], *arms[:turn]]:
+                    count = min(block, spec.steps - first)
+                    workers[arm].send(steps=count)
+                    for index in range(first, first + count):
+                        start = index * per_step % len(lengths)
+                        told = workers[arm].receive()
+                        tokens = sum(lengths[start : start + per_step])
+                        taken[arm].append(Step(told["seconds"], tokens, told["loss"]))
+                    say(f"block {number + 1}/{len(blocks)}  {_block_line(arm, taken[arm][first:])}")
+            return {
+                arm: Outcome(taken[arm], parameters[arm], worker.receive()["peak_memory"])
+                for arm, worker in workers.items()
+            }
+
+
+def _rows_per_step(config: RunConfig) -> int:
+    return config.train.batch_size * config.train.gradient_accumulation
+
+
+def _block_line(arm: str, taken: Sequence[Step]) -> str:
+    tokens, seconds = sum(s.tokens for s in taken), sum(s.seconds for s in taken)
+    return f"{arm:<9} {tokens / seconds:.0f} tokens/s  loss {taken[-1].loss:.4f}"
+
+
+def _default_folder(config: RunConfig) -> Path:
+    model = Path(str(config.model.name)).name
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("bench") / f"{config.template}-{model}-{config.model.quantization}-{stamp}"

@@ -1,0 +1,130 @@
+"""`fasttune bench`: the same training by plain transformers, by Unsloth and by fasttune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fasttune.cli.app import app, console, plugins, print_json, say
+from fasttune.cli.options import Columns, Config, Data, Model, overrides
+from fasttune.errors import FasttuneError, did_you_mean
+
+ARMS = "plain,unsloth,fasttune"
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="Any setting as KEY=VALUE, for instance model.quantization=nf4."),
+    ] = None,
+    template: Annotated[str | None, typer.Option("--template", "-t", help="Prompt format.")] = None,
+    data: Data = None,
+    columns: Columns = None,
+    config: Config = None,
+    model: Model = None,
+    rows: Annotated[int, typer.Option(min=1, help="Take the first rows, this many.")] = 128,
+    block: Annotated[
+        int,
+        typer.Option(min=1, help="Steps an arm takes at a time; the first block warms up."),
+    ] = 4,
+    arms: Annotated[str, typer.Option(help="What to measure, some of these.")] = ARMS,
+    notebook_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--notebook-checkpointing",
+            help="Unsloth's arm checkpoints as its notebooks do. Default: as fasttune's arm.",
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder. Default: a new one below bench/.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Measure training speed against plain transformers and Unsloth.
+
+    The same rows in the same order, with the same adapters at the start; in turns, each in a
+    process of its own. Nothing is held out, and no run folder is written.
+    """
+    names = _names(arms)
+    from fasttune.config import load_config
+    from fasttune.plan import prepare
+
+    chosen = [("template", template)] if template is not None else []
+    resolved = load_config(
+        config,
+        [
+            ("data.limit", rows),
+            ("data.eval_fraction", 0),
+            *chosen,
+            *overrides(data, columns, model, settings or []),
+        ],
+    )
+    prepared = prepare(resolved, plugins(context, config))
+    from fasttune.bench import bench
+
+    folder, result = bench(resolved, prepared, names, block, notebook_checkpointing, output, say)
+    if as_json:
+        print_json({"folder": str(folder), **result})
+    else:
+        _show(folder, result)
+
+
+def _names(arms: str) -> list[str]:
+    known = ARMS.split(",")
+    names = list(dict.fromkeys(word.strip() for word in arms.split(",") if word.strip()))
+    for name in names:
+        if name not in known:
+            raise FasttuneError(f"there is no arm '{name}'", "--arms", did_you_mean(name, known))
+    if not names:
+        raise FasttuneError("no arm is left", "--arms", f"some of {ARMS}")
+    return names
+
+
+def _show(folder: Path, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from fasttune.bench_report import reference_of
+
+    arms = result["arms"]
+    out = console()
+    out.print(
+        f"{Path(result['model']).name}, {result['quantization']}, {result['precision']}, "
+        f"{result['device']}: {result['steps']} steps of {result['rows_per_step']} rows, the "
+        f"first {result['warmup_steps']} not counted",
+        markup=False,
+    )
+    reference = reference_of(list(arms))
+    table = Table("", box=None, padding=(0, 2, 0, 0))
+    for heading in (
+        "tokens/s", "s/step", f"x {reference}", "lowest … highest", "peak memory", "first loss",
+        "final loss", "to plain",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right")
+    for arm, values in arms.items():
+        speedup, difference = values["speedup"], values["final_loss_difference"]
+        table.add_row(
+            arm,
+            f"{values['tokens_per_second']:.1f}",
+            f"{values['seconds_per_step']:.3f}",
+            f"{speedup['median']:.2f}",
+            f"{speedup['low']:.2f} … {speedup['high']:.2f}",
+            f"{values['peak_memory_bytes'] / 2**30:.2f} GiB",
+            f"{values['first_loss']:.4f}",
+            f"{values['final_loss']:.4f}",
+            "-" if difference is None else f"{100 * difference:+.2f} %",
+        )
+    out.print(table)
+    out.print(
+        "tokens/s: median of blocks, padding not counted; s/step: median of steps; "
+        "final loss: mean of the last quarter"
+    )
+    told = {arm: values["gradient_checkpointing"] for arm, values in arms.items()}
+    out.print("gradient checkpointing: " + ", ".join(f"{arm} {word}" for arm, word in told.items()))
+    warmups = {arm: values["warmup_seconds"] for arm, values in arms.items()}
+    out.print("warm-up: " + ", ".join(f"{arm} {seconds:.1f} s" for arm, seconds in warmups.items()))
+    for file in ("bench.json", "bench.png"):
+        out.print(f"  {folder / file}", markup=False)

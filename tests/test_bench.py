@@ -1,0 +1,162 @@
+"""The benchmark: its figures, its processes, and that all arms compute the same training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import fasttune.models.backend  # noqa: F401  before the libraries that Unsloth patches
+
+# isort: split
+import pytest
+
+from fasttune.bench import make_spec, resolved
+from fasttune.bench_report import Step, figures
+from fasttune.bench_turns import Worker
+from fasttune.cli import main
+from fasttune.config import RunConfig, TrainConfig
+from fasttune.encode import Encoded
+from fasttune.errors import FasttuneError
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {
+            "instruction": f"Add {n} and {n + 1}.",
+            "input": "",
+            "reasoning": f"{n} + {n + 1} = {2 * n + 1}. " * (1 + n % 3),
+            "output": f"{2 * n + 1}",
+        }
+        for n in range(14)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def fasttune(*arguments: str) -> int:
+    """Run the command line in this process and return its exit status."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    return int(stopped.value.code or 0)
+
+
+# Figures
+
+
+def test_figures_on_steps_made_by_hand():
+    def steps(seconds: list[float], losses: list[float]) -> list[Step]:
+        tokens = [100, 100, 100, 200, 100, 100, 300]
+        return [Step(*step) for step in zip(seconds, tokens, losses, strict=True)]
+
+    losses = [4.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0]
+    found = figures(
+        {
+            "plain": steps([9, 9, 1, 3, 2, 2, 2], losses),
+            "unsloth": steps([7, 7, 1, 2, 1, 1, 1], [*losses[:-1], 2.02]),
+            "fasttune": steps([5, 9, 0.5, 1, 1, 1, 0.25], [4.0, 3.3, *losses[2:]]),
+        },
+        block=2,
+    )
+    plain, unsloth, ours = found["plain"], found["unsloth"], found["fasttune"]
+    # Blocks after the warm-up: 300, 200 and 300 tokens, the last of one step.
+    assert plain["tokens_per_second"] == 75  # of 75, 50 and 150
+    assert unsloth["tokens_per_second"] == 100  # of 100, 100 and 300
+    assert ours["tokens_per_second"] == 200  # of 200, 100 and 1200
+    assert ours["tokens_per_second_overall"] == 800 / 3.75
+    assert plain["seconds_per_step"] == 2 and ours["seconds_per_step"] == 1
+    assert ours["warmup_seconds"] == 14
+    assert unsloth["speedup"] == {"median": 1, "low": 1, "high": 1}
+    assert ours["speedup"] == {"median": 2, "low": 1, "high": 4}  # 3/1.5, 2/2 and 1/0.25
+    assert plain["speedup"] == {"median": 0.5, "low": 0.5, "high": 0.75}
+    assert unsloth["first_loss"] == 4 and unsloth["final_loss"] == 2.02  # one step is a quarter
+    assert unsloth["final_loss_difference"] == pytest.approx(0.01)
+    assert unsloth["largest_loss_difference"] == pytest.approx(0.01)
+    assert ours["final_loss_difference"] == 0
+    assert ours["largest_loss_difference"] == pytest.approx(0.1)
+
+
+def test_without_plain_and_unsloth_nothing_is_compared_with_them():
+    found = figures({"fasttune": [Step(1, 10, 2.0)] * 2}, block=1)["fasttune"]
+    assert found["final_loss_difference"] is None and found["speedup"]["median"] == 1
+
+
+# What is given to the arms
+
+
+def test_a_benchmark_takes_whole_steps_and_more_than_one_block():
+    rows = [Encoded([1, 2], [-100, 2], [], 1)] * 23
+    config = RunConfig(train=TrainConfig(batch_size=2, gradient_accumulation=2, epochs=2))
+    told: list[str] = []
+    spec = make_spec(rows, config, 4, False, told.append)
+    assert len(spec.rows) == 20 and spec.steps == spec.config.train.max_steps == 10
+    assert told == ["left out the last 3 rows, which fill no step of 4"]
+    with pytest.raises(FasttuneError, match="make 10 steps of 4; the first 10 warm up"):
+        make_spec(rows, config, 10, False, told.append)
+
+
+def test_an_optimiser_that_the_plain_loop_lacks_is_refused():
+    config = RunConfig(train=TrainConfig(optimizer="adafactor"))
+    with pytest.raises(FasttuneError, match="not every arm can use the optimiser 'adafactor'"):
+        resolved(config, "model")
+
+
+# Processes
+
+
+def test_an_arm_that_dies_is_one_error_with_its_last_words(tmp_path):
+    with Worker("plain", tmp_path / "none.json") as worker, pytest.raises(FasttuneError) as caught:
+        worker.receive()
+    assert "the plain arm ended before it was done (exit status 1)" in caught.value.message
+    assert "none.json" in caught.value.where.splitlines()[-1]
+
+
+def test_an_arm_that_refuses_is_its_own_error(tiny_llama, data, tmp_path, capsys):
+    status = fasttune(
+        "bench", "--data", str(data), "--model", str(tiny_llama), "--arms", "plain", "--block", "1",
+        "--output", str(tmp_path / "result"), "lora.targets=o_porj", "model.quantization=none",
+    )  # fmt: skip
+    told = capsys.readouterr().err
+    assert status == 2 and "Traceback" not in told
+    assert "error: the plain arm failed: LoRA target 'o_porj' matches no layer" in told
+    assert "did you mean 'o_proj'?" in told and not (tmp_path / "result").exists()
+
+
+# All of it
+
+
+def test_all_arms_take_the_same_steps_and_the_result_says_so(tiny_phi, data, tmp_path, capsys):
+    """In fp32 every loss agrees, over a warm-up, clipped gradients and a second epoch."""
+    target = tmp_path / "result"
+    command = [
+        "bench", "--template", "reasoning", "--data", str(data), "--model", str(tiny_phi),
+        "--rows", "12", "--block", "2", "--output", str(target), "--json", "lora.r=4",
+        "model.quantization=none", "model.precision=fp32", "train.batch_size=2",
+        "train.gradient_accumulation=2", "train.epochs=2", "train.warmup_steps=1",
+        "train.learning_rate=1e-2", "train.max_grad_norm=0.5",
+    ]  # fmt: skip
+    assert fasttune(*command) == 0
+    printed = json.loads(capsys.readouterr().out)
+    saved = json.loads((target / "bench.json").read_text())
+    assert printed == {"folder": str(target), **saved}
+    assert (target / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in target.iterdir()) == ["bench.json", "bench.png"]
+
+    assert [*saved["arms"]] == ["plain", "unsloth", "fasttune"]
+    assert saved["steps"] == 6 and saved["rows_per_step"] == 4 and saved["warmup_steps"] == 2
+    assert saved["config"]["train"]["optimizer"] == "adamw_torch"
+    plain = saved["arms"]["plain"]
+    assert plain["steps"][-1]["loss"] < plain["steps"][0]["loss"] - 1  # it really trains
+    for arm, values in saved["arms"].items():
+        assert values["gradient_checkpointing"] == "off"
+        assert values["peak_memory_bytes"] > 2**28, arm  # torch alone is more
+        assert values["tokens_per_second"] > 0 and values["warmup_seconds"] > 0
+        for step, other in zip(values["steps"], plain["steps"], strict=True):
+            assert step["loss"] == pytest.approx(other["loss"], rel=1e-3), arm
+            assert step["tokens"] == other["tokens"] and step["seconds"] > 0
+        assert sum(step["tokens"] for step in values["steps"]) == 2 * saved["data"]["tokens"]
+        assert values["largest_loss_difference"] <= 1e-3
+
+    assert fasttune(*command) == 2  # at once: a result is never overwritten
+    assert "the result folder exists" in capsys.readouterr().err
