@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import fasttune.models.backend  # noqa: F401  before the libraries that Unsloth patches
+import fasttune.models.backend
 
 # isort: split
 import pytest

@@ -119,10 +119,10 @@ def plot(result: Mapping[str, Any], target: Path) -> None:
         ha="center", va="top", fontsize=8, color="0.4",
     )  # fmt: skip
     times.set(title="seconds per step (lower is better)", ylabel="seconds")
+    times.set_ylim(bottom=0)
     losses.set(title="training loss", ylabel="nats per learned token")
     for axes in (times, losses):
         axes.set_xlabel("step")
-        axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
     losses.legend(frameon=False)
@@ -138,17 +138,16 @@ def plot(result: Mapping[str, Any], target: Path) -> None:
 def _draw_speeds(axes: Axes, arms: Mapping[str, Any], block: int) -> None:
     """Bars of the medians, over them every block."""
     reference = reference_of(list(arms))
+    names = []
     for place, (arm, values) in enumerate(arms.items()):
         middle = values["tokens_per_second"]
         axes.barh(place, middle, color=COLOURS[arm], alpha=0.5, height=0.6)
         parts = _blocks([Step(**step) for step in values["steps"]], block)
         each = [_tokens(part) / _seconds(part) for part in parts]
         axes.plot(each, [place] * len(each), "|", color=COLOURS[arm], markersize=14)
-        ratio = f", {values['speedup']['median']:.2f} x {reference}" if arm != reference else ""
-        axes.text(
-            0.02, place, f"{middle:.0f}{ratio}", transform=axes.get_yaxis_transform(), va="center"
-        )
-    axes.set_yticks(range(len(arms)), list(arms))
+        ratio = f"{values['speedup']['median']:.2f} x {reference}" if arm != reference else ""
+        names.append("\n".join(filter(None, (arm, f"{middle:.0f} tokens/s", ratio))))
+    axes.set_yticks(range(len(arms)), names)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set(title="tokens per second (median and blocks)", xlabel="tokens per second, no padding")
