@@ -162,6 +162,7 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
 
     fast = speed_up(model, dropout)
     assert fast.by_row and bool(fast.groups) == (dropout == 0)
+    assert fast.norms == (5 if kind == "tiny_llama" else 0)  # Phi has LayerNorms
     longest = max(map(len, encoded))
     collate = Collator(2, longest, packing, share=True, pad_id=tokenizer.pad_token_id)
     batches = collate(examples)
@@ -381,7 +382,7 @@ def test_the_defaults_on_cuda(monkeypatch, tmp_path):
     monkeypatch.setattr("fasttune.trainer.SFTConfig", dict)
     monkeypatch.setattr("fasttune.models.fast.DEVICE", cuda)
     fast = speed_up(model=None, dropout=0.0)  # Unsloth's patches do it there
-    assert fast == FastPath(by_row=False, groups=0)
+    assert fast == FastPath(by_row=False, groups=0, norms=0)
     arguments = training_arguments(RunConfig(), Run(tmp_path), True, fast)
     assert arguments["optim"] == "adamw_8bit" and arguments["gradient_checkpointing"] is True
 

@@ -50,10 +50,14 @@ def row_attention(
     key = repeat_kv(key, module.num_key_value_groups)
     value = repeat_kv(value, module.num_key_value_groups)
     shared = row_layout.shared
+    # Split, not sliced: the gradient of a slice is a whole tensor of zeros around it.
+    sizes = [shared, *(end - start for start, end in row_layout.rows)]
+    states = zip(*(x.split(sizes, 2) for x in (query, key, value)), strict=True)
+    beginning = next(states)
     pieces = []
-    for at, (start, end) in enumerate(row_layout.rows):
+    for at, own in enumerate(states):
         # The queries of the shared beginning go along: a square attention needs no mask.
-        q, k, v = (_row(x, shared, start, end) for x in (query, key, value))
+        q, k, v = (torch.cat(x, 2) for x in zip(beginning, own, strict=True)) if shared else own
         if q.dtype == torch.bfloat16 and q.shape[2] <= SHORT and not dropout:
             out = _short_attention(q, k, v, scaling or q.shape[-1] ** -0.5)
         else:
@@ -76,11 +80,6 @@ def _short_attention(
 @cache
 def _causal_mask(dtype: torch.dtype) -> torch.Tensor:
     return torch.full((SHORT, SHORT), -torch.inf, dtype=dtype).triu_(1)
-
-
-def _row(states: torch.Tensor, shared: int, start: int, end: int) -> torch.Tensor:
-    own = states[:, :, start:end]
-    return torch.cat((states[:, :, :shared], own), 2) if shared else own
 
 
 AttentionInterface.register(NAME, row_attention)

@@ -14,6 +14,7 @@ from fasttune.models.backend import DEVICE
 from fasttune.models import attention
 from fasttune.models.grouped import group_lora
 from fasttune.models.head import causal_lm
+from fasttune.models.norm import fuse_norms
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,17 @@ class FastPath:
     Attributes:
         by_row: packed rows attend one by one, and may share their beginning.
         groups: how many groups of LoRA layers are computed together; 0 leaves them to PEFT.
+        norms: how many RMSNorms are fused.
     """
 
     by_row: bool
     groups: int
+    norms: int
 
     def __str__(self) -> str:
         rows = "rows attend one by one" if self.by_row else "one mask for all rows of a pack"
         lora = f"LoRA in {self.groups} groups" if self.groups else "LoRA layer by layer"
-        return f"{rows}, {lora}"
+        return f"{rows}, {lora}" + (f", {self.norms} norms fused" if self.norms else "")
 
 
 def speed_up(model: Any, dropout: float) -> FastPath:
@@ -42,9 +45,10 @@ def speed_up(model: Any, dropout: float) -> FastPath:
         dropout: LoRA's; layers that draw a dropout of their own cannot share a product.
     """
     if DEVICE.type != "cpu":
-        return FastPath(False, 0)
+        return FastPath(by_row=False, groups=0, norms=0)
     inner = causal_lm(model)
     by_row = attention.can_attend_by_row(inner)
     if by_row:
         inner.config._attn_implementation = attention.NAME
-    return FastPath(by_row, 0 if dropout else len(group_lora(model)))
+    groups = 0 if dropout else len(group_lora(model))
+    return FastPath(by_row, groups, fuse_norms(inner))

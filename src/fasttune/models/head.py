@@ -50,8 +50,8 @@ def token_losses(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torc
 
 
 class _TokenLosses(torch.autograd.Function):
-    """loss_i = logsumexp(z_i) - z_i[t_i] with z = cap(W h + b), and dloss_i/dh_i formed with it:
-    the loss needs no second look at the vocabulary in the backward pass."""
+    """loss_i = -log softmax(z_i)[t_i] with z = cap(W h + b), and dloss_i/dh_i formed with it: the
+    backward pass needs no second look at the vocabulary."""
 
     @staticmethod
     def forward(
@@ -72,13 +72,13 @@ class _TokenLosses(torch.autograd.Function):
                 if cap is not None:
                     logits.div_(cap).tanh_().mul_(cap)
                 target = targets[part, None]
-                total = logits.logsumexp(1, keepdim=True)
-                losses[part] = (total - logits.gather(1, target))[:, 0]
+                log_p = logits.log_softmax(1)
+                losses[part] = -log_p.gather(1, target)[:, 0]
                 if gradient is None:
                     continue
                 slope = 1 - (logits / cap) ** 2 if cap is not None else None
-                error = logits.sub_(total).exp_()  # softmax
-                error.scatter_add_(1, target, torch.full_like(total, -1.0))
+                error = log_p.exp_()
+                error.scatter_add_(1, target, error.new_full(target.shape, -1.0))
                 if slope is not None:
                     error.mul_(slope)
                 torch.mm(error.to(weight.dtype), weight, out=gradient[part])
