@@ -140,9 +140,15 @@ def test_padding_masks_itself(examples):
 
 
 def test_left_padding():
-    batch = left_pad([[1, 2, 3], [4]], pad_id=9)
-    assert batch["input_ids"].tolist() == [[1, 2, 3], [9, 9, 4]]
+    batch = left_pad([[1, 2, 3], [4]])
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 4, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_padding_stands_behind_what_all_prompts_share():
+    batch = left_pad([[1, 2, 3, 4], [1, 2, 5]], shared=2)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4], [1, 2, 1, 5]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 1]]
 
 
 # Rows that attend one by one, and their shared beginning

@@ -33,17 +33,9 @@ def evaluate(
     Returns:
         One answer per row, in order.
     """
-    # Rows of like length in one batch waste the least padding; the answers go back in order.
-    lengths = [len(generator.template.prompt(row)) for row in rows]
-    order = sorted(range(len(rows)), key=lengths.__getitem__)
-    answers: dict[int, Answer] = {}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        sampling = Sampling(max_new_tokens=max_new_tokens)
-        found = generator.answers([rows[at] for at in batch], sampling, batch_size)
-        answers.update(zip(batch, found, strict=True))
-        report(len(answers))
-    return with_likelihoods(generator, [answers[at] for at in range(len(rows))], batch_size)
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    answers = list(generator.answers(rows, sampling, batch_size, report))
+    return with_likelihoods(generator, answers, batch_size)
 
 
 def with_likelihoods(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,14 @@ from fasttune.models.load import load_for_generation
 
 # isort: split
 import torch
-from transformers import GenerationConfig, StoppingCriteria, pipeline
+from transformers import GenerationConfig, pipeline
 from transformers.generation.streamers import BaseStreamer
 
-from fasttune.packing import left_pad
-from fasttune.repetition import LOOP_COPIES
+from fasttune.decoding import Decoding
 from fasttune.template import Row, Template
+
+WINDOW = 8
+"""Batches whose rows are sorted by length together."""
 
 
 @dataclass(frozen=True)
@@ -91,24 +92,42 @@ class Generator:
         return cls(*load_for_generation(config, adapter), template)
 
     def answers(
-        self, rows: Sequence[Row], sampling: Sampling, batch_size: int = 8
+        self,
+        rows: Sequence[Row],
+        sampling: Sampling,
+        batch_size: int,
+        report: Callable[[int], None] = lambda done: None,
     ) -> Iterator[Answer]:
-        """Answers in the order of the rows, from left-padded batches with attention masks."""
-        remaining = iter(rows)
+        """Answers in the order of the rows.
+
+        Rows of like length are batched, the longest first, within windows of WINDOW batches: a long
+        file gives its first answers after one window. Greedy tokens are those of one row at a
+        time, up to rounding; sampled ones depend on the seed and on the batch a row is in.
+
+        Args:
+            report: called with the number of answered rows after every batch.
+        """
+        prompts = [encode_prompt(self.template, row, self.tokenizer) for row in rows]
         torch.manual_seed(sampling.seed)
-        while batch := list(islice(remaining, batch_size)):
-            prompts = [encode_prompt(self.template, row, self.tokenizer) for row in batch]
-            inputs = left_pad(prompts, self.tokenizer.pad_token_id)
-            for row, completion in zip(batch, self._generate(inputs, sampling), strict=True):
-                yield self.read(row, *completion)
+        decoding = self._decoding(sampling, prompts)
+        for start in range(0, len(rows), WINDOW * batch_size):
+            window = range(start, min(start + WINDOW * batch_size, len(rows)))
+            order = sorted(window, key=lambda at: len(prompts[at]), reverse=True)
+            found: dict[int, tuple[list[int], bool]] = {}
+            for first in range(0, len(order), batch_size):
+                batch = order[first : first + batch_size]
+                completions = decoding([prompts[at] for at in batch])
+                found.update(zip(batch, completions, strict=True))
+                report(start + len(found))
+            for at in window:
+                yield self.read(rows[at], *found[at])
 
     def stream(self, row: Row, sampling: Sampling, show: Callable[[str], None]) -> Answer:
         """Answer one row; `show` is called with each piece of text as soon as it is complete."""
         torch.manual_seed(sampling.seed)
         prompt = encode_prompt(self.template, row, self.tokenizer)
         streamer = _Streamer(self.tokenizer, show)
-        inputs = left_pad([prompt], self.tokenizer.pad_token_id)
-        [completion] = self._generate(inputs, sampling, streamer)
+        [completion] = self._decoding(sampling, [prompt])([prompt], streamer)
         return self.read(row, *completion)
 
     def via_pipeline(self, row: Row, sampling: Sampling) -> Answer:
@@ -140,63 +159,9 @@ class Generator:
             tokens=len(kept) + stopped,
         )
 
-    @torch.inference_mode()
-    def _generate(
-        self,
-        inputs: dict[str, torch.Tensor],
-        sampling: Sampling,
-        streamer: BaseStreamer | None = None,
-    ) -> list[tuple[list[int], bool]]:
-        """Generated ids per prompt, without the prompt, and whether a loop ended them."""
-        device = next(self.model.parameters()).device
-        count, width = inputs["input_ids"].shape
-        loops = LoopStop(count, width, eos_id(self.tokenizer)) if sampling.stop_loops else None
-        output = self.model.generate(
-            **{name: tensor.to(device) for name, tensor in inputs.items()},
-            generation_config=sampling.config(self.tokenizer),
-            streamer=streamer,
-            stopping_criteria=[loops] if loops else None,
-        )
-        found = loops.found if loops else {}
-        return [
-            (ids[: found.get(at)], at in found) for at, ids in enumerate(output[:, width:].tolist())
-        ]
-
-
-class LoopStop(StoppingCriteria):
-    """Ends each row of a batch that repeats itself, and touches no token.
-
-    A row loops once its last tokens are one phrase of up to LONGEST tokens that follows on itself
-    LOOP_COPIES times, and at least SHORTEST tokens repeat what stands one phrase before them: a
-    ruler of dashes or a counted list is no loop yet.
-
-    Attributes:
-        found: row of the batch -> number of generated tokens at which its loop was seen.
-    """
-
-    LONGEST = 128
-    SHORTEST = 32
-
-    def __init__(self, rows: int, prompt_width: int, eos: int) -> None:
-        self.found: dict[int, int] = {}
-        self._width, self._eos = prompt_width, eos
-        self._ended = torch.zeros(rows, dtype=torch.bool)
-        # How many tokens up to now in a row equal the one `period` tokens before, per period.
-        self._runs = torch.zeros(rows, self.LONGEST, dtype=torch.int64)
-        periods = torch.arange(1, self.LONGEST + 1)
-        self._enough = ((LOOP_COPIES - 1) * periods).clamp(min=self.SHORTEST)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        generated = input_ids[:, self._width :].cpu()
-        last, before = generated[:, -1:], generated[:, :-1].flip(1)[:, : self.LONGEST]
-        self._ended |= last[:, 0] == self._eos
-        reach = before.shape[1]
-        self._runs[:, :reach] = (self._runs[:, :reach] + 1) * (before == last)
-        looping = (self._runs >= self._enough).any(1) & ~self._ended
-        for row in looping.nonzero().flatten().tolist():
-            self.found[row] = generated.shape[1]
-        self._ended |= looping
-        return looping.to(input_ids.device)
+    def _decoding(self, sampling: Sampling, prompts: Sequence[list[int]]) -> Decoding:
+        config = sampling.config(self.tokenizer)
+        return Decoding(self.model, config, sampling.stop_loops, prompts)
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

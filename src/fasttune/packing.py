@@ -157,11 +157,18 @@ def pad(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Te
     return {**batch, "attention_mask": torch.tensor(mask)}
 
 
-def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Any]:
-    """Prompts for generation, padded on the left: `input_ids` and `attention_mask`, [prompts,
-    longest]."""
+def left_pad(prompts: Sequence[list[int]], shared: int = 0) -> dict[str, torch.Tensor]:
+    """Prompts for generation, filled up to the longest: `input_ids` and `attention_mask`, [prompts,
+    longest].
+
+    The padding has mask 0 and stands on the left, behind the first `shared` tokens. It repeats the
+    prompt's own first token: a repetition penalty looks at ids and not at the mask, and must not
+    find a token, such as EOS, that a prompt does not have.
+    """
     longest = max(map(len, prompts))
-    gaps = [longest - len(prompt) for prompt in prompts]
-    ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts, strict=True)]
-    mask = [[0] * gap + [1] * (longest - gap) for gap in gaps]
+    ids, mask = [], []
+    for prompt in prompts:
+        gap = longest - len(prompt)
+        ids.append([*prompt[:shared], *prompt[:1] * gap, *prompt[shared:]])
+        mask.append([1] * shared + [0] * gap + [1] * (len(prompt) - shared))
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}

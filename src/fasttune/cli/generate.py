@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +60,7 @@ def generate(
     columns: Annotated[
         list[str] | None, typer.Option("--map", help="Column mapping for --file.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of --file in one batch.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of --file in one batch.")] = 32,
     max_new_tokens: Tokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -259,11 +260,14 @@ def _answer_file(
             if output is not None
             else sys.stdout
         )
-        answers = generator.answers(prompts, sampling, batch_size)
-        for number, (row, answer) in enumerate(zip(rows, answers, strict=True), 1):
+        report = _print_progress(len(rows)) if output is not None else lambda done: None
+        answers = generator.answers(prompts, sampling, batch_size, report)
+        for row, answer in zip(rows, answers, strict=True):
             print(json.dumps({**row, "answer": as_dict(answer)}, ensure_ascii=False), file=target)
-            if output is not None and (number % batch_size == 0 or number == len(rows)):
-                print(f"{number}/{len(rows)}", file=sys.stderr)
+
+
+def _print_progress(total: int) -> Callable[[int], None]:
+    return lambda done: print(f"{done}/{total}", file=sys.stderr)
 
 
 def _row(instruction: str, context: str, system: str | None) -> dict[str, str]:

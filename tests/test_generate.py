@@ -1,0 +1,225 @@
+"""Batches over a shared beginning against prompts continued alone by transformers, in fp32."""
+
+from __future__ import annotations
+
+import fasttune.models.backend  # noqa: F401
+
+# isort: split
+import pytest
+import torch
+from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
+
+import fasttune.decoding as decoding
+import fasttune.generate as generate
+from fasttune import Template, given, learn
+from fasttune.config import LoraConfig, ModelConfig
+from fasttune.decoding import Decoding, plain_cache
+from fasttune.generate import Generator, Sampling
+from fasttune.models.load import add_lora, load_base
+from fasttune.packing import left_pad
+
+PREFIX = list(range(100, 120))
+SHARING = [[*PREFIX, *range(200 * n, 203 * n)] for n in (4, 1, 9, 2)]
+PROMPTS = {
+    "a beginning shared": SHARING,
+    "nothing shared": [[at, *prompt] for at, prompt in enumerate(SHARING, 5)],
+    "one prompt is the beginning": [*SHARING, PREFIX],
+    "all the same": [SHARING[0]] * 3,
+    "one token each": [[7], [8]],
+}
+SHARED = dict(zip(PROMPTS, (20, 0, 19, len(SHARING[0]) - 1, 0), strict=True))
+NEW = 9
+
+
+class Words(Template):
+    """A prompt whose length is that of the row, behind a constant beginning."""
+
+    name = "words"
+
+    def segments(self, row):
+        yield given("system", "You answer with numbers and with nothing else. ")
+        yield given("question", f"{row['instruction']}\n")
+        yield learn("response", row.get("output", ""))
+
+
+@pytest.fixture(scope="module", params=["tiny_phi", "tiny_llama"])
+def folder(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    """As a run leaves it: with LoRA adapters that do something."""
+    return with_adapters(ModelConfig(name=str(folder), quantization="none", precision="fp32"))
+
+
+def with_adapters(config: ModelConfig):
+    model, _ = load_base(config)
+    model, _ = add_lora(model, LoraConfig(r=4), seed=0, gradient_checkpointing=False)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_llama):
+    config = ModelConfig(name=str(tiny_llama), quantization="none", precision="fp32")
+    return Generator.load(config, Words())
+
+
+def settings(eos: int = 50256, **more) -> GenerationConfig:
+    return GenerationConfig(
+        **{"max_new_tokens": NEW, "eos_token_id": eos, "pad_token_id": eos, **more}
+    )
+
+
+@torch.inference_mode()
+def alone(model, prompt: list[int], config: GenerationConfig) -> list[int]:
+    """What transformers itself gives for one prompt, up to EOS."""
+    output = model.generate(torch.tensor([prompt]), generation_config=config)
+    return cut(output[0, len(prompt) :].tolist(), config.eos_token_id)
+
+
+def cut(ids: list[int], eos: int) -> list[int]:
+    return ids[: ids.index(eos) + 1] if eos in ids else ids
+
+
+@pytest.fixture
+def prefills(monkeypatch):
+    """The shape of the tokens of every prefill that really ran."""
+    seen: list[tuple[int, int]] = []
+    prefill = Decoding._prefill
+
+    def watched(self, cache, ids, mask):
+        before = cache.get_seq_length()
+        prefill(self, cache, ids, mask)
+        if cache.get_seq_length() > before:
+            seen.append((len(ids), cache.get_seq_length() - before))
+
+    monkeypatch.setattr(Decoding, "_prefill", watched)
+    return seen
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_tokens_are_those_of_each_prompt_alone(model, kind, monkeypatch, prefills):
+    monkeypatch.setattr(decoding, "SPAN", 4)
+    prompts = PROMPTS[kind]
+    continued = Decoding(model, settings(), False, prompts)
+    assert continued.shared == SHARED[kind]
+    halves = [continued(prompts[:2]), continued(prompts[2:])] if len(prompts) > 2 else []
+    halves = halves or [continued(prompts)]
+    assert [ids for half in halves for ids, _ in half] == [
+        alone(model, prompt, settings()) for prompt in prompts
+    ]
+    # The beginning went through once, for one row; the batches' own prefills start behind it.
+    once = [(1, SHARED[kind])] if SHARED[kind] else []
+    assert prefills[: len(once)] == once
+    longest = [max(map(len, part)) for part in (prompts[:2], prompts[2:]) if part]
+    rest = [wide - 1 - SHARED[kind] for wide in longest]
+    assert [width for _, width in prefills[len(once) :]] == [width for width in rest if width]
+
+
+@pytest.mark.parametrize("kind", ["a beginning shared", "nothing shared"])
+def test_logits_behind_the_cache_are_those_of_the_plain_model(model, kind):
+    prompts = PROMPTS[kind]
+    continued = Decoding(model, settings(), False, prompts)
+    inputs = left_pad(prompts, continued.shared)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    cache = plain_cache(model)
+    with torch.inference_mode():
+        continued._prefill(cache, ids, mask)
+        logits = model(
+            input_ids=ids[:, -1:],
+            attention_mask=mask,
+            position_ids=mask.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+        ).logits[:, -1]
+        expected = torch.stack([model(torch.tensor([p])).logits[0, -1] for p in prompts])
+    assert (logits - expected).abs().max() < 1e-4
+
+
+def test_rows_that_have_ended_leave_the_batch(model, monkeypatch):
+    monkeypatch.setattr(decoding, "SPAN", 2)
+    free = [alone(model, prompt, settings()) for prompt in SHARING]
+    eos = free[1][2]  # the second prompt ends with its third token, or before
+    sizes = []
+    continuing = model.generate
+    monkeypatch.setattr(
+        model, "generate", lambda **how: sizes.append(len(how["input_ids"])) or continuing(**how)
+    )
+    found = Decoding(model, settings(eos), False, SHARING)(SHARING)
+    assert [cut(ids, eos) for ids, _ in found] == [cut(ids, eos) for ids in free]
+    assert sizes[0] == 4 and sizes[-1] < 4 and sizes == sorted(sizes, reverse=True)
+
+
+def test_a_repetition_penalty_does_not_see_the_padding(model):
+    penalised = settings(repetition_penalty=5.0)
+    found = Decoding(model, penalised, False, SHARING)(SHARING)
+    assert [ids for ids, _ in found] == [alone(model, prompt, penalised) for prompt in SHARING]
+
+
+def test_nf4_models_share_the_beginning_too(tiny_phi, prefills):
+    model = with_adapters(ModelConfig(name=str(tiny_phi), quantization="nf4", precision="fp32"))
+    assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
+    found = Decoding(model, settings(), False, SHARING)(SHARING)
+    assert [ids for ids, _ in found] == [alone(model, prompt, settings()) for prompt in SHARING]
+    assert prefills[0] == (1, len(PREFIX))
+
+
+def test_a_sliding_window_takes_the_plain_path(tiny_llama, prefills, monkeypatch):
+    monkeypatch.setattr(decoding, "SPAN", 4)
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=2000, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, sliding_window=8,
+    )  # fmt: skip
+    model = MistralForCausalLM(config).eval()
+    assert plain_cache(model) is None
+    continued = Decoding(model, settings(3), False, SHARING)
+    assert continued.shared == 0
+    found = [cut(ids, 3) for ids, _ in continued(SHARING)]
+    assert found == [alone(model, prompt, settings(3)) for prompt in SHARING] and not prefills
+
+
+# Rows of a file
+
+
+def rows(count: int) -> list[dict[str, str]]:
+    return [{"instruction": f"{n} " * (1 + 7 * n % 10)} for n in range(count)]
+
+
+def test_answers_come_in_order_whatever_the_batches_are(generator, monkeypatch):
+    monkeypatch.setattr(generate, "WINDOW", 2)
+    sampling = Sampling(max_new_tokens=5)
+    widths: list[list[int]] = []
+    call = Decoding.__call__
+    monkeypatch.setattr(
+        Decoding, "__call__",
+        lambda self, prompts, *more: widths.append([*map(len, prompts)])
+        or call(self, prompts, *more),
+    )  # fmt: skip
+    done: list[int] = []
+    answers = generator.answers(rows(11), sampling, 3, done.append)
+    first = next(answers)
+    assert done == [3, 6]  # one window, not the whole file
+    together = [first, *answers]
+    assert done == [3, 6, 9, 11]
+    for a, b in ((0, 2), (2, 4)):  # sorted within a window, the longest first
+        inside = [width for batch in widths[a:b] for width in batch]
+        assert inside == sorted(inside, reverse=True)
+    assert [answer.row for answer in together] == rows(11)
+    assert together == [generator.stream(row, sampling, lambda piece: None) for row in rows(11)]
+
+
+def test_no_rows_no_answers(generator):
+    assert list(generator.answers([], Sampling(), 4)) == []
+
+
+def test_sampling_is_repeatable(generator):
+    def drawn(seed: int) -> list[str]:
+        sampling = Sampling(max_new_tokens=6, temperature=1.0, seed=seed)
+        return [answer.text for answer in generator.answers(rows(5), sampling, 2)]
+
+    assert drawn(3) == drawn(3) != drawn(4)
