@@ -1,0 +1,234 @@
+"""Memory, arithmetic and least time of a training step, by formula.
+
+The terms, with h the hidden width, L the layers, P the weights of the blocks' matrices, V the
+vocabulary and T the tokens of a row, are given where they are computed. Activations are counted in
+widths: one width is h numbers per token and layer in the compute dtype. GB are 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fasttune.devices import Device
+from fasttune.shapes import Shape
+
+GB = 10**9
+
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+"""Bits per weight in NF4 with double quantisation: 4 bits, an 8-bit scale per block of 64 weights
+and a 32-bit scale per 256 blocks (arXiv:2305.14314, section 3)."""
+
+CHUNK = 1024
+"""Rows of logits that exist at one time; `models.sections.CHUNK`, which imports torch."""
+
+LOGITS = 12
+"""Bytes per logit of a chunk: the logits in fp32, their softmax and its gradient."""
+
+EFFICIENCY = 0.4
+"""Share of the peak a usual training run reaches: PaLM reports 0.46 (arXiv:2204.02311, section 4.1),
+which was tuned. It turns the bound into an expectation, and is not measured here."""
+
+FIXED = {"cuda": 1.0 * GB, "cpu": 0.85 * GB}
+"""What a process takes besides tensors that are counted. CPU: libraries and what the allocator
+keeps; the libraries alone are 0.6 GB by
+    python -c "import fasttune.train, resource as r; print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"
+and the rest is the intercept over tokens of `tools/check_plan.py`. CUDA: context, workspaces of
+the libraries and fragmentation; an estimate."""
+
+PHI_WIDTHS = 28.5
+"""Widths that a block of transformers' Phi keeps for its backward pass with h:intermediate of 1:4,
+counted by torch's saved-tensor hooks on NF4 layers with LoRA; 5 of them are per width of the MLP
+(`gelu_new` keeps its input, half of it, tanh, 1 + tanh and its output)."""
+
+CPU_WIDTHS = 1.75
+"""On a CPU the same block keeps so many times more than counted: PEFT casts the input of every
+layer on its own, and glibc returns little. Calibrated by `tools/check_plan.py`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training step, as far as its costs depend on it.
+
+    Attributes:
+        quantized: the blocks' matrices are held in NF4.
+        number_bytes: bytes of a number in the compute dtype, 2 or 4.
+        optimizer_bytes: bytes of optimiser state per trained parameter.
+        checkpointing: blocks are computed again in the backward pass.
+        peak_tokens: tokens of the largest batch that the model sees at once, padding included.
+        step_tokens: tokens of a mean optimiser step.
+        attended: tokens that a token's row has, averaged over tokens: T for rows of one length,
+            sum T^2 / sum T otherwise.
+        batches: batches in an optimiser step.
+        rank: of LoRA.
+        targets: of LoRA; none are all.
+    """
+
+    shape: Shape
+    quantized: bool
+    number_bytes: int
+    optimizer_bytes: int
+    checkpointing: bool
+    peak_tokens: int
+    step_tokens: float
+    attended: float
+    batches: int = 1
+    rank: int = 16
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak of training, by part.
+
+    Attributes:
+        weights: the base model.
+        adapters: LoRA's parameters, their gradients and the optimiser's state.
+        activations: what is kept from the forward to the backward pass.
+        working: the larger of what the loss takes (a chunk of logits, the gradient of the hidden
+            states) and what the backward pass of one block does (its activations computed again,
+            one matrix out of NF4).
+        process: the process itself.
+        loading: what loading holds beside weights and process, before there is a batch.
+    """
+
+    weights: float
+    adapters: float
+    activations: float
+    working: float
+    process: float
+    loading: float
+
+    @property
+    def training(self) -> float:
+        """What training takes besides the weights and the process."""
+        return self.adapters + self.activations + self.working
+
+    @property
+    def peak(self) -> float:
+        """The larger of training and loading."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """The parts that add up to the peak."""
+        if self.loading > self.training:
+            parts = {"weights": self.weights, "loading": self.loading}
+        else:
+            parts = {
+                "weights": self.weights,
+                "adapters": self.adapters,
+                "activations": self.activations,
+                "working": self.working,
+            }
+        return {**parts, "process": self.process}
+
+
+def widths(shape: Shape) -> float:
+    """Widths that one block keeps for its backward pass: k in the formulas.
+
+    Phi: `PHI_WIDTHS`, with the MLP's share by its width. A gated block (Llama and its like), from
+    the tensors that autograd saves with a frozen base and LoRA on every matrix, with a, g and m the
+    widths of queries, keys and MLP: each of two RMSNorms keeps its input in fp32 (2) and its output,
+    which is LoRA's input (1); attention keeps q, k, v repeated to all heads and its output (4a),
+    which is LoRA's input; the MLP keeps the gate, its activation, the other projection and the
+    product, which is LoRA's input (4m). That is 6 + 4a + 4m: 20.7 for Llama-2-7B.
+    """
+    a, m = shape.attention / shape.hidden, shape.intermediate / shape.hidden
+    if shape.gated:
+        return 6 + 4 * a + 4 * m
+    return PHI_WIDTHS + 5 * (m - 4)
+
+
+def memory(job: Job, kind: str) -> Memory:
+    """The parts of the peak on a device of the kind "cuda" or "cpu".
+
+    Weights: NF4 for the blocks' matrices, if quantised; embeddings, head, norms and biases in the
+    compute dtype. A CPU keeps the matrices dequantised as well, for the whole run. Adapters in
+    fp32: 4 bytes, 4 for the gradient, and the optimiser's. Activations: h * bytes * tokens * L * k;
+    with checkpointing the inputs of the blocks, h * bytes * tokens * L, and k for one block at a
+    time.
+    """
+    shape, number = job.shape, job.number_bytes
+    cuda = kind == "cuda"
+    weights = float(shape.other_parameters * number)
+    if job.quantized:
+        weights += shape.linear_weights * NF4_BITS / 8
+    if not job.quantized or not cuda:
+        weights += shape.linear_weights * number
+    width = shape.hidden * number * job.peak_tokens
+    block = widths(shape) * (1 if cuda else CPU_WIDTHS)
+    loss = min(job.peak_tokens, CHUNK) * shape.vocab * LOGITS + width
+    again = width * block if job.checkpointing else 0.0
+    again += shape.largest_linear * number if job.quantized and cuda else 0.0
+    return Memory(
+        weights=weights,
+        adapters=float(lora_parameters(job) * (8 + job.optimizer_bytes)),
+        activations=float(width * shape.layers * (1 if job.checkpointing else block)),
+        working=max(float(loss), again),
+        process=FIXED[kind],
+        # The files are mapped into memory while they are read.
+        loading=0.0 if cuda else float(shape.parameters * shape.stored_bytes),
+    )
+
+
+def lora_parameters(job: Job) -> int:
+    return job.shape.lora_parameters(job.rank, job.targets)
+
+
+def flops_per_token(job: Job) -> float:
+    """Floating point operations of training on one token.
+
+    With a the width of the queries and T the tokens of the row (causal: half of them are seen):
+    forward 2P + 2TaL + 2 LoRA + 2hV; backward 2P + 5TaL + 4 LoRA + 2hV, since the frozen weights
+    take no gradient; checkpointing repeats the forward pass without the head.
+    """
+    shape = job.shape
+    matrices, head = 2 * shape.linear_weights, 2 * shape.hidden * shape.vocab
+    attention = job.attended * shape.attention * shape.layers
+    lora = lora_parameters(job)
+    blocks = matrices + 2 * attention + 2 * lora
+    backward = matrices + 5 * attention + 4 * lora
+    return blocks + head + backward + head + (blocks if job.checkpointing else 0)
+
+
+def dequantized_bytes(job: Job, kind: str) -> float:
+    """Bytes written by dequantisation in an optimiser step: every matrix once for each pass over
+    it, forward, backward and again where blocks are computed again. None on a CPU, which keeps
+    them."""
+    if not job.quantized or kind == "cpu":
+        return 0.0
+    passes = (3 if job.checkpointing else 2) * job.batches
+    return float(passes * job.shape.linear_weights * job.number_bytes)
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of an optimiser step that no run can undercut: the parts at the device's peaks."""
+
+    matmul: float
+    dequantisation: float
+
+    @property
+    def bound(self) -> float:
+        return self.matmul + self.dequantisation
+
+    @property
+    def expected(self) -> float:
+        """At `EFFICIENCY` of the peaks."""
+        return self.bound / EFFICIENCY
+
+
+def time(job: Job, device: Device) -> Time | None:
+    """The time bound of an optimiser step; None where the device's speed is not known, which it is
+    on a GPU in 16 bits only.
+
+    Arithmetic at the peak of dense matrix products; dequantisation reads NF4 and writes the compute
+    dtype at the peak of the memory.
+    """
+    if device.matmul is None or (device.kind == "cuda" and job.number_bytes == 4):
+        return None
+    written = dequantized_bytes(job, device.kind)
+    moved = written * (1 + NF4_BITS / 8 / job.number_bytes)
+    return Time(
+        matmul=flops_per_token(job) * job.step_tokens / device.matmul,
+        dequantisation=moved / device.bandwidth if device.bandwidth else 0.0,
+    )

@@ -1,0 +1,145 @@
+"""Which settings fit a device: the step a config means, checkpointing only where it is needed, and
+what to change where a run does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fasttune.budget import Job, memory
+from fasttune.config import RunConfig
+from fasttune.devices import Device
+from fasttune.shapes import Shape
+
+MARGIN = 0.9
+"""Share of the memory that "auto" and the table of what fits may fill; the prediction is checked to
+within 15 %. A run is refused only above the whole memory."""
+
+
+def job_of(
+    config: RunConfig, shape: Shape, device: Device, lengths: Sequence[int] | None = None
+) -> Job:
+    """The step of a run, with `train.gradient_checkpointing: auto` as off.
+
+    The largest batch counts for memory: the longest rows together. The mean counts for time.
+
+    Args:
+        lengths: tokens of the rows to train on; None: all have `model.max_length`.
+
+    Raises:
+        FasttuneError: a LoRA target is no matrix of the model.
+    """
+    chosen, cuda = config.train, device.kind == "cuda"
+    tokens = sorted(lengths or [config.model.max_length], reverse=True)
+    rows = chosen.batch_size if lengths is None else min(chosen.batch_size, len(lengths))
+    packed = sum(tokens[:rows]) if lengths else rows * tokens[0]
+    quantization, precision = config.model.quantization, config.model.precision
+    wide = precision == "fp32" or (precision == "auto" and not (cuda or device.bf16))
+    eight = "8bit" in chosen.optimizer or (chosen.optimizer == "auto" and cuda)
+    shape.adapted(config.lora.targets)
+    return Job(
+        shape=shape,
+        quantized=cuda if quantization == "auto" else quantization == "nf4",
+        number_bytes=4 if wide else 2,
+        optimizer_bytes=2 if eight else 8,
+        checkpointing=chosen.gradient_checkpointing in ("on", "unsloth"),
+        peak_tokens=packed if chosen.packing else rows * tokens[0],
+        step_tokens=rows * chosen.gradient_accumulation * sum(tokens) / len(tokens),
+        attended=sum(n * n for n in tokens) / sum(tokens),
+        batches=chosen.gradient_accumulation,
+        rank=config.lora.r,
+        targets=config.lora.targets,
+    )
+
+
+def decide_checkpointing(
+    config: RunConfig, shape: Shape, device: Device, lengths: Sequence[int] | None = None
+) -> RunConfig:
+    """`train.gradient_checkpointing: auto` replaced: off where that fits, otherwise Unsloth's
+    offloaded checkpointing on CUDA and torch's on a CPU. Any other setting stays."""
+    if config.train.gradient_checkpointing != "auto":
+        return config
+    if _fits(job_of(config, shape, device, lengths), device):
+        return _with(config, gradient_checkpointing="off")
+    return _with(config, gradient_checkpointing="unsloth" if device.kind == "cuda" else "on")
+
+
+def suggest(
+    config: RunConfig, shape: Shape, device: Device, lengths: Sequence[int] | None = None
+) -> tuple[str, ...]:
+    """The first change of settings with which the run fits, the cheapest tried first; empty if
+    none of them is enough."""
+    for words, changed in _changes(config, device.kind):
+        shorter = lengths and [min(n, changed.model.max_length) for n in lengths]
+        if _fits(job_of(changed, shape, device, shorter), device):
+            return words
+    return ()
+
+
+def _fits(job: Job, device: Device) -> bool:
+    return memory(job, device.kind).peak <= MARGIN * device.memory
+
+
+def _changes(config: RunConfig, kind: str) -> Iterator[tuple[tuple[str, ...], RunConfig]]:
+    """Smaller batches of the same step; then blocks computed again; then both with the base in
+    NF4; then shorter rows as well."""
+    length = config.model.max_length
+    bases: list[tuple[tuple[str, ...], RunConfig]] = [((), config)]
+    if config.train.gradient_checkpointing == "off":
+        word = "unsloth" if kind == "cuda" else "on"
+        bases.append(
+            ((f"train.gradient_checkpointing={word}",), _with(config, gradient_checkpointing=word))
+        )
+    words, last = bases[-1]
+    if kind == "cuda" and config.model.quantization == "none":
+        words = (*words, "model.quantization=nf4")
+        last = replace(last, model=replace(last.model, quantization="nf4"))
+        bases.append((words, last))
+    while (length := length // 2) >= 128:
+        shorter = replace(last, model=replace(last.model, max_length=length))
+        bases.append(((*words, f"model.max_length={length}"), shorter))
+    for base_words, base in bases:
+        batch, repeats = base.train.batch_size, base.train.gradient_accumulation
+        for size in range(batch, 0, -1):
+            if batch % size:
+                continue
+            more = repeats * batch // size
+            smaller = (
+                (f"train.batch_size={size}", f"train.gradient_accumulation={more}")
+                if size < batch
+                else ()
+            )
+            yield (
+                (*base_words, *smaller),
+                _with(base, batch_size=size, gradient_accumulation=more),
+            )
+
+
+def largest_batch(
+    config: RunConfig, shape: Shape, device: Device, length: int, checkpointing: bool
+) -> int:
+    """The most rows of `length` tokens that fit in a batch, with the margin; 0 if none does."""
+    word = "on" if checkpointing else "off"
+    asked = replace(
+        _with(config, gradient_checkpointing=word, batch_size=1),
+        model=replace(config.model, max_length=length),
+    )
+    job = job_of(asked, shape, device)
+
+    def fits(rows: int) -> bool:
+        return _fits(replace(job, peak_tokens=rows * length), device)
+
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _with(config: RunConfig, **changes: Any) -> RunConfig:
+    return replace(config, train=replace(config.train, **changes))

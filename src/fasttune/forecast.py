@@ -1,0 +1,168 @@
+"""What a run will cost on a device, whether it fits, and if not, the setting with which it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from fasttune import budget
+from fasttune.budget import GB, Job, Memory, Time
+from fasttune.config import RunConfig
+from fasttune.devices import Device, measured_matmul, this_device
+from fasttune.errors import FasttuneError
+from fasttune.fit import decide_checkpointing, job_of, suggest
+from fasttune.plan import steps
+from fasttune.shapes import Shape, UnknownArchitecture, read_shape
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The costs of a run on a device.
+
+    Attributes:
+        config: with `train.gradient_checkpointing` decided where it was "auto".
+        rows: number of rows to train on, or None where none were counted: then every row is taken
+            to have `model.max_length` tokens.
+        steps: optimiser steps, or None where neither rows nor `train.max_steps` are known.
+        suggestion: settings with which a run that does not fit does; empty where it fits, and
+            where none of those tried is enough.
+    """
+
+    config: RunConfig
+    device: Device
+    job: Job
+    memory: Memory
+    time: Time | None
+    rows: int | None
+    steps: int | None
+    suggestion: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.device.memory
+
+    def line(self) -> str:
+        """The short form: memory with its largest parts, the decisions, steps and time."""
+        largest = sorted(self.memory.parts().items(), key=lambda part: -part[1])
+        named = ", ".join(f"{name} {size / GB:.1f}" for name, size in largest if size >= 0.05 * GB)
+        base = "in NF4" if self.job.quantized else "unquantised"
+        said = [
+            f"plan: {self.memory.peak / GB:.1f} of {self.device.memory / GB:.1f} GB ({named})",
+            f"base {base}, checkpointing {'on' if self.job.checkpointing else 'off'}",
+        ]
+        if self.steps is not None:
+            said.append(f"{self.steps} steps")
+            if self.time is not None:
+                said.append(f"at least {spell(self.steps * self.time.bound)}")
+        return ", ".join(said)
+
+    def require_fit(self) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            FasttuneError: the plan needs more than the device has; the hint is the setting that
+                would fit.
+        """
+        if not self.fits:
+            need, have = self.memory.peak / GB, self.device.memory / GB
+            raise FasttuneError(
+                f"the run needs {need:.1f} GB, and {self.device.name} has {have:.1f} GB",
+                ", ".join(f"{k} {v / GB:.1f} GB" for k, v in self.memory.parts().items() if v),
+                f"this fits: {' '.join(self.suggestion)}"
+                if self.suggestion
+                else "take a smaller model or a larger device: see fasttune plan",
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values: bytes, FLOPs, seconds."""
+        time = self.time
+        shape = self.job.shape
+        return {
+            "model": shape.name,
+            "parameters": shape.parameters,
+            "lora_parameters": budget.lora_parameters(self.job),
+            "device": asdict(self.device),
+            "quantization": "nf4" if self.job.quantized else "none",
+            "number_bytes": self.job.number_bytes,
+            "gradient_checkpointing": self.config.train.gradient_checkpointing,
+            "peak_tokens": self.job.peak_tokens,
+            "peak_bytes": round(self.memory.peak),
+            "bytes": {name: round(size) for name, size in self.memory.parts().items()},
+            "fits": self.fits,
+            "suggestion": list(self.suggestion),
+            "rows": self.rows,
+            "steps": self.steps,
+            "step_tokens": round(self.job.step_tokens, 1),
+            "flops_per_token": round(budget.flops_per_token(self.job)),
+            "flops_per_step": round(budget.flops_per_token(self.job) * self.job.step_tokens),
+            "dequantized_bytes_per_step": round(
+                budget.dequantized_bytes(self.job, self.device.kind)
+            ),
+            "seconds_per_step": time
+            and {"bound": time.bound, "expected": time.expected, "efficiency": budget.EFFICIENCY},
+        }
+
+
+def spell(seconds: float) -> str:
+    """A duration for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def forecast(
+    config: RunConfig, shape: Shape, device: Device, lengths: Sequence[int] | None = None
+) -> Forecast:
+    """The costs of a run, and what to change where it does not fit.
+
+    Args:
+        lengths: tokens of the rows to train on; None: all have `model.max_length`.
+
+    Raises:
+        FasttuneError: a LoRA target is no matrix of the model.
+    """
+    decided = decide_checkpointing(config, shape, device, lengths)
+    job = job_of(decided, shape, device, lengths)
+    known = lengths is not None or config.train.max_steps is not None
+    made = Forecast(
+        config=decided,
+        device=device,
+        job=job,
+        memory=budget.memory(job, device.kind),
+        time=budget.time(job, device),
+        rows=None if lengths is None else len(lengths),
+        steps=steps(len(lengths or ()), config) if known else None,
+        suggestion=(),
+    )
+    return made if made.fits else replace(made, suggestion=suggest(decided, shape, device, lengths))
+
+
+def timed(device: Device, bf16: bool) -> Device:
+    """The device with its speed: a CPU's is measured."""
+    if device.kind == "cpu" and device.matmul is None:
+        return replace(device, matmul=measured_matmul(bf16))
+    return device
+
+
+def foresee(
+    config: RunConfig, model: str, lengths: Sequence[int], say: Callable[[str], None]
+) -> Forecast | None:
+    """The forecast of a run on this machine, with its short form said.
+
+    None, with a word about it, for an architecture that the planner does not know: it may be
+    trained all the same.
+
+    Raises:
+        FasttuneError: a LoRA target is no matrix of the model.
+    """
+    try:
+        shape = read_shape(model)
+    except UnknownArchitecture as error:
+        say(f"no plan: {error.message}")
+        return None
+    device = this_device()
+    device = timed(device, job_of(config, shape, device, lengths).number_bytes == 2)
+    made = forecast(config, shape, device, lengths)
+    say(made.line())
+    return made
