@@ -25,24 +25,25 @@ LOGITS = 12
 """Bytes per logit of a chunk: the logits in fp32, their softmax and its gradient."""
 
 EFFICIENCY = 0.4
-"""Share of the peak a usual training run reaches: PaLM reports 0.46 (arXiv:2204.02311, section 4.1),
-which was tuned. It turns the bound into an expectation, and is not measured here."""
+"""Share of the peak that a run is expected to reach: PaLM reports 0.46 of hand-tuned training
+(arXiv:2204.02311, section 4.1). It is an assumption; nothing was measured on a GPU."""
 
-FIXED = {"cuda": 1.0 * GB, "cpu": 0.85 * GB}
-"""What a process takes besides tensors that are counted. CPU: libraries and what the allocator
-keeps; the libraries alone are 0.6 GB by
+# What is calibrated and not derived. `tools/check_plan.py` compares the CPU's with measurements.
+
+PROCESS = {"cuda": 1.0 * GB, "cpu": 0.61 * GB}
+"""What a process takes besides tensors. CPU: the libraries, measured by
     python -c "import fasttune.train, resource as r; print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"
-and the rest is the intercept over tokens of `tools/check_plan.py`. CUDA: context, workspaces of
-the libraries and fragmentation; an estimate."""
+CUDA: the context, the libraries' workspaces and fragmentation; an estimate."""
 
 PHI_WIDTHS = 28.5
-"""Widths that a block of transformers' Phi keeps for its backward pass with h:intermediate of 1:4,
-counted by torch's saved-tensor hooks on NF4 layers with LoRA; 5 of them are per width of the MLP
-(`gelu_new` keeps its input, half of it, tanh, 1 + tanh and its output)."""
+"""Widths that a block of transformers' Phi keeps for its backward pass, with an MLP of 4 h: counted
+on NF4 layers with LoRA. 20 of them are the MLP's: `gelu_new` keeps its input, half of it, the tanh
+and one more than it, and LoRA on fc2 the result."""
 
-CPU_WIDTHS = 1.75
-"""On a CPU the same block keeps so many times more than counted: PEFT casts the input of every
-layer on its own, and glibc returns little. Calibrated by `tools/check_plan.py`."""
+CPU_WIDTHS = 2.3
+"""On a CPU a block keeps so many times more than is counted: the adapters are in fp32, PEFT casts
+the input of every layer on its own, and what is freed goes back late. From the slope over tokens of
+the measured peak."""
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,16 @@ def widths(shape: Shape) -> float:
     """Widths that one block keeps for its backward pass: k in the formulas.
 
     Phi: `PHI_WIDTHS`, with the MLP's share by its width. A gated block (Llama and its like), from
-    the tensors that autograd saves with a frozen base and LoRA on every matrix, with a, g and m the
-    widths of queries, keys and MLP: each of two RMSNorms keeps its input in fp32 (2) and its output,
-    which is LoRA's input (1); attention keeps q, k, v repeated to all heads and its output (4a),
-    which is LoRA's input; the MLP keeps the gate, its activation, the other projection and the
-    product, which is LoRA's input (4m). That is 6 + 4a + 4m: 20.7 for Llama-2-7B.
+    the tensors that autograd saves in 16 bits with a frozen base and LoRA on every matrix, where a,
+    g and m are the widths of queries, keys and MLP: two RMSNorms keep their input in fp32 (2 each)
+    and their output, LoRA's input (1 each); attention keeps q, k, v and its output (2a + 2g); the
+    MLP keeps the gate, its activation, the other projection and the product, LoRA's input (4m).
+    That is 6 + 2a + 2g + 4m: 20.75 for Llama-2-7B. A test counts both with torch's hooks.
     """
-    a, m = shape.attention / shape.hidden, shape.intermediate / shape.hidden
+    h = shape.hidden
+    a, g, m = shape.attention / h, shape.keys / h, shape.intermediate / h
     if shape.gated:
-        return 6 + 4 * a + 4 * m
+        return 6 + 2 * a + 2 * g + 4 * m
     return PHI_WIDTHS + 5 * (m - 4)
 
 
@@ -164,7 +166,7 @@ def memory(job: Job, kind: str) -> Memory:
         adapters=float(lora_parameters(job) * (8 + job.optimizer_bytes)),
         activations=float(width * shape.layers * (1 if job.checkpointing else block)),
         working=max(float(loss), again),
-        process=FIXED[kind],
+        process=PROCESS[kind],
         # The files are mapped into memory while they are read.
         loading=0.0 if cuda else float(shape.parameters * shape.stored_bytes),
     )

@@ -20,12 +20,14 @@ from fasttune.config import RunConfig
 from fasttune.data import data_hash, spread
 from fasttune.encode import Encoded
 from fasttune.files import atomic_folder, write_json
+from fasttune.forecast import foresee
 from fasttune.generate import Generator, Sampling
 from fasttune.machine import device_name, peak_memory, versions
 from fasttune.metrics import Answer
 from fasttune.models.fast import speed_up
 from fasttune.models.head import check_head
 from fasttune.models.load import add_lora, load_base, resolve_precision
+from fasttune.models.tokenizer import load_tokenizer
 from fasttune.packing import Collator, features, section_names
 from fasttune.plan import Prepared, encode_rows
 from fasttune.plugins import Identity, Plugins
@@ -63,14 +65,20 @@ def train(
     """Train, evaluate and write the run folder, a new one unless a run is resumed.
 
     Raises:
-        FasttuneError: the model cannot be loaded, or nothing is left to train on. Then there is no
-            run folder.
+        FasttuneError: the run does not fit this machine, the model cannot be loaded, or nothing is
+            left to train on. Then there is no run folder.
     """
     template = prepared.template
     began = time.perf_counter()
-    checkpointing = checkpointing_of(config)
+    train_rows = encode_rows(
+        prepared.train, template, load_tokenizer(prepared.model), config, "training", say
+    )
+    planned = foresee(config, prepared.model, [len(row) for row in train_rows], say)
+    if planned is not None:
+        planned.require_fit()
+    decided = planned.config if planned is not None else config
+    checkpointing = checkpointing_of(decided)
     model, tokenizer = load_base(config.model, checkpointing)
-    train_rows = encode_rows(prepared.train, template, tokenizer, config, "training", say)
     eval_rows = encode_rows(prepared.eval, template, tokenizer, config, "held-out", say)
     model, coverage = add_lora(model, config.lora, config.seed, checkpointing)
     say(str(coverage))
@@ -97,6 +105,7 @@ def train(
                 "eval_rows": len(eval_rows),
                 "train_tokens": sum(map(len, train_rows)),
             },
+            "planned_memory_bytes": planned and round(planned.memory.peak),
             "versions": versions(),
             "device": device_name(),
         }
@@ -106,7 +115,7 @@ def train(
     generator = Generator(model, tokenizer, template)
     try:
         return _train(
-            config, prepared, plugins, identity, run, generator, train_rows, eval_rows, loading,
+            decided, prepared, plugins, identity, run, generator, train_rows, eval_rows, loading,
             show_progress, say,
         )  # fmt: skip
     except BaseException as error:

@@ -227,8 +227,11 @@ def optimizer_of(config: RunConfig) -> str:
 
 
 def checkpointing_of(config: RunConfig) -> str | bool:
-    """Unsloth's offloaded checkpointing on CUDA; none on a CPU, where memory is not what is
-    short."""
+    """The setting as Unsloth takes it.
+
+    `fit.decide_checkpointing` replaces "auto" before; what is left of it is a model that cannot be
+    planned for: Unsloth's offloaded checkpointing on CUDA, none on a CPU.
+    """
     auto = "unsloth" if DEVICE.type == "cuda" else "off"
     chosen = config.train.gradient_checkpointing
     word = auto if chosen == "auto" else chosen

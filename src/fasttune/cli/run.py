@@ -14,6 +14,7 @@ from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 
 if TYPE_CHECKING:
     from fasttune.config import RunConfig
+    from fasttune.encode import Encoded
     from fasttune.plan import Prepared
     from fasttune.train import Outcome
 
@@ -107,17 +108,15 @@ def _resume(context: typer.Context, name: str, force: bool, as_json: bool) -> Ou
 
 
 def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
-    from rich.markup import escape
-
-    from fasttune.config import dump_config
+    from fasttune.forecast import foresee
     from fasttune.models.tokenizer import load_tokenizer
     from fasttune.plan import describe_row, encode_rows, steps
 
     tokenizer = load_tokenizer(prepared.model)
     encoded = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)
-    row = encoded[0]
     planned = steps(len(encoded), config)
-    spans = describe_row(row, tokenizer)
+    spans = describe_row(encoded[0], tokenizer)
+    plan = foresee(config, prepared.model, [len(row) for row in encoded], say)
     if as_json:
         print_json(
             {
@@ -127,12 +126,29 @@ def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
                 "eval_rows": len(prepared.eval),
                 "steps": planned,
                 "first_row": spans,
+                "plan": plan and plan.as_dict(),
             }
         )
-        return
+    else:
+        _show(config, prepared, encoded, spans, planned)
+    if plan is not None:
+        plan.require_fit()
+
+
+def _show(
+    config: RunConfig,
+    prepared: Prepared,
+    encoded: list[Encoded],
+    spans: list[dict[str, Any]],
+    planned: int,
+) -> None:
+    from rich.markup import escape
+
+    from fasttune.config import dump_config
+
     out = console()
     out.print(f"[bold]settings[/bold]\n{escape(dump_config(config))}", end="")
-    out.print(f"\n[bold]first row[/bold], {len(row)} tokens ([green]+[/green] learned)")
+    out.print(f"\n[bold]first row[/bold], {len(encoded[0])} tokens ([green]+[/green] learned)")
     for span in spans:
         mark, style = ("+", "green") if span["train"] else (" ", "dim")
         out.print(

@@ -1,0 +1,191 @@
+"""`fasttune plan`: what a run would cost on a device, and what fits there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fasttune.cli.app import app, console, plugins, print_json, say
+from fasttune.cli.options import Columns, Config, Data, Model, overrides
+from fasttune.errors import FasttuneError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fasttune.config import RunConfig
+    from fasttune.forecast import Forecast
+    from fasttune.plugins import Plugins
+
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="Any setting as KEY=VALUE, for instance train.batch_size=2."),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template",
+            "-t",
+            help="Prompt format; the rows are then read and counted in tokens.",
+        ),
+    ] = None,
+    data: Data = None,
+    columns: Columns = None,
+    config: Config = None,
+    model: Model = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="t4, a10g, 3090, 4090, a100, a100-80gb, h100, or a memory as 16GB.",
+            show_default="this machine",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Work out what a run takes: memory by part, arithmetic, the least time, and what fits.
+
+    Loads no model. Without --template and --data no rows are read, and every row counts as
+    model.max_length tokens. The exit status is 2 if the run does not fit.
+    """
+    from fasttune.config import load_config
+    from fasttune.devices import find_device, this_device
+    from fasttune.fit import job_of
+    from fasttune.forecast import forecast, timed
+    from fasttune.models.demo import NAME
+    from fasttune.models.tokenizer import CUDA_DEFAULT
+    from fasttune.shapes import read_shape
+
+    chosen = [("template", template)] if template else []
+    resolved = load_config(config, [*chosen, *overrides(data, columns, model, settings or [])])
+    device = find_device(gpu) if gpu else this_device()
+    name = resolved.model.name or (CUDA_DEFAULT if device.kind == "cuda" else NAME)
+    shape = read_shape(name)
+    lengths = None
+    if template is not None or resolved.data.train is not None:
+        named = resolved if name == NAME else _with_model(resolved, name)
+        lengths = _lengths(named, plugins(context, config))
+    device = timed(device, job_of(resolved, shape, device).number_bytes == 2)
+    made = forecast(resolved, shape, device, lengths)
+    if as_json:
+        print_json({**made.as_dict(), "largest_batch": _largest(made)})
+    else:
+        _show(made)
+    made.require_fit()
+
+
+def _with_model(config: RunConfig, name: str) -> RunConfig:
+    return replace(config, model=replace(config.model, name=name))
+
+
+def _lengths(config: RunConfig, loaded: Plugins) -> list[int] | None:
+    """Tokens of the rows that a run would train on; None where the model has no tokenizer here."""
+    from fasttune.models.tokenizer import load_tokenizer
+    from fasttune.plan import encode_rows, prepare
+
+    prepared = prepare(config, loaded)
+    try:
+        tokenizer = load_tokenizer(prepared.model)
+    except FasttuneError as error:
+        say(f"rows not counted, taken as model.max_length tokens: {error.message}")
+        return None
+    rows = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)
+    return [len(row) for row in rows]
+
+
+def _largest(made: Forecast) -> list[dict[str, int]]:
+    """Rows in the largest batch that fits, by their length, without and with checkpointing."""
+    from fasttune.fit import largest_batch
+
+    shape, device = made.job.shape, made.device
+    return [
+        {
+            "tokens": length,
+            **{
+                key: largest_batch(made.config, shape, device, length, checkpointing)
+                for key, checkpointing in (("off", False), ("on", True))
+            },
+        }
+        for length in LENGTHS
+        if length <= shape.max_length
+    ]
+
+
+def _show(made: Forecast) -> None:
+    from rich.console import Group
+
+    from fasttune import budget
+    from fasttune.forecast import spell
+
+    out, job, device = console(), made.job, made.device
+    shape, base = job.shape, "NF4" if job.quantized else f"{8 * job.number_bytes} bits"
+    out.print(
+        f"{shape.name}: {shape.parameters / 1e6:,.1f} M parameters, base in {base}, "
+        f"LoRA {budget.lora_parameters(job) / 1e6:.2f} M",
+        markup=False,
+    )
+    rows = "rows" if made.rows is None else f"of {made.rows} rows"
+    out.print(
+        f"on {device.name} with {device.memory / 1e9:.1f} GB"
+        + (f" ({device.source})" if device.source else "")
+    )
+    out.print(
+        f"batches {rows}: {job.peak_tokens} tokens in the largest, "
+        f"{job.step_tokens:.0f} in a mean step"
+    )
+    out.print("\n[bold]memory at the peak[/bold]")
+    parts = {**made.memory.parts(), "in all": made.memory.peak}
+    table = _table("", "GB", left=1)
+    for name, size in parts.items():
+        table.add_row(name, f"{size / 1e9:.2f}")
+    out.print(table)
+    decided = made.config.train.gradient_checkpointing
+    out.print(f"checkpointing {decided}; {'fits' if made.fits else 'does not fit'}")
+    out.print("\n[bold]an optimiser step[/bold]")
+    out.print(Group(*_step(made)))
+    out.print("\n[bold]largest batch that fits[/bold], with a tenth of the memory to spare")
+    table = _table("tokens a row", "no checkpointing", "checkpointing", left=0)
+    for line in _largest(made):
+        table.add_row(*(str(line[key]) for key in ("tokens", "off", "on")))
+    out.print(table)
+    if made.steps is not None and made.time is not None:
+        bound, expected = made.steps * made.time.bound, made.steps * made.time.expected
+        out.print(
+            f"\n{made.steps} steps: at least {spell(bound)}, {spell(expected)} at "
+            f"{budget.EFFICIENCY:.0%} of the peak; estimates, not measured"
+        )
+
+
+def _step(made: Forecast) -> list[str]:
+    from fasttune import budget
+    from fasttune.forecast import spell
+
+    job, time = made.job, made.time
+    per_token = budget.flops_per_token(job)
+    lines = [
+        f"{per_token * job.step_tokens / 1e12:.3g} TFLOP, {per_token / 1e9:.2f} GFLOP a token",
+        f"{budget.dequantized_bytes(job, made.device.kind) / 1e9:.1f} GB dequantised",
+    ]
+    if time is None:
+        return [*lines, "no time: the peak of this device is not known"]
+    return [
+        *lines,
+        f"at least {spell(time.bound)} (matrix products {spell(time.matmul)}, dequantisation "
+        f"{spell(time.dequantisation)}); {spell(time.expected)} at {budget.EFFICIENCY:.0%} of the "
+        "peak",
+    ]
+
+
+def _table(*headings: Any, left: int) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < left else "right")
+    return table
