@@ -1,0 +1,279 @@
+"""The formulas against figures worked out apart from them, and against what autograd keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fasttune import budget
+from fasttune.budget import Job
+from fasttune.config import load_config
+from fasttune.devices import GPUS, Device, available_ram, cpu_has_bf16, find_device
+from fasttune.errors import FasttuneError
+from fasttune.fit import decide_checkpointing, job_of, largest_batch, suggest
+from fasttune.forecast import forecast
+from fasttune.models.lora import TARGETS
+from fasttune.shapes import read_shape, shape_of
+
+PHI2 = read_shape("microsoft/phi-2")
+DEMO = read_shape("SmolLM2-135M-Instruct")
+GB = 10**9
+TWO_OF_2048 = Job(
+    shape=PHI2,
+    quantized=True,
+    number_bytes=2,
+    optimizer_bytes=8,
+    checkpointing=False,
+    peak_tokens=4096,
+    step_tokens=4096,
+    attended=2048,
+)
+CHECKPOINTED = replace(TWO_OF_2048, checkpointing=True)
+
+
+def config(**overrides):
+    return load_config(None, [(key.replace("__", "."), v) for key, v in overrides.items()])
+
+
+# Memory
+
+
+def test_phi_2_with_two_rows_of_2048():
+    memory = budget.memory(TWO_OF_2048, "cuda")
+    # 2 516.6 M weights in 4.127 bits, and 263.1 M parameters in 16
+    assert memory.weights == pytest.approx(1.298 * GB + 0.526 * GB, rel=1e-3)
+    assert memory.adapters == 23_592_960 * 16
+    # 28.5 widths of 2560 x 2 bytes for 4096 tokens and 32 layers
+    assert memory.activations == pytest.approx(19.13 * GB, rel=1e-3)
+    assert memory.peak == pytest.approx(22.4 * GB, rel=0.04)
+    assert budget.memory(CHECKPOINTED, "cuda").activations == pytest.approx(0.671 * GB, rel=1e-3)
+    assert budget.memory(CHECKPOINTED, "cuda").peak == pytest.approx(4.5 * GB, rel=0.02)
+
+
+def test_nf4_has_4_127_bits_a_weight():
+    assert pytest.approx(4.127, abs=1e-3) == budget.NF4_BITS
+
+
+def test_a_cpu_holds_the_base_of_nf4_dequantised_as_well():
+    on_gpu, on_cpu = (budget.memory(CHECKPOINTED, kind).weights for kind in ("cuda", "cpu"))
+    assert on_cpu - on_gpu == 2 * PHI2.linear_weights
+    plain = budget.memory(replace(CHECKPOINTED, quantized=False), "cpu")
+    assert plain.weights == 2 * PHI2.parameters
+    assert budget.dequantized_bytes(CHECKPOINTED, "cpu") == 0
+
+
+def test_loading_counts_where_it_takes_more_than_training():
+    small = replace(TWO_OF_2048, shape=DEMO, quantized=False, peak_tokens=1)
+    memory = budget.memory(small, "cpu")
+    assert memory.parts()["loading"] == 4 * DEMO.parameters
+    assert memory.peak == memory.process + (2 + 4) * DEMO.parameters
+
+
+def test_the_chunk_of_logits_is_the_one_that_the_losses_take():
+    from fasttune.models.sections import CHUNK
+
+    assert budget.CHUNK == CHUNK
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"), [("llama", (1, 3)), ("phi", (1, 3))], ids=["llama", "phi"]
+)
+def test_widths_are_what_autograd_keeps(kind, layers):
+    """Tensors saved by a block with LoRA in bf16, by the difference of two depths."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    hidden, tokens = 320, 128
+    saved = []
+    for count in layers:
+        settings = {
+            "vocab_size": 64,
+            "hidden_size": hidden,
+            "intermediate_size": 1280,
+            "num_hidden_layers": count,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2 if kind == "llama" else 4,
+        }
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=list(TARGETS[kind])))
+        model = model.to(torch.bfloat16)
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        kept: dict[int, torch.Tensor] = {}
+
+        def keep(tensor, weights=weights, kept=kept):
+            if tensor.untyped_storage().data_ptr() not in weights:
+                kept[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        states = torch.randn(1, tokens, hidden, dtype=torch.bfloat16, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.get_base_model().model(inputs_embeds=states, use_cache=False)
+        saved.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+    counted = (saved[1] - saved[0]) / 2 / (2 * hidden * tokens)
+    shape = shape_of({**settings, "model_type": kind}, kind)
+    # Besides the wide tensors there are LoRA's inner ones, r a matrix, and a few numbers a token.
+    assert counted == pytest.approx(budget.widths(shape), rel=0.06)
+
+
+# Arithmetic and time
+
+
+def test_flops_of_phi_2():
+    # forward 5033.2 + 335.5 + 47.2 + 262.1 MFLOP, backward 5033.2 + 838.9 + 94.4 + 262.1
+    assert budget.flops_per_token(TWO_OF_2048) == pytest.approx(11.907e9, rel=1e-4)
+    # and once more 5033.2 + 335.5 + 47.2
+    assert budget.flops_per_token(CHECKPOINTED) == pytest.approx(17.322e9, rel=1e-4)
+
+
+def test_time_on_an_a100():
+    time = budget.time(CHECKPOINTED, GPUS["a100"])
+    assert time.matmul == pytest.approx(4096 * 17.322e9 / 312e12, rel=1e-3)
+    # three passes that each read 4.127 and write 16 bits a weight
+    moved = 3 * 2_516_582_400 * (4.127 + 16) / 8
+    assert time.dequantisation == pytest.approx(moved / 1555e9, rel=1e-3)
+    assert time.expected == pytest.approx(2.5 * time.bound)
+    assert budget.time(replace(CHECKPOINTED, number_bytes=4), GPUS["a100"]) is None
+    assert budget.time(CHECKPOINTED, find_device("16GB")) is None
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("word", "memory"),
+    [("t4", 16), ("RTX 4090", 24), ("A100-80GB", 80), ("16GB", 16), ("7.5 gb", 7.5)],
+)
+def test_gpus_by_name_and_by_memory(word, memory):
+    assert find_device(word).memory == memory * GB
+
+
+@pytest.mark.parametrize("word", ["4080", "0GB", "gb", ""])
+def test_an_unknown_gpu_is_an_error(word):
+    with pytest.raises(FasttuneError, match="no GPU is called") as caught:
+        find_device(word)
+    assert "16GB" in caught.value.hint
+
+
+def test_every_gpu_names_its_source():
+    assert all(gpu.source and gpu.matmul and gpu.bandwidth for gpu in GPUS.values())
+
+
+def test_the_plan_takes_the_precision_that_the_loader_takes():
+    from fasttune.config import ModelConfig
+    from fasttune.models.load import resolve_precision
+
+    dtype = resolve_precision(ModelConfig()).dtype
+    if torch.cuda.is_available():
+        pytest.skip("of a CPU")
+    assert cpu_has_bf16() == (dtype == torch.bfloat16)
+
+
+def test_ram_is_limited_by_a_control_group(tmp_path, monkeypatch):
+    for name, text in (("max", "1000"), ("current", "400"), ("stat", "anon 1\ninactive_file 50\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr("fasttune.devices.Path", lambda _: tmp_path)
+    import psutil
+
+    held = psutil.Process().memory_info().rss
+    assert 650 <= available_ram() < 650 + 2 * held
+
+
+# What fits
+
+
+def gpu(memory: float) -> Device:
+    return replace(find_device("16GB"), memory=memory * GB)
+
+
+def test_the_longest_rows_count_for_memory_and_the_mean_for_time():
+    job = job_of(config(train__batch_size=2), PHI2, gpu(16), [100, 300, 200])
+    assert (job.peak_tokens, job.step_tokens, job.attended) == (500, 400, 140_000 / 600)
+    padded = config(train__batch_size=2, train__packing=False)
+    assert job_of(padded, PHI2, gpu(16), [100, 300, 200]).peak_tokens == 600
+    few = config(train__batch_size=8, train__gradient_accumulation=2)
+    assert job_of(few, PHI2, gpu(16), [100, 300]).peak_tokens == 400
+    assert job_of(few, PHI2, gpu(16)).peak_tokens == 8 * 1024
+
+
+def test_auto_checkpoints_only_where_memory_needs_it():
+    asked = config(model__max_length=2048, train__batch_size=2)
+    words = {
+        (memory, kind): decide_checkpointing(
+            asked, PHI2, replace(gpu(memory), kind=kind)
+        ).train.gradient_checkpointing
+        for memory, kind in ((16, "cuda"), (40, "cuda"), (16, "cpu"), (100, "cpu"))
+    }
+    assert words == {
+        (16, "cuda"): "unsloth",
+        (40, "cuda"): "off",
+        (16, "cpu"): "on",
+        (100, "cpu"): "off",
+    }
+    kept = config(train__gradient_checkpointing="on")
+    assert decide_checkpointing(kept, PHI2, gpu(1000)) == kept
+
+
+@pytest.mark.parametrize(
+    ("memory", "settings", "expected"),
+    [
+        (16, {}, ("train.batch_size=1", "train.gradient_accumulation=2")),
+        (8, {}, ("train.gradient_checkpointing=unsloth",)),
+        (
+            4.6,
+            {"train__gradient_checkpointing": "on", "model__quantization": "none"},
+            ("model.quantization=nf4", "train.batch_size=1", "train.gradient_accumulation=2"),
+        ),
+        (2, {}, ()),
+    ],
+)
+def test_the_setting_that_would_fit(memory, settings, expected):
+    asked = {"model__max_length": 2048, "train__batch_size": 2} | settings
+    asked = {"train__gradient_checkpointing": "off"} | asked
+    made = forecast(config(**asked), PHI2, gpu(memory))
+    assert not made.fits and made.suggestion == expected
+    with pytest.raises(FasttuneError, match="the run needs") as caught:
+        made.require_fit()
+    if not expected:
+        return
+    assert " ".join(expected) in caught.value.hint
+    changes = [tuple(word.split("=")) for word in expected]
+    asked = load_config(None, [*((k.replace("__", "."), v) for k, v in asked.items()), *changes])
+    assert forecast(asked, PHI2, gpu(memory)).fits  # it holds what it promises
+
+
+def test_on_a_cpu_quantising_is_never_the_way_out():
+    device = Device("CPU", "cpu", 6 * GB)
+    assert not any("nf4" in word for word in suggest(config(), PHI2, device))
+
+
+def test_the_largest_batch_is_the_largest():
+    asked = config()
+    count = largest_batch(asked, PHI2, gpu(16), 512, checkpointing=True)
+    fitting, over = (
+        budget.memory(
+            job_of(
+                config(
+                    model__max_length=512,
+                    train__batch_size=rows,
+                    train__gradient_checkpointing="on",
+                ),
+                PHI2,
+                gpu(16),
+            ),
+            "cuda",
+        ).peak
+        for rows in (count, count + 1)
+    )
+    assert fitting <= 0.9 * 16 * GB < over
+    assert largest_batch(asked, PHI2, gpu(2), 512, checkpointing=True) == 0
+
+
+def test_the_short_form_says_what_was_decided():
+    asked = config(model__max_length=2048, train__batch_size=2, train__max_steps=90)
+    line = forecast(asked, PHI2, GPUS["a100"]).line()
+    assert line.startswith("plan: 22.8 of 40.0 GB (activations 19.1, weights 1.8")
+    assert "base in NF4, checkpointing off, 90 steps, at least" in line
+    on_cpu = forecast(asked, DEMO, Device("CPU", "cpu", 64 * GB)).line()
+    assert "base unquantised" in on_cpu and "at least" not in on_cpu

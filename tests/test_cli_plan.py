@@ -1,0 +1,182 @@
+"""`fasttune plan`, and the plan within `fasttune run`."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from test_cli import HEAVY, modules_after
+
+from fasttune.cli import main
+from fasttune.devices import Device
+from fasttune.runs import find_run
+
+SMALL_RAM = Device("CPU", "cpu", 0.9e9, matmul=1e11)
+
+
+def fasttune(*arguments: str) -> int:
+    """Run the command line in this process and return its exit status."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def data(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"instruction": f"Add {n} and 1.", "output": f"{n + 1}"} for n in range(12)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+@pytest.fixture
+def small_ram(monkeypatch):
+    monkeypatch.setattr("fasttune.devices.this_device", lambda: SMALL_RAM)
+    monkeypatch.setattr("fasttune.forecast.this_device", lambda: SMALL_RAM)
+
+
+def run(tiny_phi, data, tmp_path, *more):
+    return fasttune(
+        "run", "--template", "alpaca", "--data", data, "--model", str(tiny_phi),
+        "--output", str(tmp_path / "runs"), "data.eval_fraction=0", "samples.count=0",
+        "model.precision=fp32", "train.max_steps=1", *more,
+    )  # fmt: skip
+
+
+def test_a_plan_for_a_gpu_imports_nothing_heavy():
+    assert modules_after("plan", "--gpu", "t4").isdisjoint(HEAVY)
+
+
+def test_the_default_on_a_gpu_is_phi_2(capsys):
+    assert fasttune("plan", "--gpu", "a10g", "model.max_length=2048", "train.batch_size=2") == 0
+    shown = capsys.readouterr().out
+    assert "microsoft/phi-2: 2,779.7 M parameters, base in NF4, LoRA 23.59 M" in shown
+    assert "4096 tokens in the largest" in shown and "checkpointing unsloth; fits" in shown
+    assert "17.32 GFLOP a token" in shown and "estimates, not measured" not in shown
+    figures = dict(re.findall(r"^(weights|adapters|activations|in all) +([\d.]+)$", shown, re.M))
+    assert figures == {
+        "weights": "1.82",
+        "adapters": "0.24",
+        "activations": "0.67",
+        "in all": "4.38",
+    }
+
+
+def test_json_has_the_parts_and_what_fits(capsys):
+    arguments = ["plan", "--gpu", "16GB", "--json", "train.max_steps=10", "train.batch_size=1"]
+    assert fasttune(*arguments) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert sum(plan["bytes"].values()) == pytest.approx(plan["peak_bytes"], abs=5)
+    assert plan["fits"] and plan["steps"] == 10 and plan["rows"] is None
+    assert plan["seconds_per_step"] is None
+    # one row of 1024 goes without: 9.6 GB of activations, 1.8 of weights, 1 of the process
+    assert plan["gradient_checkpointing"] == "off" and 12e9 < plan["peak_bytes"] < 14e9
+    lengths = {line["tokens"]: line for line in plan["largest_batch"]}
+    assert set(lengths) == {256, 512, 1024, 2048}
+    assert lengths[2048]["off"] == 1 and lengths[2048]["on"] > 10
+
+
+def test_rows_are_counted_with_the_models_tokenizer(tiny_phi, data, capsys):
+    arguments = ["plan", "-t", "alpaca", "-d", data, "-m", str(tiny_phi), "--gpu", "t4", "--json"]
+    assert fasttune(*arguments, "data.eval_fraction=0") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["rows"] == 12 and plan["steps"] == 3
+    assert 100 < plan["step_tokens"] <= plan["peak_tokens"] < 400
+
+
+def test_without_a_tokenizer_every_row_is_as_long_as_it_may_be(data, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_CACHE", "/nowhere")
+    assert fasttune("plan", "-t", "alpaca", "-d", data, "--gpu", "t4", "--json") == 0
+    captured = capsys.readouterr()
+    assert "rows not counted" in captured.err
+    assert json.loads(captured.out)["peak_tokens"] == 4 * 1024
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--gpu", "a10"], "did you mean 'a100'"),
+        (["--gpu", "2GB"], "take a smaller model"),
+        (
+            ["--gpu", "16GB", "train.gradient_checkpointing=off"],
+            "this fits: train.batch_size=1 train.gradient_accumulation=4",
+        ),
+        (["--gpu", "t4", "lora.targets=o_proj"], "matches no layer of this phi"),
+        (["--gpu", "t4", "train.batch=2"], "there is no setting"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_wrong_ends_with_status_2(arguments, expected, capsys):
+    assert fasttune("plan", *arguments) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
+    tiny_phi, data, tmp_path, small_ram, monkeypatch, capsys
+):
+    monkeypatch.setattr("fasttune.train.load_base", lambda *_: pytest.fail("a model was loaded"))
+    assert run(tiny_phi, data, tmp_path, "train.batch_size=12") == 2
+    error = capsys.readouterr().err
+    assert "plan: 1." in error and "of 0.9 GB" in error
+    assert "error: the run needs 1." in error and "and CPU has 0.9 GB" in error
+    assert "what to do: this fits: " in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_setting_that_the_refusal_names_is_accepted(
+    tiny_phi, data, tmp_path, small_ram, capsys
+):
+    asked = ["train.batch_size=12", "--dry-run", "--json"]
+    assert run(tiny_phi, data, tmp_path, *asked) == 2
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert not plan["fits"] and plan["suggestion"]
+    assert run(tiny_phi, data, tmp_path, *asked, *plan["suggestion"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["fits"]
+
+
+def test_a_run_says_its_plan_first_and_keeps_the_prediction(tiny_phi, data, tmp_path, capsys):
+    assert run(tiny_phi, data, tmp_path) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("plan: ") and "base unquantised, checkpointing off" in said[0]
+    found = find_run("last", tmp_path / "runs")
+    assert found.manifest["planned_memory_bytes"] > 0.6e9
+    assert found.config.train.gradient_checkpointing == "auto"  # decided anew where it is resumed
+
+
+def test_checkpointing_is_switched_on_where_memory_is_short(
+    tiny_phi, data, tmp_path, monkeypatch, capsys
+):
+    from fasttune.budget import memory
+    from fasttune.config import load_config
+    from fasttune.fit import job_of
+    from fasttune.models.load import load_base
+    from fasttune.shapes import read_shape
+
+    asked: list[object] = []
+
+    def load(config, checkpointing):
+        asked.append(checkpointing)
+        return load_base(config, checkpointing)
+
+    monkeypatch.setattr("fasttune.train.load_base", load)
+    short = ["train.batch_size=12"]
+    overrides = [("model.precision", "fp32"), ("train.batch_size", 12)]
+    job = job_of(load_config(None, overrides), read_shape(str(tiny_phi)), SMALL_RAM, [60] * 12)
+    between = memory(job, "cpu").peak * 0.98 / 0.9
+    device = Device("CPU", "cpu", between, matmul=1e11)
+    monkeypatch.setattr("fasttune.forecast.this_device", lambda: device)
+    monkeypatch.setattr("fasttune.fit.MARGIN", 0.5)
+    run(tiny_phi, data, tmp_path, *short)
+    assert asked == [True]
+    assert "checkpointing on" in capsys.readouterr().err
+
+
+def test_an_unknown_architecture_is_trained_without_a_plan(monkeypatch, tmp_path, capsys):
+    from fasttune.config import RunConfig
+    from fasttune.forecast import foresee
+
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    said: list[str] = []
+    assert foresee(RunConfig(), str(tmp_path), [10], said.append) is None
+    assert said == ["no plan: the planner does not know the architecture 'mamba'"]

@@ -1,0 +1,95 @@
+"""Shapes read from configs, against transformers' own models on the meta device."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from fasttune.errors import FasttuneError
+from fasttune.models.lora import TARGETS
+from fasttune.shapes import (
+    BUILT_IN,
+    FAMILIES,
+    UnknownArchitecture,
+    read_shape,
+    shape_of,
+)
+
+SMALL = {
+    "vocab_size": 1000,
+    "hidden_size": 96,
+    "intermediate_size": 200,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+VARIANTS = [
+    ("phi", {"num_attention_heads": 3, "hidden_size": 240}),
+    ("llama", {"num_key_value_heads": 2, "tie_word_embeddings": False}),
+    ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    ("llama", {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True}),
+    ("mistral", {"num_key_value_heads": 2, "head_dim": 32}),
+    ("qwen2", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    ("qwen3", {"num_key_value_heads": 2, "head_dim": 48}),
+    ("gemma", {"num_key_value_heads": 1, "head_dim": 48}),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes"), VARIANTS, ids=lambda v: v if type(v) is str else None)
+def test_sizes_are_those_of_transformers(kind, changes):
+    config = AutoConfig.for_model(kind, **{**SMALL, **changes})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shape = shape_of(json.loads(config.to_json_string(use_diff=False)), "here")
+    head = model.get_output_embeddings()
+    linears = {
+        name.rsplit(".", 1)[-1]: (module.in_features, module.out_features, module.bias is not None)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    assert {n.name: (n.inputs, n.outputs, n.bias) for n in shape.linears} == linears
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert set(linears) == set(TARGETS[kind])  # one table of names for planning and for LoRA
+
+
+def test_every_family_is_compared_with_transformers():
+    assert {kind for kind, _ in VARIANTS} == set(FAMILIES)
+
+
+def test_phi_2():
+    shape = read_shape("microsoft/phi-2")
+    # 32 layers of 4 x 2560^2 and 2 x 2560 x 10240
+    assert shape.linear_weights == 2_516_582_400
+    # ... and 2 x 51200 x 2560, biases of 5 x 2560 + 10240 a layer, 33 LayerNorms, the head's bias
+    assert shape.parameters == 2_779_683_840
+    # 16 x (4 x 5120 + 2 x 12800) x 32
+    assert shape.lora_parameters(16) == 23_592_960
+    # 16 x 3 x 5120 x 32: what Unsloth's own default list reaches
+    assert shape.lora_parameters(16, ["q_proj", "k_proj", "v_proj"]) == 7_864_320
+    assert shape.max_length == 2048 and shape.stored_bytes == 2
+
+
+def test_the_demo_model_is_built_in():
+    shape = read_shape("SmolLM2-135M-Instruct")
+    assert shape.parameters == 134_515_008
+    assert shape.lora_parameters(16) == 4_884_480
+    assert (shape.attention, shape.keys, shape.tied) == (576, 192, True)
+
+
+def test_a_folder_is_read(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(BUILT_IN["microsoft/phi-2"]))
+    assert read_shape(str(tmp_path)).parameters == 2_779_683_840
+
+
+def test_what_cannot_be_read_is_an_error(tmp_path):
+    with pytest.raises(UnknownArchitecture, match="architecture 'mamba'"):
+        shape_of({"model_type": "mamba"}, "here")
+    with pytest.raises(FasttuneError, match="no size") as caught:
+        shape_of({**SMALL, "model_type": "phi", "hidden_size": None}, "here")
+    assert not isinstance(caught.value, UnknownArchitecture)
+    with pytest.raises(FasttuneError, match="cannot read"):
+        read_shape(str(tmp_path))
+    with pytest.raises(FasttuneError, match="'o_proj' matches no layer of this phi"):
+        read_shape("microsoft/phi-2").lora_parameters(16, ["q_proj", "o_proj"])
