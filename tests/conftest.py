@@ -12,7 +12,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Plugins a person has in their own config folder must not change what the tests see.
+# A person's own plugins and cached rows must not change what the tests see, nor tests their cache.
+os.environ["FASTTUNE_CACHE"] = tempfile.mkdtemp(prefix="fasttune-tests-")
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="fasttune-tests-")
 
 

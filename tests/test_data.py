@@ -73,10 +73,10 @@ def test_every_format_gives_the_rows_back(tmp_path, name):
 
 
 def test_numbers_are_lines_in_text_files_and_rows_elsewhere(tmp_path):
-    assert load(write(tmp_path / "a.jsonl", ROWS)).numbers == [1, 2, 3]
-    assert load(write(tmp_path / "a.json", ROWS)).numbers == [1, 2, 3]
+    assert load(write(tmp_path / "a.jsonl", ROWS)).numbers.tolist() == [1, 2, 3]
+    assert load(write(tmp_path / "a.json", ROWS)).numbers.tolist() == [1, 2, 3]
     # the header is line 1, and the second row has a line break in a cell of each
-    assert load(write(tmp_path / "a.csv", ROWS)).numbers == [2, 4, 6]
+    assert load(write(tmp_path / "a.csv", ROWS)).numbers.tolist() == [2, 4, 6]
 
 
 def test_object_with_data_list(tmp_path):
@@ -222,7 +222,7 @@ def test_one_broken_line_is_reported_and_the_others_are_kept(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [ROWS[0], broken, b"", *ROWS[1:]])
     loaded = load(path)
     assert loaded.rows == ROWS
-    assert loaded.numbers == [1, 4, 5]
+    assert loaded.numbers.tolist() == [1, 4, 5]
     assert loaded.findings == [
         Finding(2, "", "is not JSON: Expecting value at position 32", fatal=True)
     ]
@@ -313,7 +313,7 @@ def test_invalid_utf8_in_csv_does_not_put_quoting_out_of_step(tmp_path):
     path.write_bytes(b'instruction,output\n"one\ntw\xe9","x,\ny"\nq,a\n')
     loaded = load(path)
     assert loaded.rows == [{"instruction": "q", "output": "a"}]
-    assert loaded.numbers == [5]
+    assert loaded.numbers.tolist() == [5]
     assert [(f.row, f.message) for f in loaded.findings] == [
         (3, "is not UTF-8: byte 0xe9 at position 3")
     ]
@@ -515,7 +515,7 @@ def evaluated(rows: list[dict[str, str]], fraction: float, seed: int = 0) -> set
 def test_divide_depends_on_content_alone(rows, fraction, seed, rng):
     train, evaluation = divide(rows, fraction, seed)
     assert sorted(train + evaluation) == list(range(len(rows)))
-    assert train == sorted(train) and evaluation == sorted(evaluation)
+    assert [*train] == sorted(train) and [*evaluation] == sorted(evaluation)
     before = evaluated(rows, fraction, seed)
     shuffled = [*rows, *many(5)]
     rng.shuffle(shuffled)
@@ -526,8 +526,8 @@ def test_divide_depends_on_content_alone(rows, fraction, seed, rng):
 
 def test_divide_keeps_its_promise_across_versions():
     # A changed split would let a resumed run train on what it was evaluated on.
-    assert divide(many(40), 0.1)[1] == [10]
-    assert divide(many(40), 0.25)[1] == [5, 10, 12, 17, 18, 22, 25, 29, 32, 35]
+    assert divide(many(40), 0.1)[1].tolist() == [10]
+    assert divide(many(40), 0.25)[1].tolist() == [5, 10, 12, 17, 18, 22, 25, 29, 32, 35]
     assert divide(many(40), 0.1, seed=1)[1] != divide(many(40), 0.1)[1]
 
 
@@ -547,7 +547,7 @@ def test_divide_meets_the_fraction():
     for fraction in (0.05, 0.5):
         share = len(divide(rows, fraction)[1]) / len(rows)
         assert abs(share - fraction) < 0.01  # three standard deviations at 0.5
-    assert divide(rows, 0.0)[1] == []
+    assert divide(rows, 0.0)[1].tolist() == []
     small, large = (set(divide(rows, fraction)[1]) for fraction in (0.05, 0.1))
     assert small < large
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 from conftest import build_phi2_tokenizer
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, settings
+from hypothesis import given as forall
 from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from fasttune import FasttuneError, Template, learn
 from fasttune import given as given_
-from fasttune.encode import IGNORED, Encoded, Span, encode, encode_prompt, eos_id, fit
+from fasttune.encode import IGNORED, Encoded, Span, encode, encode_many, encode_prompt, eos_id, fit
+from fasttune.spans import lay
+from fasttune.template import Segment
 
 EOS = 50256
 _ = IGNORED
@@ -187,7 +190,7 @@ def check(template, row, tokenizer):
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[*HealthCheck])
-@given(instruction=TEXT, output=TEXT.filter(bool))
+@forall(instruction=TEXT, output=TEXT.filter(bool))
 @example(instruction="x", output="ends with newlines\n\n\n")
 @example(instruction="x\n", output=" ")
 def test_training_starts_like_the_prompt_and_ends_with_eos(phi2_tokenizer, instruction, output):
@@ -197,7 +200,7 @@ def test_training_starts_like_the_prompt_and_ends_with_eos(phi2_tokenizer, instr
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[*HealthCheck])
-@given(instruction=TEXT, reasoning=TEXT, output=TEXT.filter(bool))
+@forall(instruction=TEXT, reasoning=TEXT, output=TEXT.filter(bool))
 @example(instruction="x", reasoning="東", output="京")
 def test_a_given_middle_never_hides_learned_text(phi2_tokenizer, instruction, reasoning, output):
     row = {"instruction": instruction, "reasoning": reasoning, "output": output}
@@ -300,6 +303,91 @@ def test_a_tokenizer_without_eos_is_refused(phi2_tokenizer):
 def test_a_template_must_give_and_then_learn(phi2_tokenizer, segments, message):
     with pytest.raises(FasttuneError, match=message) as caught:
         encode(Listed(*segments), {"instruction": "the row"}, phi2_tokenizer)
+    assert "the row" in caught.value.where
+
+
+# Many rows at once
+
+
+def owners(segments, offsets):
+    """The segment of each token by the rule itself, token for token: the one it starts in, or the
+    first learned one that it reaches."""
+    ends = [sum(len(s.text) for s in segments[: at + 1]) for at in range(len(segments))]
+    for start, end in offsets:
+        first = next((at for at, reach in enumerate(ends) if reach > start), len(segments) - 1)
+        begins = [0, *ends][: len(segments)]
+        touched = [at for at in range(first, len(segments)) if at == first or begins[at] < end]
+        yield next((segments[at] for at in touched if segments[at].train), segments[first])
+
+
+PIECES = st.text('ab \n<|>"日é🥫', min_size=1, max_size=6)
+PARTS = st.lists(st.tuples(PIECES, st.booleans()), min_size=1, max_size=6)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@forall(PARTS)
+@example([("日", False), ("a", True)])
+@example([("<|response|", False), (">", False), ('"', True), ("x", False)])
+def test_every_token_has_the_owner_the_rule_gives_it(phi2_tokenizer, parts):
+    segments = [Segment(str(at), text, train) for at, (text, train) in enumerate(parts)]
+    text = "".join(segment.text for segment in segments)
+    offsets = phi2_tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    spans = lay(segments, offsets, 3)
+    found = [span.name for span in spans for _ in range(span.start, span.end)]
+    assert found == [owner.name for owner in owners(segments, offsets)]
+    assert [span.start for span in spans] == [3, *(span.end for span in spans[:-1])]
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [
+        [(0, 2), (0, 2), (2, 3)],  # two tokens of one composed character
+        [(0, 1), (0, 3), (1, 3)],
+        [(0, 3)],  # one token over all of it
+        [],
+    ],
+)
+@pytest.mark.parametrize("train", [(0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 0, 1), (0, 0, 0)])
+def test_owners_of_unusual_tokens(offsets, train):
+    segments = [Segment(n, n, bool(t)) for n, t in zip("abc", train, strict=True)]
+    spans = lay(segments, offsets, 0)
+    found = [span.name for span in spans for _ in range(span.start, span.end)]
+    assert found == [owner.name for owner in owners(segments, offsets)]
+
+
+def test_special_tokens_around_a_prompt_stay_with_the_text_beside_them():
+    segments = [Segment(name, name, train=False) for name in "abc"]
+    spans = lay(segments, [(0, 0), (0, 2), (2, 3), (0, 0)], 0)
+    assert [(s.name, s.start, s.end) for s in spans] == [("a", 0, 2), ("c", 2, 4)]
+
+
+TEXTS = st.text('ab \n<|>"日é🥫', max_size=12)
+ROWS = st.lists(
+    st.fixed_dictionaries({"instruction": TEXTS, "reasoning": TEXTS, "output": PIECES}), max_size=9
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@forall(ROWS, st.integers(1, 4))
+def test_many_rows_are_encoded_as_one_by_one(phi2_tokenizer, rows, size):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fasttune.encode.BATCH", size)
+        found = list(encode_many(Middle(), iter(rows), phi2_tokenizer))
+    assert found == [encode(Middle(), row, phi2_tokenizer) for row in rows]
+
+
+def test_rows_are_taken_two_batches_at_a_time_and_no_more(phi2_tokenizer, monkeypatch):
+    monkeypatch.setattr("fasttune.encode.BATCH", 2)
+    taken = []
+    rows = ({"instruction": str(n), "output": "x"} for n in range(100) if taken.append(n) is None)
+    next(encode_many(Tagged(), rows, phi2_tokenizer))
+    assert len(taken) == 4
+
+
+def test_a_row_that_cannot_be_encoded_stops_the_batch(phi2_tokenizer):
+    rows = [{"instruction": "x", "output": "y"}, {"instruction": "the row", "output": ""}]
+    with pytest.raises(FasttuneError, match="learns nothing") as caught:
+        list(encode_many(Tagged(), rows, phi2_tokenizer))
     assert "the row" in caught.value.where
 
 

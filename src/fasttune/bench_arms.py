@@ -223,6 +223,7 @@ def train_fasttune(spec: Spec, pace: Pace, folder: Path) -> None:
     from fasttune.models.load import add_lora, load_base
 
     # isort: split
+    from fasttune.packing import section_names
     from fasttune.progress import Progress
     from fasttune.runs import Run
     from fasttune.train import make_trainer
@@ -235,7 +236,10 @@ def train_fasttune(spec: Spec, pace: Pace, folder: Path) -> None:
     start_adapters(model, config.seed)
     run, progress = Run(folder), Progress(quiet=True)
     callbacks = [RunLog(run), progress, _paced(pace)]
-    trainer = make_trainer(config, model, tokenizer, spec.rows, [], run, callbacks, progress)
+    sections = section_names(spec.rows)
+    trainer = make_trainer(
+        config, model, tokenizer, spec.rows, [], sections, run, callbacks, progress
+    )
     trainer.args.train_sampling_strategy = "sequential"
     trainer.args.save_strategy = "no"
     trainer.train()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fasttune.config import RunConfig
 from fasttune.data import data_hash, spread
-from fasttune.encode import encode, fit
+from fasttune.encode import encode_many, fit
 from fasttune.errors import FasttuneError
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.plan import Prepared, prepare, steps
@@ -226,7 +226,7 @@ def fitting(
     Raises:
         FasttuneError: a row is too long under the policy "error".
     """
-    encoded = [encode(template, row, tokenizer) for row in rows]
+    encoded = encode_many(template, rows, tokenizer)
     fitted = fit(encoded, config.model.max_length, config.data.overlong)
     return {at: len(row) for at, row in fitted.rows}
 

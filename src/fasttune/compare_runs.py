@@ -48,7 +48,7 @@ def plan_runs(
         groups.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
     labels = _labels([group[0] for group in groups.values()])
     formats: list[Format] = []
-    rows: tuple[list[Row], list[Row]] | None = None
+    rows: tuple[Sequence[Row], Sequence[Row]] | None = None
     kept: set[int] | None = None
     for label, group in zip(labels, groups.values(), strict=True):
         config = group[0].config
@@ -134,7 +134,10 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
 
 
 def _require_same_rows(
-    ours: tuple[list[Row], list[Row]], theirs: tuple[list[Row], list[Row]], first: Run, other: Run
+    ours: tuple[Sequence[Row], Sequence[Row]],
+    theirs: tuple[Sequence[Row], Sequence[Row]],
+    first: Run,
+    other: Run,
 ) -> None:
     for what, left, right in zip(("training", "held-out"), ours, theirs, strict=True):
         if data_hash(left) != data_hash(right):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import UserDict
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.sources import Finding, Record, count, reader
-from fasttune.template import Row, Template, tags_in
+from fasttune.errors import FasttuneError
+from fasttune.rowcheck import CONTENT, check, column_names, require_columns
+from fasttune.rows import StoredRows
+from fasttune.sources import Finding, count, reader
+from fasttune.template import Row, Template
 
-CONTENT = ("instruction", "input", "reasoning", "output")
 SHOWN = 10
+LOOKAHEAD = 1000
+"""Rows in which the columns are looked for before the whole source is."""
 T = TypeVar("T")
 
 
@@ -27,14 +30,15 @@ class Loaded:
     Attributes:
         source: as it was given.
         rows: the good rows, columns mapped, text exactly as it is in the source; columns that the
-            template reads are checked, other columns are kept where they hold text.
+            template reads are checked, other columns are kept where they hold text. They lie on
+            disk where they are many.
         numbers: the row number in the source of each good row.
         findings: all problems, in row order.
     """
 
     source: str
-    rows: list[dict[str, str]]
-    numbers: list[int]
+    rows: Sequence[Row]
+    numbers: Sequence[int]
     findings: list[Finding]
 
     @property
@@ -91,31 +95,55 @@ def load(
     if limit is not None and limit < 1:
         raise FasttuneError("nothing is to be loaded", f"limit: {limit}", "give 1 or more")
     name, columns = str(source), columns or {}
+    required = (template or Template).required if required is None else required
+    rows, numbers, digests = StoredRows(), array("q"), array("Q")
+    findings: list[Finding] = []
     try:
-        records = list(islice(reader(source, split), limit))
+        records = islice(reader(source, split), limit)
+        start = list(islice(records, LOOKAHEAD))
+        if not start:
+            raise FasttuneError("there are no rows", name, "give a file with at least one row")
+        names = column_names(start)
+        if not {*columns.values(), *(set(required) - columns.keys())} <= {*names}:
+            names = column_names(islice(reader(source, split), limit))
+        require_columns(name, names, template, columns, required)
+        for number, record in chain(start, records):
+            row, problems = check(number, record, template, columns, required)
+            if problems:
+                findings.extend(problems)
+                continue
+            rows.append(row)
+            numbers.append(number)
+            digests.append(int.from_bytes(_digest(row)[:8], "big"))
     except OSError as error:
         raise FasttuneError("cannot read the file", f"{name}: {error.strerror or error}") from error
-    if not records:
-        raise FasttuneError("there are no rows", name, "give a file with at least one row")
-    required = (template or Template).required if required is None else required
-    _require_columns(name, records, template, columns, required)
-    loaded = Loaded(name, [], [], [])
-    seen: dict[str, int] = {}
-    for number, record in records:
-        row, findings = _check(number, record, template, columns, required)
-        loaded.findings.extend(findings)
-        if findings:
-            continue
-        loaded.rows.append(row)
-        loaded.numbers.append(number)
-        first = seen.setdefault(_content(row), number)
-        if first != number:
-            loaded.findings.append(Finding(number, "", f"repeats row {first}", fatal=False))
+    findings = sorted([*findings, *_repeats(rows, numbers, digests)], key=lambda found: found.row)
+    loaded = Loaded(name, rows, numbers, findings)
     loaded.require_clean(skip_bad_rows=True)
     return loaded
 
 
-def divide(rows: Sequence[Row], eval_fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
+def _repeats(rows: Sequence[Row], numbers: Sequence[int], digests: array[int]) -> Iterator[Finding]:
+    """A warning for each row that repeats an earlier one.
+
+    A set of a million digests takes 100 MB, sorting them takes 16 bytes a row; only rows with the
+    first 8 bytes in common are looked at again.
+    """
+    import numpy as np
+
+    values = np.array(digests, np.uint64)
+    order = values.argsort(kind="stable")
+    alike = values[order[1:]] == values[order[:-1]]
+    seen: dict[bytes, int] = {}
+    for at in np.union1d(order[:-1][alike], order[1:][alike]).tolist():
+        first = seen.setdefault(_digest(rows[at]), numbers[at])
+        if first != numbers[at]:
+            yield Finding(numbers[at], "", f"repeats row {first}", fatal=False)
+
+
+def divide(
+    rows: Iterable[Row], eval_fraction: float, seed: int = 0
+) -> tuple[Sequence[int], Sequence[int]]:
     """Indices of the rows for training and for evaluation, each in order.
 
     A row's side is decided by SHA-256 over the seed and its own instruction, input, reasoning and
@@ -129,7 +157,7 @@ def divide(rows: Sequence[Row], eval_fraction: float, seed: int = 0) -> tuple[li
         raise FasttuneError(
             "the eval fraction is not in [0, 1)", str(eval_fraction), "give for instance 0.05"
         )
-    sides: tuple[list[int], list[int]] = ([], [])
+    sides = (array("q"), array("q"))
     for index, row in enumerate(rows):
         digest = hashlib.sha256(f"{seed}\n{_content(row)}".encode()).digest()
         sides[int.from_bytes(digest[:8], "big") < eval_fraction * 2**64].append(index)
@@ -174,114 +202,12 @@ def parse_columns(options: Sequence[str]) -> dict[str, str]:
     return columns
 
 
+def _digest(row: Row) -> bytes:
+    return hashlib.sha256(_content(row).encode()).digest()
+
+
 def _content(row: Row) -> str:
     """What makes a row itself: equal for duplicates, whatever their ids are."""
     if "instruction" in row:
         return json.dumps([row.get(column, "") for column in CONTENT])
     return json.dumps(dict(row), sort_keys=True)
-
-
-class _Watched(UserDict[str, str]):
-    """A row that notes which columns a template reads: only those have to be in order."""
-
-    def __init__(self, row: Row) -> None:
-        self.read: dict[str, None] = {}
-        super().__init__(row)
-
-    def __getitem__(self, column: str) -> str:
-        self.read[column] = None
-        return super().__getitem__(column)
-
-    def __contains__(self, column: object) -> bool:
-        self.read[str(column)] = None
-        return super().__contains__(column)
-
-
-def _require_columns(
-    source: str,
-    records: Sequence[Record],
-    template: Template | None,
-    columns: Mapping[str, str],
-    required: Sequence[str],
-) -> None:
-    """A column that no row has is one mistake, not one per row."""
-    names = list(dict.fromkeys(n for _, row in records if isinstance(row, dict) for n in row))
-    if not names:
-        return
-    for ours, theirs in columns.items():
-        if theirs not in names:
-            raise FasttuneError(
-                f"no column '{theirs}' to take '{ours}' from", source, did_you_mean(theirs, names)
-            )
-    for column in required:
-        if column not in columns and (column not in names or column in columns.values()):
-            raise FasttuneError(
-                f"no column '{column}'" + (f", which '{template.name}' needs" if template else ""),
-                source,
-                f"map it, as in --map {column}=THEIRS: {did_you_mean(column, names)}",
-            )
-
-
-def _check(
-    number: int,
-    record: object,
-    template: Template | None,
-    columns: Mapping[str, str],
-    required: Sequence[str],
-) -> tuple[dict[str, str], list[Finding]]:
-    """The row as text, and its fatal findings."""
-    if isinstance(record, Finding):
-        return {}, [record]
-    if not isinstance(record, dict):
-        return {}, [Finding(number, "", f"is {_kind(record)}, not an object", fatal=True)]
-    moved = {*columns, *columns.values()}
-    values = {name: value for name, value in record.items() if name not in moved}
-    values |= {ours: record.get(theirs) for ours, theirs in columns.items()}
-    row = {name: value for name, value in values.items() if isinstance(value, str)}
-    watched = _Watched(row)
-    failure = _failure(template, watched) if template else ""
-    read = watched.read if template else CONTENT
-    problems = [
-        (column, problem)
-        for column in dict.fromkeys((*required, *columns, *read))
-        if (problem := _problem(values.get(column), column in required))
-    ]
-    if template:
-        texts = {column: row[column] for column in read if column in row}
-        tagged = tags_in(template, texts)
-        problems += [(column, f"contains the template's tag {tag}") for column, tag in tagged]
-    if failure and not problems:
-        problems.append(("", failure))
-    return row, [Finding(number, column, problem, fatal=True) for column, problem in problems]
-
-
-def _failure(template: Template, row: Row) -> str:
-    try:
-        list(template.segments(row))
-    except Exception as error:  # a plugin's own code
-        return f"template '{template.name}' fails: {type(error).__name__}: {error}"
-    return ""
-
-
-def _problem(value: object, required: bool) -> str:
-    if value is None:
-        return "is missing" if required else ""
-    if not isinstance(value, str):
-        fix = f': write "{value}"' if isinstance(value, int | float) else ""
-        return f"is {_kind(value)}, not text{fix}"
-    if required and not value.strip():
-        return "is empty"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return "holds half of a surrogate pair, which is no character"
-    return ""
-
-
-def _kind(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    for kind, name in ((int | float, "a number"), (str, "a string"), (list, "a list")):
-        if isinstance(value, kind):
-            return name
-    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 from fasttune.data import Loaded, divide
-from fasttune.encode import IGNORED, Encoded, encode
+from fasttune.encode import IGNORED, Encoded, encode_many
 from fasttune.template import Template
 
 BINS = 12
@@ -115,7 +116,6 @@ def survey(
     """
     rows = loaded.rows
     train, evaluation = divide(rows, eval_fraction, seed)
-    encoded = [encode(template, row, tokenizer) for row in rows]
     return Survey(
         source=loaded.source,
         template=template.name,
@@ -126,7 +126,7 @@ def survey(
         languages=_ranked(row["language"] for row in rows if row.get("language")),
         scripts=_ranked(script for row in rows for script in scripts("".join(row.values()))),
         columns=_columns(rows),
-        tokens=_tokens(encoded, max_length),
+        tokens=_tokens(encode_many(template, rows, tokenizer), max_length),
         eval_fraction=eval_fraction,
         train_rows=len(train),
         eval_rows=len(evaluation),
@@ -178,20 +178,22 @@ def _script(char: str) -> str:
     return word.title()
 
 
-def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, Column]:
-    lengths: dict[str, list[int]] = {}
+def _columns(rows: Iterable[Mapping[str, str]]) -> dict[str, Column]:
+    lengths: dict[str, array[int]] = {}
     for row in rows:
         for name, text in row.items():
-            lengths.setdefault(name, []).append(len(text))
+            lengths.setdefault(name, array("q")).append(len(text))
     return {
         name: Column(sum(length > 0 for length in column), spread(column))
         for name, column in lengths.items()
     }
 
 
-def _tokens(encoded: Sequence[Encoded], max_length: int) -> Tokens:
-    lengths = [len(row) for row in encoded]
-    trained = sum(label != IGNORED for row in encoded for label in row.labels)
+def _tokens(rows: Iterable[Encoded], max_length: int) -> Tokens:
+    lengths, trained = array("q"), 0
+    for row in rows:
+        lengths.append(len(row))
+        trained += len(row) - row.labels.count(IGNORED)
     return Tokens(
         total=sum(lengths),
         trained_share=trained / sum(lengths),

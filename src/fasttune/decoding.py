@@ -13,7 +13,7 @@ from copy import copy, deepcopy
 from os.path import commonprefix
 from typing import Any
 
-from fasttune.models.sections import decoder
+from fasttune.models.head import decoder
 
 # isort: split
 import torch

@@ -78,7 +78,7 @@ def check_memory() -> Result:
 def check_disk() -> Result:
     from huggingface_hub import constants
 
-    from fasttune.models.demo import cache_dir
+    from fasttune.files import cache_dir
 
     places = (
         ("here", Path.cwd()),
@@ -127,7 +127,8 @@ def check_hub() -> Result:
 
 
 def check_demo_model() -> Result:
-    from fasttune.models.demo import GGUF, NAME, WHEEL, cache_dir
+    from fasttune.files import cache_dir
+    from fasttune.models.demo import GGUF, NAME, WHEEL
 
     folder = cache_dir() / NAME
     if folder.is_dir():

@@ -7,29 +7,28 @@ that must be a token border is the one where generation begins: nothing can merg
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, Literal
+from itertools import accumulate, chain, islice
+from typing import Any, Literal, TypeVar
 
 from fasttune.errors import FasttuneError
+from fasttune.spans import Span as Span
+from fasttune.spans import Tokens, lay, tokenize
+from fasttune.spans import eos_id as eos_id
 from fasttune.template import Row, Segment, Template
 
 IGNORED = -100
 """The label that torch's cross entropy skips."""
 
 EOS_SPAN = "eos"
+BATCH = 1000
+"""Rows tokenized in one call; their offsets alone take some 20 MB."""
+
+Parts = tuple[list[Segment], list[Segment]]
+T = TypeVar("T")
 Overlong = Literal["drop", "truncate", "error"]
-
-
-@dataclass(frozen=True)
-class Span:
-    """Tokens [start, end) of a row that belong to one segment."""
-
-    name: str
-    start: int
-    end: int
-    train: bool
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,70 @@ class Encoded:
 
 
 def encode(template: Template, row: Row, tokenizer: Any) -> Encoded:
-    """Encode a training row.
+    """Encode one training row; see `encode_many`."""
+    parts = [_trainable(template, row)]
+    return next(_join(parts, *_tokenized(parts, tokenizer), eos_id(tokenizer)))
+
+
+def encode_many(template: Template, rows: Iterable[Row], tokenizer: Any) -> Iterator[Encoded]:
+    """Encode training rows in order, BATCH at a time: the tokenizer uses all cores for a batch, and
+    works on the next one while this one is given out.
 
     Raises:
-        FasttuneError: the template learns nothing from the row or gives nothing before it, or the
+        FasttuneError: the template learns nothing from a row or gives nothing before it, or the
             tokenizer gives no offsets or has no EOS.
     """
+    waiting: tuple[list[Parts], Future[tuple[list[Tokens], list[Tokens]]]] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for batch in chain(batches(rows, BATCH), [[]]):
+            parts = [_trainable(template, row) for row in batch]
+            ahead = (parts, pool.submit(_tokenized, parts, tokenizer)) if parts else None
+            if waiting:
+                yield from _join(waiting[0], *waiting[1].result(), eos_id(tokenizer))
+            waiting = ahead
+
+
+def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` things, the last one shorter."""
+    iterator = iter(things)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _tokenized(parts: Sequence[Parts], tokenizer: Any) -> tuple[list[Tokens], list[Tokens]]:
+    """The tokens of the prompts, and those of the completions."""
+    return (
+        tokenize([prompt for prompt, _ in parts], tokenizer, special=True),
+        tokenize([completion for _, completion in parts], tokenizer, special=False),
+    )
+
+
+def _join(
+    parts: Sequence[Parts], prompts: Sequence[Tokens], completions: Sequence[Tokens], eos: int
+) -> Iterator[Encoded]:
+    for (asked, answer), prompt, completion in zip(parts, prompts, completions, strict=True):
+        prompt_length = len(prompt.ids)
+        ids = [*prompt.ids, *completion.ids, eos]
+        last = len(ids) - 1
+        spans = [
+            *lay(asked, prompt.offsets, 0),
+            *lay(answer, completion.offsets, prompt_length),
+            Span(EOS_SPAN, last, last + 1, train=True),
+        ]
+        yield Encoded(ids, learned(ids, spans), spans, prompt_length)
+
+
+def learned(ids: Sequence[int], spans: Iterable[Span]) -> list[int]:
+    """The labels: the ids of the spans that are learned, IGNORED elsewhere."""
+    labels = [IGNORED] * len(ids)
+    for span in spans:
+        if span.train:
+            labels[span.start : span.end] = ids[span.start : span.end]
+    return labels
+
+
+def _trainable(template: Template, row: Row) -> Parts:
+    """The segments with text of the prompt and of the completion, neither of them empty."""
     prompt, completion = (
         [segment for segment in part if segment.text] for part in _parts(template, row)
     )
@@ -71,17 +128,7 @@ def encode(template: Template, row: Row, tokenizer: Any) -> Encoded:
             f"instruction: {row.get('instruction', '')[:80]}",
             "yield a given(...) segment, then at least one learn(...) segment with text",
         )
-    ids, spans = _encode_part(prompt, tokenizer, special=True, offset=0)
-    prompt_length = len(ids)
-    more_ids, more_spans = _encode_part(completion, tokenizer, special=False, offset=prompt_length)
-    eos = eos_id(tokenizer)
-    ids = [*ids, *more_ids, eos]
-    spans = [*spans, *more_spans, Span(EOS_SPAN, len(ids) - 1, len(ids), train=True)]
-    labels = [IGNORED] * len(ids)
-    for span in spans:
-        if span.train:
-            labels[span.start : span.end] = ids[span.start : span.end]
-    return Encoded(ids, labels, spans, prompt_length)
+    return prompt, completion
 
 
 def encode_prompt(template: Template, row: Row, tokenizer: Any) -> list[int]:
@@ -115,7 +162,7 @@ def response_tokens(template: Template, row: Row, tokenizer: Any) -> range:
     return range(prompt + inside[0], prompt + inside[-1] + 1) if inside else range(0)
 
 
-def _parts(template: Template, row: Row) -> tuple[list[Segment], list[Segment]]:
+def _parts(template: Template, row: Row) -> Parts:
     """The segments of the prompt, and those of the completion. The first learned segment ends the
     prompt even without text: `Template.prompt` ends there too."""
     segments = list(template.segments(row))
@@ -130,21 +177,6 @@ def _section(segments: Sequence[Segment], name: str) -> tuple[int, int]:
     if not of_name:
         return 0, ends[-1]
     return ends[of_name[0]] - len(segments[of_name[0]].text), ends[of_name[-1]]
-
-
-def eos_id(tokenizer: Any) -> int:
-    """The id that ends a text.
-
-    Raises:
-        FasttuneError: the tokenizer has none, so the model could not learn to stop.
-    """
-    if tokenizer.eos_token_id is None:
-        raise FasttuneError(
-            "the tokenizer has no EOS token, so the model could not learn to stop",
-            str(getattr(tokenizer, "name_or_path", "")),
-            "set eos_token in the model's tokenizer_config.json",
-        )
-    return int(tokenizer.eos_token_id)
 
 
 @dataclass(frozen=True)
@@ -162,11 +194,12 @@ class Fitted:
     truncated: list[int]
 
 
-def fit(rows: Sequence[Encoded], max_length: int, overlong: Overlong) -> Fitted:
+def fit(rows: Iterable[Encoded], max_length: int, overlong: Overlong, first: int = 0) -> Fitted:
     """Apply the policy for rows of more than `max_length` tokens.
 
     "drop" leaves them out; "truncate" cuts the end of the completion but keeps EOS, and drops a row
     whose prompt alone leaves no room for a learned token; "error" raises. EOS is never removed.
+    The indices count from `first`.
 
     Raises:
         FasttuneError: a row is too long under "error".
@@ -174,7 +207,7 @@ def fit(rows: Sequence[Encoded], max_length: int, overlong: Overlong) -> Fitted:
     kept: list[tuple[int, Encoded]] = []
     dropped: list[int] = []
     truncated: list[int] = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows, start=first):
         if len(row) <= max_length:
             kept.append((index, row))
             continue
@@ -207,65 +240,3 @@ def _truncate(row: Encoded, max_length: int) -> Encoded | None:
         spans,
         row.prompt_length,
     )
-
-
-def _encode_part(
-    segments: Sequence[Segment], tokenizer: Any, special: bool, offset: int
-) -> tuple[list[int], list[Span]]:
-    """Tokenize one part as one string and lay its segments over the tokens."""
-    text = "".join(segment.text for segment in segments)
-    if not getattr(tokenizer, "is_fast", False):
-        raise FasttuneError(
-            "the tokenizer gives no offsets, which the loss mask is made from",
-            f"{type(tokenizer).__name__} {getattr(tokenizer, 'name_or_path', '')}",
-            "use a model with a tokenizer.json (a fast tokenizer)",
-        )
-    _untrim_offsets(tokenizer)
-    coded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-    owners = _owners(segments, coded["offset_mapping"])
-    return list(coded["input_ids"]), list(_runs(owners, offset))
-
-
-def _owners(segments: Sequence[Segment], offsets: Sequence[tuple[int, int]]) -> list[Segment]:
-    """The segment each token belongs to: the one it starts in, but a learned one wins.
-
-    A token that begins in a given segment and ends in a learned one carries learned text, and in a
-    completion the model has to write all of it.
-    """
-    owners: list[Segment] = []
-    first, first_start = 0, 0
-    for start, end in offsets:
-        while first + 1 < len(segments) and first_start + len(segments[first].text) <= start:
-            first_start += len(segments[first].text)
-            first += 1
-        owner, index, reach = segments[first], first, first_start + len(segments[first].text)
-        while reach < end and not owner.train and index + 1 < len(segments):
-            index += 1
-            reach += len(segments[index].text)
-            if segments[index].train:
-                owner = segments[index]
-        owners.append(owner)
-    return owners
-
-
-def _runs(owners: Sequence[Segment], offset: int) -> Iterable[Span]:
-    start = 0
-    for end in range(1, len(owners) + 1):
-        if end == len(owners) or owners[end] is not owners[start]:
-            yield Span(owners[start].name, offset + start, offset + end, owners[start].train)
-            start = end
-
-
-def _untrim_offsets(tokenizer: Any) -> None:
-    """Make offsets cover the text without gaps; the ids stay the same.
-
-    GPT-2's tokenizer (and so Phi-2's) trims white space off its offsets: the span of a token that
-    is only a newline would be empty, and which segment it belongs to could not be told.
-    """
-    from tokenizers.processors import ByteLevel, Sequence
-
-    processor = tokenizer.backend_tokenizer.post_processor
-    parts: Any = processor if isinstance(processor, Sequence) else [processor]
-    for part in parts:
-        if isinstance(part, ByteLevel):
-            part.trim_offsets = False

@@ -12,7 +12,7 @@ from fasttune.models.head import causal_lm, decoder, token_losses
 # isort: split
 import torch
 
-from fasttune.encode import Encoded, encode, response_tokens
+from fasttune.encode import Encoded, encode_many, response_tokens
 from fasttune.metrics import Answer, Likelihood
 from fasttune.packing import features, pad, section_names
 from fasttune.template import Row
@@ -72,7 +72,7 @@ def _costs(
     template, tokenizer = generator.template, generator.tokenizer
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        encoded = [encode(template, row, tokenizer) for row in batch]
+        encoded = list(encode_many(template, batch, tokenizer))
         for row, ids, losses in zip(batch, encoded, _losses(generator, encoded), strict=True):
             places = response_tokens(template, row, tokenizer)
             bits = sum(losses[at] for at in places) / math.log(2)

@@ -1,10 +1,11 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and the folder for what can be made again."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,18 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     write_text(target, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def cache_dir() -> Path:
+    """Where converted models and encoded rows are kept: FASTTUNE_CACHE, or fasttune/ in the user's
+    cache folder."""
+    if folder := os.environ.get("FASTTUNE_CACHE"):
+        return Path(folder)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData/Local")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "fasttune"
 
 
 def _umask() -> int:

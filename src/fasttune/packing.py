@@ -40,6 +40,20 @@ def features(row: Encoded, sections: Sequence[str]) -> dict[str, list[int]]:
     return {"input_ids": row.input_ids, "labels": row.labels, "sections": owner}
 
 
+def trainer_dataset(rows: Sequence[Encoded], sections: Sequence[str]) -> Any:
+    """The features of the rows as a `datasets.Dataset`, made when they are asked for.
+
+    TRL takes no other kind of data set; this one holds the places of the rows and nothing else.
+    """
+    from datasets import Dataset
+
+    def look_up(batch: dict[str, list[int]]) -> dict[str, list[list[int]]]:
+        found = [features(rows[place], sections) for place in batch["place"]]
+        return {key: [each[key] for each in found] for key in found[0]}
+
+    return Dataset.from_dict({"place": range(len(rows))}).with_transform(look_up)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the rows of a pack lie.

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fasttune.config import RunConfig
 from fasttune.data import divide, load, shipped
-from fasttune.encode import Encoded, encode, fit
+from fasttune.encode import BATCH, Encoded, Overlong, batches, encode_many, eos_id, fit
+from fasttune.encoded import EncodedRows, cache_key, cached, store
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.models.tokenizer import resolve_model
 from fasttune.plugins import Plugins
+from fasttune.rows import ChosenRows
 from fasttune.template import Row, Template
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -32,8 +38,8 @@ class Prepared:
     template: Template
     model: str
     source: str
-    train: list[Row]
-    eval: list[Row]
+    train: Sequence[Row]
+    eval: Sequence[Row]
     skipped: int
 
 
@@ -55,24 +61,24 @@ def prepare(config: RunConfig, plugins: Plugins) -> Prepared:
         train_source, eval_source = data.train, data.eval or ""
     loaded = load(train_source, template, data.columns, limit=data.limit)
     loaded.require_clean(data.skip_bad_rows)
-    skipped = len({f.row for f in loaded.findings if f.fatal})
+    skipped = loaded.bad_rows
     if eval_source:
         held_out = load(eval_source, template, data.columns)
         held_out.require_clean(data.skip_bad_rows)
-        skipped += len({f.row for f in held_out.findings if f.fatal})
-        train_rows, eval_rows = loaded.rows, held_out.rows
+        skipped += held_out.bad_rows
+        train_at: Sequence[int] = range(len(loaded.rows))
+        eval_at: Sequence[int] = range(len(held_out.rows))
     else:
+        held_out = loaded
         train_at, eval_at = divide(loaded.rows, data.eval_fraction, data.split_seed)
-        train_rows = [loaded.rows[index] for index in train_at]
-        eval_rows = [loaded.rows[index] for index in eval_at]
-    if not train_rows:
+    if not train_at:
         raise FasttuneError("no row is left to train on", train_source, "lower data.eval_fraction")
     return Prepared(
         template=template,
         model=resolve_model(config.model.name),
         source="shipped rows" if data.train is None else train_source,
-        train=[with_system(row, config.system) for row in train_rows],
-        eval=[with_system(row, config.system) for row in eval_rows],
+        train=ChosenRows(loaded.rows, train_at, with_system({}, config.system)),
+        eval=ChosenRows(held_out.rows, eval_at, with_system({}, config.system)),
         skipped=skipped,
     )
 
@@ -102,41 +108,65 @@ def encode_rows(
     config: RunConfig,
     what: str,
     say: Callable[[str], None],
-) -> list[Encoded]:
-    """Encode rows under the policy for overlong ones, and say how many it concerned.
+) -> EncodedRows:
+    """Encode rows under the policy for overlong ones, or take them from the cache, and say how many
+    it concerned.
 
     Raises:
         FasttuneError: a row's own text holds the EOS token, and `data.skip_bad_rows` is off; or a
-            row
-            is too long under the policy "error", or all are.
+            row is too long under the policy "error", or all are.
     """
-    ending = [row for row in rows if any(tokenizer.eos_token in text for text in row.values())]
+    eos_id(tokenizer)
+    eos = tokenizer.eos_token
+    usable, ending = array("q"), array("q")
+    rendered = hashlib.sha256()
+    for at, row in enumerate(rows):
+        if any(eos in text for text in row.values()):
+            ending.append(at)
+            continue
+        usable.append(at)
+        segments = [[s.name, s.text, s.train] for s in template.segments(row)]
+        rendered.update(json.dumps(segments).encode() + b"\n")
     if ending and not config.data.skip_bad_rows:
-        eos = tokenizer.eos_token
         raise FasttuneError(
             f"{len(ending)} {what} rows hold the text {eos}, which would end them early",
-            f"the first: {ending[0].get('instruction', '')[:80]!r}",
+            f"the first: {rows[ending[0]].get('instruction', '')[:80]!r}",
             "remove it, or leave these rows out with data.skip_bad_rows=true",
         )
     if ending:
-        say(f"left out {len(ending)} {what} rows that hold the text {tokenizer.eos_token}")
-    rows = [row for row in rows if row not in ending] if ending else rows
-    fitted = fit(
-        [encode(template, row, tokenizer) for row in rows],
-        config.model.max_length,
-        config.data.overlong,
-    )
-    for done, indices in (("dropped", fitted.dropped), ("truncated", fitted.truncated)):
-        if indices:
-            limit = config.model.max_length
-            say(f"{done} {len(indices)} of {len(rows)} {what} rows: over {limit} tokens")
-    if rows and not fitted.rows:
+        say(f"left out {len(ending)} {what} rows that hold the text {eos}")
+    limit, overlong = config.model.max_length, config.data.overlong
+    key = cache_key(tokenizer, rendered.hexdigest(), limit, overlong)
+    encoded = cached(key)
+    if encoded:
+        say(f"{len(encoded):,} {what} rows from the cache")
+    if encoded is None:
+        counts = Counter(dropped=0, truncated=0)
+        chosen = (rows[at] for at in usable)
+        kept = _fitting(encode_many(template, chosen, tokenizer), limit, overlong, counts)
+        encoded = store(key, kept, counts)
+    for done, number in encoded.counts.items():
+        if number:
+            say(f"{done} {number} of {len(usable)} {what} rows: over {limit} tokens")
+    if usable and not encoded:
         raise FasttuneError(
-            f"no {what} row has {config.model.max_length} tokens or fewer",
+            f"no {what} row has {limit} tokens or fewer",
             "model.max_length",
             "raise it, or set data.overlong=truncate",
         )
-    return [row for _, row in fitted.rows]
+    return encoded
+
+
+def _fitting(
+    rows: Iterable[Encoded], limit: int, overlong: Overlong, counts: Counter[str]
+) -> Iterator[Encoded]:
+    """The rows as the policy leaves them; what it did is counted."""
+    first = 0
+    for batch in batches(rows, BATCH):
+        fitted = fit(batch, limit, overlong, first)
+        counts.update(dropped=len(fitted.dropped), truncated=len(fitted.truncated))
+        yield from (row for _, row in fitted.rows)
+        first += len(batch)
 
 
 def steps(rows: int, config: RunConfig) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.models.demo import NAME, cache_dir
+from fasttune.files import cache_dir
+from fasttune.models.demo import NAME
 from fasttune.models.tokenizer import CUDA_DEFAULT, cannot_load
 
 BUILT_IN: dict[str, dict[str, Any]] = {

@@ -13,12 +13,12 @@ from typing import Any
 from fasttune.models.backend import DEVICE, FastLanguageModel
 
 # isort: split
-from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from fasttune.config import RunConfig
 from fasttune.data import data_hash, spread
 from fasttune.encode import Encoded
+from fasttune.encoded import EncodedRows
 from fasttune.files import atomic_folder, write_json
 from fasttune.forecast import foresee
 from fasttune.generate import Generator, Sampling
@@ -28,7 +28,7 @@ from fasttune.models.fast import speed_up
 from fasttune.models.head import check_head
 from fasttune.models.load import add_lora, load_base, resolve_precision
 from fasttune.models.tokenizer import load_tokenizer
-from fasttune.packing import Collator, features, section_names
+from fasttune.packing import Collator, trainer_dataset
 from fasttune.plan import Prepared, encode_rows
 from fasttune.plugins import Identity, Plugins
 from fasttune.progress import Progress
@@ -73,7 +73,7 @@ def train(
     train_rows = encode_rows(
         prepared.train, template, load_tokenizer(prepared.model), config, "training", say
     )
-    planned = foresee(config, prepared.model, [len(row) for row in train_rows], say)
+    planned = foresee(config, prepared.model, train_rows.lengths, say)
     if planned is not None:
         planned.require_fit()
     decided = planned.config if planned is not None else config
@@ -103,7 +103,7 @@ def train(
                 "eval_sha256": data_hash(prepared.eval),
                 "train_rows": len(train_rows),
                 "eval_rows": len(eval_rows),
-                "train_tokens": sum(map(len, train_rows)),
+                "train_tokens": train_rows.tokens,
             },
             "planned_memory_bytes": planned and round(planned.memory.peak),
             "versions": versions(),
@@ -130,8 +130,8 @@ def _train(
     identity: Identity,
     run: Run,
     generator: Generator,
-    train_rows: Sequence[Encoded],
-    eval_rows: Sequence[Encoded],
+    train_rows: EncodedRows,
+    eval_rows: EncodedRows,
     loading: float,
     show_progress: bool,
     say: Callable[[str], None],
@@ -157,8 +157,9 @@ def _train(
     callbacks = [RunLog(run), progress, interrupt, *plugins.training_callbacks(run.folder)]
     if config.train.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(config.train.early_stopping))
+    sections = list(dict.fromkeys([*train_rows.sections, *eval_rows.sections]))
     trainer = make_trainer(
-        config, model, tokenizer, train_rows, eval_rows, run, callbacks, progress
+        config, model, tokenizer, train_rows, eval_rows, sections, run, callbacks, progress
     )
     say(f"training: {trainer.fast}")
 
@@ -209,6 +210,7 @@ def make_trainer(
     tokenizer: Any,
     train_rows: Sequence[Encoded],
     eval_rows: Sequence[Encoded],
+    sections: Sequence[str],
     run: Run,
     callbacks: Sequence[TrainerCallback],
     progress: Progress,
@@ -216,6 +218,7 @@ def make_trainer(
     """The trainer of a run, ready to train.
 
     Args:
+        sections: the names of the learned spans of all rows.
         model: with its fresh adapters; it is put into training mode and onto the fast path.
         run: where checkpoints and TensorBoard's files go; nothing is written yet.
         progress: counts the tokens; it is told of steps only if it is among the callbacks.
@@ -223,7 +226,6 @@ def make_trainer(
     Raises:
         FasttuneError: the architecture's loss is not known.
     """
-    names = section_names([*train_rows, *eval_rows])
     # Where transformers' TensorBoard callback writes; otherwise it takes ./runs, among our own.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
     FastLanguageModel.for_training(model)
@@ -233,10 +235,8 @@ def make_trainer(
         trainer = Trainer(
             model=model,
             args=training_arguments(config, run, bool(eval_rows), fast),
-            train_dataset=Dataset.from_list([features(row, names) for row in train_rows]),
-            eval_dataset=Dataset.from_list([features(row, names) for row in eval_rows])
-            if eval_rows
-            else None,
+            train_dataset=trainer_dataset(train_rows, sections),
+            eval_dataset=trainer_dataset(eval_rows, sections) if eval_rows else None,
             processing_class=tokenizer,
             data_collator=Collator(
                 config.train.batch_size,
@@ -246,7 +246,7 @@ def make_trainer(
                 pad_id=tokenizer.pad_token_id,
             ),
             callbacks=list(callbacks),
-            sections=names,
+            sections=sections,
             progress=progress,
             fast=fast,
         )

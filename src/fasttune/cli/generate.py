@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from fasttune.errors import FasttuneError
 if TYPE_CHECKING:
     from fasttune.generate import Generator, Sampling
     from fasttune.metrics import Answer
+    from fasttune.template import Row
 
 RunArgument = Annotated[
     str, typer.Argument(help="A run (folder, name or 'last'), or a base model: name or folder.")
@@ -92,7 +93,7 @@ def generate(
             "--file" if file is not None else "--stop-loops",
             "leave one of them out",
         )
-    rows = _rows(context, run, template, file, columns, force) if file is not None else []
+    rows = _rows(context, run, template, file, columns, force) if file is not None else ()
     generator, sampling, system = _load(
         context, run, template, system, force,
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
@@ -223,7 +224,7 @@ def _rows(
     file: Path | None,
     columns: list[str] | None,
     force: bool,
-) -> list[dict[str, str]]:
+) -> Sequence[Row]:
     """The rows of --file; only what the prompt needs has to be there."""
     from fasttune.data import load, parse_columns
     from fasttune.runs import is_run
@@ -239,7 +240,7 @@ def _rows(
 
 def _answer_file(
     generator: Generator,
-    rows: list[dict[str, str]],
+    rows: Sequence[Row],
     sampling: Sampling,
     system: str | None,
     batch_size: int,

@@ -96,7 +96,7 @@ def _lengths(config: RunConfig, loaded: Plugins) -> list[int] | None:
         say(f"rows not counted, taken as model.max_length tokens: {error.message}")
         return None
     rows = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)
-    return [len(row) for row in rows]
+    return rows.lengths
 
 
 def _largest(made: Forecast) -> list[dict[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -116,7 +117,7 @@ def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
     encoded = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)
     planned = steps(len(encoded), config)
     spans = describe_row(encoded[0], tokenizer)
-    plan = foresee(config, prepared.model, [len(row) for row in encoded], say)
+    plan = foresee(config, prepared.model, encoded.lengths, say)
     if as_json:
         print_json(
             {
@@ -138,7 +139,7 @@ def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
 def _show(
     config: RunConfig,
     prepared: Prepared,
-    encoded: list[Encoded],
+    encoded: Sequence[Encoded],
     spans: list[dict[str, Any]],
     planned: int,
 ) -> None:

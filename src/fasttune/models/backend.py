@@ -5,6 +5,7 @@ Import this module before transformers, TRL or PEFT.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from fasttune.errors import FasttuneError
@@ -17,6 +18,8 @@ CPU_BACKEND_HINT = (
 
 
 def _import() -> Any:
+    # Unsloth would set "false", and rows would be tokenized on one core.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         with quiet():
             from unsloth import FastLanguageModel

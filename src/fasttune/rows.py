@@ -1,0 +1,85 @@
+"""Sequences of rows that need a few bytes of memory a row, however long its texts are."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from array import array
+from collections.abc import Sequence
+from tempfile import SpooledTemporaryFile
+from typing import overload
+
+from fasttune.files import cache_dir
+from fasttune.template import Row
+
+IN_MEMORY = 2**24
+"""Bytes of text up to which rows stay in memory: no disk is touched for a small data set."""
+
+
+class Rows(Sequence[Row]):
+    """A sequence whose rows are made when they are asked for; equal to any with the same rows."""
+
+    @abstractmethod
+    def row(self, place: int) -> Row:
+        """The row at a place from 0 to the length, exclusive."""
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Row]: ...
+    def __getitem__(self, place: int | slice) -> Row | list[Row]:
+        chosen = range(len(self))[place]
+        return [self.row(at) for at in chosen] if isinstance(chosen, range) else self.row(chosen)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} rows>"
+
+
+class StoredRows(Rows):
+    """Rows in a temporary file without a name, which ends with them; 8 bytes of memory a row."""
+
+    def __init__(self) -> None:
+        folder = cache_dir()
+        # Not /tmp where there is a choice: many systems keep that in memory.
+        place = str(folder) if folder.is_dir() else None
+        self._file = SpooledTemporaryFile(IN_MEMORY, dir=place)  # noqa: SIM115, open while it lives
+        self._ends = array("q", [0])
+
+    def append(self, row: Row) -> None:
+        """Add a row at the end."""
+        text = json.dumps(dict(row), ensure_ascii=False).encode(errors="surrogatepass")
+        self._file.seek(self._ends[-1])
+        self._file.write(text)
+        self._ends.append(self._ends[-1] + len(text))
+
+    def row(self, place: int) -> dict[str, str]:
+        self._file.seek(self._ends[place])
+        text = self._file.read(self._ends[place + 1] - self._ends[place])
+        row: dict[str, str] = json.loads(text.decode(errors="surrogatepass"))
+        return row
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+
+class ChosenRows(Rows):
+    """Some rows of a sequence.
+
+    Args:
+        places: which ones, in order.
+        extra: columns that every one of them gets.
+    """
+
+    def __init__(self, rows: Sequence[Row], places: Sequence[int], extra: Row) -> None:
+        self._rows, self._places, self._extra = rows, places, extra
+
+    def row(self, place: int) -> Row:
+        return {**self._rows[self._places[place]], **self._extra}
+
+    def __len__(self) -> int:
+        return len(self._places)

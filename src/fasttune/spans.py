@@ -1,0 +1,129 @@
+"""Text -> token ids, and the segment that each token belongs to."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from fasttune.errors import FasttuneError
+from fasttune.template import Segment
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens [start, end) of a row that belong to one segment."""
+
+    name: str
+    start: int
+    end: int
+    train: bool
+
+
+def eos_id(tokenizer: Any) -> int:
+    """The id that ends a text.
+
+    Raises:
+        FasttuneError: the tokenizer has none, so the model could not learn to stop.
+    """
+    if tokenizer.eos_token_id is None:
+        raise FasttuneError(
+            "the tokenizer has no EOS token, so the model could not learn to stop",
+            str(getattr(tokenizer, "name_or_path", "")),
+            "set eos_token in the model's tokenizer_config.json",
+        )
+    return int(tokenizer.eos_token_id)
+
+
+class Tokens(NamedTuple):
+    """The ids of a text, and the characters [start, end) that each token covers."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def tokenize(parts: Sequence[Sequence[Segment]], tokenizer: Any, special: bool) -> list[Tokens]:
+    """The tokens of each part, tokenized as one string.
+
+    Args:
+        special: whether the tokenizer adds its own special tokens, such as BOS.
+
+    Raises:
+        FasttuneError: the tokenizer gives no offsets.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise FasttuneError(
+            "the tokenizer gives no offsets, which the loss mask is made from",
+            f"{type(tokenizer).__name__} {getattr(tokenizer, 'name_or_path', '')}",
+            "use a model with a tokenizer.json (a fast tokenizer)",
+        )
+    untrim_offsets(tokenizer)
+    coded = tokenizer(
+        ["".join(segment.text for segment in segments) for segments in parts],
+        add_special_tokens=special,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    return list(map(Tokens, coded["input_ids"], coded["offset_mapping"]))
+
+
+def lay(segments: Sequence[Segment], offsets: Sequence[tuple[int, int]], shift: int) -> list[Span]:
+    """Lay the segments of a part over its tokens, the first of which is token `shift` of the row.
+
+    A token belongs to the segment it starts in, but a learned one wins: a token that begins in a
+    given segment and ends in a learned one carries learned text, and in a completion the model has
+    to write all of it.
+    """
+    # Special tokens, such as one behind the prompt, have the offsets (0, 0).
+    starts = list(accumulate(map(itemgetter(0), offsets), max))
+    runs: list[tuple[Segment, int]] = []  # each with the token it ends before
+    done, reach = 0, 0
+    for at, segment in enumerate(segments):
+        reach += len(segment.text)
+        end = bisect_left(starts, reach, done) if at + 1 < len(segments) else len(starts)
+        own = end
+        while not segment.train and own > done and offsets[own - 1][1] > reach:
+            own -= 1
+        if own > done:
+            runs.append((segment, own))
+        for token in range(own, end):
+            runs.append((_reached(segments[at:], reach, offsets[token][1]), token + 1))
+        done = end
+    spans: list[Span] = []
+    start = 0
+    for at, (segment, end) in enumerate(runs):
+        if at + 1 == len(runs) or runs[at + 1][0] is not segment:
+            spans.append(Span(segment.name, shift + start, shift + end, segment.train))
+            start = end
+    return spans
+
+
+def _reached(segments: Sequence[Segment], reach: int, end: int) -> Segment:
+    """The first learned segment before character `end`, else the first segment, which ends at
+    `reach`."""
+    for later in segments[1:]:
+        if reach >= end:
+            break
+        if later.train:
+            return later
+        reach += len(later.text)
+    return segments[0]
+
+
+def untrim_offsets(tokenizer: Any) -> None:
+    """Make offsets cover the text without gaps; the ids stay the same.
+
+    GPT-2's tokenizer (and so Phi-2's) trims white space off its offsets: the span of a token that
+    is only a newline would be empty, and which segment it belongs to could not be told.
+    """
+    from tokenizers.processors import ByteLevel, Sequence
+
+    processor = tokenizer.backend_tokenizer.post_processor
+    parts: Any = processor if isinstance(processor, Sequence) else [processor]
+    for part in parts:
+        if isinstance(part, ByteLevel):
+            part.trim_offsets = False

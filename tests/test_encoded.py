@@ -1,0 +1,238 @@
+"""Encoded rows on disk and their cache."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+from conftest import build_phi2_tokenizer
+
+from fasttune import FasttuneError, Template, given, learn
+from fasttune import encoded as module
+from fasttune.config import load_config
+from fasttune.encode import encode
+from fasttune.encoded import cache_key, cached, store
+from fasttune.packing import features, section_names, trainer_dataset
+from fasttune.plan import encode_rows
+
+
+class Plain(Template):
+    """A question, a thought and an answer."""
+
+    name = "plain"
+    ask = "Q: "
+
+    def segments(self, row):
+        yield given("instruction", f"{self.ask}{row['instruction']}\nA: ")
+        if row.get("reasoning"):
+            yield learn("reasoning", row["reasoning"])
+        yield learn("response", row.get("output", ""))
+
+
+ROWS = [
+    {"instruction": f"{n} + 1?", "reasoning": "Count." * (n % 2), "output": str(n + 1)}
+    for n in range(300)
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTTUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "rows"
+
+
+def made(rows, tokenizer, template=None, *settings):
+    """The encoded rows, and what was said."""
+    said = []
+    config = load_config(None, [("template", "reasoning"), *settings])
+    found = encode_rows(rows, template or Plain(), tokenizer, config, "training", said.append)
+    return found, said
+
+
+def test_rows_come_back_as_they_were(phi2_tokenizer):
+    expected = [encode(Plain(), row, phi2_tokenizer) for row in ROWS]
+    found, said = made(ROWS, phi2_tokenizer)
+    assert list(found) == expected and said == []
+    assert found[299] == found[-1] == expected[-1] and found[127:130] == expected[127:130]
+    assert found.tokens == sum(map(len, expected))
+    assert found.sections == section_names(expected) == ["response", "eos", "reasoning"]
+    assert list(pickle.loads(pickle.dumps(found))) == expected
+    with pytest.raises(IndexError):
+        found[300]
+
+
+def test_what_the_trainer_gets(phi2_tokenizer):
+    found, _ = made(ROWS, phi2_tokenizer)
+    dataset = trainer_dataset(found, found.sections)
+    expected = [features(row, found.sections) for row in found]
+    assert len(dataset) == 300 and dataset[7] == expected[7]
+    assert dataset.__getitems__([299, 0, 128]) == [expected[at] for at in (299, 0, 128)]
+
+
+def test_the_second_time_they_come_from_the_cache(phi2_tokenizer, monkeypatch):
+    first, said = made(ROWS, phi2_tokenizer)
+    monkeypatch.setattr("fasttune.plan.encode_many", None)  # nothing is tokenized
+    # A tokenizer that was loaded anew, and has not yet encoded anything.
+    second, said = made(ROWS, build_phi2_tokenizer())
+    assert said == ["300 training rows from the cache"]
+    assert list(second) == list(first) and second.sections == first.sections
+
+
+def test_an_edited_template_is_rendered_anew(phi2_tokenizer):
+    made(ROWS, phi2_tokenizer)
+    edited = Plain()
+    edited.ask = "Question: "  # same class, same file, same source
+    found, said = made(ROWS, phi2_tokenizer, edited)
+    assert said == [] and found[0] == encode(edited, ROWS[0], phi2_tokenizer)
+
+
+def test_nothing_else_that_decides_is_forgotten(phi2_tokenizer, cache):
+    def files(*arguments):
+        made(*arguments)
+        return len(list(cache.glob("*.arrow")))
+
+    other = build_phi2_tokenizer()
+    other.add_tokens(["Count"])
+    stopping = build_phi2_tokenizer()
+    stopping.eos_token = "  "
+    assert files(ROWS, phi2_tokenizer) == 1
+    assert files(ROWS[1:], phi2_tokenizer) == 2
+    assert files([*ROWS[1:], ROWS[0]], phi2_tokenizer) == 3
+    assert files(ROWS, other) == 4
+    assert files(ROWS, stopping) == 5
+    assert files(ROWS, phi2_tokenizer, None, ("model.max_length", 20)) == 6
+    assert (
+        files(ROWS, phi2_tokenizer, None, ("model.max_length", 20), ("data.overlong", "error")) == 7
+    )
+    assert files(ROWS, phi2_tokenizer) == 7
+
+
+def test_a_segment_that_is_learned_now_makes_another_key(phi2_tokenizer, cache):
+    class Masked(Plain):
+        def segments(self, row):
+            for segment in super().segments(row):
+                yield given(segment.name, segment.text) if segment.name == "reasoning" else segment
+
+    made(ROWS, phi2_tokenizer)
+    found, said = made(ROWS, phi2_tokenizer, Masked())
+    assert said == [] and found.sections == ["response", "eos"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_became_of_overlong_rows_is_said_on_a_hit_too(phi2_tokenizer, times):
+    rows = [
+        *ROWS[:3],
+        {"instruction": "x" * 99, "output": "y"},
+        {"instruction": "1?", "output": "2 " * 30},
+    ]
+    settings = (("model.max_length", 20), ("data.overlong", "truncate"))
+    for _ in range(times):
+        found, said = made(rows, phi2_tokenizer, None, *settings)
+    assert said[times - 1 :] == [
+        "dropped 1 of 5 training rows: over 20 tokens",
+        "truncated 1 of 5 training rows: over 20 tokens",
+    ]
+    assert len(found) == 4 and len(found[3]) == 20
+
+
+def test_an_overlong_row_is_named_by_its_place(phi2_tokenizer, cache, monkeypatch):
+    monkeypatch.setattr("fasttune.plan.BATCH", 2)
+    rows = [*ROWS[:3], {"instruction": "x" * 99, "output": "y"}]
+    with pytest.raises(FasttuneError, match="more than 20") as caught:
+        made(rows, phi2_tokenizer, None, ("model.max_length", 20), ("data.overlong", "error"))
+    assert caught.value.where == "row 4"
+    assert list(cache.iterdir()) == []  # nothing half written
+
+
+def test_rows_that_hold_eos(phi2_tokenizer):
+    rows = [ROWS[0], {"instruction": "<|endoftext|>?", "output": "x"}, ROWS[1]]
+    with pytest.raises(
+        FasttuneError, match="1 training rows hold the text <|endoftext|>"
+    ) as caught:
+        made(rows, phi2_tokenizer)
+    assert "<|endoftext|>?" in caught.value.where
+    found, said = made(rows, phi2_tokenizer, None, ("data.skip_bad_rows", True))
+    assert said == ["left out 1 training rows that hold the text <|endoftext|>"]
+    assert list(found) == [encode(Plain(), row, phi2_tokenizer) for row in ROWS[:2]]
+
+
+def test_no_rows(phi2_tokenizer):
+    found, said = made([], phi2_tokenizer)
+    assert not found and list(found) == [] and found.tokens == 0 and found.sections == []
+    assert made([], phi2_tokenizer)[1] == said == []
+    with pytest.raises(FasttuneError, match="no training row has 3 tokens or fewer"):
+        made(ROWS, phi2_tokenizer, None, ("model.max_length", 3))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        (".arrow", cut),
+        (".arrow", flip),
+        (".arrow", lambda path: path.write_bytes(b"")),
+        (".arrow", lambda path: path.unlink()),
+        (".json", lambda path: path.write_text("{")),
+        (".json", lambda path: path.write_text("[]")),
+        (".json", lambda path: path.write_text("{}")),
+        (".json", lambda path: path.unlink()),
+    ],
+)
+def test_a_damaged_file_is_made_again(phi2_tokenizer, cache, suffix, damage):
+    first, _ = made(ROWS, phi2_tokenizer)
+    expected = list(first)
+    (path,) = cache.glob(f"*{suffix}")
+    damage(path)
+    found, said = made(ROWS, phi2_tokenizer)
+    assert said == [] and list(found) == expected
+    assert made(ROWS, phi2_tokenizer)[1] == ["300 training rows from the cache"]
+
+
+def test_rows_stay_readable_while_they_are_replaced_or_removed(phi2_tokenizer, cache):
+    rows = [encode(Plain(), row, phi2_tokenizer) for row in ROWS]
+    first = store("key", rows, {})
+    second = store("key", rows, {})  # as another process would
+    for path in cache.iterdir():
+        path.unlink()
+    assert list(first) == list(second) == rows
+
+
+def test_the_cache_is_bounded(phi2_tokenizer, cache, monkeypatch):
+    rows = [encode(Plain(), row, phi2_tokenizer) for row in ROWS]
+    for age, key in enumerate(("first", "second", "third")):
+        store(key, rows, {})
+        os.utime(cache / f"{key}.arrow", (age, age))
+    assert cached("first")  # which makes it the one used last
+    size = (cache / "first.arrow").stat().st_size
+    monkeypatch.setattr(module, "CACHE_LIMIT", 2 * size)
+    store("fourth", rows, {})
+    assert sorted(path.name for path in cache.iterdir()) == [
+        "first.arrow", "first.json", "fourth.arrow", "fourth.json",
+    ]  # fmt: skip
+    monkeypatch.setattr(module, "CACHE_LIMIT", 0)
+    assert len(store("fifth", rows, {})) == 300  # what was just made stays
+    assert cached("fifth") and not cached("fourth")
+
+
+def test_a_cache_that_cannot_be_written(phi2_tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTTUNE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(FasttuneError, match="cannot be written") as caught:
+        made(ROWS, phi2_tokenizer)
+    assert "FASTTUNE_CACHE" in caught.value.hint
+
+
+def test_the_key_is_a_hash_of_values(phi2_tokenizer):
+    key = cache_key(phi2_tokenizer, "a", 1)
+    assert key == cache_key(phi2_tokenizer, "a", 1) and len(key) == 64
+    assert key != cache_key(phi2_tokenizer, "a", 2)

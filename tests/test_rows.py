@@ -1,0 +1,59 @@
+"""Rows on disk are the rows that were put there."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fasttune import rows as module
+from fasttune.rows import ChosenRows, StoredRows
+
+ROW = st.dictionaries(st.text(), st.text(st.characters()), max_size=4)
+
+
+def stored(rows):
+    found = StoredRows()
+    for row in rows:
+        found.append(row)
+    return found
+
+
+@settings(deadline=None)
+@given(st.lists(ROW, max_size=8), st.sampled_from([0, 10, 2**24]))
+def test_rows_come_back_as_they_were(rows, in_memory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "IN_MEMORY", in_memory)
+        found = stored(rows)
+        assert found == rows and list(found) == rows and len(found) == len(rows)
+        assert [list(row) for row in found] == [list(row) for row in rows]  # the columns' order
+
+
+def test_text_is_exact():
+    row = {"a": " \r\n\t\x00", "b": "é e\u0301 \ud800 🥫", "": "\u2028"}
+    assert stored([row])[0] == row
+
+
+def test_they_are_a_sequence(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTTUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "IN_MEMORY", 1)
+    rows = [{"n": str(n)} for n in range(5)]
+    found = stored(rows)
+    assert found[-1] == rows[-1] and found[1:3] == rows[1:3] and found[::-2] == rows[::-2]
+    with pytest.raises(IndexError):
+        found[5]
+    assert found != rows[:-1] and found != [*rows[:-1], {"n": "x"}] and found != 3
+    found.append({"n": "5"})  # after reading
+    assert found[3:] == [{"n": "3"}, {"n": "4"}, {"n": "5"}]
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+
+
+def test_chosen_rows():
+    found = ChosenRows(stored([{"n": str(n)} for n in range(5)]), [3, 1], {"system": "Hi"})
+    assert found == [{"n": "3", "system": "Hi"}, {"n": "1", "system": "Hi"}]
+    assert found[1:] == [{"n": "1", "system": "Hi"}]
+    assert ChosenRows([{"n": "0", "system": "old"}], range(1), {"system": "new"})[0] == {
+        "n": "0",
+        "system": "new",
+    }
+    assert not ChosenRows([], [], {})
