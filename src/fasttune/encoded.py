@@ -81,10 +81,12 @@ def cache_key(tokenizer: Any, *deciding: Any) -> str:
     import tokenizers
 
     untrim_offsets(tokenizer)
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    del state["truncation"], state["padding"]  # every call sets them anew
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # every call sets these two anew
+    backend.no_padding()
     digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in CODE))
-    known = [tokenizers.__version__, eos_id(tokenizer), state, deciding]
+    digest.update(backend.to_str().encode())
+    known = [tokenizers.__version__, eos_id(tokenizer), deciding]
     digest.update(json.dumps(known, sort_keys=True).encode())
     return digest.hexdigest()
 
