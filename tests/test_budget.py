@@ -72,18 +72,26 @@ def test_loading_counts_where_it_takes_more_than_training():
 
 
 def test_the_chunk_of_logits_is_the_one_that_the_losses_take():
-    from fasttune.models.sections import CHUNK
+    from fasttune.models import attention, head
 
-    assert budget.CHUNK == CHUNK
+    assert budget.CHUNK == head.CHUNK
+    assert budget.SHORT == attention.SHORT
 
 
-@pytest.mark.parametrize(
-    ("kind", "layers"), [("llama", (1, 3)), ("phi", (1, 3))], ids=["llama", "phi"]
-)
-def test_widths_are_what_autograd_keeps(kind, layers):
-    """Tensors saved by a block with LoRA in bf16, by the difference of two depths."""
+@pytest.mark.parametrize("path", ["transformers", "fast", "fast fp32"])
+@pytest.mark.parametrize("kind", ["llama", "phi"])
+def test_widths_are_what_autograd_keeps(kind, path):
+    """Tensors saved by a block with LoRA, by the difference of two depths."""
+    from fasttune.models.fast import speed_up
+
+    # isort: split
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from fasttune.packing import Layout
+
+    dtype = torch.float32 if path == "fast fp32" else torch.bfloat16
+    layers = (1, 3)
 
     hidden, tokens = 320, 128
     saved = []
@@ -98,7 +106,13 @@ def test_widths_are_what_autograd_keeps(kind, layers):
         }
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
         model = get_peft_model(model, LoraConfig(r=2, target_modules=list(TARGETS[kind])))
-        model = model.to(torch.bfloat16)
+        model = model.to(dtype)
+        inputs = {}
+        if path != "transformers":
+            fast = speed_up(model, dropout=0.0)
+            assert fast.by_row and fast.groups
+            layout = Layout(0, ((0, tokens // 2), (tokens // 2, tokens)))
+            inputs = {"row_layout": layout, "attention_mask": torch.empty(1, 1, 1, 1)}
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         kept: dict[int, torch.Tensor] = {}
 
@@ -107,14 +121,19 @@ def test_widths_are_what_autograd_keeps(kind, layers):
                 kept[tensor.untyped_storage().data_ptr()] = tensor
             return tensor
 
-        states = torch.randn(1, tokens, hidden, dtype=torch.bfloat16, requires_grad=True)
+        states = torch.randn(1, tokens, hidden, dtype=dtype, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.get_base_model().model(inputs_embeds=states, use_cache=False)
+            model.get_base_model().model(inputs_embeds=states, use_cache=False, **inputs)
         saved.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
-    counted = (saved[1] - saved[0]) / 2 / (2 * hidden * tokens)
+    counted = (saved[1] - saved[0]) / 2 / (dtype.itemsize * hidden * tokens)
     shape = shape_of({**settings, "model_type": kind}, kind)
     # Besides the wide tensors there are LoRA's inner ones, r a matrix, and a few numbers a token.
-    assert counted == pytest.approx(budget.widths(shape), rel=0.06)
+    expected = (
+        budget.widths(shape)
+        if path == "transformers"
+        else budget.fast_widths(shape, tokens / 2, dtype.itemsize)
+    )
+    assert counted == pytest.approx(expected, rel=0.06)
 
 
 # Arithmetic and time
@@ -273,7 +292,7 @@ def test_the_largest_batch_is_the_largest():
 def test_the_short_form_says_what_was_decided():
     asked = config(model__max_length=2048, train__batch_size=2, train__max_steps=90)
     line = forecast(asked, PHI2, GPUS["a100"]).line()
-    assert line.startswith("plan: 22.8 of 40.0 GB (activations 19.1, weights 1.8")
+    assert line.startswith("plan: 22.4 of 40.0 GB (activations 19.1, weights 1.8")
     assert "base in NF4, checkpointing off, 90 steps, at least" in line
     on_cpu = forecast(asked, DEMO, Device("CPU", "cpu", 64 * GB)).line()
     assert "base unquantised" in on_cpu and "at least" not in on_cpu

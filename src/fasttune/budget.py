@@ -18,8 +18,12 @@ NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits per weight in NF4 with double quantisation: 4 bits, an 8-bit scale per block of 64 weights
 and a 32-bit scale per 256 blocks (arXiv:2305.14314, section 3)."""
 
-CHUNK = 1024
-"""Rows of logits that exist at one time; `models.sections.CHUNK`, which imports torch."""
+CHUNK = 256
+"""Rows of logits that exist at one time; `models.head.CHUNK`, which imports torch."""
+
+SHORT = 512
+"""Rows of up to this many tokens keep their attention's scores on a CPU in bf16;
+`models.attention.SHORT`."""
 
 LOGITS = 12
 """Bytes per logit of a chunk: the logits in fp32, their softmax and its gradient."""
@@ -40,10 +44,9 @@ PHI_WIDTHS = 28.5
 on NF4 layers with LoRA. 20 of them are the MLP's: `gelu_new` keeps its input, half of it, the tanh
 and one more than it, and LoRA on fc2 the result."""
 
-CPU_WIDTHS = 2.3
-"""On a CPU a block keeps so many times more than is counted: the adapters are in fp32, PEFT casts
-the input of every layer on its own, and what is freed goes back late. From the slope over tokens of
-the measured peak."""
+CPU_SLACK = 1.0
+"""On a CPU what is freed goes back late: activations take so many times what is counted. From the
+slope over tokens of the measured peak."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Memory:
 
 
 def widths(shape: Shape) -> float:
-    """Widths that one block keeps for its backward pass: k in the formulas.
+    """Widths that one block of transformers keeps for its backward pass: k in the formulas.
 
     Phi: `PHI_WIDTHS`, with the MLP's share by its width. A gated block (Llama and its like), from
     the tensors that autograd saves in 16 bits with a frozen base and LoRA on every matrix, where a,
@@ -133,11 +136,29 @@ def widths(shape: Shape) -> float:
     MLP keeps the gate, its activation, the other projection and the product, LoRA's input (4m).
     That is 6 + 2a + 2g + 4m: 20.75 for Llama-2-7B. A test counts both with torch's hooks.
     """
-    h = shape.hidden
-    a, g, m = shape.attention / h, shape.keys / h, shape.intermediate / h
+    a, g, m = _relative(shape)
     if shape.gated:
         return 6 + 2 * a + 2 * g + 4 * m
     return PHI_WIDTHS + 5 * (m - 4)
+
+
+def fast_widths(shape: Shape, attended: float, number_bytes: int) -> float:
+    """Widths that one block of the fast path on a CPU keeps; counted by the same test.
+
+    A norm keeps its input and its output, which all layers that read it share (2 each; Phi has one
+    norm). Attention keeps q, k and v, each for all heads, and its output (4a), and in bf16 the
+    scores of short rows: heads x attended numbers a token; otherwise the output once more. The MLP
+    keeps 4m where it is gated, 5m in Phi.
+    """
+    a, _, m = _relative(shape)
+    scores = attended * shape.heads / shape.hidden if number_bytes == 2 and attended <= SHORT else a
+    return (4 if shape.gated else 2) + 4 * a + scores + (4 if shape.gated else 5) * m
+
+
+def _relative(shape: Shape) -> tuple[float, float, float]:
+    """Queries, keys and MLP in hidden widths."""
+    h = shape.hidden
+    return shape.attention / h, shape.keys / h, shape.intermediate / h
 
 
 def memory(job: Job, kind: str) -> Memory:
@@ -157,7 +178,9 @@ def memory(job: Job, kind: str) -> Memory:
     if not job.quantized or not cuda:
         weights += shape.linear_weights * number
     width = shape.hidden * number * job.peak_tokens
-    block = widths(shape) * (1 if cuda else CPU_WIDTHS)
+    block = (
+        widths(shape) if cuda else CPU_SLACK * fast_widths(shape, job.attended, job.number_bytes)
+    )
     loss = min(job.peak_tokens, CHUNK) * shape.vocab * LOGITS + width
     again = width * block if job.checkpointing else 0.0
     again += shape.largest_linear * number if job.quantized and cuda else 0.0
