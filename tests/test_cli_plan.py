@@ -70,8 +70,8 @@ def test_json_has_the_parts_and_what_fits(capsys):
     assert sum(plan["bytes"].values()) == pytest.approx(plan["peak_bytes"], abs=5)
     assert plan["fits"] and plan["steps"] == 10 and plan["rows"] is None
     assert plan["seconds_per_step"] is None
-    # one row of 1024 goes without: 4.78 GB of activations, 1.82 of weights, 0.24, 0.64 and 1
-    assert plan["gradient_checkpointing"] == "off" and 8.4e9 < plan["peak_bytes"] < 8.6e9
+    # one row of 1024 goes without: 4.78 GB of activations, 1.82 of weights, 0.24, 0.16 and 1
+    assert plan["gradient_checkpointing"] == "off" and 7.9e9 < plan["peak_bytes"] < 8.1e9
     lengths = {line["tokens"]: line for line in plan["largest_batch"]}
     assert set(lengths) == {256, 512, 1024, 2048}
     assert lengths[2048]["off"] == 1 and lengths[2048]["on"] > 10
