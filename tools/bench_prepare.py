@@ -123,6 +123,8 @@ def speed(file: Path, template: str, model: str, limit: int | None, rounds: int)
             for path in (folder / "rows").glob("*"):
                 path.unlink()
             for label, arm in arms.items():
+                # `datasets.map` with processes leaves it at "false" for the rest of the program.
+                os.environ["TOKENIZERS_PARALLELISM"] = "true"
                 began = time.perf_counter()
                 counted[label] = arm()
                 taken[label].append(counted[label][0] / (time.perf_counter() - began))
