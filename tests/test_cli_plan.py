@@ -31,6 +31,14 @@ def data(tmp_path):
 
 
 @pytest.fixture
+def long_rows(tmp_path):
+    file = tmp_path / "long.jsonl"
+    row = {"instruction": "Count.", "output": "1 " * 480}
+    file.write_text(f"{json.dumps(row)}\n" * 12)
+    return str(file)
+
+
+@pytest.fixture
 def small_ram(monkeypatch):
     monkeypatch.setattr("fasttune.devices.this_device", lambda: SMALL_RAM)
     monkeypatch.setattr("fasttune.forecast.this_device", lambda: SMALL_RAM)
@@ -113,10 +121,11 @@ def test_what_is_wrong_ends_with_status_2(arguments, expected, capsys):
 
 
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
-    tiny_phi, data, tmp_path, small_ram, monkeypatch, capsys
+    tiny_phi, long_rows, tmp_path, small_ram, monkeypatch, capsys
 ):
     monkeypatch.setattr("fasttune.train.load_base", lambda *_: pytest.fail("a model was loaded"))
-    assert run(tiny_phi, data, tmp_path, "train.batch_size=12") == 2
+    too_much = ("train.batch_size=12", "train.gradient_checkpointing=off")
+    assert run(tiny_phi, long_rows, tmp_path, *too_much) == 2
     error = capsys.readouterr().err
     assert "plan: 1." in error and "of 1.1 GB" in error
     assert "error: the run needs 1." in error and "and CPU has 1.1 GB" in error
@@ -125,20 +134,22 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
 
 
 def test_the_setting_that_the_refusal_names_is_accepted(
-    tiny_phi, data, tmp_path, small_ram, capsys
+    tiny_phi, long_rows, tmp_path, small_ram, capsys
 ):
-    asked = ["train.batch_size=12", "--dry-run", "--json"]
-    assert run(tiny_phi, data, tmp_path, *asked) == 2
+    asked = ["train.batch_size=12", "train.gradient_checkpointing=off", "--dry-run", "--json"]
+    assert run(tiny_phi, long_rows, tmp_path, *asked) == 2
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert not plan["fits"] and plan["suggestion"]
-    assert run(tiny_phi, data, tmp_path, *asked, *plan["suggestion"]) == 0
+    assert run(tiny_phi, long_rows, tmp_path, *asked, *plan["suggestion"]) == 0
     assert json.loads(capsys.readouterr().out)["plan"]["fits"]
 
 
-def test_a_run_says_its_plan_first_and_keeps_the_prediction(tiny_phi, data, tmp_path, capsys):
+def test_a_run_says_its_plan_and_keeps_the_prediction(tiny_phi, data, tmp_path, capsys):
     assert run(tiny_phi, data, tmp_path) == 0
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("plan: ") and "base unquantised, checkpointing off" in said[0]
+    [plan] = [line for line in said if line.startswith("plan: ")]
+    assert "base unquantised, checkpointing off" in plan
+    assert said.index(plan) < next(at for at, line in enumerate(said) if line.startswith("LoRA"))
     found = find_run("last", tmp_path / "runs")
     assert found.manifest["planned_memory_bytes"] > 0.6e9
     assert found.config.train.gradient_checkpointing == "auto"  # decided anew where it is resumed
