@@ -146,13 +146,16 @@ def fast_widths(shape: Shape, attended: float, number_bytes: int) -> float:
     """Widths that one block of the fast path on a CPU keeps; counted by the same test.
 
     A norm keeps its input and its output, which all layers that read it share (2 each; Phi has one
-    norm). Attention keeps q, k and v, each for all heads, and its output (4a), and in bf16 the
-    scores of short rows: heads x attended numbers a token; otherwise the output once more. The MLP
-    keeps 4m where it is gated, 5m in Phi.
+    norm). Attention keeps q, k, v and its output (2a + 2g) and, in bf16 for short rows, the scores:
+    heads x attended numbers a token. Otherwise k and v are kept for all heads and the output twice
+    (5a). The MLP keeps 4m where it is gated, 5m in Phi.
     """
-    a, _, m = _relative(shape)
-    scores = attended * shape.heads / shape.hidden if number_bytes == 2 and attended <= SHORT else a
-    return (4 if shape.gated else 2) + 4 * a + scores + (4 if shape.gated else 5) * m
+    a, g, m = _relative(shape)
+    if number_bytes == 2 and attended <= SHORT:
+        attention = 2 * a + 2 * g + attended * shape.heads / shape.hidden
+    else:
+        attention = 5 * a
+    return (4 if shape.gated else 2) + attention + (4 if shape.gated else 5) * m
 
 
 def _relative(shape: Shape) -> tuple[float, float, float]:

@@ -47,8 +47,6 @@ def row_attention(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
         return result
-    key = repeat_kv(key, module.num_key_value_groups)
-    value = repeat_kv(value, module.num_key_value_groups)
     shared = row_layout.shared
     # Split, not sliced: the gradient of a slice is a whole tensor of zeros around it.
     sizes = [shared, *(end - start for start, end in row_layout.rows)]
@@ -61,6 +59,7 @@ def row_attention(
         if q.dtype == torch.bfloat16 and q.shape[2] <= SHORT and not dropout:
             out = _short_attention(q, k, v, scaling or q.shape[-1] ** -0.5)
         else:
+            k, v = (repeat_kv(x, module.num_key_value_groups) for x in (k, v))
             out = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, dropout_p=dropout, is_causal=True, scale=scaling
             )
@@ -69,12 +68,15 @@ def row_attention(
 
 
 def _short_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    length = q.shape[2]
-    mask = _causal_mask(q.dtype)[:length, :length].expand(q.shape[1], -1, -1)
-    scores = torch.baddbmm(mask, q[0] * scaling, k[0].transpose(1, 2))
-    return torch.bmm(torch.softmax(scores, -1), v[0])[None]
+    """Queries that read the same keys (grouped-query attention) are rows of one product."""
+    heads, length, size = query.shape[1:]
+    groups = key.shape[1]
+    q = (query * scaling).reshape(groups, -1, size)
+    mask = _causal_mask(q.dtype)[:length, :length].repeat(heads // groups, 1)
+    scores = torch.baddbmm(mask.expand(groups, -1, -1), q, key[0].transpose(1, 2))
+    return torch.bmm(torch.softmax(scores, -1), value[0]).view(1, heads, length, size)
 
 
 @cache

