@@ -213,6 +213,8 @@ def run_arms(
                         tokens = sum(lengths[start : start + per_step])
                         taken[arm].append(Step(told["seconds"], tokens, told["loss"]))
                     say(f"block {number + 1}/{len(blocks)}  {_block_line(arm, taken[arm][first:])}")
+            for worker in workers.values():
+                worker.send(steps=0)
             return {
                 arm: Outcome(taken[arm], parameters[arm], worker.receive()["peak_memory"])
                 for arm, worker in workers.items()

@@ -277,7 +277,7 @@ def main(arguments: Sequence[str]) -> None:
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     spec = Spec.read(Path(spec_file))
-    pace = Pace(sys.stdin, reports, spec.steps)
+    pace = Pace(sys.stdin, reports)
     folder = Path(spec_file).parent / arm
     folder.mkdir(exist_ok=True)
     try:

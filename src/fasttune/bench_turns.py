@@ -64,9 +64,9 @@ class Pace:
     blocked on a read and needs no processor.
     """
 
-    def __init__(self, commands: TextIO, reports: TextIO, steps: int) -> None:
+    def __init__(self, commands: TextIO, reports: TextIO) -> None:
         self._commands, self._reports = commands, reports
-        self._to_come, self._left = steps, 0
+        self._left = 0
         self._began = 0.0
 
     def tell(self, **values: Any) -> None:
@@ -83,10 +83,9 @@ class Pace:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.tell(seconds=time.perf_counter() - self._began, loss=loss)
-        self._to_come -= 1
         self._left -= 1
-        if self._to_come and not self._left:
-            self._wait()
+        if not self._left:
+            self._wait()  # after the last step, too: its clearing up would slow the others
         self._began = time.perf_counter()
 
     def _wait(self) -> None:
