@@ -23,7 +23,7 @@ IGNORED = -100
 """The label that torch's cross entropy skips."""
 
 EOS_SPAN = "eos"
-BATCH = 1000
+BATCH = 500
 """Rows tokenized in one call; their offsets alone take some 20 MB."""
 
 Parts = tuple[list[Segment], list[Segment]]

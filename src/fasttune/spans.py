@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -61,14 +60,13 @@ def tokenize(parts: Sequence[Sequence[Segment]], tokenizer: Any, special: bool) 
             "use a model with a tokenizer.json (a fast tokenizer)",
         )
     untrim_offsets(tokenizer)
-    coded = tokenizer(
-        ["".join(segment.text for segment in segments) for segments in parts],
-        add_special_tokens=special,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )
-    return list(map(Tokens, coded["input_ids"], coded["offset_mapping"]))
+    # The backend itself: transformers' call around it takes a fifth of the time.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    texts = ["".join(segment.text for segment in segments) for segments in parts]
+    coded = backend.encode_batch(texts, add_special_tokens=special)
+    return [Tokens(encoding.ids, encoding.offsets) for encoding in coded]
 
 
 def lay(segments: Sequence[Segment], offsets: Sequence[tuple[int, int]], shift: int) -> list[Span]:
@@ -78,13 +76,16 @@ def lay(segments: Sequence[Segment], offsets: Sequence[tuple[int, int]], shift: 
     given segment and ends in a learned one carries learned text, and in a completion the model has
     to write all of it.
     """
-    # Special tokens, such as one behind the prompt, have the offsets (0, 0).
-    starts = list(accumulate(map(itemgetter(0), offsets), max))
+    last = len(offsets)  # special tokens behind the text have the offsets (0, 0)
+    while last > 1 and offsets[last - 1][1] == 0:
+        last -= 1
     runs: list[tuple[Segment, int]] = []  # each with the token it ends before
     done, reach = 0, 0
     for at, segment in enumerate(segments):
         reach += len(segment.text)
-        end = bisect_left(starts, reach, done) if at + 1 < len(segments) else len(starts)
+        end = len(offsets)
+        if at + 1 < len(segments):
+            end = bisect_left(offsets, reach, done, last, key=itemgetter(0))
         own = end
         while not segment.train and own > done and offsets[own - 1][1] > reach:
             own -= 1
