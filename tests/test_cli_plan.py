@@ -12,7 +12,7 @@ from fasttune.cli import main
 from fasttune.devices import Device
 from fasttune.runs import find_run
 
-SMALL_RAM = Device("CPU", "cpu", 1.1e9, matmul=1e11)
+SMALL_RAM = Device("CPU", "cpu", 1.4e9, matmul=1e11)
 
 
 def fasttune(*arguments: str) -> int:
@@ -33,7 +33,7 @@ def data(tmp_path):
 @pytest.fixture
 def long_rows(tmp_path):
     file = tmp_path / "long.jsonl"
-    row = {"instruction": "Count.", "output": "1 " * 480}
+    row = {"instruction": "Count.", "output": "1 " * 900}
     file.write_text(f"{json.dumps(row)}\n" * 12)
     return str(file)
 
@@ -127,8 +127,8 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
     too_much = ("train.batch_size=12", "train.gradient_checkpointing=off")
     assert run(tiny_phi, long_rows, tmp_path, *too_much) == 2
     error = capsys.readouterr().err
-    assert "plan: 1." in error and "of 1.1 GB" in error
-    assert "error: the run needs 1." in error and "and CPU has 1.1 GB" in error
+    assert "plan: 1." in error and "of 1.4 GB" in error
+    assert "error: the run needs 1." in error and "and CPU has 1.4 GB" in error
     assert "what to do: this fits: " in error
     assert not (tmp_path / "runs").exists()
 
