@@ -183,7 +183,7 @@ def test_bad_input_is_one_error(words, capsys, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def compared(tiny_phi, data, tmp_path_factory) -> tuple[Path, list[str]]:
     """Two formats with two seeds; interrupted in the third training, then gone on with."""
-    from fasttune import train as training
+    from fasttune.packing import Collator
 
     folder = tmp_path_factory.mktemp("comparison") / "here"
     command = [
@@ -191,18 +191,18 @@ def compared(tiny_phi, data, tmp_path_factory) -> tuple[Path, list[str]]:
         "--max-new-tokens", "8", "--rows", "8", "-o", str(folder), *settings(tiny_phi),
     ]  # fmt: skip
     batches: list[list[list[int]]] = []
-    pack = training.pack
+    collate = Collator.__call__
     patch = pytest.MonkeyPatch()
 
-    def noting(examples):
+    def noting(self, examples):
         batches.append([example["input_ids"] for example in examples])
         if len(batches) == INTERRUPTED_AT:
             import signal
 
             signal.raise_signal(signal.SIGINT)
-        return pack(examples)
+        return collate(self, examples)
 
-    patch.setattr(training, "pack", noting)
+    patch.setattr(Collator, "__call__", noting)
     assert fasttune(*command) == 130
     interrupted = {
         run.config.template + str(run.config.seed): run for run in list_runs(folder / "runs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 from fasttune.budget import Job, memory
@@ -22,7 +23,8 @@ def job_of(
 ) -> Job:
     """The step of a run, with `train.gradient_checkpointing: auto` as off.
 
-    The largest batch counts for memory: the longest rows together. The mean counts for time.
+    The largest batch or pack counts for memory: the longest rows together. The mean counts for
+    time.
 
     Args:
         lengths: tokens of the rows to train on; None: all have `model.max_length`.
@@ -33,7 +35,11 @@ def job_of(
     chosen, cuda = config.train, device.kind == "cuda"
     tokens = sorted(lengths or [config.model.max_length], reverse=True)
     rows = chosen.batch_size if lengths is None else min(chosen.batch_size, len(lengths))
-    packed = sum(tokens[:rows]) if lengths else rows * tokens[0]
+    step_rows = rows * chosen.gradient_accumulation
+    step_tokens = step_rows * sum(tokens) / len(tokens)
+    # A pack takes rows of the whole step, up to a batch of the longest that are allowed.
+    budget = max(chosen.batch_size * config.model.max_length, tokens[0])
+    packed = min(sum(tokens[:step_rows]) if lengths else budget, budget)
     quantization, precision = config.model.quantization, config.model.precision
     wide = precision == "fp32" or (precision == "auto" and not (cuda or device.bf16))
     eight = "8bit" in chosen.optimizer or (chosen.optimizer == "auto" and cuda)
@@ -45,9 +51,9 @@ def job_of(
         optimizer_bytes=2 if eight else 8,
         checkpointing=chosen.gradient_checkpointing in ("on", "unsloth"),
         peak_tokens=packed if chosen.packing else rows * tokens[0],
-        step_tokens=rows * chosen.gradient_accumulation * sum(tokens) / len(tokens),
+        step_tokens=step_tokens,
         attended=sum(n * n for n in tokens) / sum(tokens),
-        batches=chosen.gradient_accumulation,
+        batches=ceil(step_tokens / budget) if chosen.packing else chosen.gradient_accumulation,
         rank=config.lora.r,
         targets=config.lora.targets,
     )
