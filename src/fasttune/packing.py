@@ -22,7 +22,9 @@ from fasttune.encode import IGNORED, Encoded
 NO_SECTION = -1
 
 MINIMAL_SAVING = 0.02
-"""Share of a pack's tokens from which on storing a common beginning once is faster."""
+"""Share of a pack's tokens from which on storing a common beginning once is faster. Measured on the
+demo model in bf16, packs of 4 rows: saving 1.5 % takes 1.004 times the time of a step, 3.0 % takes
+0.971 and 11.2 % takes 0.940."""
 
 
 def section_names(rows: Sequence[Encoded]) -> list[str]:
