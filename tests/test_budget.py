@@ -294,5 +294,6 @@ def test_the_short_form_says_what_was_decided():
     line = forecast(asked, PHI2, GPUS["a100"]).line()
     assert line.startswith("plan: 22.4 of 40.0 GB (activations 19.1, weights 1.8")
     assert "base in NF4, checkpointing off, 90 steps, at least" in line
-    on_cpu = forecast(asked, DEMO, Device("CPU", "cpu", 64 * GB)).line()
-    assert "base unquantised" in on_cpu and "at least" not in on_cpu
+    on_cpu = forecast(asked, DEMO, Device("CPU", "cpu", 64 * GB, matmul=1e11)).line()
+    assert "base unquantised" in on_cpu and "at least" in on_cpu
+    assert "at least" not in forecast(asked, PHI2, gpu(16)).line()

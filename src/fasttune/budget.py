@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fasttune.devices import Device
+from fasttune.devices import GB, Device
 from fasttune.shapes import Shape
-
-GB = 10**9
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits per weight in NF4 with double quantisation: 4 bits, an 8-bit scale per block of 64 weights

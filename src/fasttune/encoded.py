@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import fasttune.encode
 import fasttune.spans
 from fasttune.encode import Encoded, Span, batches, learned
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_path, cache_dir, write_json
+from fasttune.rows import Lazy
 from fasttune.spans import eos_id, untrim_offsets
 
 ROWS_PER_BATCH = 128
@@ -27,7 +28,7 @@ CACHE_LIMIT = 10 * 2**30
 CODE = (fasttune.encode.__file__, fasttune.spans.__file__, __file__)
 
 
-class EncodedRows(Sequence[Encoded]):
+class EncodedRows(Lazy[Encoded]):
     """Encoded rows in an Arrow file, of which one batch is in memory at a time.
 
     Attributes:
@@ -52,21 +53,13 @@ class EncodedRows(Sequence[Encoded]):
     def __len__(self) -> int:
         return int(self._about["rows"])
 
-    @overload
-    def __getitem__(self, place: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Encoded]: ...
-    def __getitem__(self, place: int | slice) -> Encoded | list[Encoded]:
-        chosen = range(len(self))[place]
-        return [self._row(at) for at in chosen] if isinstance(chosen, range) else self._row(chosen)
-
     @property
     def lengths(self) -> list[int]:
         """The number of tokens of each row."""
         batches = map(self._file.get_batch, range(self._file.num_record_batches))
         return [length for b in batches for length in b["input_ids"].value_lengths().to_pylist()]
 
-    def _row(self, place: int) -> Encoded:
+    def row(self, place: int) -> Encoded:
         number, at = divmod(place, ROWS_PER_BATCH)
         if self._batch[0] != number:
             self._batch = number, self._file.get_batch(number)

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fasttune import budget
-from fasttune.budget import GB, Job, Memory, Time
+from fasttune.budget import Job, Memory, Time
 from fasttune.config import RunConfig
-from fasttune.devices import Device, measured_matmul, this_device
+from fasttune.devices import GB, Device, measured_matmul, this_device
 from fasttune.errors import FasttuneError
 from fasttune.fit import decide_checkpointing, job_of, suggest
 from fasttune.plan import steps
@@ -114,7 +114,7 @@ def spell(seconds: float) -> str:
 def forecast(
     config: RunConfig, shape: Shape, device: Device, lengths: Sequence[int] | None = None
 ) -> Forecast:
-    """The costs of a run, and what to change where it does not fit.
+    """The costs of a run, and what to change where it does not fit. A CPU's speed is measured.
 
     Args:
         lengths: tokens of the rows to train on; None: all have `model.max_length`.
@@ -125,6 +125,8 @@ def forecast(
     decided = decide_checkpointing(config, shape, device, lengths)
     job = job_of(decided, shape, device, lengths)
     known = lengths is not None or config.train.max_steps is not None
+    if device.kind == "cpu" and device.matmul is None:
+        device = replace(device, matmul=measured_matmul(bf16=job.number_bytes == 2))
     made = Forecast(
         config=decided,
         device=device,
@@ -136,13 +138,6 @@ def forecast(
         suggestion=(),
     )
     return made if made.fits else replace(made, suggestion=suggest(decided, shape, device, lengths))
-
-
-def timed(device: Device, bf16: bool) -> Device:
-    """The device with its speed: a CPU's is measured."""
-    if device.kind == "cpu" and device.matmul is None:
-        return replace(device, matmul=measured_matmul(bf16))
-    return device
 
 
 def foresee(
@@ -161,8 +156,6 @@ def foresee(
     except UnknownArchitecture as error:
         say(f"no plan: {error.message}")
         return None
-    device = this_device()
-    device = timed(device, job_of(config, shape, device, lengths).number_bytes == 2)
-    made = forecast(config, shape, device, lengths)
+    made = forecast(config, shape, this_device(), lengths)
     say(made.line())
     return made

@@ -73,6 +73,11 @@ class Layout:
         """Tokens of the rows, each with its whole beginning."""
         return sum(end - start + self.shared for start, end in self.rows)
 
+    @property
+    def saved(self) -> int:
+        """Tokens that are not stored, and so not computed, again."""
+        return self.shared * (len(self.rows) - 1)
+
 
 def shared_beginning(rows: Sequence[dict[str, list[int]]]) -> int:
     """How many tokens at the beginning of all rows can be stored once: those in common, but the

@@ -7,29 +7,34 @@ from abc import abstractmethod
 from array import array
 from collections.abc import Sequence
 from tempfile import SpooledTemporaryFile
-from typing import overload
+from typing import TypeVar, overload
 
 from fasttune.files import cache_dir
 from fasttune.template import Row
 
+T = TypeVar("T")
 IN_MEMORY = 2**24
 """Bytes of text up to which rows stay in memory: no disk is touched for a small data set."""
 
 
-class Rows(Sequence[Row]):
-    """A sequence whose rows are made when they are asked for; equal to any with the same rows."""
+class Lazy(Sequence[T]):
+    """A sequence whose rows are made when they are asked for."""
 
     @abstractmethod
-    def row(self, place: int) -> Row:
+    def row(self, place: int) -> T:
         """The row at a place from 0 to the length, exclusive."""
 
     @overload
-    def __getitem__(self, place: int) -> Row: ...
+    def __getitem__(self, place: int) -> T: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Row]: ...
-    def __getitem__(self, place: int | slice) -> Row | list[Row]:
+    def __getitem__(self, place: slice) -> list[T]: ...
+    def __getitem__(self, place: int | slice) -> T | list[T]:
         chosen = range(len(self))[place]
         return [self.row(at) for at in chosen] if isinstance(chosen, range) else self.row(chosen)
+
+
+class Rows(Lazy[Row]):
+    """Rows of text; equal to any sequence with the same rows."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):

@@ -181,6 +181,7 @@ def _train(
     measured: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "tokens_per_second": round(progress.tokens_per_second, 1),
+        "shared_tokens_saved": trainer.saved_tokens,
         "peak_memory_bytes": peak_memory(),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
     }

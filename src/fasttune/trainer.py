@@ -60,10 +60,9 @@ class Trainer(SFTTrainer):
         items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
         total = torch.zeros((), device=self.args.device)
         for batch in batches:
-            computed = batch["input_ids"].numel()
-            tokens = _token_count(batch)
-            self.progress.tokens += tokens
-            self.saved_tokens += max(0, tokens - computed)
+            self.progress.tokens += _token_count(batch)
+            if layout := batch.get("row_layout"):
+                self.saved_tokens += layout.saved
             with self.compute_loss_context_manager():
                 loss = self._losses(batch, self.section_loss).sum() / max(1, items)
             self.accelerator.backward(loss)
@@ -72,13 +71,12 @@ class Trainer(SFTTrainer):
 
     def _losses(self, batch: dict[str, Any], into: SectionLoss) -> torch.Tensor:
         """The loss of each trained token of a batch, [learned tokens], noted per section."""
-        inputs = {key: value for key, value in batch.items() if key not in ("labels", "sections")}
-        if self.fast.by_row:
+        names = ("input_ids", "position_ids", "attention_mask")
+        inputs = {name: batch[name] for name in names if name in batch}
+        if self.fast.by_row and "row_layout" in batch:
+            inputs["row_layout"] = batch["row_layout"]
             # transformers makes no mask of its own where it is given one in 4D; none is read.
-            if "row_layout" in inputs:
-                inputs["attention_mask"] = torch.empty(1, 1, 1, 1)
-        else:
-            inputs.pop("row_layout", None)
+            inputs["attention_mask"] = torch.empty(1, 1, 1, 1)
         hidden = self._decoder(**inputs, use_cache=False).last_hidden_state
         losses = token_losses(causal_lm(self.model), hidden, batch["labels"])
         into.add(losses, batch["labels"], batch["sections"])

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fasttune.cli.app import app, console, plugins, print_json, say
-from fasttune.cli.options import Columns, Config, Data, Model, overrides
+from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, overrides
 from fasttune.errors import FasttuneError, did_you_mean
 
 ARMS = "plain,unsloth,fasttune"
@@ -21,7 +21,7 @@ def bench(
         list[str] | None,
         typer.Argument(help="Any setting as KEY=VALUE, for instance model.quantization=nf4."),
     ] = None,
-    template: Annotated[str | None, typer.Option("--template", "-t", help="Prompt format.")] = None,
+    template: TemplateName = None,
     data: Data = None,
     columns: Columns = None,
     config: Config = None,

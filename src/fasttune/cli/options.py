@@ -10,6 +10,7 @@ import typer
 Data = Annotated[
     str | None, typer.Option("--data", "-d", help="Rows: a file, a folder or a Hub name.")
 ]
+TemplateName = Annotated[str | None, typer.Option("--template", "-t", help="Prompt format.")]
 Columns = Annotated[
     list[str] | None, typer.Option("--map", help="Column mapping, as instruction=question.")
 ]

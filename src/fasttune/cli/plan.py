@@ -56,8 +56,7 @@ def plan(
     """
     from fasttune.config import load_config
     from fasttune.devices import find_device, this_device
-    from fasttune.fit import job_of
-    from fasttune.forecast import forecast, timed
+    from fasttune.forecast import forecast
     from fasttune.models.demo import NAME
     from fasttune.models.tokenizer import CUDA_DEFAULT
     from fasttune.shapes import read_shape
@@ -71,7 +70,6 @@ def plan(
     if template is not None or resolved.data.train is not None:
         named = resolved if name == NAME else _with_model(resolved, name)
         lengths = _lengths(named, plugins(context, config))
-    device = timed(device, job_of(resolved, shape, device).number_bytes == 2)
     made = forecast(resolved, shape, device, lengths)
     if as_json:
         print_json({**made.as_dict(), "largest_batch": _largest(made)})

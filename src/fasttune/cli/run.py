@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fasttune.cli.app import app, console, plugins, print_json, say
-from fasttune.cli.options import Columns, Config, Data, Model, overrides
+from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def run(
         list[str] | None,
         typer.Argument(help="Any setting as KEY=VALUE, for instance train.epochs=2 lora.r=8."),
     ] = None,
-    template: Annotated[str | None, typer.Option("--template", "-t", help="Prompt format.")] = None,
+    template: TemplateName = None,
     data: Data = None,
     columns: Columns = None,
     config: Config = None,
@@ -195,6 +195,8 @@ def _summary(outcome: Outcome, manifest: dict[str, Any]) -> None:
         f"{manifest['seconds']['train']:.0f} s, "
         f"{manifest['peak_memory_bytes'] / 2**30:.1f} GiB at the peak"
     )
+    if saved := manifest["shared_tokens_saved"]:
+        out.print(f"{saved:,} tokens of shared beginnings were not computed again")
     for file in ("loss.png", "samples.md", "adapter"):
         if (outcome.run.folder / file).exists():
             out.print(f"  {outcome.run.folder / file}", markup=False)
