@@ -23,7 +23,7 @@ GB = 10**9
 TWO_OF_2048 = Job(
     shape=PHI2,
     quantized=True,
-    number_bytes=2,
+    dtype="bfloat16",
     optimizer_bytes=8,
     checkpointing=False,
     peak_tokens=4096,
@@ -62,6 +62,16 @@ def test_a_cpu_holds_the_base_of_nf4_dequantised_as_well():
     plain = budget.memory(replace(CHECKPOINTED, quantized=False), "cpu")
     assert plain.weights == 2 * PHI2.parameters
     assert budget.dequantized_bytes(CHECKPOINTED, "cpu") == 0
+
+
+def test_files_of_the_compute_dtype_stay_mapped_on_a_cpu():
+    converted = budget.memory(CHECKPOINTED, "cpu")  # Phi-2's files are in fp16
+    alike = replace(CHECKPOINTED, shape=replace(PHI2, stored="bfloat16"))
+    mapped = budget.memory(alike, "cpu")
+    assert mapped.weights - converted.weights == 2 * PHI2.linear_weights
+    assert mapped.loading == 0 and converted.loading == 2 * PHI2.parameters
+    unquantized = budget.memory(replace(alike, quantized=False), "cpu")
+    assert unquantized.weights == 2 * PHI2.parameters and unquantized.loading == 0
 
 
 def test_loading_counts_where_it_takes_more_than_training():
@@ -153,7 +163,7 @@ def test_time_on_an_a100():
     moved = 3 * 2_516_582_400 * (4.127 + 16) / 8
     assert time.dequantisation == pytest.approx(moved / 1555e9, rel=1e-3)
     assert time.expected == pytest.approx(2.5 * time.bound)
-    assert budget.time(replace(CHECKPOINTED, number_bytes=4), GPUS["a100"]) is None
+    assert budget.time(replace(CHECKPOINTED, dtype="float32"), GPUS["a100"]) is None
     assert budget.time(CHECKPOINTED, find_device("16GB")) is None
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from fasttune import FasttuneError, Template, learn
 from fasttune import given as given_
 from fasttune.encode import IGNORED, Encoded, Span, encode, encode_many, encode_prompt, eos_id, fit
-from fasttune.spans import lay
+from fasttune.spans import Tokens, lay, tokenize
 from fasttune.template import Segment
 
 EOS = 50256
@@ -320,6 +320,10 @@ def owners(segments, offsets):
         yield next((segments[at] for at in touched if segments[at].train), segments[first])
 
 
+def covering(offsets):
+    return Tokens(list(range(len(offsets))), offsets.__getitem__)
+
+
 PIECES = st.text('ab \n<|>"日é🥫', min_size=1, max_size=6)
 PARTS = st.lists(st.tuples(PIECES, st.booleans()), min_size=1, max_size=6)
 
@@ -331,8 +335,9 @@ PARTS = st.lists(st.tuples(PIECES, st.booleans()), min_size=1, max_size=6)
 def test_every_token_has_the_owner_the_rule_gives_it(phi2_tokenizer, parts):
     segments = [Segment(str(at), text, train) for at, (text, train) in enumerate(parts)]
     text = "".join(segment.text for segment in segments)
+    [tokens] = tokenize([segments], phi2_tokenizer, special=False)
     offsets = phi2_tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    spans = lay(segments, offsets, 3)
+    spans = lay(segments, tokens, 3)
     found = [span.name for span in spans for _ in range(span.start, span.end)]
     assert found == [owner.name for owner in owners(segments, offsets)]
     assert [span.start for span in spans] == [3, *(span.end for span in spans[:-1])]
@@ -350,14 +355,14 @@ def test_every_token_has_the_owner_the_rule_gives_it(phi2_tokenizer, parts):
 @pytest.mark.parametrize("train", [(0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 0, 1), (0, 0, 0)])
 def test_owners_of_unusual_tokens(offsets, train):
     segments = [Segment(n, n, bool(t)) for n, t in zip("abc", train, strict=True)]
-    spans = lay(segments, offsets, 0)
+    spans = lay(segments, covering(offsets), 0)
     found = [span.name for span in spans for _ in range(span.start, span.end)]
     assert found == [owner.name for owner in owners(segments, offsets)]
 
 
 def test_special_tokens_around_a_prompt_stay_with_the_text_beside_them():
     segments = [Segment(name, name, train=False) for name in "abc"]
-    spans = lay(segments, [(0, 0), (0, 2), (2, 3), (0, 0)], 0)
+    spans = lay(segments, covering([(0, 0), (0, 2), (2, 3), (0, 0)]), 0)
     assert [(s.name, s.start, s.end) for s in spans] == [("a", 0, 2), ("c", 2, 4)]
 
 

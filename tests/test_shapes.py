@@ -68,7 +68,7 @@ def test_phi_2():
     assert shape.lora_parameters(16) == 23_592_960
     # 16 x 3 x 5120 x 32: what Unsloth's own default list reaches
     assert shape.lora_parameters(16, ["q_proj", "k_proj", "v_proj"]) == 7_864_320
-    assert shape.max_length == 2048 and shape.stored_bytes == 2
+    assert shape.max_length == 2048 and shape.stored == "float16"
 
 
 def test_the_demo_model_is_built_in():

@@ -44,6 +44,8 @@ CASES = {
     "demo-8x512": Case("demo", 8, 512),
     "phi-0.3B-2x512-nf4": Case("phi", 2, 512, ("model.quantization=nf4",)),
     "demo-8x512-checkpointing": Case("demo", 8, 512, ("train.gradient_checkpointing=on",)),
+    "phi-0.3B-4x512-checkpointing": Case("phi", 4, 512, ("train.gradient_checkpointing=on",)),
+    "llama-0.4B-4x512-checkpointing": Case("llama", 4, 512, ("train.gradient_checkpointing=on",)),
     "llama-0.4B-4x512-fp32": Case("llama", 4, 512, ("model.precision=fp32",)),
 }
 

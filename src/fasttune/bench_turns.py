@@ -50,7 +50,7 @@ class Spec:
     def read(cls, file: Path) -> Spec:
         values = json.loads(file.read_text(encoding="utf-8"))
         rows = [
-            Encoded(**{**row, "spans": [Span(**s) for s in row["spans"]]}) for row in values["rows"]
+            Encoded(**{**row, "spans": [Span(*s) for s in row["spans"]]}) for row in values["rows"]
         ]
         config = load_config(overrides=list(values["config"].items()))
         return cls(config, rows, values["steps"], values["notebook_checkpointing"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fasttune.devices import GB, Device
-from fasttune.shapes import Shape
+from fasttune.shapes import BYTES, Shape
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits per weight in NF4 with double quantisation: 4 bits, an 8-bit scale per block of 64 weights
@@ -48,6 +48,10 @@ CPU_SLACK = 1.2
 the trainer's share of `PROCESS` are fitted to the first three cases of `tools/check_plan.py`; the
 others check them."""
 
+HOLES = 3.0
+"""Widths of a block that glibc cannot use again on a CPU with checkpointing, where blocks of many
+sizes come and go. Fitted to the demo model and a Llama; how much it is differs from run to run."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -55,7 +59,7 @@ class Job:
 
     Attributes:
         quantized: the blocks' matrices are held in NF4.
-        number_bytes: bytes of a number in the compute dtype, 2 or 4.
+        dtype: the compute dtype, a key of `shapes.BYTES`.
         optimizer_bytes: bytes of optimiser state per trained parameter.
         checkpointing: blocks are computed again in the backward pass.
         peak_tokens: tokens of the largest batch that the model sees at once, padding included.
@@ -69,7 +73,7 @@ class Job:
 
     shape: Shape
     quantized: bool
-    number_bytes: int
+    dtype: str
     optimizer_bytes: int
     checkpointing: bool
     peak_tokens: int
@@ -78,6 +82,11 @@ class Job:
     batches: int = 1
     rank: int = 16
     targets: tuple[str, ...] = ()
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of a number in the compute dtype."""
+        return BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -168,10 +177,11 @@ def memory(job: Job, kind: str) -> Memory:
     """The parts of the peak on a device of the kind "cuda" or "cpu".
 
     Weights: NF4 for the blocks' matrices, if quantised; embeddings, head, norms and biases in the
-    compute dtype. A CPU keeps the matrices dequantised as well, for the whole run. Adapters in
+    compute dtype. A CPU keeps the matrices dequantised as well, for the whole run, and where the
+    files hold the compute dtype they stay mapped: the embeddings are read from there. Adapters in
     fp32: 4 bytes, 4 for the gradient, and the optimiser's. Activations: h * bytes * tokens * L * k;
     with checkpointing the inputs of the blocks, h * bytes * tokens * L, and k for one block at a
-    time.
+    time; on a CPU also what the heap loses to `HOLES`.
     """
     shape, number = job.shape, job.number_bytes
     cuda = kind == "cuda"
@@ -180,22 +190,28 @@ def memory(job: Job, kind: str) -> Memory:
         weights += shape.linear_weights * NF4_BITS / 8
     if not job.quantized or not cuda:
         weights += shape.linear_weights * number
+    mapped = not cuda and shape.stored == job.dtype
+    if job.quantized and mapped:
+        weights += shape.linear_weights * number
     width = shape.hidden * number * job.peak_tokens
     block = (
         widths(shape) if cuda else CPU_SLACK * fast_widths(shape, job.attended, job.number_bytes)
     )
+    kept = block
+    if job.checkpointing:
+        kept = 1 if cuda else 1 + HOLES
     loss = min(job.peak_tokens, CHUNK) * shape.vocab * LOGITS + width
     again = width * block if job.checkpointing else 0.0
     again += shape.largest_linear * number if job.quantized and cuda else 0.0
     return Memory(
         weights=weights,
         adapters=float(lora_parameters(job) * (8 + job.optimizer_bytes)),
-        activations=float(width * shape.layers * (1 if job.checkpointing else block)),
+        activations=float(width * shape.layers * kept),
         # glibc keeps what the loss frees, and a block's backward pass does not fit into the holes.
         working=max(float(loss), again) if cuda else loss + again,
         process=PROCESS[kind],
-        # The files are mapped into memory while they are read.
-        loading=0.0 if cuda else float(shape.parameters * shape.stored_bytes),
+        # Files of another dtype are mapped into memory while they are converted.
+        loading=0.0 if cuda or mapped else float(shape.parameters * shape.stored_bytes),
     )
 
 

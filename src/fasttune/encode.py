@@ -7,8 +7,10 @@ that must be a token border is the one where generation begins: nothing can merg
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice
 from typing import Any, Literal, TypeVar
@@ -67,13 +69,24 @@ def encode_many(template: Template, rows: Iterable[Row], tokenizer: Any) -> Iter
             tokenizer gives no offsets or has no EOS.
     """
     waiting: tuple[list[Parts], Future[tuple[list[Tokens], list[Tokens]]]] | None = None
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, _frozen():
         for batch in chain(batches(rows, BATCH), [[]]):
             parts = [_trainable(template, row) for row in batch]
             ahead = (parts, pool.submit(_tokenized, parts, tokenizer)) if parts else None
             if waiting:
                 yield from _join(waiting[0], *waiting[1].result(), eos_id(tokenizer))
             waiting = ahead
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """What exists by now is left out of garbage collections: the many small objects of a batch of
+    rows set them off so often that they took a fifth of the time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -99,8 +112,8 @@ def _join(
         ids = [*prompt.ids, *completion.ids, eos]
         last = len(ids) - 1
         spans = [
-            *lay(asked, prompt.offsets, 0),
-            *lay(answer, completion.offsets, prompt_length),
+            *lay(asked, prompt, 0),
+            *lay(answer, completion, prompt_length),
             Span(EOS_SPAN, last, last + 1, train=True),
         ]
         yield Encoded(ids, learned(ids, spans), spans, prompt_length)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -108,27 +109,13 @@ def store(key: str, rows: Iterable[Encoded], counts: Mapping[str, int]) -> Encod
     """
     import pyarrow as pa
 
-    span = {"name": pa.string(), "start": pa.int32(), "end": pa.int32(), "train": pa.bool_()}
-    schema = pa.schema(
-        {
-            "input_ids": pa.list_(pa.int32()),
-            "spans": pa.list_(pa.struct(span)),
-            "prompt_length": pa.int32(),
-        }
-    )
     number, tokens = 0, 0
     sections: dict[str, None] = {}
     path = _path(key)
     with _written(path) as temporary:
-        with pa.ipc.new_file(str(temporary), schema) as file:
+        with pa.ipc.new_file(str(temporary), _arrow([]).schema) as file:
             for batch in batches(rows, ROWS_PER_BATCH):
-                columns = [
-                    [row.input_ids for row in batch],
-                    [[vars(span) for span in row.spans] for row in batch],
-                    [row.prompt_length for row in batch],
-                ]
-                arrays = [pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)]
-                file.write(pa.record_batch(arrays, schema=schema))
+                file.write(_arrow(batch))
                 number += len(batch)
                 tokens += sum(map(len, batch))
                 sections |= dict.fromkeys(s.name for r in batch for s in r.spans if s.train)
@@ -143,6 +130,27 @@ def store(key: str, rows: Iterable[Encoded], counts: Mapping[str, int]) -> Encod
     write_json(path.with_suffix(".json"), about)
     _forget(keep=path)
     return stored
+
+
+def _arrow(rows: Sequence[Encoded]) -> Any:
+    """Rows as a record batch, a column at a time: a dictionary per span would take longer than
+    everything else here."""
+    import pyarrow as pa
+
+    types = {"name": pa.string(), "start": pa.int32(), "end": pa.int32(), "train": pa.bool_()}
+    values = zip(*chain.from_iterable(row.spans for row in rows), strict=True) if rows else [()] * 4
+    spans = pa.StructArray.from_arrays(
+        [pa.array(column, kind) for column, kind in zip(values, types.values(), strict=True)],
+        fields=[pa.field(name, kind) for name, kind in types.items()],
+    )
+    ends = accumulate((len(row.spans) for row in rows), initial=0)
+    return pa.RecordBatch.from_pydict(
+        {
+            "input_ids": pa.array([row.input_ids for row in rows], pa.list_(pa.int32())),
+            "spans": pa.ListArray.from_arrays(pa.array(ends, pa.int32()), spans),
+            "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
+        }
+    )
 
 
 @contextmanager

@@ -41,13 +41,14 @@ def job_of(
     budget = max(chosen.batch_size * config.model.max_length, tokens[0])
     packed = min(sum(tokens[:step_rows]) if lengths else budget, budget)
     quantization, precision = config.model.quantization, config.model.precision
-    wide = precision == "fp32" or (precision == "auto" and not (cuda or device.bf16))
+    narrow = "bfloat16" if device.bf16 else "float16" if cuda else "float32"
+    dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(precision, narrow)
     eight = "8bit" in chosen.optimizer or (chosen.optimizer == "auto" and cuda)
     shape.adapted(config.lora.targets)
     return Job(
         shape=shape,
         quantized=cuda if quantization == "auto" else quantization == "nf4",
-        number_bytes=4 if wide else 2,
+        dtype=dtype,
         optimizer_bytes=2 if eight else 8,
         checkpointing=chosen.gradient_checkpointing in ("on", "unsloth"),
         peak_tokens=packed if chosen.packing else rows * tokens[0],

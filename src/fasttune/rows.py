@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 from abc import abstractmethod
 from array import array
 from collections.abc import Sequence
@@ -57,15 +57,15 @@ class StoredRows(Rows):
 
     def append(self, row: Row) -> None:
         """Add a row at the end."""
-        text = json.dumps(dict(row), ensure_ascii=False).encode(errors="surrogatepass")
+        written = marshal.dumps(dict(row))
         self._file.seek(self._ends[-1])
-        self._file.write(text)
-        self._ends.append(self._ends[-1] + len(text))
+        self._file.write(written)
+        self._ends.append(self._ends[-1] + len(written))
 
     def row(self, place: int) -> dict[str, str]:
         self._file.seek(self._ends[place])
-        text = self._file.read(self._ends[place + 1] - self._ends[place])
-        row: dict[str, str] = json.loads(text.decode(errors="surrogatepass"))
+        written = self._file.read(self._ends[place + 1] - self._ends[place])
+        row: dict[str, str] = marshal.loads(written)
         return row
 
     def __len__(self) -> int:

@@ -42,6 +42,9 @@ BUILT_IN: dict[str, dict[str, Any]] = {
 """Models that can be planned for before they are on the disk: the two defaults."""
 
 
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
 class UnknownArchitecture(FasttuneError):
     """The model may be trained, but not planned for."""
 
@@ -73,7 +76,7 @@ class Shape:
         head_bias: the output head has a bias.
         tied: the output head is the embedding matrix.
         max_length: positions the model was made for.
-        stored_bytes: bytes of a parameter in the files, by the config.
+        stored: the dtype of the parameters in the files, by the config.
     """
 
     name: str
@@ -91,7 +94,12 @@ class Shape:
     head_bias: bool
     tied: bool
     max_length: int
-    stored_bytes: int
+    stored: str
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of a parameter in the files."""
+        return BYTES.get(self.stored, 2)
 
     @property
     def linear_weights(self) -> int:
@@ -237,12 +245,8 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
         head_bias=family.head_bias,
         tied=bool(config.get("tie_word_embeddings", family.tied)),
         max_length=int(config.get("max_position_embeddings") or 2048),
-        stored_bytes=4 if _dtype(config) == "float32" else 2,
+        stored=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
     )
-
-
-def _dtype(config: Mapping[str, Any]) -> str:
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def _read_config(name: str) -> dict[str, Any]:

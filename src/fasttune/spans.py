@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from functools import partial
 from typing import Any, NamedTuple
 
 from fasttune.errors import FasttuneError
 from fasttune.template import Segment
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Tokens [start, end) of a row that belong to one segment."""
 
     name: str
@@ -37,11 +36,19 @@ def eos_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-class Tokens(NamedTuple):
-    """The ids of a text, and the characters [start, end) that each token covers."""
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a text.
+
+    Attributes:
+        ids: n token ids.
+        offsets: the characters [start, end) that token i covers; (0, 0) for a special token. Asked
+            one by one: only the tokens at the borders of segments count, and a list of all takes
+            half as long as the tokenizing.
+    """
 
     ids: list[int]
-    offsets: list[tuple[int, int]]
+    offsets: Callable[[int], tuple[int, int]]
 
 
 def tokenize(parts: Sequence[Sequence[Segment]], tokenizer: Any, special: bool) -> list[Tokens]:
@@ -66,33 +73,39 @@ def tokenize(parts: Sequence[Sequence[Segment]], tokenizer: Any, special: bool) 
     backend.no_padding()
     texts = ["".join(segment.text for segment in segments) for segments in parts]
     coded = backend.encode_batch(texts, add_special_tokens=special)
-    return [Tokens(encoding.ids, encoding.offsets) for encoding in coded]
+    return [Tokens(encoding.ids, partial(_covered, encoding)) for encoding in coded]
 
 
-def lay(segments: Sequence[Segment], offsets: Sequence[tuple[int, int]], shift: int) -> list[Span]:
+def _covered(encoding: Any, token: int) -> tuple[int, int]:
+    covered: tuple[int, int] | None = encoding.token_to_chars(token)
+    return covered or (0, 0)
+
+
+def lay(segments: Sequence[Segment], tokens: Tokens, shift: int) -> list[Span]:
     """Lay the segments of a part over its tokens, the first of which is token `shift` of the row.
 
     A token belongs to the segment it starts in, but a learned one wins: a token that begins in a
     given segment and ends in a learned one carries learned text, and in a completion the model has
     to write all of it.
     """
-    last = len(offsets)  # special tokens behind the text have the offsets (0, 0)
-    while last > 1 and offsets[last - 1][1] == 0:
+    count, offsets = len(tokens.ids), tokens.offsets
+    last = count  # special tokens behind the text have the offsets (0, 0)
+    while last > 1 and offsets(last - 1)[1] == 0:
         last -= 1
     runs: list[tuple[Segment, int]] = []  # each with the token it ends before
     done, reach = 0, 0
     for at, segment in enumerate(segments):
         reach += len(segment.text)
-        end = len(offsets)
+        end = count
         if at + 1 < len(segments):
-            end = bisect_left(offsets, reach, done, last, key=itemgetter(0))
+            end = bisect_left(range(count), reach, done, last, key=lambda token: offsets(token)[0])
         own = end
-        while not segment.train and own > done and offsets[own - 1][1] > reach:
+        while not segment.train and own > done and offsets(own - 1)[1] > reach:
             own -= 1
         if own > done:
             runs.append((segment, own))
         for token in range(own, end):
-            runs.append((_reached(segments[at:], reach, offsets[token][1]), token + 1))
+            runs.append((_reached(segments[at:], reach, offsets(token)[1]), token + 1))
         done = end
     spans: list[Span] = []
     start = 0

@@ -141,4 +141,6 @@ def group_lora(model: Any) -> list[Group]:
     groups: dict[int, list[Any]] = {}
     for source, layer in seen:
         groups.setdefault(id(source), []).append(layer)
+        # Before there are activations: between them the weights would leave holes in the heap.
+        plain_weight(layer.get_base_layer(), source.dtype)
     return [Group(layers) for layers in groups.values()]
