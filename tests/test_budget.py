@@ -81,6 +81,19 @@ def test_loading_counts_where_it_takes_more_than_training():
     assert memory.peak == memory.process + (2 + 4) * DEMO.parameters
 
 
+def test_on_a_cpu_rows_of_different_lengths_leave_holes_in_the_heap():
+    lengths = {False: [200, 200], True: [100, 300]}
+    alike, varied = (
+        job_of(config(train__batch_size=2), DEMO, Device("CPU", "cpu", 64 * GB), found)
+        for found in lengths.values()
+    )
+    assert [alike.varied, varied.varied] == list(lengths)
+    same = replace(varied, varied=False)
+    ratio = budget.memory(varied, "cpu").activations / budget.memory(same, "cpu").activations
+    assert ratio == pytest.approx(budget.VARIED_SLACK / budget.CPU_SLACK)
+    assert budget.memory(varied, "cuda") == budget.memory(same, "cuda")
+
+
 def test_the_chunk_of_logits_is_the_one_that_the_losses_take():
     from fasttune.models import attention, head
 

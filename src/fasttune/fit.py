@@ -57,6 +57,7 @@ def job_of(
         batches=ceil(step_tokens / budget) if chosen.packing else chosen.gradient_accumulation,
         rank=config.lora.r,
         targets=config.lora.targets,
+        varied=tokens[0] != tokens[-1],
     )
 
 
