@@ -20,10 +20,9 @@ from fasttune.models.load import resolve_precision
 # isort: split
 import torch
 
-from fasttune.bench_arms import DTYPES
 from fasttune.bench_report import Step, figures, plot
 from fasttune.bench_turns import Spec, Worker
-from fasttune.config import RunConfig
+from fasttune.config import PRECISIONS, RunConfig
 from fasttune.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
@@ -140,7 +139,7 @@ def resolved(config: RunConfig, model: str) -> RunConfig:
     used: dict[str, Any] = {
         "name": model,
         "quantization": "nf4" if precision.quantized else "none",
-        "precision": next(word for word, dtype in DTYPES.items() if dtype == precision.dtype),
+        "precision": PRECISIONS[str(precision.dtype).removeprefix("torch.")],
     }
     chosen: dict[str, Any] = {
         "optimizer": optimizer,

@@ -19,12 +19,10 @@ from typing import Any
 import torch
 
 from fasttune.bench_turns import Pace, Spec
-from fasttune.config import RunConfig
+from fasttune.config import DTYPES, RunConfig
 from fasttune.errors import FasttuneError
 from fasttune.machine import peak_memory
 from fasttune.models.lora import choose_targets
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -66,7 +64,7 @@ def train_plain(spec: Spec, pace: Pace, folder: Path) -> None:
 
     config, lora, chosen = spec.config, spec.config.lora, spec.config.train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[config.model.precision]
+    dtype = getattr(torch, DTYPES[config.model.precision])
     quantized = config.model.quantization == "nf4"
     checkpointing = chosen.gradient_checkpointing != "off"
     tokenizer = AutoTokenizer.from_pretrained(config.model.name)
@@ -164,7 +162,7 @@ def train_unsloth(spec: Spec, pace: Pace, folder: Path) -> None:
     from fasttune.trainer import checkpointing_of
 
     config, lora, chosen = spec.config, spec.config.lora, spec.config.train
-    dtype = DTYPES[config.model.precision]
+    dtype = getattr(torch, DTYPES[config.model.precision])
     checkpointing = "unsloth" if spec.notebook_checkpointing else checkpointing_of(config)
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=config.model.name,

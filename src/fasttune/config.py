@@ -13,6 +13,10 @@ from typing import Any, Literal
 
 from fasttune.errors import FasttuneError, did_you_mean
 
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""torch's names of the precisions."""
+PRECISIONS = {dtype: word for word, dtype in DTYPES.items()}
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -26,7 +26,7 @@ IGNORED = -100
 
 EOS_SPAN = "eos"
 BATCH = 500
-"""Rows tokenized in one call; their offsets alone take some 20 MB."""
+"""Rows tokenized in one call."""
 
 Parts = tuple[list[Segment], list[Segment]]
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from fasttune.encode import Encoded, Span, batches, learned
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_path, cache_dir, write_json
 from fasttune.rows import Lazy
-from fasttune.spans import eos_id, untrim_offsets
+from fasttune.spans import eos_id, whole_text_backend
 
 ROWS_PER_BATCH = 128
 """Rows that are read together: 100 kB of short ones, as much as a disk reads ahead anyway."""
@@ -74,12 +74,8 @@ def cache_key(tokenizer: Any, *deciding: Any) -> str:
     """SHA-256 of all that decides the encoded rows: the tokenizer, this code, and JSON values."""
     import tokenizers
 
-    untrim_offsets(tokenizer)
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # every call sets these two anew
-    backend.no_padding()
     digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in CODE))
-    digest.update(backend.to_str().encode())
+    digest.update(whole_text_backend(tokenizer).to_str().encode())
     known = [tokenizers.__version__, eos_id(tokenizer), deciding]
     digest.update(json.dumps(known, sort_keys=True).encode())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from math import ceil
 from typing import Any
 
 from fasttune.budget import Job, memory
-from fasttune.config import RunConfig
+from fasttune.config import DTYPES, RunConfig
 from fasttune.devices import Device
 from fasttune.shapes import Shape
 
@@ -42,13 +42,12 @@ def job_of(
     packed = min(sum(tokens[:step_rows]) if lengths else budget, budget)
     quantization, precision = config.model.quantization, config.model.precision
     narrow = "bfloat16" if device.bf16 else "float16" if cuda else "float32"
-    dtype = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(precision, narrow)
     eight = "8bit" in chosen.optimizer or (chosen.optimizer == "auto" and cuda)
     shape.adapted(config.lora.targets)
     return Job(
         shape=shape,
         quantized=cuda if quantization == "auto" else quantization == "nf4",
-        dtype=dtype,
+        dtype=DTYPES.get(precision, narrow),
         optimizer_bytes=2 if eight else 8,
         checkpointing=chosen.gradient_checkpointing in ("on", "unsloth"),
         peak_tokens=packed if chosen.packing else rows * tokens[0],

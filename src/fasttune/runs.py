@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fasttune.config import ModelConfig, RunConfig, dump_config, load_config
+from fasttune.config import PRECISIONS, ModelConfig, RunConfig, dump_config, load_config
 from fasttune.data import data_hash
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import write_json, write_text
@@ -113,11 +113,10 @@ class Run:
     def model_config(self) -> ModelConfig:
         """The model settings with "auto" replaced by what the run really used."""
         manifest = self.manifest
-        short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
         used: dict[str, Any] = {
             "name": manifest["model"],
             "quantization": manifest["quantization"],
-            "precision": short[manifest["dtype"]],
+            "precision": PRECISIONS[manifest["dtype"]],
         }
         return replace(self.config.model, **used)
 

@@ -43,6 +43,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Of a number, by torch's name of its dtype."""
 
 
 class UnknownArchitecture(FasttuneError):

@@ -66,13 +66,9 @@ def tokenize(parts: Sequence[Sequence[Segment]], tokenizer: Any, special: bool) 
             f"{type(tokenizer).__name__} {getattr(tokenizer, 'name_or_path', '')}",
             "use a model with a tokenizer.json (a fast tokenizer)",
         )
-    untrim_offsets(tokenizer)
-    # The backend itself: transformers' call around it takes a fifth of the time.
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
     texts = ["".join(segment.text for segment in segments) for segments in parts]
-    coded = backend.encode_batch(texts, add_special_tokens=special)
+    # The backend itself: transformers' call around it takes a fifth of the time.
+    coded = whole_text_backend(tokenizer).encode_batch(texts, add_special_tokens=special)
     return [Tokens(encoding.ids, partial(_covered, encoding)) for encoding in coded]
 
 
@@ -128,16 +124,21 @@ def _reached(segments: Sequence[Segment], reach: int, end: int) -> Segment:
     return segments[0]
 
 
-def untrim_offsets(tokenizer: Any) -> None:
-    """Make offsets cover the text without gaps; the ids stay the same.
+def whole_text_backend(tokenizer: Any) -> Any:
+    """The tokenizer's backend, set to encode all of a text and nothing else, with offsets that
+    cover it without gaps. Every call of transformers sets truncation and padding anew.
 
     GPT-2's tokenizer (and so Phi-2's) trims white space off its offsets: the span of a token that
     is only a newline would be empty, and which segment it belongs to could not be told.
     """
     from tokenizers.processors import ByteLevel, Sequence
 
-    processor = tokenizer.backend_tokenizer.post_processor
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    processor = backend.post_processor
     parts: Any = processor if isinstance(processor, Sequence) else [processor]
     for part in parts:
         if isinstance(part, ByteLevel):
             part.trim_offsets = False
+    return backend

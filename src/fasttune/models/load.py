@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.config import LoraConfig, ModelConfig
+from fasttune.config import DTYPES, LoraConfig, ModelConfig
 from fasttune.models.backend import DEVICE, FastLanguageModel
 
 # isort: split
@@ -31,8 +31,7 @@ def resolve_precision(config: ModelConfig) -> Precision:
     cuda = DEVICE.type == "cuda"
     quantized = cuda if config.quantization == "auto" else config.quantization == "nf4"
     if config.precision != "auto":
-        named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        return Precision(quantized, named[config.precision])
+        return Precision(quantized, getattr(torch, DTYPES[config.precision]))
     if cuda:
         return Precision(
             quantized, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
