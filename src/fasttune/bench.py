@@ -15,21 +15,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fasttune.models.load import resolve_precision
-
-# isort: split
-import torch
-
 from fasttune.bench_report import Step, figures, plot
 from fasttune.bench_turns import Spec, Worker
 from fasttune.config import PRECISIONS, RunConfig
 from fasttune.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
-from fasttune.machine import device_name, versions
+from fasttune.forecast import foresee
+from fasttune.machine import device_name, this_device, versions
+from fasttune.models.choices import Choices, decide
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.plan import Prepared, encode_rows, steps
-from fasttune.trainer import checkpointing_of, optimizer_of
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
 """Those that the plain arm has too."""
@@ -71,14 +67,20 @@ def bench(
         FasttuneError: there are too few rows for two blocks, the folder exists, a setting is not
             one that all arms have, or an arm ended with an error.
     """
-    config = resolved(config, prepared.model)
     tokenizer = load_tokenizer(prepared.model)
     rows = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)
+    device = this_device()
+    planned = foresee(config, prepared.model, rows.lengths, device, say)
+    choices = planned.choices if planned is not None else decide(config, device)
+    config = resolved(config, prepared.model, choices)
     spec = make_spec(rows, config, block, notebook_checkpointing, say)
     target = target or _default_folder(config)
     if target.exists():
         raise FasttuneError("the result folder exists", str(target), "choose another with --output")
-    outcomes = run_arms(arms, spec, block, say)
+    together = planned is not None and len(arms) * planned.memory.peak <= device.memory
+    if not together:
+        say("the arms do not fit together, as far as is known: they train one after the other")
+    outcomes = run_arms(arms, spec, block, together, say)
     counts = {outcome.parameters for outcome in outcomes.values()}
     if len(counts) > 1:
         told = ", ".join(f"{arm} {outcome.parameters}" for arm, outcome in outcomes.items())
@@ -120,30 +122,27 @@ def bench(
     return target, result
 
 
-def resolved(config: RunConfig, model: str) -> RunConfig:
-    """The config with every "auto" replaced by what `fasttune run` would make of it here.
+def resolved(config: RunConfig, model: str, choices: Choices) -> RunConfig:
+    """The config with every "auto" replaced by what `fasttune run` makes of it here.
 
     Raises:
         FasttuneError: the optimiser is not one that all arms have.
     """
-    precision = resolve_precision(config.model)
-    optimizer = optimizer_of(config)
-    known = OPTIMIZERS if torch.cuda.is_available() else OPTIMIZERS[:2]
-    if optimizer not in known:
+    known = OPTIMIZERS if choices.kind == "cuda" else OPTIMIZERS[:2]
+    if choices.optimizer not in known:
         raise FasttuneError(
-            f"not every arm can use the optimiser '{optimizer}' here",
+            f"not every arm can use the optimiser '{choices.optimizer}' here",
             "train.optimizer",
             f"one of {', '.join(known)}",
         )
-    words: dict[str | bool, str] = {True: "on", False: "off", "unsloth": "unsloth"}
     used: dict[str, Any] = {
         "name": model,
-        "quantization": "nf4" if precision.quantized else "none",
-        "precision": PRECISIONS[str(precision.dtype).removeprefix("torch.")],
+        "quantization": choices.quantization,
+        "precision": PRECISIONS[choices.dtype],
     }
     chosen: dict[str, Any] = {
-        "optimizer": optimizer,
-        "gradient_checkpointing": words[checkpointing_of(config)],
+        "optimizer": choices.optimizer,
+        "gradient_checkpointing": choices.checkpointing,
         "log_steps": 1,  # a step is told when its loss is logged
     }
     return replace(
@@ -181,43 +180,54 @@ def make_spec(
 
 
 def run_arms(
-    arms: Sequence[str], spec: Spec, block: int, say: Callable[[str], None]
+    arms: Sequence[str], spec: Spec, block: int, together: bool, say: Callable[[str], None]
 ) -> dict[str, Outcome]:
-    """Load all arms, then let them train in turns; the order rotates from block to block.
+    """Load the arms and let them train, in turns where all of them fit into memory together; the
+    order rotates from block to block.
 
     Raises:
         FasttuneError: an arm ended with an error. No process is left behind.
     """
+    groups = [arms] if together else [[arm] for arm in arms]
+    with tempfile.TemporaryDirectory(prefix="fasttune-bench-") as folder:
+        spec_file = Path(folder) / "spec.json"
+        spec.write(spec_file)
+        outcomes: dict[str, Outcome] = {}
+        for group in groups:
+            outcomes |= _in_turns(group, spec, spec_file, block, say)
+        return outcomes
+
+
+def _in_turns(
+    arms: Sequence[str], spec: Spec, spec_file: Path, block: int, say: Callable[[str], None]
+) -> dict[str, Outcome]:
     per_step = _rows_per_step(spec.config)
     lengths = [len(row) for row in spec.rows]
     blocks = range(0, spec.steps, block)
     taken: dict[str, list[Step]] = {arm: [] for arm in arms}
-    with tempfile.TemporaryDirectory(prefix="fasttune-bench-") as folder:
-        spec_file = Path(folder) / "spec.json"
-        spec.write(spec_file)
-        with ExitStack() as stack:
-            workers, parameters = {}, {}
-            for arm in arms:
-                workers[arm] = stack.enter_context(Worker(arm, spec_file))
-                parameters[arm] = int(workers[arm].receive()["parameters"])
-                say(f"{arm}: loaded")
-            for number, first in enumerate(blocks):
-                turn = number % len(arms)
-                for arm in [*arms[turn:], *arms[:turn]]:
-                    count = min(block, spec.steps - first)
-                    workers[arm].send(steps=count)
-                    for index in range(first, first + count):
-                        start = index * per_step % len(lengths)
-                        told = workers[arm].receive()
-                        tokens = sum(lengths[start : start + per_step])
-                        taken[arm].append(Step(told["seconds"], tokens, told["loss"]))
-                    say(f"block {number + 1}/{len(blocks)}  {_block_line(arm, taken[arm][first:])}")
-            for worker in workers.values():
-                worker.send(steps=0)
-            return {
-                arm: Outcome(taken[arm], parameters[arm], worker.receive()["peak_memory"])
-                for arm, worker in workers.items()
-            }
+    with ExitStack() as stack:
+        workers, parameters = {}, {}
+        for arm in arms:
+            workers[arm] = stack.enter_context(Worker(arm, spec_file))
+            parameters[arm] = int(workers[arm].receive()["parameters"])
+            say(f"{arm}: loaded")
+        for number, first in enumerate(blocks):
+            turn = number % len(arms)
+            for arm in [*arms[turn:], *arms[:turn]]:
+                count = min(block, spec.steps - first)
+                workers[arm].send(steps=count)
+                for index in range(first, first + count):
+                    start = index * per_step % len(lengths)
+                    told = workers[arm].receive()
+                    tokens = sum(lengths[start : start + per_step])
+                    taken[arm].append(Step(told["seconds"], tokens, told["loss"]))
+                say(f"block {number + 1}/{len(blocks)}  {_block_line(arm, taken[arm][first:])}")
+        for worker in workers.values():
+            worker.send(steps=0)
+        return {
+            arm: Outcome(taken[arm], parameters[arm], worker.receive()["peak_memory"])
+            for arm, worker in workers.items()
+        }
 
 
 def _rows_per_step(config: RunConfig) -> int:

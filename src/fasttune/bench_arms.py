@@ -21,7 +21,9 @@ import torch
 from fasttune.bench_turns import Pace, Spec
 from fasttune.config import DTYPES, RunConfig
 from fasttune.errors import FasttuneError
-from fasttune.machine import peak_memory
+from fasttune.machine import peak_memory, tensor_device, this_device
+from fasttune.models.choices import decide
+from fasttune.models.dropout import switch_dropout_off
 from fasttune.models.lora import choose_targets
 
 
@@ -63,7 +65,7 @@ def train_plain(spec: Spec, pace: Pace, folder: Path) -> None:
     )
 
     config, lora, chosen = spec.config, spec.config.lora, spec.config.train
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(tensor_device())
     dtype = getattr(torch, DTYPES[config.model.precision])
     quantized = config.model.quantization == "nf4"
     checkpointing = chosen.gradient_checkpointing != "off"
@@ -84,6 +86,8 @@ def train_plain(spec: Spec, pace: Pace, folder: Path) -> None:
         if quantized
         else None,
     )
+    if config.model.dropout == "off":
+        switch_dropout_off(model)
     if quantized:
         model = peft.prepare_model_for_kbit_training(
             model, use_gradient_checkpointing=checkpointing
@@ -159,17 +163,18 @@ def train_unsloth(spec: Spec, pace: Pace, folder: Path) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from fasttune.trainer import checkpointing_of
-
     config, lora, chosen = spec.config, spec.config.lora, spec.config.train
     dtype = getattr(torch, DTYPES[config.model.precision])
-    checkpointing = "unsloth" if spec.notebook_checkpointing else checkpointing_of(config)
+    choices = decide(config, this_device())
+    checkpointing = "unsloth" if spec.notebook_checkpointing else choices.unsloth_checkpointing
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=config.model.name,
         max_seq_length=config.model.max_length,
         dtype=dtype,
-        load_in_4bit=config.model.quantization == "nf4",
+        load_in_4bit=choices.quantized,
     )
+    if config.model.dropout == "off":
+        switch_dropout_off(model)
     model = FastLanguageModel.get_peft_model(
         model,
         r=lora.r,
@@ -225,18 +230,18 @@ def train_fasttune(spec: Spec, pace: Pace, folder: Path) -> None:
     from fasttune.progress import Progress
     from fasttune.runs import Run
     from fasttune.train import make_trainer
-    from fasttune.trainer import RunLog, checkpointing_of
+    from fasttune.trainer import RunLog
 
     config = spec.config
-    checkpointing = checkpointing_of(config)
-    model, tokenizer = load_base(config.model, checkpointing)
-    model, _ = add_lora(model, config.lora, config.seed, checkpointing)
+    choices = decide(config, this_device())
+    model, tokenizer = load_base(config.model, choices)
+    model, _ = add_lora(model, config.lora, config.seed, choices)
     start_adapters(model, config.seed)
     run, progress = Run(folder), Progress(quiet=True)
     callbacks = [RunLog(run), progress, _paced(pace)]
     sections = section_names(spec.rows)
     trainer = make_trainer(
-        config, model, tokenizer, spec.rows, [], sections, run, callbacks, progress
+        config, choices, model, tokenizer, spec.rows, [], sections, run, callbacks, progress
     )
     trainer.args.train_sampling_strategy = "sequential"
     trainer.args.save_strategy = "no"

@@ -21,6 +21,7 @@ from fasttune.config import RunConfig, load_config
 from fasttune.encode import Encoded, Span
 from fasttune.errors import FasttuneError
 from fasttune.files import write_json
+from fasttune.machine import tensor_device
 
 LAST_LINES = 8
 """Of what an arm wrote before it ended, for the error."""
@@ -80,7 +81,7 @@ class Pace:
 
     def step(self, loss: float) -> None:
         """A step is done, with this mean loss per learned token."""
-        if torch.cuda.is_available():
+        if tensor_device() == "cuda":
             torch.cuda.synchronize()
         self.tell(seconds=time.perf_counter() - self._began, loss=loss)
         self._left -= 1

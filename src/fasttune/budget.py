@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fasttune.devices import GB, Device
+from fasttune.machine import GB, Device
 from fasttune.shapes import BYTES, Shape
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)

@@ -13,6 +13,7 @@ from copy import copy, deepcopy
 from os.path import commonprefix
 from typing import Any
 
+from fasttune.models.choices import Choices
 from fasttune.models.head import decoder
 
 # isort: split
@@ -33,6 +34,7 @@ class Decoding:
 
     Args:
         model: a causal language model, with or without PEFT.
+        choices: whether it runs under autocast.
         config: how tokens are chosen, and how many at most.
         stop_loops: end a row that repeats itself, see `LoopStop`.
         prompts: all prompts there will be.
@@ -45,11 +47,13 @@ class Decoding:
     def __init__(
         self,
         model: Any,
+        choices: Choices,
         config: GenerationConfig,
         stop_loops: bool,
         prompts: Sequence[list[int]],
     ) -> None:
-        self._model, self._config, self._stop_loops = model, config, stop_loops
+        self._model, self._choices = model, choices
+        self._config, self._stop_loops = config, stop_loops
         self._device = next(model.parameters()).device
         self._cache = plain_cache(model)
         self.shared = 0
@@ -81,14 +85,15 @@ class Decoding:
             spans = cache is not None and streamer is None
             config.max_new_tokens = min(SPAN, left) if spans else left
             left -= config.max_new_tokens
-            output = self._model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=cache,
-                generation_config=config,
-                streamer=streamer,
-                stopping_criteria=[loops] if loops else None,
-            )
+            with self._choices.autocasting(ids.device.type):
+                output = self._model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    past_key_values=cache,
+                    generation_config=config,
+                    streamer=streamer,
+                    stopping_criteria=[loops] if loops else None,
+                )
             fresh = output[:, ids.shape[1] :].tolist()
             for row, tokens in zip(going, fresh, strict=True):
                 new[row] += tokens
@@ -124,13 +129,14 @@ class Decoding:
         if past == end:
             return
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        decoder(self._model)(
-            input_ids=ids[:, past:end],
-            attention_mask=mask[:, :end],
-            position_ids=positions[:, past:end],
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with self._choices.autocasting(ids.device.type):
+            decoder(self._model)(
+                input_ids=ids[:, past:end],
+                attention_mask=mask[:, :end],
+                position_ids=positions[:, past:end],
+                past_key_values=cache,
+                use_cache=True,
+            )
 
 
 def plain_cache(model: Any) -> DynamicCache | None:

@@ -1,42 +1,16 @@
-"""What a run may compute on: memory, arithmetic and bandwidth of known GPUs and of this machine."""
+"""Memory, arithmetic and bandwidth of known GPUs, and the arithmetic of this CPU."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import replace
 
 from fasttune.errors import FasttuneError, did_you_mean
-
-GB = 10**9
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where a run computes.
-
-    Attributes:
-        memory: bytes a run may take.
-        matmul: dense matrix products, FLOP/s at the peak in 16 bits (on a CPU: in its own
-            precision, measured); None if not known.
-        bandwidth: bytes/s of the memory at the peak; None if not known.
-        bf16: computes in bf16; otherwise training takes fp16 on a GPU and fp32 on a CPU.
-        source: where the figures are from.
-    """
-
-    name: str
-    kind: Literal["cuda", "cpu"]
-    memory: float
-    matmul: float | None = None
-    bandwidth: float | None = None
-    bf16: bool = True
-    source: str = ""
-
+from fasttune.machine import GB, Device
 
 # Dense (not sparse) figures, with accumulation in fp32.
 GPUS = {
-    "t4": Device("T4", "cuda", 16 * GB, 65e12, 320e9, False, "NVIDIA T4 datasheet"),
+    "t4": Device("T4", "cuda", 16 * GB, 65e12, 320e9, False, "NVIDIA T4 datasheet", (7, 5)),
     "a10g": Device("A10G", "cuda", 24 * GB, 70e12, 600e9, source="NVIDIA A10G datasheet"),
     "3090": Device(
         "RTX 3090", "cuda", 24 * GB, 71e12, 936e9, source="NVIDIA Ampere GA102 whitepaper"
@@ -71,61 +45,16 @@ def find_device(name: str) -> Device:
     )
 
 
-def this_device() -> Device:
-    """The device a run would take here: the first GPU that torch sees, or the CPU.
-
-    The memory is what is free, with what this process already holds.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        return Device("CPU", "cpu", available_ram(), bf16=cpu_has_bf16(), source="this machine")
-    name = torch.cuda.get_device_name()
-    free, total = torch.cuda.mem_get_info()
+def with_figures(device: Device) -> Device:
+    """The device with the datasheet's figures, if it is a GPU that is known by its name."""
+    if device.kind == "cpu":
+        return device
     known = next(
-        (gpu for key, gpu in GPUS.items() if re.search(rf"\b{key}\b", name.lower())),
-        Device(name, "cuda", total),
+        (gpu for key, gpu in GPUS.items() if re.search(rf"\b{key}\b", device.name.lower())), None
     )
-    held = torch.cuda.memory_reserved() + CONTEXT
-    return replace(
-        known,
-        name=name,
-        memory=min(total, free + held),
-        bf16=torch.cuda.is_bf16_supported(including_emulation=False),
-    )
-
-
-CONTEXT = 0.5 * GB
-"""What CUDA itself takes of a GPU as soon as a process touches it, with the libraries' kernels.
-An estimate: 0.3 to 0.6 GB are usual; not measured here."""
-
-
-def available_ram() -> float:
-    """Bytes of RAM this process can have: what is free, or what its control group (a container's
-    limit, cgroup v2) leaves, with what it holds already."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        cache = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.M)
-        free = min(free, limit - used + int(cache[1] if cache else 0))
-    except (OSError, ValueError):  # no control group, or the word "max": no limit
-        pass
-    return float(free + psutil.Process().memory_info().rss)
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies in bf16, by Linux' list of its features; the loader's own test
-    reads the same list. Elsewhere no, which plans for fp32."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
-    return bool(flags and {"amx_bf16", "avx512_bf16", "bf16"} & set(flags[1].split()))
+    if known is None:
+        return device
+    return replace(device, matmul=known.matmul, bandwidth=known.bandwidth, source=known.source)
 
 
 def measured_matmul(bf16: bool, size: int = 1024) -> float:

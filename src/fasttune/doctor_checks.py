@@ -33,7 +33,7 @@ def check_python() -> Result:
 def check_accelerator() -> Result:
     import torch
 
-    if not torch.cuda.is_available():
+    if not libraries.has_cuda():
         if Path("/proc/driver/nvidia/version").exists():
             return Result(
                 "failure",
@@ -66,7 +66,7 @@ def check_memory() -> Result:
     ram = psutil.virtual_memory()
     detail = f"RAM {ram.available / GB:.1f} of {ram.total / GB:.1f} GB free"
     short = ram.available < 4 * GB
-    if torch.cuda.is_available():
+    if libraries.has_cuda():
         free, total = torch.cuda.mem_get_info()
         detail += f"; GPU {free / GB:.1f} of {total / GB:.1f} GB free"
         short = short or free < 6 * GB

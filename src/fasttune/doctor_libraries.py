@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fasttune.doctor import Result
+from fasttune.machine import tensor_device
 
 CPU_BACKEND = "2026.10.9"
 CPU_BACKEND_HINT = f"pip install --no-deps unsloth=={CPU_BACKEND} unsloth_zoo=={CPU_BACKEND}"
@@ -26,9 +27,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def has_cuda() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
+    return tensor_device() == "cuda"
 
 
 def check_torch() -> Result:

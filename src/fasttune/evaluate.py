@@ -14,7 +14,7 @@ import torch
 
 from fasttune.encode import Encoded, encode_many, response_tokens
 from fasttune.metrics import Answer, Likelihood
-from fasttune.packing import features, pad, section_names
+from fasttune.packing import features, learned, pad, section_names
 from fasttune.template import Row
 
 
@@ -86,9 +86,12 @@ def _losses(generator: Generator, rows: Sequence[Encoded]) -> list[list[float]]:
     device = next(model.parameters()).device
     names = section_names(rows)
     batch = pad([features(row, names) for row in rows], generator.tokenizer.pad_token_id)
-    labels, _ = batch.pop("labels"), batch.pop("sections")
-    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-    hidden = decoder(model)(**inputs, use_cache=False).last_hidden_state
-    table = torch.zeros(labels.shape, dtype=torch.float64)
-    table[:, 1:][labels[:, 1:] != -100] = token_losses(model, hidden, labels).double()
+    shape = batch["input_ids"].shape
+    batch = learned(batch)
+    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+    with generator.choices.autocasting(device.type):
+        hidden = decoder(model)(**inputs, use_cache=False).last_hidden_state
+    table = torch.zeros(shape, dtype=torch.float64)
+    losses = token_losses(model, hidden, batch["places"], batch["targets"])
+    table.view(-1)[batch["places"] + 1] = losses.double().cpu()
     return table.tolist()

@@ -9,8 +9,9 @@ from math import ceil
 from typing import Any
 
 from fasttune.budget import Job, memory
-from fasttune.config import DTYPES, RunConfig
-from fasttune.devices import Device
+from fasttune.config import RunConfig
+from fasttune.machine import Device
+from fasttune.models.choices import decide
 from fasttune.shapes import Shape
 
 MARGIN = 0.9
@@ -32,7 +33,7 @@ def job_of(
     Raises:
         FasttuneError: a LoRA target is no matrix of the model.
     """
-    chosen, cuda = config.train, device.kind == "cuda"
+    chosen, choices = config.train, decide(config, device)
     tokens = sorted(lengths or [config.model.max_length], reverse=True)
     rows = chosen.batch_size if lengths is None else min(chosen.batch_size, len(lengths))
     step_rows = rows * chosen.gradient_accumulation
@@ -40,15 +41,12 @@ def job_of(
     # A pack takes rows of the whole step, up to a batch of the longest that are allowed.
     budget = max(chosen.batch_size * config.model.max_length, tokens[0])
     packed = min(sum(tokens[:step_rows]) if lengths else budget, budget)
-    quantization, precision = config.model.quantization, config.model.precision
-    narrow = "bfloat16" if device.bf16 else "float16" if cuda else "float32"
-    eight = "8bit" in chosen.optimizer or (chosen.optimizer == "auto" and cuda)
     shape.adapted(config.lora.targets)
     return Job(
         shape=shape,
-        quantized=cuda if quantization == "auto" else quantization == "nf4",
-        dtype=DTYPES.get(precision, narrow),
-        optimizer_bytes=2 if eight else 8,
+        quantized=choices.quantized,
+        dtype=choices.dtype,
+        optimizer_bytes=2 if "8bit" in choices.optimizer else 8,
         checkpointing=chosen.gradient_checkpointing in ("on", "unsloth"),
         peak_tokens=packed if chosen.packing else rows * tokens[0],
         step_tokens=step_tokens,

@@ -9,9 +9,11 @@ from typing import Any
 from fasttune import budget
 from fasttune.budget import Job, Memory, Time
 from fasttune.config import RunConfig
-from fasttune.devices import GB, Device, measured_matmul, this_device
+from fasttune.devices import measured_matmul, with_figures
 from fasttune.errors import FasttuneError
 from fasttune.fit import decide_checkpointing, job_of, suggest
+from fasttune.machine import GB, Device
+from fasttune.models.choices import Choices, decide
 from fasttune.plan import steps
 from fasttune.shapes import Shape, UnknownArchitecture, read_shape
 
@@ -37,6 +39,11 @@ class Forecast:
     rows: int | None
     steps: int | None
     suggestion: tuple[str, ...]
+
+    @property
+    def choices(self) -> Choices:
+        """What the device decides, checkpointing by whether it fits."""
+        return decide(self.config, self.device)
 
     @property
     def fits(self) -> bool:
@@ -141,9 +148,13 @@ def forecast(
 
 
 def foresee(
-    config: RunConfig, model: str, lengths: Sequence[int], say: Callable[[str], None]
+    config: RunConfig,
+    model: str,
+    lengths: Sequence[int],
+    device: Device,
+    say: Callable[[str], None],
 ) -> Forecast | None:
-    """The forecast of a run on this machine, with its short form said.
+    """The forecast of a run on a device, with its short form said.
 
     None, with a word about it, for an architecture that the planner does not know: it may be
     trained all the same.
@@ -156,6 +167,6 @@ def foresee(
     except UnknownArchitecture as error:
         say(f"no plan: {error.message}")
         return None
-    made = forecast(config, shape, this_device(), lengths)
+    made = forecast(config, shape, with_figures(device), lengths)
     say(made.line())
     return made

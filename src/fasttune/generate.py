@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.config import ModelConfig
+from fasttune.config import ModelConfig, RunConfig
 from fasttune.encode import encode_prompt, eos_id
 from fasttune.errors import FasttuneError
+from fasttune.machine import this_device
 from fasttune.metrics import Answer
+from fasttune.models.choices import Choices, decide
 from fasttune.models.load import load_for_generation
 
 # isort: split
@@ -75,10 +77,11 @@ class Sampling:
 class Generator:
     """A model, its tokenizer and a template: rows in, answers out."""
 
-    def __init__(self, model: Any, tokenizer: Any, template: Template) -> None:
+    def __init__(self, model: Any, tokenizer: Any, template: Template, choices: Choices) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
+        self.choices = choices
 
     @classmethod
     def load(
@@ -89,7 +92,8 @@ class Generator:
         Raises:
             FasttuneError: the model cannot be loaded.
         """
-        return cls(*load_for_generation(config, adapter), template)
+        choices = decide(RunConfig(model=config), this_device())
+        return cls(*load_for_generation(config, choices, adapter), template, choices)
 
     def answers(
         self,
@@ -136,11 +140,12 @@ class Generator:
         torch.manual_seed(sampling.seed)
         generate = pipeline("text-generation", model=self.model, tokenizer=self.tokenizer)
         prompt = self.template.prompt(row)
-        [result] = generate(
-            prompt,
-            generation_config=sampling.config(self.tokenizer),
-            return_tensors=True,
-        )
+        with self.choices.autocasting(self.model.device.type):
+            [result] = generate(
+                prompt,
+                generation_config=sampling.config(self.tokenizer),
+                return_tensors=True,
+            )
         length = len(encode_prompt(self.template, row, self.tokenizer))
         return self.read(row, result["generated_token_ids"][length:])
 
@@ -161,7 +166,7 @@ class Generator:
 
     def _decoding(self, sampling: Sampling, prompts: Sequence[list[int]]) -> Decoding:
         config = sampling.config(self.tokenizer)
-        return Decoding(self.model, config, sampling.stop_loops, prompts)
+        return Decoding(self.model, self.choices, config, sampling.stop_loops, prompts)
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

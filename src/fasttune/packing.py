@@ -109,8 +109,31 @@ def pack(rows: Sequence[dict[str, list[int]]], shared: int = 0) -> dict[str, Any
     return {**flat, "position_ids": torch.tensor([positions]), "row_layout": layout}
 
 
+def learned(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch of `pack` or `pad` as the trainer takes it: with the places of its learned tokens
+    instead of `labels` and `sections`. Found here, on the CPU, they cost a GPU no waiting.
+
+    Returns:
+        the batch with `places`: flat indices into [rows, tokens] of the hidden states that predict
+        a learned token; `targets`: those tokens; `owners`: their sections; each of shape
+        [learned]; and `tokens`: the number of its rows' tokens, padding not counted, a shared
+        beginning counted for each row.
+    """
+    labels, sections = batch.pop("labels"), batch.pop("sections")
+    row, place = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    layout = batch.get("row_layout")
+    tokens = int(batch["attention_mask"].sum()) if layout is None else layout.tokens
+    return {
+        **batch,
+        "places": row * labels.shape[1] + place,
+        "targets": labels[row, place + 1],
+        "owners": sections[row, place + 1],
+        "tokens": tokens,
+    }
+
+
 class Collator:
-    """The rows of one optimiser step -> the batches it is computed in.
+    """The rows of one optimiser step -> the batches it is computed in, see `learned`.
 
     Packed, the step's rows are distributed over as few packs as a budget of tokens allows,
     best-fit decreasing. Which rows make up the step, and so the step itself, does not depend on it.
@@ -134,9 +157,9 @@ class Collator:
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> list[dict[str, Any]]:
         if not self.packing:
             starts = range(0, len(rows), self.batch_size)
-            return [pad(rows[at : at + self.batch_size], self.pad_id) for at in starts]
+            return [learned(pad(rows[at : at + self.batch_size], self.pad_id)) for at in starts]
         packs = best_fit([len(row["input_ids"]) for row in rows], self.budget)
-        return [self._pack([rows[at] for at in members]) for members in packs]
+        return [learned(self._pack([rows[at] for at in members])) for members in packs]
 
     def _pack(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
         shared = shared_beginning(rows) if self.share and len(rows) > 1 else 0

@@ -14,7 +14,8 @@ def quiet() -> Iterator[None]:
     """Keep what libraries print on import and loading from the terminal, unless the block fails.
 
     Compiled code writes to the descriptors and Python to sys.stdout and sys.stderr, which need not
-    be the same; both are redirected.
+    be the same; both are redirected. A library may keep the sys.stderr that it finds, for its log:
+    what it finds is no file of its own but the descriptor, and outlives the block.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -24,7 +25,8 @@ def quiet() -> Iterator[None]:
         os.dup2(sink.fileno(), 2)
         failed = True
         try:
-            with redirect_stdout(sink), redirect_stderr(sink):
+            out, err = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
+            with redirect_stdout(out), redirect_stderr(err):
                 yield
             failed = False
         finally:

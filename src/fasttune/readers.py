@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fasttune.config import ModelConfig
+from fasttune.config import ModelConfig, RunConfig
 from fasttune.errors import FasttuneError
+from fasttune.machine import tensor_device, this_device
 from fasttune.quiet import quiet
 from fasttune.template import Row, Template
 
@@ -82,13 +83,15 @@ def read_run(config: ModelConfig, adapter: Path, template: Template) -> ModelRea
     Raises:
         FasttuneError: the model cannot be loaded.
     """
+    from fasttune.models.choices import decide
     from fasttune.models.load import load_for_generation
 
     # isort: split
     from fasttune.encode import encode_prompt, eos_id
     from fasttune.models.merge import run_tokenizer
 
-    model, _ = load_for_generation(config, adapter)
+    choices = decide(RunConfig(model=config), this_device())
+    model, _ = load_for_generation(config, choices, adapter)
     tokenizer = run_tokenizer(adapter)
     eos = eos_id(tokenizer)
     return ModelReader(
@@ -112,14 +115,14 @@ def read_merged(
             None tokenizes the template's text.
         system: the system text that the chat template has built in, so that no program sends it.
     """
-    import fasttune.models.backend as backend
+    import fasttune.models.backend  # noqa: F401  before transformers
 
     # isort: split
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(backend.DEVICE)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(tensor_device())
 
     def prompt_ids(row: Row) -> list[int]:
         if chat is None:
@@ -156,7 +159,7 @@ def _sharp(model: Any) -> Any:
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
-    if next(model.parameters()).device.type != "cpu":
+    if tensor_device() != "cpu":
         return model
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.models.backend import DEVICE, FastLanguageModel
+from fasttune.models.backend import FastLanguageModel
 
 # isort: split
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
@@ -19,14 +19,17 @@ from fasttune.config import RunConfig
 from fasttune.data import data_hash, spread
 from fasttune.encode import Encoded
 from fasttune.encoded import EncodedRows
+from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.forecast import foresee
 from fasttune.generate import Generator, Sampling
-from fasttune.machine import device_name, peak_memory, versions
+from fasttune.machine import Device, device_name, peak_memory, this_device, versions
 from fasttune.metrics import Answer
+from fasttune.models.choices import Choices, decide
+from fasttune.models.dropout import base_dropout
 from fasttune.models.fast import speed_up
 from fasttune.models.head import check_head
-from fasttune.models.load import add_lora, load_base, resolve_precision
+from fasttune.models.load import add_lora, load_base
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.packing import Collator, trainer_dataset
 from fasttune.plan import Prepared, encode_rows
@@ -36,7 +39,7 @@ from fasttune.quiet import quiet
 from fasttune.report import plot_losses, write_samples
 from fasttune.runs import Run, create_run, now
 from fasttune.template import Row
-from fasttune.trainer import Interrupt, RunLog, Trainer, checkpointing_of, training_arguments
+from fasttune.trainer import Interrupt, RunLog, Trainer, training_arguments
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,12 @@ def train(
     resumed: Run | None = None,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
+    device: Device | None = None,
 ) -> Outcome:
     """Train, evaluate and write the run folder, a new one unless a run is resumed.
+
+    Args:
+        device: what the choices are made for; by default this machine's.
 
     Raises:
         FasttuneError: the run does not fit this machine, the model cannot be loaded, or nothing is
@@ -70,19 +77,23 @@ def train(
     """
     template = prepared.template
     began = time.perf_counter()
+    _one_process()
+    device = device or this_device()
+    choices = decide(config, device)
     train_rows = encode_rows(
         prepared.train, template, load_tokenizer(prepared.model), config, "training", say
     )
-    planned = foresee(config, prepared.model, train_rows.lengths, say)
+    planned = foresee(config, prepared.model, train_rows.lengths, device, say)
     if planned is not None:
         planned.require_fit()
-    decided = planned.config if planned is not None else config
-    checkpointing = checkpointing_of(decided)
-    model, tokenizer = load_base(config.model, checkpointing)
+        choices = planned.choices
+    say(f"choices: {choices}")
+    model, tokenizer = load_base(config.model, choices)
+    if off := base_dropout(model.config, config.model):
+        say(off)
     eval_rows = encode_rows(prepared.eval, template, tokenizer, config, "held-out", say)
-    model, coverage = add_lora(model, config.lora, config.seed, checkpointing)
+    model, coverage = add_lora(model, config.lora, config.seed, choices)
     say(str(coverage))
-    precision = resolve_precision(config.model)
     run = resumed or create_run(config, prepared.model)
     run.update(
         {
@@ -90,8 +101,9 @@ def train(
             "template": identity.as_dict(),
             "system": config.system,
             "model": prepared.model,
-            "quantization": "nf4" if precision.quantized else "none",
-            "dtype": str(precision.dtype).removeprefix("torch."),
+            "quantization": choices.quantization,
+            "dtype": choices.dtype,
+            "choices": choices.as_dict(),
             "lora": {
                 "layers": coverage.adapted,
                 "left_out": coverage.left_out,
@@ -112,10 +124,10 @@ def train(
         | ({} if resumed else {"started": now()})
     )
     loading = time.perf_counter() - began
-    generator = Generator(model, tokenizer, template)
+    generator = Generator(model, tokenizer, template, choices)
     try:
         return _train(
-            decided, prepared, plugins, identity, run, generator, train_rows, eval_rows, loading,
+            config, prepared, plugins, identity, run, generator, train_rows, eval_rows, loading,
             show_progress, say,
         )  # fmt: skip
     except BaseException as error:
@@ -159,8 +171,9 @@ def _train(
         callbacks.append(EarlyStoppingCallback(config.train.early_stopping))
     sections = list(dict.fromkeys([*train_rows.sections, *eval_rows.sections]))
     trainer = make_trainer(
-        config, model, tokenizer, train_rows, eval_rows, sections, run, callbacks, progress
-    )
+        config, generator.choices, model, tokenizer, train_rows, eval_rows, sections, run,
+        callbacks, progress,
+    )  # fmt: skip
     say(f"training: {trainer.fast}")
 
     began = time.perf_counter()
@@ -207,6 +220,7 @@ def _train(
 
 def make_trainer(
     config: RunConfig,
+    choices: Choices,
     model: Any,
     tokenizer: Any,
     train_rows: Sequence[Encoded],
@@ -231,11 +245,11 @@ def make_trainer(
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
     FastLanguageModel.for_training(model)
     check_head(model)
-    fast = speed_up(model, config.lora.dropout)
+    fast = speed_up(model, choices)
     with quiet():
         trainer = Trainer(
             model=model,
-            args=training_arguments(config, run, bool(eval_rows), fast),
+            args=training_arguments(config, run, bool(eval_rows), choices),
             train_dataset=trainer_dataset(train_rows, sections),
             eval_dataset=trainer_dataset(eval_rows, sections) if eval_rows else None,
             processing_class=tokenizer,
@@ -252,13 +266,27 @@ def make_trainer(
             fast=fast,
         )
     trainer.remove_callback(PrinterCallback)
-    if DEVICE.type == "cpu":
+    if choices.kind == "cpu":
         # TRL casts the adapters of a quantised model to bf16; on a CPU that costs accuracy and
         # gains nothing.
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     return trainer
+
+
+def _one_process() -> None:
+    """Refuse to be one of several processes: each would train by itself.
+
+    Raises:
+        FasttuneError: a launcher such as torchrun started more than one.
+    """
+    if (count := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+        raise FasttuneError(
+            f"{count} processes were started, and a run takes one",
+            f"WORLD_SIZE={count}",
+            "start it without torchrun or accelerate launch; CUDA_VISIBLE_DEVICES chooses the GPU",
+        )
 
 
 def save_adapter(run: Run, model: Any, tokenizer: Any, identity: Identity) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from fasttune.models.backend import DEVICE  # before the libraries that Unsloth patches
+from fasttune.models.backend import settle_compilation  # before the libraries that it patches
 
 # isort: split
 import torch
@@ -16,11 +16,10 @@ from transformers import TrainerCallback, TrainerControl
 from trl import SFTConfig, SFTTrainer
 
 from fasttune.config import RunConfig
-from fasttune.encode import IGNORED
 from fasttune.errors import FasttuneError
+from fasttune.models.choices import Choices
 from fasttune.models.fast import FastPath
 from fasttune.models.head import causal_lm, decoder, token_losses
-from fasttune.models.load import resolve_precision
 from fasttune.models.sections import SectionLoss
 from fasttune.progress import Progress
 from fasttune.runs import Run
@@ -55,22 +54,23 @@ class Trainer(SFTTrainer):
         self, model: Any, inputs: list[dict[str, Any]], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Forward and backward of one optimiser step; returns its mean loss."""
+        settle_compilation()
         model.train()
         batches = self._prepare_inputs(inputs)
-        items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+        learned = max(1, sum(len(batch["targets"]) for batch in batches))
         total = torch.zeros((), device=self.args.device)
         for batch in batches:
-            self.progress.tokens += _token_count(batch)
+            self.progress.tokens += batch["tokens"]
             if layout := batch.get("row_layout"):
                 self.saved_tokens += layout.saved
-            with self.compute_loss_context_manager():
-                loss = self._losses(batch, self.section_loss).sum() / max(1, items)
+            with self.accelerator.autocast():
+                loss = self._losses(batch, self.section_loss).sum() / learned
             self.accelerator.backward(loss)
             total += loss.detach()
         return total
 
     def _losses(self, batch: dict[str, Any], into: SectionLoss) -> torch.Tensor:
-        """The loss of each trained token of a batch, [learned tokens], noted per section."""
+        """The loss of each trained token of a batch, [learned], noted per section."""
         names = ("input_ids", "position_ids", "attention_mask")
         inputs = {name: batch[name] for name in names if name in batch}
         if self.fast.by_row and "row_layout" in batch:
@@ -78,8 +78,8 @@ class Trainer(SFTTrainer):
             # transformers makes no mask of its own where it is given one in 4D; none is read.
             inputs["attention_mask"] = torch.empty(1, 1, 1, 1)
         hidden = self._decoder(**inputs, use_cache=False).last_hidden_state
-        losses = token_losses(causal_lm(self.model), hidden, batch["labels"])
-        into.add(losses, batch["labels"], batch["sections"])
+        losses = token_losses(causal_lm(self.model), hidden, batch["places"], batch["targets"])
+        into.add(losses, batch["owners"])
         return losses
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ class Trainer(SFTTrainer):
         losses = SectionLoss(self.section_loss.names)
         for batches in self.get_eval_dataloader():
             for batch in self._prepare_inputs(batches):
-                with self.compute_loss_context_manager():
+                with self.accelerator.autocast():
                     self._losses(batch, losses)
         self.model.train(training)
         metrics = {
@@ -154,16 +154,9 @@ class Interrupt(TrainerCallback):
             control.should_training_stop = True
 
 
-def _token_count(batch: dict[str, Any]) -> int:
-    """Tokens of the rows; padding does not count, a shared beginning counts for every row."""
-    layout = batch.get("row_layout")
-    return int(batch["attention_mask"].sum()) if layout is None else layout.tokens
-
-
-def training_arguments(config: RunConfig, run: Run, evaluate: bool, fast: FastPath) -> SFTConfig:
+def training_arguments(config: RunConfig, run: Run, evaluate: bool, choices: Choices) -> SFTConfig:
     """The settings of TRL's trainer."""
     chosen = config.train
-    precision = resolve_precision(config.model)
     eval_every = _every(chosen.eval_steps) if evaluate else ("no", 1)
     save_every = _every(chosen.save_steps)
     if chosen.early_stopping is not None:
@@ -188,8 +181,8 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, fast: FastPa
         warmup_steps=chosen.warmup_steps,
         weight_decay=chosen.weight_decay,
         max_grad_norm=chosen.max_grad_norm,
-        optim=optimizer_of(config),
-        gradient_checkpointing=bool(checkpointing_of(config)),
+        optim=choices.optimizer,
+        gradient_checkpointing=choices.checkpointing != "off",
         logging_steps=chosen.log_steps,
         eval_strategy=eval_every[0],
         eval_steps=eval_every[1],
@@ -202,9 +195,8 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, fast: FastPa
         report_to=list(chosen.report_to) or "none",
         run_name=run.name,
         seed=config.seed,
-        # Grouped LoRA layers compute in the model's dtype; PEFT's own need autocast for that.
-        bf16=precision.dtype == torch.bfloat16 and not fast.groups,
-        fp16=precision.dtype == torch.float16,
+        bf16=choices.autocast and choices.dtype == "bfloat16",
+        fp16=choices.loss_scaling,
         max_length=config.model.max_length,
         packing=False,  # our collator packs
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -216,21 +208,3 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, fast: FastPa
 
 def _every(steps: int | None) -> tuple[str, int]:
     return ("steps", steps) if steps else ("epoch", 1)
-
-
-def optimizer_of(config: RunConfig) -> str:
-    """transformers' name of the optimiser: AdamW, with states of 8 bits on CUDA."""
-    auto = "adamw_8bit" if DEVICE.type == "cuda" else "adamw_torch"
-    return auto if config.train.optimizer == "auto" else config.train.optimizer
-
-
-def checkpointing_of(config: RunConfig) -> str | bool:
-    """The setting as Unsloth takes it.
-
-    `fit.decide_checkpointing` replaces "auto" before; what is left of it is a model that cannot be
-    planned for: Unsloth's offloaded checkpointing on CUDA, none on a CPU.
-    """
-    auto = "unsloth" if DEVICE.type == "cuda" else "off"
-    chosen = config.train.gradient_checkpointing
-    word = auto if chosen == "auto" else chosen
-    return {"on": True, "off": False}.get(word, word)

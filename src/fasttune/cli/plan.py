@@ -55,15 +55,16 @@ def plan(
     model.max_length tokens. The exit status is 2 if the run does not fit.
     """
     from fasttune.config import load_config
-    from fasttune.devices import find_device, this_device
+    from fasttune.devices import find_device, with_figures
     from fasttune.forecast import forecast
+    from fasttune.machine import this_device
     from fasttune.models.demo import NAME
     from fasttune.models.tokenizer import CUDA_DEFAULT
     from fasttune.shapes import read_shape
 
     chosen = [("template", template)] if template else []
     resolved = load_config(config, [*chosen, *overrides(data, columns, model, settings or [])])
-    device = find_device(gpu) if gpu else this_device()
+    device = find_device(gpu) if gpu else with_figures(this_device())
     name = resolved.model.name or (CUDA_DEFAULT if device.kind == "cuda" else NAME)
     shape = read_shape(name)
     lengths = None

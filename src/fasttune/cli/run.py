@@ -110,6 +110,7 @@ def _resume(context: typer.Context, name: str, force: bool, as_json: bool) -> Ou
 
 def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
     from fasttune.forecast import foresee
+    from fasttune.machine import this_device
     from fasttune.models.tokenizer import load_tokenizer
     from fasttune.plan import describe_row, encode_rows, steps
 
@@ -117,7 +118,7 @@ def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
     encoded = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)
     planned = steps(len(encoded), config)
     spans = describe_row(encoded[0], tokenizer)
-    plan = foresee(config, prepared.model, encoded.lengths, say)
+    plan = foresee(config, prepared.model, encoded.lengths, this_device(), say)
     if as_json:
         print_json(
             {

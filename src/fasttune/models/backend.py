@@ -5,10 +5,16 @@ Import this module before transformers, TRL or PEFT.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fasttune.errors import FasttuneError
+from fasttune.files import cache_dir
 from fasttune.quiet import quiet
 
 CPU_BACKEND_HINT = (
@@ -17,9 +23,29 @@ CPU_BACKEND_HINT = (
 )
 
 
+def _compile_folder() -> Path:
+    """A folder of this process below fasttune's cache, gone at its end.
+
+    Unsloth writes the code that it compiles under names that do not tell the settings it was made
+    for, so two processes must not share them. What a killed process left is removed here.
+    """
+    parent = cache_dir() / "unsloth"
+    folder = parent / str(os.getpid())
+    for old in parent.glob("[0-9]*"):
+        if old != folder and not psutil.pid_exists(int(old.name)):
+            shutil.rmtree(old, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _import() -> Any:
     # Unsloth would set "false", and rows would be tokenized on one core.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # On a GPU Unsloth would replace `generate` by one that forces a static cache, and refuses ours.
+    os.environ["UNSLOTH_DISABLE_FAST_GENERATION"] = "1"
+    # What Unsloth compiles it writes to the folder one stands in, otherwise.
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(_compile_folder()))
     try:
         with quiet():
             from unsloth import FastLanguageModel
@@ -37,6 +63,12 @@ def _import() -> Any:
 
 FastLanguageModel = _import()
 
-import torch  # noqa: E402
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def settle_compilation() -> None:
+    """Let Unsloth switch what it could not compile to eager execution. It puts that off to the
+    beginning of a step, in a patch of the method that our trainer replaces."""
+    try:
+        from unsloth_zoo.temporary_patches.utils import apply_pending_eager_fallbacks
+    except ImportError:  # a release without it
+        return
+    apply_pending_eager_fallbacks()

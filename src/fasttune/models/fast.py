@@ -10,10 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from fasttune.models.backend import DEVICE
+import fasttune.models.backend  # noqa: F401  before the libraries that it patches
 
 # isort: split
 from fasttune.models import attention
+from fasttune.models.choices import Choices
 from fasttune.models.grouped import group_lora
 from fasttune.models.head import causal_lm
 from fasttune.models.norm import fuse_norms
@@ -41,20 +42,19 @@ class FastPath:
         return f"{rows}, {lora}" + (f", {self.norms} norms fused" if self.norms else "")
 
 
-def speed_up(model: Any, dropout: float) -> FastPath:
+def speed_up(model: Any, choices: Choices) -> FastPath:
     """Switch on what this model and device allow; the numbers it computes stay the same.
 
     Args:
         model: with PEFT's adapters.
-        dropout: LoRA's; layers that draw a dropout of their own cannot share a product.
     """
-    if DEVICE.type != "cpu":
+    if choices.kind != "cpu":
         return FastPath(by_row=False, groups=0, norms=0)
     inner = causal_lm(model)
     by_row = attention.can_attend_by_row(inner)
     if by_row:
         inner.config._attn_implementation = attention.NAME
-    groups = 0 if dropout else len(group_lora(model))
+    groups = len(group_lora(model)) if choices.grouped else 0
     give_back_freed_memory()
     if not inner.is_gradient_checkpointing:
         keep_freed_memory()

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from fasttune.encode import IGNORED
 from fasttune.errors import FasttuneError
 
 CHUNK = 256
@@ -29,29 +28,37 @@ def decoder(model: Any) -> Any:
     return getattr(inner, inner.base_model_prefix)
 
 
-def token_losses(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def token_losses(
+    model: Any, hidden: torch.Tensor, places: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """Cross entropy in nats of each learned token, with its gradient to the hidden states.
 
     Args:
         model: the transformers model, for its head (with or without a bias); the head is frozen.
         hidden: [batch, tokens, width], what its decoder gave.
-        labels: [batch, tokens], unshifted, -100 where no loss is taken.
+        places: [learned], flat indices into [batch, tokens] of the states that predict a target.
+        targets: [learned], the tokens.
 
     Returns:
-        [learned tokens] in fp32, row by row in order; never more than CHUNK rows of logits exist.
+        [learned] in fp32; never more than CHUNK rows of logits exist.
     """
     head = model.get_output_embeddings()
-    learned = labels[:, 1:] != IGNORED
-    states = hidden[:, :-1][learned.to(hidden.device)].to(head.weight.dtype)
-    targets = labels[:, 1:][learned].to(hidden.device)
+    states = hidden.flatten(0, 1).index_select(0, places.to(hidden.device)).to(head.weight.dtype)
     cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
-    losses: torch.Tensor = _TokenLosses.apply(states, head.weight, head.bias, targets, cap)
+    losses: torch.Tensor = _TokenLosses.apply(
+        states, head.weight, head.bias, targets.to(hidden.device), cap
+    )
     return losses
 
 
 class _TokenLosses(torch.autograd.Function):
     """loss_i = -log softmax(z_i)[t_i] with z = cap(W h + b), and dloss_i/dh_i formed with it: the
-    backward pass needs no second look at the vocabulary."""
+    backward pass needs no second look at the vocabulary.
+
+    The gradient is formed before anybody scales the loss, so in fp16 it is kept in fp32, and the
+    errors p - 1[t] are divided by the largest of their row before they are rounded: what is small
+    against 1 would vanish, what is small against its row does not matter.
+    """
 
     @staticmethod
     def forward(
@@ -64,7 +71,9 @@ class _TokenLosses(torch.autograd.Function):
     ) -> torch.Tensor:
         losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
         wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(states) if wanted else None
+        half = states.dtype == torch.float16
+        kept = torch.float32 if half else states.dtype
+        gradient = torch.empty_like(states, dtype=kept) if wanted else None
         with torch.autocast(states.device.type, enabled=False):
             for at in range(0, len(states), CHUNK):
                 part = slice(at, at + CHUNK)
@@ -81,14 +90,21 @@ class _TokenLosses(torch.autograd.Function):
                 error.scatter_add_(1, target, error.new_full(target.shape, -1.0))
                 if slope is not None:
                     error.mul_(slope)
-                torch.mm(error.to(weight.dtype), weight, out=gradient[part])
+                if half:
+                    largest = error.abs().amax(1, keepdim=True).clamp_min(1e-30)
+                    product = torch.mm(error.div_(largest).half(), weight)
+                    gradient[part] = product.float().mul_(largest)
+                else:
+                    torch.mm(error.to(weight.dtype), weight, out=gradient[part])
         ctx.save_for_backward(gradient)
+        ctx.dtype = states.dtype
         return losses
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None
+        scaled = gradient * upstream[:, None].to(gradient.dtype)
+        return scaled.to(ctx.dtype), None, None, None, None
 
 
 @torch.no_grad()
@@ -100,10 +116,14 @@ def check_head(model: Any) -> None:
     """
     inner = causal_lm(model)
     ids = torch.arange(8, device=next(inner.parameters()).device)[None]
+    training = model.training
+    model.eval()  # two passes with dropout would be two functions
     logits = inner(input_ids=ids, use_cache=False).logits[0, :-1].float()
     hidden = decoder(inner)(input_ids=ids, use_cache=False).last_hidden_state
+    model.train(training)
     expected = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-    difference = float((token_losses(inner, hidden, ids) - expected).abs().max())
+    losses = token_losses(inner, hidden, torch.arange(7), ids[0, 1:])
+    difference = float((losses - expected).abs().max())
     if difference > 0.1 * float(logits.std()):  # bf16 makes about 0.01
         raise FasttuneError(
             f"the loss of this architecture is not known: it is off by {difference:.3g} nats",

@@ -21,6 +21,7 @@ import torch
 from fasttune.encode import eos_id
 from fasttune.errors import FasttuneError
 from fasttune.files import write_json
+from fasttune.machine import tensor_device
 from fasttune.models.shards import (
     BESIDES,
     DTYPES,
@@ -206,7 +207,7 @@ def nf4_rounded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     from bitsandbytes import functional
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = tensor_device()
     packed, state = functional.quantize_4bit(
         weight.to(device, dtype), blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
     )

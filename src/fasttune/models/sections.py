@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from fasttune.encode import IGNORED
-
 
 class SectionLoss:
     """Sums of cross entropy (in nats) and counts of tokens per section.
 
+    They are kept where the losses are: reading them is what waits for a GPU.
+
     Args:
-        names: the sections, in the order of the indices in a batch's `sections`.
+        names: the sections, in the order of the indices in a batch's `owners`.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -36,19 +36,22 @@ class SectionLoss:
     def means(self) -> dict[str, float]:
         """Section -> mean loss per token, for the sections that occurred."""
         return {
-            name: float(total / count)
-            for name, total, count in zip(self.names, self.sums, self.counts, strict=True)
+            name: total / count
+            for name, total, count in zip(
+                self.names, self.sums.tolist(), self.counts.tolist(), strict=True
+            )
             if count
         }
 
-    def add(self, losses: torch.Tensor, labels: torch.Tensor, sections: torch.Tensor) -> None:
+    def add(self, losses: torch.Tensor, owners: torch.Tensor) -> None:
         """Add the losses of a batch.
 
         Args:
-            losses: [learned tokens], as `token_losses` returns them.
-            labels: [batch, tokens], unshifted, -100 where no loss is taken.
-            sections: [batch, tokens], section index of each learned token, -1 elsewhere.
+            losses: [learned], as `token_losses` returns them.
+            owners: [learned], the section index of each.
         """
-        owners = sections[:, 1:][labels[:, 1:] != IGNORED].cpu()
-        self.sums.index_add_(0, owners, losses.detach().double().cpu())
+        owners = owners.to(losses.device)
+        self.sums = self.sums.to(losses.device)
+        self.counts = self.counts.to(losses.device)
+        self.sums.index_add_(0, owners, losses.detach().double())
         self.counts.index_add_(0, owners, torch.ones_like(owners))

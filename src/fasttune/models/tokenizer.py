@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.errors import FasttuneError
+from fasttune.machine import tensor_device
 from fasttune.models.demo import demo_model
 
 CUDA_DEFAULT = "microsoft/phi-2"
@@ -21,9 +22,7 @@ def resolve_model(name: str | None) -> str:
             config.json.
     """
     if name is None:
-        import torch
-
-        return CUDA_DEFAULT if torch.cuda.is_available() else str(demo_model())
+        return CUDA_DEFAULT if tensor_device() == "cuda" else str(demo_model())
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FasttuneError(

@@ -1,0 +1,139 @@
+"""What the device decides about a run, decided once.
+
+`decide` turns settings that say "auto" into a value. The loader, the trainer, the generator and the
+planner read that value and never ask for the device's type. It is printed, stands in the manifest,
+and can be made for a device that is not here: a T4's choices hold for tensors on a CPU as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from fasttune.config import DTYPES, RunConfig
+from fasttune.errors import FasttuneError
+from fasttune.machine import Device, Kind
+
+Checkpointing = Literal["off", "on", "unsloth"]
+Attention = Literal["rows", "varlen", "memory_efficient", "mask"]
+
+VARLEN_CAPABILITY = (8, 0)
+"""Compute capability from which on Unsloth's variable-length attention runs."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What stands for "auto" on a device.
+
+    Attributes:
+        kind: the device's.
+        quantization: of the base model's matrices.
+        dtype: torch's name of the dtype in which the base model computes.
+        autocast: LoRA's products are cast to `dtype` too, instead of the adapters' fp32. Not on a
+            CPU, where grouped layers do it by themselves.
+        loss_scaling: the loss is scaled before the backward pass, since fp16 has no small numbers.
+        attention: how the rows of a pack are kept apart. "rows": a causal attention for each;
+            "varlen": one kernel that is told their lengths; "memory_efficient": xformers' with a
+            block-diagonal causal bias; "mask": one dense mask for all, which is also what remains
+            where architecture or kernels do not allow it (`models.fast.FastPath` says so).
+        grouped: LoRA layers that read the same input are computed together.
+        optimizer: transformers' name of it.
+        checkpointing: "unsloth" offloads what the blocks begin with.
+    """
+
+    kind: Kind
+    quantization: Literal["nf4", "none"]
+    dtype: str
+    autocast: bool
+    loss_scaling: bool
+    attention: Attention
+    grouped: bool
+    optimizer: str
+    checkpointing: Checkpointing
+
+    @property
+    def quantized(self) -> bool:
+        return self.quantization == "nf4"
+
+    @property
+    def unsloth_checkpointing(self) -> str | bool:
+        """The checkpointing as Unsloth's functions take it."""
+        words: dict[str, str | bool] = {"on": True, "off": False}
+        return words.get(self.checkpointing, self.checkpointing)
+
+    def autocasting(self, device: str) -> Any:
+        """The context in which the model runs, for tensors on `device`."""
+        import torch
+
+        dtype = getattr(torch, self.dtype)
+        return torch.autocast(device, dtype=dtype, enabled=self.autocast)
+
+    def __str__(self) -> str:
+        products = "autocast" if self.autocast else "no autocast"
+        said = [
+            f"{'NF4' if self.quantized else 'unquantised'} in {self.dtype}",
+            f"{products} and loss scaling" if self.loss_scaling else products,
+            f"{self.optimizer}",
+            f"checkpointing {self.checkpointing}",
+        ]
+        return ", ".join(said)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def decide(config: RunConfig, device: Device) -> Choices:
+    """The choices of a run on a device.
+
+    4 bits on CUDA and none elsewhere. bf16 where the hardware computes in it, else fp16 on CUDA and
+    fp32 on a CPU, where a bf16 that is only emulated is several times slower. AdamW, with states of
+    8 bits on CUDA. Checkpointing that is still "auto" is that of a model that cannot be planned for
+    (`fit.decide_checkpointing` replaces it otherwise): Unsloth's on CUDA, none on a CPU.
+
+    Raises:
+        FasttuneError: the device does not compute in the asked precision.
+    """
+    cuda = device.kind == "cuda"
+    asked, chosen = config.model, config.train
+    narrow = "bfloat16" if device.bf16 else "float16" if cuda else "float32"
+    dtype = DTYPES.get(asked.precision, narrow)
+    if dtype == "float16" and not cuda:
+        raise FasttuneError(
+            "fp16 is not for training on a CPU",
+            f"model.precision=fp16, on {device.name}",
+            "take model.precision=fp32, or bf16 where the CPU computes in it",
+        )
+    if dtype == "bfloat16" and cuda and not device.bf16:
+        raise FasttuneError(
+            "the GPU does not compute in bf16",
+            f"model.precision=bf16, on {device.name}",
+            "take model.precision=fp16 or auto",
+        )
+    nf4 = cuda if asked.quantization == "auto" else asked.quantization == "nf4"
+    optimizer = "adamw_8bit" if cuda else "adamw_torch"
+    checkpointing: Checkpointing = "unsloth" if cuda else "off"
+    return Choices(
+        kind=device.kind,
+        quantization="nf4" if nf4 else "none",
+        dtype=dtype,
+        autocast=cuda and dtype != "float32",
+        loss_scaling=dtype == "float16",
+        attention=_attention(device, dtype),
+        # Layers that draw a dropout of their own cannot share a product.
+        grouped=not cuda and not config.lora.dropout,
+        optimizer=optimizer if chosen.optimizer == "auto" else chosen.optimizer,
+        checkpointing=checkpointing
+        if chosen.gradient_checkpointing == "auto"
+        else chosen.gradient_checkpointing,
+    )
+
+
+def _attention(device: Device, dtype: str) -> Attention:
+    """The kernels of a GPU take 16 bits."""
+    if device.kind == "cpu":
+        return "rows"
+    if dtype == "float32":
+        return "mask"
+    # A GPU that is named by its memory alone is taken to be a recent one.
+    recent = device.capability is None or device.capability >= VARLEN_CAPABILITY
+    return "varlen" if recent else "memory_efficient"
