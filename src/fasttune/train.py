@@ -243,6 +243,8 @@ def make_trainer(
     """
     # Where transformers' TensorBoard callback writes; otherwise it takes ./runs, among our own.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
+    # Unsloth's words for with and without autocast. It would turn it on wherever a GPU has bf16.
+    os.environ["UNSLOTH_MIXED_PRECISION"] = "float32" if choices.autocast else "bfloat16"
     FastLanguageModel.for_training(model)
     check_head(model)
     fast = speed_up(model, choices)
@@ -266,12 +268,17 @@ def make_trainer(
             fast=fast,
         )
     trainer.remove_callback(PrinterCallback)
-    if choices.kind == "cpu":
-        # TRL casts the adapters of a quantised model to bf16; on a CPU that costs accuracy and
-        # gains nothing.
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    precision = trainer.accelerator.mixed_precision
+    if precision != choices.mixed_precision:
+        raise FasttuneError(
+            f"Unsloth set the mixed precision to {precision} instead of {choices.mixed_precision}",
+            f"model.precision, on {choices.kind}",
+            "this release of Unsloth is not supported: see fasttune doctor",
+        )
+    # TRL casts the adapters of a quantised model to bf16, which costs accuracy.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     return trainer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import time
@@ -23,6 +24,12 @@ from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.models.sections import SectionLoss
 from fasttune.progress import Progress
 from fasttune.runs import Run
+
+
+# On a GPU Unsloth has a banner of its own printed where training begins.
+logging.getLogger("transformers.trainer").addFilter(
+    lambda record: "==((====))==" not in record.getMessage()
+)
 
 
 class Trainer(SFTTrainer):
@@ -195,8 +202,8 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, choices: Cho
         report_to=list(chosen.report_to) or "none",
         run_name=run.name,
         seed=config.seed,
-        bf16=choices.autocast and choices.dtype == "bfloat16",
-        fp16=choices.loss_scaling,
+        bf16=choices.mixed_precision == "bf16",
+        fp16=choices.mixed_precision == "fp16",
         max_length=config.model.max_length,
         packing=False,  # our collator packs
         dataset_kwargs={"skip_prepare_dataset": True},

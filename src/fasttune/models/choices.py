@@ -56,6 +56,12 @@ class Choices:
         return self.quantization == "nf4"
 
     @property
+    def mixed_precision(self) -> str:
+        """accelerate's word for the autocast."""
+        words = {"bfloat16": "bf16", "float16": "fp16"}
+        return words[self.dtype] if self.autocast else "no"
+
+    @property
     def unsloth_checkpointing(self) -> str | bool:
         """The checkpointing as Unsloth's functions take it."""
         words: dict[str, str | bool] = {"on": True, "off": False}

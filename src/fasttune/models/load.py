@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def load_base(config: ModelConfig, choices: Choices) -> tuple[Any, Any]:
     for settings in (model.config, model.generation_config):
         settings.pad_token_id = tokenizer.pad_token_id
         settings.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.max_length = None  # Unsloth's; `max_new_tokens` is what counts
     if config.dropout == "off":
         switch_dropout_off(model)
     return model, tokenizer
@@ -80,7 +82,7 @@ def load_for_generation(
     config: ModelConfig, choices: Choices, adapter: Path | None = None
 ) -> tuple[Any, Any]:
     """The model as it was in training, with the adapter if there is one, ready to generate."""
-    model, tokenizer = load_base(config, choices)
+    model, tokenizer = load_base(config, replace(choices, checkpointing="off"))
     if adapter is not None:
         from peft import PeftModel
 
