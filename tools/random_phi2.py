@@ -1,5 +1,5 @@
-"""Write a Phi-2 of full size with random weights, to measure the merge: 2.78 B parameters, 5.6 GB
-in bf16.
+"""Write a Phi-2 of full size with the published config and random weights: 2.78 B parameters, 5.6 GB
+in fp16.
 
     python tools/random_phi2.py FOLDER [--shard-gb 5] [--adapter FOLDER]
 
@@ -23,6 +23,26 @@ from transformers import PhiConfig, PhiForCausalLM
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from conftest import build_phi2_tokenizer
 
+# https://huggingface.co/microsoft/phi-2/blob/main/config.json
+PHI2 = {
+    "vocab_size": 51200,
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "partial_rotary_factor": 0.4,
+    "max_position_embeddings": 2048,
+    "hidden_act": "gelu_new",
+    "layer_norm_eps": 1e-5,
+    "qk_layernorm": False,
+    "attention_dropout": 0.0,
+    "embd_pdrop": 0.0,
+    "resid_pdrop": 0.1,
+    "tie_word_embeddings": False,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+    "dtype": "float16",
+}
 TARGETS = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
 
 
@@ -33,19 +53,7 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path)
     chosen = parser.parse_args()
     torch.manual_seed(0)
-    config = PhiConfig(
-        vocab_size=51200,
-        hidden_size=2560,
-        intermediate_size=10240,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        partial_rotary_factor=0.4,
-        max_position_embeddings=2048,
-        bos_token_id=50256,
-        eos_token_id=50256,
-        dtype="bfloat16",
-        architectures=["PhiForCausalLM"],
-    )
+    config = PhiConfig(**PHI2, architectures=["PhiForCausalLM"])
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in PhiForCausalLM(config).state_dict().items()}
     chosen.folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +65,7 @@ def main() -> None:
 
 
 def write_shards(shapes: Mapping[str, torch.Size], folder: Path, limit: int) -> None:
-    """Random tensors in bf16, in files of at most `limit` bytes, with their index."""
+    """Random tensors in fp16, in files of at most `limit` bytes, with their index."""
     parts: list[dict[str, torch.Size]] = [{}]
     size = 0
     for name, shape in shapes.items():
@@ -73,7 +81,7 @@ def write_shards(shapes: Mapping[str, torch.Size], folder: Path, limit: int) -> 
         header, offset = {"__metadata__": {"format": "pt"}}, 0
         for name, shape in part.items():
             end = offset + 2 * shape.numel()
-            header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
+            header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, end]}
             offset = end
         encoded = json.dumps(header).encode()
         encoded += b" " * (-len(encoded) % 8)
@@ -89,7 +97,7 @@ def write_shards(shapes: Mapping[str, torch.Size], folder: Path, limit: int) -> 
 
 def random_tensor(name: str, shape: torch.Size) -> torch.Tensor:
     """Normal with a deviation of 0.02, as Phi-2 was initialised; layer norms near 1."""
-    tensor = torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02)
+    tensor = torch.empty(shape).normal_(0, 0.02).half()
     return tensor + 1 if name.endswith("norm.weight") else tensor
 
 
