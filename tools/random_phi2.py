@@ -1,5 +1,5 @@
-"""Write a Phi-2 of full size with the published config and random weights: 2.78 B parameters, 5.6 GB
-in fp16.
+"""Write a Phi-2 of full size with the published config and random weights: 2.78 B parameters, 5.6
+GB in fp16.
 
     python tools/random_phi2.py FOLDER [--shard-gb 5] [--adapter FOLDER]
 
