@@ -52,26 +52,56 @@ def phi2_tokenizer():
     return tokenizer
 
 
+# https://huggingface.co/microsoft/phi-2/blob/main/config.json
+PHI2 = {
+    "architectures": ["PhiForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 50256,
+    "embd_pdrop": 0.0,
+    "eos_token_id": 50256,
+    "hidden_act": "gelu_new",
+    "hidden_size": 2560,
+    "initializer_range": 0.02,
+    "intermediate_size": 10240,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048,
+    "model_type": "phi",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "partial_rotary_factor": 0.4,
+    "qk_layernorm": False,
+    "resid_pdrop": 0.1,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "use_cache": True,
+    "vocab_size": 51200,
+}
+
+
 @pytest.fixture(scope="session")
 def tiny_phi(tmp_path_factory, phi2_tokenizer) -> Path:
-    """A folder with a Phi of hidden 320, 4 heads and 2 layers, in fp32, with Phi-2's tokenizer."""
+    """A folder with microsoft/phi-2 itself, in fp16 as it is published, but for its size: hidden
+    320, 4 heads and 2 layers. Its dropout is that of the real one."""
     import torch
-    from transformers import PhiConfig, PhiForCausalLM
+    from transformers import AutoConfig, PhiForCausalLM
 
-    torch.manual_seed(0)
-    config = PhiConfig(
-        vocab_size=51200,
-        hidden_size=320,
-        intermediate_size=640,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        partial_rotary_factor=0.4,
-        max_position_embeddings=2048,
-        bos_token_id=50256,
-        eos_token_id=50256,
-    )
+    settings = {
+        **PHI2,
+        "hidden_size": 320,
+        "intermediate_size": 1280,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 2,
+    }
     folder = tmp_path_factory.mktemp("tiny-phi")
-    PhiForCausalLM(config).save_pretrained(folder)
+    published = json.dumps(settings, indent=2) + "\n"
+    (folder / "config.json").write_text(published)
+    torch.manual_seed(0)
+    PhiForCausalLM(AutoConfig.from_pretrained(folder)).half().save_pretrained(folder)
+    (folder / "config.json").write_text(published)  # not as this transformers would write it
     phi2_tokenizer.save_pretrained(folder)
     return folder
 
@@ -98,6 +128,15 @@ def tiny_llama(tmp_path_factory, phi2_tokenizer) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     phi2_tokenizer.save_pretrained(folder)
     return folder
+
+
+def choices_for(model, device=None, **more):
+    """What a run with these settings takes on a device, by default on this machine."""
+    from fasttune.config import RunConfig
+    from fasttune.machine import this_device
+    from fasttune.models.choices import decide
+
+    return decide(RunConfig(model=model, **more), device or this_device())
 
 
 REASONING_ROW = {

@@ -17,6 +17,8 @@ from fasttune.cli import main
 from fasttune.config import RunConfig, TrainConfig
 from fasttune.encode import Encoded
 from fasttune.errors import FasttuneError
+from fasttune.machine import this_device
+from fasttune.models.choices import decide
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def test_a_benchmark_takes_whole_steps_and_more_than_one_block():
 def test_an_optimiser_that_the_plain_loop_lacks_is_refused():
     config = RunConfig(train=TrainConfig(optimizer="adafactor"))
     with pytest.raises(FasttuneError, match="not every arm can use the optimiser 'adafactor'"):
-        resolved(config, "model")
+        resolved(config, "model", decide(config, this_device()))
 
 
 # Processes
@@ -112,11 +114,24 @@ def test_an_arm_that_dies_is_one_error_with_its_last_words(tmp_path):
     assert "none.json" in caught.value.where.splitlines()[-1]
 
 
-def test_an_arm_that_refuses_is_its_own_error(tiny_llama, data, tmp_path, capsys):
-    status = fasttune(
+@pytest.fixture
+def misspelt(tiny_llama, data, tmp_path) -> list[str]:
+    return [
         "bench", "--data", str(data), "--model", str(tiny_llama), "--arms", "plain", "--block", "1",
         "--output", str(tmp_path / "result"), "lora.targets=o_porj", "model.quantization=none",
-    )  # fmt: skip
+    ]  # fmt: skip
+
+
+def test_a_target_that_the_plan_does_not_find_starts_no_arm(misspelt, monkeypatch, capsys):
+    monkeypatch.setattr("fasttune.bench.Worker", lambda *_: pytest.fail("an arm was started"))
+    assert fasttune(*misspelt) == 2
+    assert "error: LoRA target 'o_porj' matches no layer of this llama" in capsys.readouterr().err
+
+
+def test_an_arm_that_refuses_is_its_own_error(misspelt, tmp_path, monkeypatch, capsys):
+    # As for an architecture that the planner does not know.
+    monkeypatch.setattr("fasttune.bench.foresee", lambda *_: None)
+    status = fasttune(*misspelt)
     told = capsys.readouterr().err
     assert status == 2 and "Traceback" not in told
     assert "error: the plain arm failed: LoRA target 'o_porj' matches no layer" in told

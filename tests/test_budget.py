@@ -9,11 +9,12 @@ import torch
 
 from fasttune import budget
 from fasttune.budget import Job
-from fasttune.config import load_config
-from fasttune.devices import GPUS, Device, available_ram, cpu_has_bf16, find_device
+from fasttune.config import ModelConfig, load_config
+from fasttune.devices import GPUS, find_device
 from fasttune.errors import FasttuneError
 from fasttune.fit import decide_checkpointing, job_of, largest_batch, suggest
 from fasttune.forecast import forecast
+from fasttune.machine import Device, available_ram, cpu_has_bf16, this_device
 from fasttune.models.lora import TARGETS
 from fasttune.shapes import read_shape, shape_of
 
@@ -108,6 +109,7 @@ def test_widths_are_what_autograd_keeps(kind, path):
     from fasttune.models.fast import speed_up
 
     # isort: split
+    from conftest import choices_for
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -132,7 +134,7 @@ def test_widths_are_what_autograd_keeps(kind, path):
         model = model.to(dtype)
         inputs = {}
         if path != "transformers":
-            fast = speed_up(model, dropout=0.0)
+            fast = speed_up(model, choices_for(ModelConfig()))
             assert fast.by_row and fast.groups
             layout = Layout(0, ((0, tokens // 2), (tokens // 2, tokens)))
             inputs = {"row_layout": layout, "attention_mask": torch.empty(1, 1, 1, 1)}
@@ -202,20 +204,21 @@ def test_every_gpu_names_its_source():
     assert all(gpu.source and gpu.matmul and gpu.bandwidth for gpu in GPUS.values())
 
 
-def test_the_plan_takes_the_precision_that_the_loader_takes():
-    from fasttune.config import ModelConfig
-    from fasttune.models.load import resolve_precision
+def test_bf16_is_taken_where_unsloth_takes_it():
+    import fasttune.models.backend  # noqa: F401
 
-    dtype = resolve_precision(ModelConfig()).dtype
+    # isort: split
+    from unsloth import is_bfloat16_supported
+
     if torch.cuda.is_available():
         pytest.skip("of a CPU")
-    assert cpu_has_bf16() == (dtype == torch.bfloat16)
+    assert cpu_has_bf16() == this_device().bf16 == is_bfloat16_supported()
 
 
 def test_ram_is_limited_by_a_control_group(tmp_path, monkeypatch):
     for name, text in (("max", "1000"), ("current", "400"), ("stat", "anon 1\ninactive_file 50\n")):
         (tmp_path / f"memory.{name}").write_text(text)
-    monkeypatch.setattr("fasttune.devices.Path", lambda _: tmp_path)
+    monkeypatch.setattr("fasttune.machine.Path", lambda _: tmp_path)
     import psutil
 
     held = psutil.Process().memory_info().rss

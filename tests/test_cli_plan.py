@@ -9,7 +9,7 @@ import pytest
 from test_cli import HEAVY, modules_after
 
 from fasttune.cli import main
-from fasttune.devices import Device
+from fasttune.machine import Device
 from fasttune.runs import find_run
 
 SMALL_RAM = Device("CPU", "cpu", 1.4e9, matmul=1e11)
@@ -38,10 +38,15 @@ def long_rows(tmp_path):
     return str(file)
 
 
+def machine(monkeypatch, device):
+    """Let this machine be that device, for the commands and for training."""
+    monkeypatch.setattr("fasttune.machine.this_device", lambda: device)
+    monkeypatch.setattr("fasttune.train.this_device", lambda: device)
+
+
 @pytest.fixture
 def small_ram(monkeypatch):
-    monkeypatch.setattr("fasttune.devices.this_device", lambda: SMALL_RAM)
-    monkeypatch.setattr("fasttune.forecast.this_device", lambda: SMALL_RAM)
+    machine(monkeypatch, SMALL_RAM)
 
 
 def run(tiny_phi, data, tmp_path, *more):
@@ -124,7 +129,7 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
     tiny_phi, long_rows, tmp_path, small_ram, monkeypatch, capsys
 ):
     monkeypatch.setattr("fasttune.train.load_base", lambda *_: pytest.fail("a model was loaded"))
-    too_much = ("train.batch_size=12", "train.gradient_checkpointing=off")
+    too_much = ("train.batch_size=10", "train.gradient_checkpointing=off")
     assert run(tiny_phi, long_rows, tmp_path, *too_much) == 2
     error = capsys.readouterr().err
     assert "plan: 1." in error and "of 1.4 GB" in error
@@ -162,9 +167,9 @@ def test_checkpointing_is_switched_on_where_memory_is_short(
 
     asked: list[object] = []
 
-    def load(config, checkpointing):
-        asked.append(checkpointing)
-        return load_base(config, checkpointing)
+    def load(config, choices):
+        asked.append(choices.unsloth_checkpointing)
+        return load_base(config, choices)
 
     monkeypatch.setattr("fasttune.train.load_base", load)
     batch = "train.batch_size=12"
@@ -172,7 +177,7 @@ def test_checkpointing_is_switched_on_where_memory_is_short(
     without = json.loads(capsys.readouterr().out)["plan"]
     assert without["gradient_checkpointing"] == "off"
     tight = Device("CPU", "cpu", 1.05 * without["peak_bytes"], matmul=1e11)
-    monkeypatch.setattr("fasttune.forecast.this_device", lambda: tight)
+    machine(monkeypatch, tight)
     assert run(tiny_phi, data, tmp_path, batch) == 0
     assert asked == [True]
     assert "checkpointing on" in capsys.readouterr().err
@@ -184,5 +189,5 @@ def test_an_unknown_architecture_is_trained_without_a_plan(monkeypatch, tmp_path
 
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     said: list[str] = []
-    assert foresee(RunConfig(), str(tmp_path), [10], said.append) is None
+    assert foresee(RunConfig(), str(tmp_path), [10], SMALL_RAM, said.append) is None
     assert said == ["no plan: the planner does not know the architecture 'mamba'"]

@@ -44,7 +44,7 @@ def reference(tiny_phi):
 
 
 def with_template(generator, name: str) -> Generator:
-    return Generator(generator.model, generator.tokenizer, TEMPLATES[name])
+    return Generator(generator.model, generator.tokenizer, TEMPLATES[name], generator.choices)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import fasttune.models.backend  # noqa: F401
 # isort: split
 import pytest
 import torch
+from conftest import choices_for
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 import fasttune.decoding as decoding
@@ -29,6 +30,7 @@ PROMPTS = {
 }
 SHARED = dict(zip(PROMPTS, (20, 0, 19, len(SHARING[0]) - 1, 0), strict=True))
 NEW = 9
+FP32 = choices_for(ModelConfig(precision="fp32"))
 
 
 class Words(Template):
@@ -54,8 +56,9 @@ def model(folder):
 
 
 def with_adapters(config: ModelConfig):
-    model, _ = load_base(config)
-    model, _ = add_lora(model, LoraConfig(r=4), seed=0, gradient_checkpointing=False)
+    choices = choices_for(config)
+    model, _ = load_base(config, choices)
+    model, _ = add_lora(model, LoraConfig(r=4), 0, choices)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -106,7 +109,7 @@ def prefills(monkeypatch):
 def test_tokens_are_those_of_each_prompt_alone(model, kind, monkeypatch, prefills):
     monkeypatch.setattr(decoding, "SPAN", 4)
     prompts = PROMPTS[kind]
-    continued = Decoding(model, settings(), False, prompts)
+    continued = Decoding(model, FP32, settings(), False, prompts)
     assert continued.shared == SHARED[kind]
     halves = [continued(prompts[:2]), continued(prompts[2:])] if len(prompts) > 2 else []
     halves = halves or [continued(prompts)]
@@ -124,7 +127,7 @@ def test_tokens_are_those_of_each_prompt_alone(model, kind, monkeypatch, prefill
 @pytest.mark.parametrize("kind", ["a beginning shared", "nothing shared"])
 def test_logits_behind_the_cache_are_those_of_the_plain_model(model, kind):
     prompts = PROMPTS[kind]
-    continued = Decoding(model, settings(), False, prompts)
+    continued = Decoding(model, FP32, settings(), False, prompts)
     inputs = left_pad(prompts, continued.shared)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     cache = plain_cache(model)
@@ -149,21 +152,21 @@ def test_rows_that_have_ended_leave_the_batch(model, monkeypatch):
     monkeypatch.setattr(
         model, "generate", lambda **how: sizes.append(len(how["input_ids"])) or continuing(**how)
     )
-    found = Decoding(model, settings(eos), False, SHARING)(SHARING)
+    found = Decoding(model, FP32, settings(eos), False, SHARING)(SHARING)
     assert [cut(ids, eos) for ids, _ in found] == [cut(ids, eos) for ids in free]
     assert sizes[0] == 4 and sizes[-1] < 4 and sizes == sorted(sizes, reverse=True)
 
 
 def test_a_repetition_penalty_does_not_see_the_padding(model):
     penalised = settings(repetition_penalty=5.0)
-    found = Decoding(model, penalised, False, SHARING)(SHARING)
+    found = Decoding(model, FP32, penalised, False, SHARING)(SHARING)
     assert [ids for ids, _ in found] == [alone(model, prompt, penalised) for prompt in SHARING]
 
 
 def test_nf4_models_share_the_beginning_too(tiny_phi, prefills):
     model = with_adapters(ModelConfig(name=str(tiny_phi), quantization="nf4", precision="fp32"))
     assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
-    found = Decoding(model, settings(), False, SHARING)(SHARING)
+    found = Decoding(model, FP32, settings(), False, SHARING)(SHARING)
     assert [ids for ids, _ in found] == [alone(model, prompt, settings()) for prompt in SHARING]
     assert prefills[0] == (1, len(PREFIX))
 
@@ -177,7 +180,7 @@ def test_a_sliding_window_takes_the_plain_path(tiny_llama, prefills, monkeypatch
     )  # fmt: skip
     model = MistralForCausalLM(config).eval()
     assert plain_cache(model) is None
-    continued = Decoding(model, settings(3), False, SHARING)
+    continued = Decoding(model, FP32, settings(3), False, SHARING)
     assert continued.shared == 0
     found = [cut(ids, 3) for ids, _ in continued(SHARING)]
     assert found == [alone(model, prompt, settings(3)) for prompt in SHARING] and not prefills

@@ -71,7 +71,7 @@ def test_phi_metadata(tiny_phi, tmp_path):
         "general.file_type": 0,
         "phi2.context_length": 2048,
         "phi2.embedding_length": 320,
-        "phi2.feed_forward_length": 640,
+        "phi2.feed_forward_length": 1280,
         "phi2.block_count": 2,
         "phi2.attention.head_count": 4,
         "phi2.attention.head_count_kv": 4,

@@ -5,6 +5,7 @@ from __future__ import annotations
 # isort: split
 import pytest
 import torch
+from conftest import choices_for
 
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.models import grouped
@@ -15,8 +16,9 @@ IDS = torch.arange(40).reshape(2, 20) * 7 % 1000
 
 def build(folder, quantization="none", precision="fp32"):
     config = ModelConfig(name=str(folder), quantization=quantization, precision=precision)
-    model, _ = load_base(config)
-    model, _ = add_lora(model, LoraConfig(r=4, alpha=8), seed=1, gradient_checkpointing=False)
+    choices = choices_for(config)
+    model, _ = load_base(config, choices)
+    model, _ = add_lora(model, LoraConfig(r=4, alpha=8), 1, choices)
     torch.manual_seed(2)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

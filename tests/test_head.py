@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from fasttune.encode import IGNORED
 from fasttune.errors import FasttuneError
 from fasttune.models import head
+from fasttune.packing import learned
 
 
 class Model:
@@ -22,6 +23,12 @@ class Model:
 
     def get_output_embeddings(self):
         return self.output
+
+
+def losses_of(model, hidden, labels):
+    """`token_losses` at the places of the labels, as the collator finds them."""
+    batch = learned({"labels": labels, "sections": labels, "attention_mask": labels})
+    return head.token_losses(model, hidden, batch["places"], batch["targets"])
 
 
 @pytest.fixture
@@ -49,7 +56,7 @@ def test_losses_and_gradients_are_those_of_torch(bias, cap, batch, monkeypatch):
     model, (hidden, labels) = Model(bias, cap), batch
     weights = torch.rand(int((labels[:, 1:] != IGNORED).sum()))  # a different weight for each token
     found, expected = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    losses = head.token_losses(model, found, labels)
+    losses = losses_of(model, found, labels)
     wanted = reference(model, expected, labels)
     assert (losses - wanted).abs().max() < 1e-5
     (losses * weights).sum().backward()
@@ -66,7 +73,7 @@ def test_no_more_than_a_chunk_of_logits_exists_and_only_for_trained_tokens(batch
         torch.nn.functional, "linear", lambda x, *rest: seen.append(len(x)) or linear(x, *rest)
     )
     hidden, labels = batch
-    head.token_losses(Model(True, None), hidden.requires_grad_(), labels)
+    losses_of(Model(True, None), hidden.requires_grad_(), labels)
     assert max(seen) == 7 and sum(seen) == int((labels[:, 1:] != IGNORED).sum())
 
 
@@ -74,7 +81,7 @@ def test_a_confident_model_has_a_loss_that_does_not_overflow(batch):
     hidden, labels = batch
     hidden = (hidden * 1000).requires_grad_()
     model = Model(False, None)
-    losses = head.token_losses(model, hidden, labels)
+    losses = losses_of(model, hidden, labels)
     assert torch.allclose(losses, reference(model, hidden, labels), rtol=1e-5)
     losses.sum().backward()
     assert hidden.grad.isfinite().all()
@@ -82,7 +89,7 @@ def test_a_confident_model_has_a_loss_that_does_not_overflow(batch):
 
 def test_a_batch_without_trained_tokens_has_no_losses(batch):
     hidden, labels = batch
-    losses = head.token_losses(Model(True, None), hidden.requires_grad_(), labels * 0 + IGNORED)
+    losses = losses_of(Model(True, None), hidden.requires_grad_(), labels * 0 + IGNORED)
     assert losses.shape == (0,)
     losses.sum().backward()
     assert not hidden.grad.any()

@@ -24,6 +24,7 @@ from fasttune.packing import (
     Collator,
     best_fit,
     features,
+    learned,
     left_pad,
     pack,
     pad,
@@ -115,8 +116,8 @@ def test_the_first_label_of_each_packed_row_is_ignored(examples):
 def test_every_row_trains_its_eos_although_padding_is_eos_too(collate, examples, phi2_tokenizer):
     labels = collate(examples)["labels"]
     assert (labels == phi2_tokenizer.eos_token_id).sum() == len(examples)
-    learned = sum(label != IGNORED for example in examples for label in example["labels"])
-    assert (labels != IGNORED).sum() == learned
+    trained = sum(label != IGNORED for example in examples for label in example["labels"])
+    assert (labels != IGNORED).sum() == trained
 
 
 def test_sections_mark_exactly_the_learned_tokens(encoded, examples):
@@ -198,7 +199,9 @@ def test_a_shared_beginning_changes_neither_loss_nor_gradients(by_row, examples)
     results = []
     for shared in (0, shared_beginning(examples)):
         batch = pack(examples, shared)
-        loss = token_losses(by_row, hidden_states(by_row, batch), batch["labels"]).sum()
+        found = learned(dict(batch))
+        states = hidden_states(by_row, batch)
+        loss = token_losses(by_row, states, found["places"], found["targets"]).sum()
         by_row.zero_grad()
         by_row.lm_head.requires_grad_(False)
         loss.backward()
@@ -252,9 +255,9 @@ def test_a_step_has_the_same_rows_whatever_the_packs(examples):
     padded = Collator(2, longest, packing=False, share=False, pad_id=0)(examples)
     assert [len(one), len(several), len(padded)] == [1, 3, 2]
     for batches in (one, several, padded):
-        learned = torch.cat([b["labels"][b["labels"] != IGNORED] for b in batches])
+        targets = torch.cat([b["targets"] for b in batches])
         expected = [label for e in examples for label in e["labels"] if label != IGNORED]
-        assert sorted(learned.tolist()) == sorted(expected)
+        assert sorted(targets.tolist()) == sorted(expected)
 
 
 def test_a_beginning_too_short_to_pay_is_not_shared(examples):

@@ -12,6 +12,7 @@ import fasttune.models.backend
 # isort: split
 import pytest
 import torch
+from conftest import choices_for
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,7 +25,7 @@ from fasttune.errors import FasttuneError
 from fasttune.models.head import token_losses
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.sections import SectionLoss
-from fasttune.packing import features, pack, section_names
+from fasttune.packing import features, learned, pack, section_names
 from fasttune.runs import Run, find_run
 
 SIX_STEPS = ("train.max_steps=6", "train.eval_steps=3", "train.save_steps=3")
@@ -80,22 +81,25 @@ def finished(tiny_phi, data, tmp_path_factory) -> Run:
 
 def test_lora_covers_all_six_projections_of_phi(tiny_phi):
     config = ModelConfig(name=str(tiny_phi), quantization="nf4", precision="fp32")
-    model, _ = load_base(config)
+    choices = choices_for(config)
+    model, _ = load_base(config, choices)
     quantized = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
     assert len(quantized) == 2 * len(PHI_TARGETS)  # NF4 really is on
-    model, coverage = add_lora(model, LoraConfig(r=4), seed=0, gradient_checkpointing=False)
+    model, coverage = add_lora(model, LoraConfig(r=4), 0, choices)
     assert coverage.adapted == dict.fromkeys(PHI_TARGETS, 2)
     assert coverage.left_out == {}
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trainable} == PHI_TARGETS
-    sizes = 4 * (320 + 320)  # A and B of q, k, v and dense; fc1 and fc2 have 640 on one side
-    assert coverage.parameters == 2 * (4 * sizes + 2 * 4 * (320 + 640))
+    sizes = 4 * (320 + 320)  # A and B of q, k, v and dense; fc1 and fc2 have 1280 on one side
+    assert coverage.parameters == 2 * (4 * sizes + 2 * 4 * (320 + 1280))
 
 
 def test_a_target_that_matches_nothing_is_an_error(tiny_phi):
-    model, _ = load_base(ModelConfig(name=str(tiny_phi), quantization="none", precision="fp32"))
+    config = ModelConfig(name=str(tiny_phi), quantization="none", precision="fp32")
+    choices = choices_for(config)
+    model, _ = load_base(config, choices)
     with pytest.raises(FasttuneError) as caught:
-        add_lora(model, LoraConfig(targets=("q_proj", "o_proj")), 0, False)
+        add_lora(model, LoraConfig(targets=("q_proj", "o_proj")), 0, choices)
     assert "'o_proj' matches no layer" in str(caught.value) and "q_proj" in caught.value.hint
 
 
@@ -105,14 +109,14 @@ def test_section_losses_are_those_of_the_reference_logits(tiny_phi):
     template = load_plugins().template("reasoning")
     encoded = [encode(template, row, tokenizer) for row in rows(3)]
     names = section_names(encoded)
-    batch = pack([features(row, names) for row in encoded])
+    batch = learned(pack([features(row, names) for row in encoded]))
     losses = SectionLoss(names)
     with torch.no_grad():
         hidden = reference.model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
         ).last_hidden_state
-        each = token_losses(reference, hidden, batch["labels"])
-    losses.add(each, batch["labels"], batch["sections"])
+        each = token_losses(reference, hidden, batch["places"], batch["targets"])
+    losses.add(each, batch["owners"])
     expected: dict[str, list[float]] = {name: [] for name in names}
     for row in encoded:
         with torch.no_grad():
@@ -148,9 +152,10 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
 
     folder = request.getfixturevalue(kind)
     model_settings = ModelConfig(name=str(folder), quantization="none", precision="fp32")
-    base, tokenizer = load_base(model_settings)
     lora = LoraConfig(r=4, alpha=8, dropout=dropout)
-    model, _ = add_lora(base, lora, seed=1, gradient_checkpointing=False)
+    choices = choices_for(model_settings, lora=lora)
+    base, tokenizer = load_base(model_settings, choices)
+    model, _ = add_lora(base, lora, 1, choices)
     torch.manual_seed(2)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # 0 at the start, which would hide half of the gradients
@@ -160,7 +165,7 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
     names = section_names(encoded)
     examples = [features(row, names) for row in encoded]
 
-    fast = speed_up(model, dropout)
+    fast = speed_up(model, choices)
     assert fast.by_row and bool(fast.groups) == (dropout == 0)
     assert fast.norms == (5 if kind == "tiny_llama" else 0)  # Phi has LayerNorms
     longest = max(map(len, encoded))
@@ -171,7 +176,7 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
     config = RunConfig(model=model_settings, train=TrainConfig(batch_size=2))
     trainer = Trainer(
         model=model,
-        args=training_arguments(config, Run(tmp_path), False, fast),
+        args=training_arguments(config, Run(tmp_path), False, choices),
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
         data_collator=collate,
@@ -188,7 +193,7 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
     assert (saved > 40) == packing
 
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    reference = get_peft_model(plain, model.peft_config["default"])
+    reference = get_peft_model(plain, model.peft_config["default"]).eval()
     reference.load_state_dict(model.state_dict())
     total = torch.zeros(())
     for row in encoded:
@@ -246,7 +251,7 @@ def test_the_last_evaluation_is_what_the_saved_adapter_gives(finished, tiny_phi)
 
     plugins = load_plugins()
     prepared = prepare(finished.config, plugins)
-    base, tokenizer = load_base(finished.model_config)
+    base, tokenizer = load_base(finished.model_config, choices_for(finished.model_config))
     model = PeftModel.from_pretrained(base, finished.adapter).eval()
     total = tokens = 0.0
     for row in prepared.eval:
@@ -366,28 +371,40 @@ def test_rows_that_hold_the_eos_token_are_refused_or_left_out(tiny_phi, tmp_path
     assert find_run("last", tmp_path).manifest["data"]["train_rows"] == 10
 
 
-def test_the_defaults_on_cuda(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "bf16", "capability", "dtype"),
+    [("NVIDIA A10G", True, (8, 6), "bfloat16"), ("Tesla T4", False, (7, 5), "float16")],
+)
+def test_the_defaults_on_cuda(name, bf16, capability, dtype, monkeypatch, tmp_path):
     """Only the wiring: which settings "auto" stands for when torch reports a CUDA device."""
     from fasttune.config import RunConfig
-    from fasttune.models import load, tokenizer
+    from fasttune.machine import this_device
+    from fasttune.models import tokenizer
     from fasttune.models.fast import FastPath, speed_up
     from fasttune.trainer import training_arguments
 
-    cuda = torch.device("cuda")
-    monkeypatch.setattr("fasttune.models.load.DEVICE", cuda)
-    monkeypatch.setattr("fasttune.trainer.DEVICE", cuda)
+    def supported(including_emulation=True):
+        return bf16 or including_emulation  # torch takes emulation for support by default
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (15 * 10**9, 16 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 10**8)
     assert tokenizer.resolve_model(None) == "microsoft/phi-2"
-    assert load.resolve_precision(ModelConfig()) == load.Precision(True, torch.bfloat16)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    assert load.resolve_precision(ModelConfig()) == load.Precision(True, torch.float16)
+    device = this_device()
+    assert (device.name, device.kind, device.bf16) == (name, "cuda", bf16)
+    assert device.capability == capability
+    assert device.memory == 15.6e9  # what is free, what torch holds, and CUDA's own share
+    choices = choices_for(ModelConfig())
+    assert (choices.quantized, choices.dtype) == (True, dtype)
     monkeypatch.setattr("fasttune.trainer.SFTConfig", dict)
-    monkeypatch.setattr("fasttune.models.fast.DEVICE", cuda)
-    fast = speed_up(model=None, dropout=0.0)  # Unsloth's patches do it there
+    fast = speed_up(model=None, choices=choices)  # Unsloth's patches do it there
     assert fast == FastPath(by_row=False, groups=0, norms=0)
-    arguments = training_arguments(RunConfig(), Run(tmp_path), True, fast)
+    arguments = training_arguments(RunConfig(), Run(tmp_path), True, choices)
     assert arguments["optim"] == "adamw_8bit" and arguments["gradient_checkpointing"] is True
+    assert (arguments["bf16"], arguments["fp16"]) == (bf16, not bf16)
 
 
 # Using the result

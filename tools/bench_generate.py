@@ -20,12 +20,14 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-from fasttune.config import LoraConfig, ModelConfig
+from fasttune.config import LoraConfig, ModelConfig, RunConfig
 from fasttune.data import load, shipped
 from fasttune.discovery import load_plugins
 from fasttune.encode import encode_prompt
 from fasttune.generate import Generator, Sampling
+from fasttune.machine import this_device
 from fasttune.models.backend import FastLanguageModel
+from fasttune.models.choices import decide
 from fasttune.models.load import add_lora, load_base
 from fasttune.runs import find_run
 
@@ -96,14 +98,15 @@ def load_generator(chosen: argparse.Namespace) -> Generator:
     config = ModelConfig(
         name=chosen.model, quantization=chosen.quantization, precision=chosen.precision
     )
-    model, tokenizer = load_base(config)
-    model, _ = add_lora(model, LoraConfig(), seed=0, gradient_checkpointing=False)
+    choices = decide(RunConfig(model=config), this_device())
+    model, tokenizer = load_base(config, choices)
+    model, _ = add_lora(model, LoraConfig(), 0, choices)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=B_STD)
     FastLanguageModel.for_inference(model)
-    return Generator(model, tokenizer, load_plugins().template(chosen.template))
+    return Generator(model, tokenizer, load_plugins().template(chosen.template), choices)
 
 
 Arm = Callable[[list[dict[str, str]]], list[str]]
