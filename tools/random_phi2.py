@@ -21,28 +21,8 @@ from safetensors.torch import save_file
 from transformers import PhiConfig, PhiForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from conftest import build_phi2_tokenizer
+from conftest import PHI2, build_phi2_tokenizer
 
-# https://huggingface.co/microsoft/phi-2/blob/main/config.json
-PHI2 = {
-    "vocab_size": 51200,
-    "hidden_size": 2560,
-    "intermediate_size": 10240,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "partial_rotary_factor": 0.4,
-    "max_position_embeddings": 2048,
-    "hidden_act": "gelu_new",
-    "layer_norm_eps": 1e-5,
-    "qk_layernorm": False,
-    "attention_dropout": 0.0,
-    "embd_pdrop": 0.0,
-    "resid_pdrop": 0.1,
-    "tie_word_embeddings": False,
-    "bos_token_id": 50256,
-    "eos_token_id": 50256,
-    "dtype": "float16",
-}
 TARGETS = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
 
 
@@ -53,7 +33,7 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path)
     chosen = parser.parse_args()
     torch.manual_seed(0)
-    config = PhiConfig(**PHI2, architectures=["PhiForCausalLM"])
+    config = PhiConfig.from_dict(PHI2)
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in PhiForCausalLM(config).state_dict().items()}
     chosen.folder.mkdir(parents=True, exist_ok=True)
