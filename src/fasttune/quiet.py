@@ -20,16 +20,21 @@ def quiet() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as sink:
+        out, err = (
+            os.fdopen(number, "w", 1, encoding="utf-8", errors="replace", closefd=False)
+            for number in (1, 2)
+        )
         saved = [os.dup(1), os.dup(2)]
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
         failed = True
         try:
-            out, err = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
             with redirect_stdout(out), redirect_stderr(err):
                 yield
             failed = False
         finally:
+            out.flush()  # a line without an end would come out later
+            err.flush()
             sink.flush()
             for descriptor, number in zip(saved, (1, 2), strict=True):
                 os.dup2(descriptor, number)

@@ -1,0 +1,54 @@
+"""What libraries print is kept, and what they keep of the terminal still works afterwards."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fasttune.quiet import quiet
+
+
+def test_what_is_printed_inside_is_kept_from_the_terminal(capfd):
+    with quiet():
+        print("noise")
+        print("noise", file=sys.stderr)
+        print("no end of line", end="")
+        print("no end of line", end="", file=sys.stderr)
+        os.write(1, b"compiled noise\n")
+        os.write(2, b"compiled noise\n")
+    print("after")
+    assert capfd.readouterr() == ("after\n", "")
+
+
+def test_a_block_that_fails_tells_what_it_kept(capfd):
+    with pytest.raises(ZeroDivisionError), quiet():
+        print("the last words", end="")
+        os.write(2, b"of compiled code\n")
+        1 / 0  # noqa: B018
+    out, err = capfd.readouterr()
+    assert out == "" and "the last words" in err and "of compiled code" in err
+
+
+def test_a_log_handler_made_inside_logs_after_it(capfd):
+    logger = logging.Logger("a library's")
+    with quiet():
+        logger.addHandler(logging.StreamHandler())  # takes the sys.stderr that it finds
+        logger.warning("loading")
+    logger.warning("a word later on")
+    assert capfd.readouterr() == ("", "a word later on\n")
+    with quiet():
+        logger.warning("loading again")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_letter_that_the_terminal_lacks_is_no_error():
+    code = "from fasttune.quiet import quiet\nwith quiet(): print('\\N{SLOTH}')\nprint('after')"
+    ascii_only = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | ascii_only
+    )
+    assert (done.stdout, done.stderr) == ("after\n", "")
