@@ -23,20 +23,30 @@ CPU_BACKEND_HINT = (
 )
 
 
-def _compile_folder() -> Path:
-    """A folder of this process below fasttune's cache, gone at its end.
+def _set_compile_folder() -> None:
+    """Give this process a folder below fasttune's cache, gone at its end, unless the person has
+    chosen one.
 
     Unsloth writes the code that it compiles under names that do not tell the settings it was made
-    for, so two processes must not share them. What a killed process left is removed here.
+    for, so two processes must not share them, nor a child its parent's. What a killed process left
+    is removed here.
     """
-    parent = cache_dir() / "unsloth"
+    chosen = os.environ.get("UNSLOTH_COMPILE_LOCATION", "")
+    if chosen and not _of_a_process(Path(chosen)):
+        return
+    parent = cache_dir().absolute() / "unsloth"
     folder = parent / str(os.getpid())
-    for old in parent.glob("[0-9]*"):
-        if old != folder and not psutil.pid_exists(int(old.name)):
+    for old in filter(_of_a_process, parent.glob("*")):
+        if old == folder or not psutil.pid_exists(int(old.name)):
             shutil.rmtree(old, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = str(folder)
+
+
+def _of_a_process(folder: Path) -> bool:
+    """Whether a folder is of the kind that `_set_compile_folder` makes."""
+    return folder.parent.name == "unsloth" and folder.name.isdigit()
 
 
 def _import() -> Any:
@@ -44,8 +54,7 @@ def _import() -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # On a GPU Unsloth would replace `generate` by one that forces a static cache, and refuses ours.
     os.environ["UNSLOTH_DISABLE_FAST_GENERATION"] = "1"
-    # What Unsloth compiles it writes to the folder one stands in, otherwise.
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(_compile_folder()))
+    _set_compile_folder()  # otherwise Unsloth takes the folder one stands in
     try:
         with quiet():
             from unsloth import FastLanguageModel
