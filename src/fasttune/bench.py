@@ -22,7 +22,7 @@ from fasttune.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.forecast import foresee
-from fasttune.machine import device_name, this_device, versions
+from fasttune.machine import device_name, require_one_process, this_device, versions
 from fasttune.models.choices import Choices, decide
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.plan import Prepared, encode_rows, steps
@@ -65,8 +65,10 @@ def bench(
 
     Raises:
         FasttuneError: there are too few rows for two blocks, the folder exists, a setting is not
-            one that all arms have, or an arm ended with an error.
+            one that all arms have, an arm ended with an error, or this is one of several
+            processes.
     """
+    require_one_process()
     tokenizer = load_tokenizer(prepared.model)
     rows = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)
     device = this_device()

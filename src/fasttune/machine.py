@@ -6,6 +6,7 @@ Only this module asks torch whether there is a GPU. What follows from the answer
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import resource
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
+
+from fasttune.errors import FasttuneError
 
 GB = 10**9
 
@@ -73,6 +76,20 @@ def this_device() -> Device:
         source="this machine",
         capability=torch.cuda.get_device_capability(),
     )
+
+
+def require_one_process() -> None:
+    """Refuse to be one of several processes: each would train by itself.
+
+    Raises:
+        FasttuneError: a launcher such as torchrun started more than one.
+    """
+    if (count := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
+        raise FasttuneError(
+            f"{count} processes were started, and a run takes one",
+            f"WORLD_SIZE={count}",
+            "start it without torchrun or accelerate launch; CUDA_VISIBLE_DEVICES chooses the GPU",
+        )
 
 
 PACKAGES = (

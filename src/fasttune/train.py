@@ -23,7 +23,14 @@ from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.forecast import foresee
 from fasttune.generate import Generator, Sampling
-from fasttune.machine import Device, device_name, peak_memory, this_device, versions
+from fasttune.machine import (
+    Device,
+    device_name,
+    peak_memory,
+    require_one_process,
+    this_device,
+    versions,
+)
 from fasttune.metrics import Answer
 from fasttune.models.choices import Choices, decide
 from fasttune.models.dropout import base_dropout
@@ -77,7 +84,7 @@ def train(
     """
     template = prepared.template
     began = time.perf_counter()
-    _one_process()
+    require_one_process()
     device = device or this_device()
     choices = decide(config, device)
     train_rows = encode_rows(
@@ -280,20 +287,6 @@ def make_trainer(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return trainer
-
-
-def _one_process() -> None:
-    """Refuse to be one of several processes: each would train by itself.
-
-    Raises:
-        FasttuneError: a launcher such as torchrun started more than one.
-    """
-    if (count := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
-        raise FasttuneError(
-            f"{count} processes were started, and a run takes one",
-            f"WORLD_SIZE={count}",
-            "start it without torchrun or accelerate launch; CUDA_VISIBLE_DEVICES chooses the GPU",
-        )
 
 
 def save_adapter(run: Run, model: Any, tokenizer: Any, identity: Identity) -> None:
