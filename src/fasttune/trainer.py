@@ -25,7 +25,6 @@ from fasttune.models.sections import SectionLoss
 from fasttune.progress import Progress
 from fasttune.runs import Run
 
-
 # On a GPU Unsloth has a banner of its own printed where training begins.
 logging.getLogger("transformers.trainer").addFilter(
     lambda record: "==((====))==" not in record.getMessage()

@@ -32,9 +32,13 @@ def base_dropout(config: Any, chosen: ModelConfig) -> str:
 
 
 def dropouts(settings: Mapping[str, Any]) -> dict[str, float]:
-    """The dropouts above 0 among a model's settings, as its config.json names them."""
+    """The dropouts above 0 among a model's settings, as its config.json names them; that of a
+    classifier (GPT-NeoX names one) is not in a language model."""
     return {
         name: float(value)
         for name, value in settings.items()
-        if name.endswith(("dropout", "pdrop")) and isinstance(value, float) and value > 0
+        if name.endswith(("dropout", "pdrop"))
+        and not name.startswith("classifier")
+        and isinstance(value, float)
+        and value > 0
     }
