@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.config import ModelConfig, RunConfig
+from fasttune.config import ModelConfig
 from fasttune.encode import encode_prompt, eos_id
 from fasttune.errors import FasttuneError
 from fasttune.machine import this_device
 from fasttune.metrics import Answer
-from fasttune.models.choices import Choices, decide
+from fasttune.models.choices import Choices, decide_for_generation
 from fasttune.models.load import load_for_generation
 
 # isort: split
@@ -92,7 +92,7 @@ class Generator:
         Raises:
             FasttuneError: the model cannot be loaded.
         """
-        choices = decide(RunConfig(model=config), this_device())
+        choices = decide_for_generation(config, this_device())
         return cls(*load_for_generation(config, choices, adapter), template, choices)
 
     def answers(

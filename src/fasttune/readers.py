@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fasttune.config import ModelConfig, RunConfig
+from fasttune.config import ModelConfig
 from fasttune.errors import FasttuneError
 from fasttune.machine import tensor_device, this_device
 from fasttune.quiet import quiet
@@ -83,14 +83,14 @@ def read_run(config: ModelConfig, adapter: Path, template: Template) -> ModelRea
     Raises:
         FasttuneError: the model cannot be loaded.
     """
-    from fasttune.models.choices import decide
+    from fasttune.models.choices import decide_for_generation
     from fasttune.models.load import load_for_generation
 
     # isort: split
     from fasttune.encode import encode_prompt, eos_id
     from fasttune.models.merge import run_tokenizer
 
-    choices = decide(RunConfig(model=config), this_device())
+    choices = decide_for_generation(config, this_device())
     model, _ = load_for_generation(config, choices, adapter)
     tokenizer = run_tokenizer(adapter)
     eos = eos_id(tokenizer)

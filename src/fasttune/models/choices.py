@@ -7,10 +7,10 @@ and can be made for a device that is not here: a T4's choices hold for tensors o
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from fasttune.config import DTYPES, RunConfig
+from fasttune.config import DTYPES, ModelConfig, RunConfig
 from fasttune.errors import FasttuneError
 from fasttune.machine import Device, Kind
 
@@ -103,18 +103,8 @@ def decide(config: RunConfig, device: Device) -> Choices:
     asked, chosen = config.model, config.train
     narrow = "bfloat16" if device.bf16 else "float16" if cuda else "float32"
     dtype = DTYPES.get(asked.precision, narrow)
-    if dtype == "float16" and not cuda:
-        raise FasttuneError(
-            "fp16 is not for training on a CPU",
-            f"model.precision=fp16, on {device.name}",
-            "take model.precision=fp32, or bf16 where the CPU computes in it",
-        )
-    if dtype == "bfloat16" and cuda and not device.bf16:
-        raise FasttuneError(
-            "the GPU does not compute in bf16",
-            f"model.precision=bf16, on {device.name}",
-            "take model.precision=fp16 or auto",
-        )
+    if error := _refusal(dtype, device):
+        raise error
     nf4 = cuda if asked.quantization == "auto" else asked.quantization == "nf4"
     optimizer = "adamw_8bit" if cuda else "adamw_torch"
     checkpointing: Checkpointing = "unsloth" if cuda else "off"
@@ -132,6 +122,33 @@ def decide(config: RunConfig, device: Device) -> Choices:
         if chosen.gradient_checkpointing == "auto"
         else chosen.gradient_checkpointing,
     )
+
+
+def decide_for_generation(model: ModelConfig, device: Device) -> Choices:
+    """The choices for generating with a model on a device.
+
+    The model may be that of a run from elsewhere, whose precision this device does not compute in:
+    then the device's own takes its place.
+    """
+    if model.precision != "auto" and _refusal(DTYPES[model.precision], device):
+        model = replace(model, precision="auto")
+    return decide(RunConfig(model=model), device)
+
+
+def _refusal(dtype: str, device: Device) -> FasttuneError | None:
+    if dtype == "float16" and device.kind == "cpu":
+        return FasttuneError(
+            "fp16 is not for training on a CPU",
+            f"model.precision=fp16, on {device.name}",
+            "take model.precision=fp32, or bf16 where the CPU computes in it",
+        )
+    if dtype == "bfloat16" and device.kind == "cuda" and not device.bf16:
+        return FasttuneError(
+            "the GPU does not compute in bf16",
+            f"model.precision=bf16, on {device.name}",
+            "take model.precision=fp16 or auto",
+        )
+    return None
 
 
 def _attention(device: Device, dtype: str) -> Attention:

@@ -1,0 +1,206 @@
+"""What a device decides, spelt out for each kind of them, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from conftest import choices_for
+from test_cli import HEAVY, modules_after
+
+from fasttune.cli import main
+from fasttune.config import PRECISIONS, LoraConfig, ModelConfig, RunConfig, TrainConfig
+from fasttune.devices import GPUS, find_device
+from fasttune.errors import FasttuneError
+from fasttune.machine import Device
+from fasttune.models.choices import Choices, decide, decide_for_generation
+
+CPU = Device("CPU", "cpu", 32e9, bf16=True)
+OLD_CPU = replace(CPU, bf16=False)
+T4 = Choices(
+    kind="cuda",
+    quantization="nf4",
+    dtype="float16",
+    autocast=True,
+    loss_scaling=True,
+    attention="memory_efficient",
+    grouped=False,
+    optimizer="adamw_8bit",
+    checkpointing="unsloth",
+)
+AMPERE = Choices(
+    kind="cuda",
+    quantization="nf4",
+    dtype="bfloat16",
+    autocast=True,
+    loss_scaling=False,
+    attention="varlen",
+    grouped=False,
+    optimizer="adamw_8bit",
+    checkpointing="unsloth",
+)
+ON_A_CPU = Choices(
+    kind="cpu",
+    quantization="none",
+    dtype="bfloat16",
+    autocast=False,
+    loss_scaling=False,
+    attention="rows",
+    grouped=True,
+    optimizer="adamw_torch",
+    checkpointing="off",
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        (GPUS["t4"], T4),
+        (GPUS["a10g"], AMPERE),
+        (GPUS["h100"], AMPERE),
+        (find_device("16GB"), AMPERE),  # taken to be a recent one
+        (CPU, ON_A_CPU),
+        (OLD_CPU, replace(ON_A_CPU, dtype="float32")),
+    ],
+    ids=["t4", "a10g", "h100", "16GB", "cpu with bf16", "cpu without"],
+)
+def test_what_auto_stands_for(device, expected):
+    assert decide(RunConfig(), device) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "expected"),
+    [
+        ({"precision": "fp16"}, "h100", replace(T4, attention="varlen")),
+        (
+            {"precision": "fp32"}, "h100",
+            replace(AMPERE, dtype="float32", autocast=False, attention="mask"),
+        ),
+        (
+            {"precision": "fp32"}, "t4",
+            replace(T4, dtype="float32", autocast=False, loss_scaling=False, attention="mask"),
+        ),
+        ({"quantization": "none"}, "t4", replace(T4, quantization="none")),
+    ],
+)  # fmt: skip
+def test_settings_go_before_the_device(asked, device, expected):
+    assert choices_for(ModelConfig(**asked), GPUS[device]) == expected
+
+
+def test_settings_go_before_a_cpu_too():
+    asked = RunConfig(
+        model=ModelConfig(quantization="nf4", precision="bf16"),  # emulated, but asked for
+        lora=LoraConfig(dropout=0.1),
+        train=TrainConfig(optimizer="adafactor", gradient_checkpointing="on"),
+    )
+    assert decide(asked, OLD_CPU) == replace(
+        ON_A_CPU, quantization="nf4", grouped=False, optimizer="adafactor", checkpointing="on"
+    )
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        (T4, "NF4 in float16, autocast and loss scaling, adamw_8bit, checkpointing unsloth"),
+        (AMPERE, "NF4 in bfloat16, autocast, adamw_8bit, checkpointing unsloth"),
+        (ON_A_CPU, "unquantised in bfloat16, no autocast, adamw_torch, checkpointing off"),
+    ],
+)
+def test_choices_in_words(choices, said):
+    assert str(choices) == said
+
+
+def test_the_words_of_accelerate_and_of_unsloth():
+    assert [c.mixed_precision for c in (T4, AMPERE, ON_A_CPU)] == ["fp16", "bf16", "no"]
+    assert [
+        replace(T4, checkpointing=word).unsloth_checkpointing for word in ("off", "on", "unsloth")
+    ] == [False, True, "unsloth"]
+
+
+def test_the_context_of_the_model_is_on_or_off_for_the_dtype():
+    import torch
+
+    for choices, dtype in ((T4, torch.float16), (AMPERE, torch.bfloat16), (ON_A_CPU, None)):
+        with choices.autocasting("cpu"):
+            assert torch.is_autocast_enabled("cpu") == (dtype is not None)
+            assert dtype in (None, torch.get_autocast_dtype("cpu"))
+    with AMPERE.autocasting("cpu"), ON_A_CPU.autocasting("cpu"):
+        assert not torch.is_autocast_enabled("cpu")
+
+
+# What a device does not compute in
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "lines"),
+    [
+        ("bf16", GPUS["t4"], (
+            "the GPU does not compute in bf16",
+            "model.precision=bf16, on T4",
+            "take model.precision=fp16 or auto",
+        )),
+        ("fp16", CPU, (
+            "fp16 is not for training on a CPU",
+            "model.precision=fp16, on CPU",
+            "take model.precision=fp32, or bf16 where the CPU computes in it",
+        )),
+    ],
+    ids=["bf16 on a T4", "fp16 on a CPU"],
+)  # fmt: skip
+def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_loaded(
+    precision, device, lines, tiny_phi, monkeypatch, capsys
+):
+    with pytest.raises(FasttuneError) as caught:
+        choices_for(ModelConfig(precision=precision), device)
+    assert (caught.value.message, caught.value.where, caught.value.hint) == lines
+    told = "error: {}\n  where: {}\n  what to do: {}\n".format(*lines)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--model", str(tiny_phi), f"model.precision={precision}"])
+        assert stopped.value.code == 2
+        assert capsys.readouterr() == ("", told)
+
+    import fasttune.train  # noqa: F401  whose names are replaced
+
+    for name in ("load_tokenizer", "encode_rows", "load_base"):
+        monkeypatch.setattr(f"fasttune.train.{name}", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("fasttune.machine.this_device", lambda: device)
+    monkeypatch.setattr("fasttune.train.this_device", lambda: device)
+    run("run", "--template", "alpaca")
+    run("plan")
+
+
+def test_a_plan_for_a_gpu_refuses_what_it_does_not_compute_in(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "--gpu", "t4", "model.precision=bf16"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr() == (
+        "",
+        "error: the GPU does not compute in bf16\n"
+        "  where: model.precision=bf16, on T4\n"
+        "  what to do: take model.precision=fp16 or auto\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "dtype"),
+    [
+        ("fp16", CPU, "bfloat16"),
+        ("fp16", OLD_CPU, "float32"),
+        ("bf16", GPUS["t4"], "float16"),
+        ("bf16", OLD_CPU, "bfloat16"),  # emulated, as the run may have been
+        ("fp16", GPUS["h100"], "float16"),
+        ("auto", GPUS["t4"], "float16"),
+    ],
+)
+def test_a_run_from_another_device_is_prompted_in_a_precision_of_this_one(precision, device, dtype):
+    found = decide_for_generation(ModelConfig(precision=precision, quantization="nf4"), device)
+    assert (found.dtype, found.quantization) == (dtype, "nf4")
+    assert found == choices_for(
+        ModelConfig(precision=PRECISIONS[dtype], quantization="nf4"), device
+    )
+
+
+def test_deciding_needs_no_torch():
+    assert modules_after("plan", "--gpu", "t4", "model.precision=fp32").isdisjoint(HEAVY)
