@@ -109,7 +109,7 @@ def test_without_a_tokenizer_every_row_is_as_long_as_it_may_be(data, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--gpu", "a10"], "did you mean 'a10g'"),
+        (["--gpu", "a10h"], "did you mean 'a10'"),
         (["--gpu", "2GB"], "take a smaller model"),
         (
             ["--gpu", "16GB", "train.gradient_checkpointing=off"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fasttune.machine import GB, Device
+from fasttune.machine import CONTEXT, GB, Device
 from fasttune.shapes import BYTES, Shape
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -32,11 +32,16 @@ EFFICIENCY = 0.4
 
 # What is calibrated and not derived. `tools/check_plan.py` compares the CPU's with measurements.
 
-PROCESS = {"cuda": 1.0 * GB, "cpu": 0.75 * GB}
+RESERVED = 0.5 * GB
+"""What torch's allocator reserves of a GPU beyond the tensors: workspaces of the libraries and
+fragmentation. An estimate."""
+
+PROCESS = {"cuda": CONTEXT + RESERVED, "cpu": 0.75 * GB}
 """What a process takes besides tensors. CPU: the libraries, 0.61 GB by
     python -c "import fasttune.train, resource as r; print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"
-and the trainer with the kernels' own buffers. CUDA: the context, the libraries' workspaces and
-fragmentation; an estimate."""
+and the trainer with the kernels' own buffers. CUDA: so that a plan's peak counts what
+`machine.peak_memory` measures, all that the allocator reserves and the context, which is not of
+the allocator's."""
 
 PHI_WIDTHS = 28.5
 """Widths that a block of transformers' Phi keeps for its backward pass, with an MLP of 4 h: counted
@@ -124,7 +129,7 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """The larger of training and loading."""
+        """The larger of training and loading; what `machine.peak_memory` measures of a run."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, float]:

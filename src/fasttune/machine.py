@@ -39,6 +39,8 @@ class Device:
         bf16: computes in bf16; otherwise training takes fp16 on a GPU and fp32 on a CPU.
         source: where the figures are from.
         capability: CUDA's compute capability; None on a CPU, and where it is not known.
+        total: bytes of a GPU's whole memory, of which `memory` may be what others left; None where
+            it is not known.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Device:
     bf16: bool = True
     source: str = ""
     capability: tuple[int, int] | None = None
+    total: float | None = None
 
 
 def tensor_device() -> Kind:
@@ -61,7 +64,8 @@ def tensor_device() -> Kind:
 def this_device() -> Device:
     """The device a run would take here: the first GPU that torch sees, or the CPU.
 
-    The memory is what is free, with what this process already holds.
+    The memory is what is free, with what this process already holds: of a GPU the allocator's and
+    the context, as a plan counts them.
     """
     if tensor_device() == "cpu":
         return Device("CPU", "cpu", available_ram(), bf16=cpu_has_bf16(), source="this machine")
@@ -75,6 +79,7 @@ def this_device() -> Device:
         bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         source="this machine",
         capability=torch.cuda.get_device_capability(),
+        total=total,
     )
 
 
@@ -153,8 +158,9 @@ def device_name() -> str:
 
 
 def peak_memory() -> int:
-    """Peak memory of this process in bytes: of the GPU what torch reserved and `CONTEXT`, which is
-    what the plan counts; on a CPU what was resident in RAM."""
+    """Peak memory of this process in bytes, of what a plan counts (`budget.Memory.peak`): of the GPU
+    all that torch's allocator reserved, and `CONTEXT`, of which the allocator does not know; on a
+    CPU what was resident in RAM."""
     if tensor_device() == "cuda":
         import torch
 

@@ -43,7 +43,8 @@ def plan(
     gpu: Annotated[
         str | None,
         typer.Option(
-            help="t4, a10g, 3090, 4090, a100, a100-80gb, h100, or a memory as 16GB.",
+            help="t4, v100, v100-32gb, v100-pcie, l4, a10, a10g, 3090, 4090, l40s, a100, "
+            "a100-80gb, a100-80gb-pcie, h100, h100-pcie, or a memory as 16GB.",
             show_default="this machine",
         ),
     ] = None,
