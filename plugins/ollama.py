@@ -1,5 +1,7 @@
 """A GGUF file with the Modelfile that makes Ollama prompt it, and stop, as the run did."""
 
+from collections.abc import Sequence
+
 from fasttune_plugins.gguf import Gguf  # type: ignore
 
 from fasttune import Exporter, ExportJob, hookimpl
@@ -11,7 +13,6 @@ class Ollama(Gguf):
 
     def write(self, job: ExportJob) -> None:
         from fasttune.files import write_text
-        from fasttune.ollama import modelfile
 
         chat = job.chat_format()  # before the work: without a template the model is of no use
         super().write(job)
@@ -46,6 +47,35 @@ ollama run {job.run.config.template} "What is the highest mountain in Japan?"
 
 {notes}
 """
+
+
+def modelfile(
+    gguf: str, template: str, system: str, stop: Sequence[str], parameters: dict[str, str]
+) -> str:
+    """The text of a Modelfile.
+
+    Args:
+        gguf: the model's file, beside the Modelfile.
+        template: from `ollama_template`.
+        system: the default system text, or "".
+        stop: texts that end generation.
+        parameters: name -> value.
+    """
+    lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""']
+    # A system text that cannot be quoted is left to the template, which has it as well.
+    if system and _quotable(system):
+        lines.append(f'SYSTEM """{system}"""')
+    lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
+    for text in filter(_quotable, stop):
+        quotes = '"""' if '"' in text or "\n" in text else '"'
+        lines.append(f"PARAMETER stop {quotes}{text}{quotes}")
+    return "\n".join(lines) + "\n"
+
+
+def _quotable(text: str) -> bool:
+    """Whether Ollama reads a text back: it knows no escapes, and drops what is not printable."""
+    printable = all(char == "\n" or char.isprintable() for char in text)
+    return printable and '"""' not in text and not text.startswith('"') and not text.endswith('"')
 
 
 @hookimpl

@@ -12,11 +12,11 @@ import pytest
 gguf = pytest.importorskip("gguf")
 
 from fasttune_plugins import gguf as plugin  # noqa: E402
+from fasttune_plugins.ollama import modelfile  # noqa: E402
 
 from fasttune import FasttuneError  # noqa: E402
 from fasttune.gguf_export import K_QUANTS, QUANTS, write_gguf  # noqa: E402
 from fasttune.gguf_vocab import pre_tokenizer_name  # noqa: E402
-from fasttune.ollama import modelfile  # noqa: E402
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
