@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fasttune_plugins.gguf import Gguf  # type: ignore
+from fasttune_plugins.gguf.exporter import Gguf  # type: ignore
 
 from fasttune import Exporter, ExportJob, hookimpl
 

@@ -11,12 +11,12 @@ import pytest
 
 gguf = pytest.importorskip("gguf")
 
-from fasttune_plugins import gguf as plugin  # noqa: E402
+from fasttune_plugins.gguf import exporter as plugin  # noqa: E402
+from fasttune_plugins.gguf.vocabulary import pre_tokenizer_name  # noqa: E402
+from fasttune_plugins.gguf.write import K_QUANTS, QUANTS, write_gguf  # noqa: E402
 from fasttune_plugins.ollama import modelfile  # noqa: E402
 
 from fasttune import FasttuneError  # noqa: E402
-from fasttune.gguf_export import K_QUANTS, QUANTS, write_gguf  # noqa: E402
-from fasttune.gguf_vocab import pre_tokenizer_name  # noqa: E402
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
@@ -171,7 +171,7 @@ def test_rounded_types_stay_within_their_bound(tiny_llama, tmp_path, quant, kind
 
 def test_rows_that_fill_no_block_are_f16(tiny_llama, tmp_path):
     assert 160 % 32 == 0 and 96 % 256  # so that q8_0 fits and 256 would not
-    from fasttune.gguf_export import _kind
+    from fasttune_plugins.gguf.write import _kind
 
     assert _kind("blk.0.ffn_up.weight", (4, 33), "q8_0").name == "F16"
     assert _kind("blk.0.ffn_up.weight", (4, 64), "q8_0").name == "Q8_0"
@@ -234,9 +234,8 @@ def test_what_llamacpp_would_read_otherwise_is_refused(tiny_llama, tmp_path, rea
 
 
 def test_pre_tokenizers_are_told_apart():
+    from fasttune_plugins.gguf.vocabulary import _LLAMA3
     from tokenizers import Regex, pre_tokenizers
-
-    from fasttune.gguf_vocab import _LLAMA3
 
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -295,7 +294,7 @@ def test_a_failed_write_leaves_the_old_file(tiny_llama, tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fasttune.gguf_export._read_tensor", fail)
+    monkeypatch.setattr("fasttune_plugins.gguf.write._read_tensor", fail)
     with pytest.raises(OSError, match="No space"):
         write_gguf(tiny_llama, target, "f16", None, "x")
     assert target.read_bytes() == b"old"

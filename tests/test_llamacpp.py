@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fasttune_plugins.gguf.write import write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttune.chat import compile_chat_template
 from fasttune.discovery import load_plugins
 from fasttune.encode import encode_prompt
-from fasttune.gguf_export import write_gguf
 from fasttune.template import PROBE_ROWS
 
 pytest.importorskip("llama_cpp", reason="pip install 'fasttune[llamacpp]'")
 pytest.importorskip("gguf")
 
-from fasttune.llamacpp import LlamaCppReader
+from fasttune_plugins.gguf.llamacpp import LlamaCppReader
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.lists(
     st.sampled_from(
@@ -198,11 +198,11 @@ def test_what_differs_in_phi_is_llamacpps_table_of_gelu(reader, model_folder, mo
 
 
 def test_heads_in_transformers_order_would_show(tiny_llama, tmp_path, monkeypatch):
-    from fasttune import gguf_export
+    from fasttune_plugins.gguf import write
 
-    name, describe, _ = gguf_export._ARCHITECTURES["llama"]
-    unchanged = (name, describe, gguf_export._as_it_is)
-    monkeypatch.setitem(gguf_export._ARCHITECTURES, "llama", unchanged)
+    name, describe, _ = write._ARCHITECTURES["llama"]
+    unchanged = (name, describe, write._as_it_is)
+    monkeypatch.setitem(write._ARCHITECTURES, "llama", unchanged)
     file = tmp_path / "wrong.gguf"
     write_gguf(tiny_llama, file, "f32", None, "wrong")
     wrong = LlamaCppReader(file, load_plugins().template("reasoning"), None)

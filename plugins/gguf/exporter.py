@@ -21,7 +21,7 @@ class Gguf(Exporter):
         import tempfile
         from pathlib import Path
 
-        from fasttune.gguf_export import check_quant, write_gguf
+        from .write import check_quant, write_gguf
 
         check_quant(job.options["quant"])
         with tempfile.TemporaryDirectory(prefix=".merged.", dir=job.folder) as merged:
@@ -34,7 +34,8 @@ class Gguf(Exporter):
 
     def open(self, job: ExportJob) -> Reader:
         from fasttune import FasttuneError
-        from fasttune.llamacpp import LlamaCppReader
+
+        from .llamacpp import LlamaCppReader
 
         try:
             chat = job.chat_format()

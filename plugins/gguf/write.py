@@ -18,7 +18,8 @@ import numpy as np
 
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_path
-from fasttune.gguf_vocab import add_vocabulary
+
+from .vocabulary import add_vocabulary
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

@@ -1,0 +1,1 @@
+"""GGUF files: the exporter, what writes them, and llama.cpp to read them back."""
