@@ -247,7 +247,7 @@ def test_metrics_hold_sections_and_their_mean(finished):
 
 def test_the_last_evaluation_is_what_the_saved_adapter_gives(finished, tiny_phi):
     """Token-weighted over all held-out rows, by transformers and PEFT alone, row by row."""
-    from fasttune.plan import prepare
+    from fasttune.job import prepare
 
     plugins = load_plugins()
     prepared = prepare(finished.config, plugins)

@@ -38,8 +38,8 @@ def fasttune_arm(
     from fasttune.config import load_config
     from fasttune.data import data_hash
     from fasttune.discovery import load_plugins
+    from fasttune.job import encode_rows, prepare
     from fasttune.models.tokenizer import load_tokenizer
-    from fasttune.plan import encode_rows, prepare
 
     settings = [
         ("template", template), ("data.train", str(file)), ("data.eval_fraction", 0.0),

@@ -17,15 +17,15 @@ from typing import Any
 
 from fasttune.bench_report import Step, figures, plot
 from fasttune.bench_turns import Spec, Worker
-from fasttune.config import PRECISIONS, RunConfig
+from fasttune.config import PRECISIONS, RunConfig, steps
 from fasttune.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.forecast import foresee
+from fasttune.job import Prepared, encode_rows
 from fasttune.machine import device_name, require_one_process, this_device, versions
 from fasttune.models.choices import Choices, decide
 from fasttune.models.tokenizer import load_tokenizer
-from fasttune.plan import Prepared, encode_rows, steps
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
 """Those that the plain arm has too."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttune.config import dump_config
-from fasttune.plan import with_system
+from fasttune.job import with_system
 from fasttune.template import PROBE_ROWS
 
 if TYPE_CHECKING:

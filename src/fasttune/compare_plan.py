@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fasttune.config import RunConfig
+from fasttune.config import RunConfig, steps
 from fasttune.data import data_hash, spread
 from fasttune.encode import encode_many, fit
 from fasttune.errors import FasttuneError
+from fasttune.job import Prepared, prepare
 from fasttune.models.tokenizer import load_tokenizer
-from fasttune.plan import Prepared, prepare, steps
 from fasttune.plugins import Plugins
 from fasttune.runs import Run
 from fasttune.template import Row, Template

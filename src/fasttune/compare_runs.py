@@ -19,8 +19,8 @@ from fasttune.compare_plan import (
 )
 from fasttune.data import data_hash
 from fasttune.errors import FasttuneError
+from fasttune.job import prepare
 from fasttune.models.tokenizer import load_tokenizer
-from fasttune.plan import prepare
 from fasttune.plugins import Plugins
 from fasttune.runs import Run
 from fasttune.template import Row

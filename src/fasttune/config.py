@@ -4,6 +4,7 @@ configs/default.yaml."""
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -173,6 +174,16 @@ def dump_config(config: RunConfig) -> str:
     import yaml
 
     return yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def steps(rows: int, config: RunConfig) -> int:
+    """Optimiser steps of a run over `rows` rows, as transformers' Trainer counts them."""
+    chosen = config.train
+    if chosen.max_steps is not None:
+        return chosen.max_steps
+    batches = math.ceil(rows / chosen.batch_size)
+    per_epoch = max(1, math.ceil(batches / chosen.gradient_accumulation))
+    return math.ceil(per_epoch * chosen.epochs)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

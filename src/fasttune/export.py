@@ -18,7 +18,7 @@ from fasttune.card import model_card
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exporter import Exporter, ExportJob
 from fasttune.files import atomic_folder, write_json, write_text
-from fasttune.plan import prepare
+from fasttune.job import prepare
 from fasttune.template import Row
 
 if TYPE_CHECKING:

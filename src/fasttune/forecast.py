@@ -8,13 +8,12 @@ from typing import Any
 
 from fasttune import budget
 from fasttune.budget import Job, Memory, Time
-from fasttune.config import RunConfig
+from fasttune.config import RunConfig, steps
 from fasttune.devices import measured_matmul, with_figures
 from fasttune.errors import FasttuneError
 from fasttune.fit import decide_checkpointing, job_of, suggest
 from fasttune.machine import GB, Device
 from fasttune.models.choices import Choices, decide
-from fasttune.plan import steps
 from fasttune.shapes import Shape, UnknownArchitecture, read_shape
 
 

@@ -51,7 +51,7 @@ def bench(
     """
     names = _names(arms)
     from fasttune.config import load_config
-    from fasttune.plan import prepare
+    from fasttune.job import prepare
 
     chosen = [("template", template)] if template is not None else []
     resolved = load_config(

@@ -249,7 +249,7 @@ def _answer_file(
     from contextlib import ExitStack
 
     from fasttune.files import atomic_path
-    from fasttune.plan import with_system
+    from fasttune.job import with_system
     from fasttune.report import as_dict
 
     prompts = [with_system(row, system) for row in rows]

@@ -16,7 +16,7 @@ from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 if TYPE_CHECKING:
     from fasttune.config import RunConfig
     from fasttune.encode import Encoded
-    from fasttune.plan import Prepared
+    from fasttune.job import Prepared
     from fasttune.train import Outcome
 
 
@@ -50,7 +50,7 @@ def run(
     Settings come from the defaults, then --config, then the command line.
     """
     from fasttune.config import load_config
-    from fasttune.plan import prepare
+    from fasttune.job import prepare
 
     named = {"template": template, "system": system, "output": output}
     chosen = [(key, value) for key, value in named.items() if value is not None]
@@ -85,7 +85,7 @@ def run(
 
 
 def _resume(context: typer.Context, name: str, force: bool, as_json: bool) -> Outcome:
-    from fasttune.plan import prepare
+    from fasttune.job import prepare
     from fasttune.runs import find_run
 
     found = find_run(name)
@@ -109,10 +109,11 @@ def _resume(context: typer.Context, name: str, force: bool, as_json: bool) -> Ou
 
 
 def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
+    from fasttune.config import steps
     from fasttune.forecast import foresee
+    from fasttune.job import describe_row, encode_rows
     from fasttune.machine import this_device
     from fasttune.models.tokenizer import load_tokenizer
-    from fasttune.plan import describe_row, encode_rows, steps
 
     tokenizer = load_tokenizer(prepared.model)
     encoded = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)

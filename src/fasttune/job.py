@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -167,16 +166,6 @@ def _fitting(
         counts.update(dropped=len(fitted.dropped), truncated=len(fitted.truncated))
         yield from (row for _, row in fitted.rows)
         first += len(batch)
-
-
-def steps(rows: int, config: RunConfig) -> int:
-    """Optimiser steps of a run over `rows` rows, as transformers' Trainer counts them."""
-    chosen = config.train
-    if chosen.max_steps is not None:
-        return chosen.max_steps
-    batches = math.ceil(rows / chosen.batch_size)
-    per_epoch = max(1, math.ceil(batches / chosen.gradient_accumulation))
-    return math.ceil(per_epoch * chosen.epochs)
 
 
 def describe_row(row: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
