@@ -10,9 +10,9 @@ import fasttune.models.backend
 # isort: split
 import pytest
 
-from fasttune.bench import make_spec, resolved
-from fasttune.bench_report import Step, figures
-from fasttune.bench_turns import Worker
+from fasttune.benchmark.figures import Step, figures
+from fasttune.benchmark.pipe import Worker
+from fasttune.benchmark.turns import make_spec, resolved
 from fasttune.cli import main
 from fasttune.config import RunConfig, TrainConfig
 from fasttune.encode import Encoded
@@ -123,14 +123,16 @@ def misspelt(tiny_llama, data, tmp_path) -> list[str]:
 
 
 def test_a_target_that_the_plan_does_not_find_starts_no_arm(misspelt, monkeypatch, capsys):
-    monkeypatch.setattr("fasttune.bench.Worker", lambda *_: pytest.fail("an arm was started"))
+    monkeypatch.setattr(
+        "fasttune.benchmark.turns.Worker", lambda *_: pytest.fail("an arm was started")
+    )
     assert fasttune(*misspelt) == 2
     assert "error: LoRA target 'o_porj' matches no layer of this llama" in capsys.readouterr().err
 
 
 def test_an_arm_that_refuses_is_its_own_error(misspelt, tmp_path, monkeypatch, capsys):
     # As for an architecture that the planner does not know.
-    monkeypatch.setattr("fasttune.bench.foresee", lambda *_: None)
+    monkeypatch.setattr("fasttune.benchmark.turns.foresee", lambda *_: None)
     status = fasttune(*misspelt)
     told = capsys.readouterr().err
     assert status == 2 and "Traceback" not in told

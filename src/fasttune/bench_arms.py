@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fasttune.bench_turns import Pace, Spec
+from fasttune.benchmark.pipe import Pace, Spec
 from fasttune.config import DTYPES, RunConfig
 from fasttune.errors import FasttuneError
 from fasttune.machine import peak_memory, tensor_device, this_device

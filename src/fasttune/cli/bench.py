@@ -64,7 +64,7 @@ def bench(
         ],
     )
     prepared = prepare(resolved, plugins(context, config))
-    from fasttune.bench import bench
+    from fasttune.benchmark.turns import bench
 
     folder, result = bench(resolved, prepared, names, block, notebook_checkpointing, output, say)
     if as_json:
@@ -87,7 +87,7 @@ def _names(arms: str) -> list[str]:
 def _show(folder: Path, result: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from fasttune.bench_report import reference_of
+    from fasttune.benchmark.figures import reference_of
 
     arms = result["arms"]
     out = console()

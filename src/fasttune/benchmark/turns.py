@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fasttune.bench_report import Step, figures, plot
-from fasttune.bench_turns import Spec, Worker
+from fasttune.benchmark.figures import Step, figures, plot
+from fasttune.benchmark.pipe import Spec, Worker
 from fasttune.config import PRECISIONS, RunConfig, steps
 from fasttune.encode import Encoded
 from fasttune.errors import FasttuneError
