@@ -109,7 +109,7 @@ class Worker:
         self._log = spec_file.parent / f"{arm}.log"
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fasttune.bench_arms", arm, str(spec_file)],
+                [sys.executable, "-m", "fasttune.benchmark.arms", arm, str(spec_file)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -1,0 +1,37 @@
+"""fasttune's own arm: what `fasttune run` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fasttune.benchmark.arms.common import paced, start_adapters
+from fasttune.benchmark.pipe import Pace, Spec
+from fasttune.machine import this_device
+from fasttune.models.choices import decide
+
+
+def train_fasttune(spec: Spec, pace: Pace, folder: Path) -> None:
+    """What `fasttune run` does between loading the model and saving the adapter."""
+    from fasttune.models.load import add_lora, load_base
+
+    # isort: split
+    from fasttune.packing import section_names
+    from fasttune.progress import Progress
+    from fasttune.runs import Run
+    from fasttune.train import make_trainer
+    from fasttune.trainer import RunLog
+
+    config = spec.config
+    choices = decide(config, this_device())
+    model, tokenizer = load_base(config.model, choices)
+    model, _ = add_lora(model, config.lora, config.seed, choices)
+    start_adapters(model, config.seed)
+    run, progress = Run(folder), Progress(quiet=True)
+    callbacks = [RunLog(run), progress, paced(pace)]
+    sections = section_names(spec.rows)
+    trainer = make_trainer(
+        config, choices, model, tokenizer, spec.rows, [], sections, run, callbacks, progress
+    )
+    trainer.args.train_sampling_strategy = "sequential"
+    trainer.args.save_strategy = "no"
+    trainer.train()

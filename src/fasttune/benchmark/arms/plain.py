@@ -1,0 +1,120 @@
+"""The plain arm: transformers and PEFT in a short loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttune.benchmark.arms.common import count_trainable, start_adapters, trainable
+from fasttune.benchmark.pipe import Pace, Spec
+from fasttune.config import DTYPES, RunConfig
+from fasttune.machine import tensor_device
+from fasttune.models.dropout import switch_dropout_off
+from fasttune.models.lora import choose_targets
+
+
+def train_plain(spec: Spec, pace: Pace, folder: Path) -> None:
+    """transformers and PEFT in a short loop."""
+    import peft
+    from torch.nn.utils import clip_grad_norm_
+    from torch.utils.data import DataLoader
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        DataCollatorForSeq2Seq,
+        get_scheduler,
+    )
+
+    config, lora, chosen = spec.config, spec.config.lora, spec.config.train
+    device = torch.device(tensor_device())
+    dtype = getattr(torch, DTYPES[config.model.precision])
+    quantized = config.model.quantization == "nf4"
+    checkpointing = chosen.gradient_checkpointing != "off"
+    tokenizer = AutoTokenizer.from_pretrained(config.model.name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    model = AutoModelForCausalLM.from_pretrained(
+        config.model.name,
+        dtype=dtype,
+        device_map=device.type,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        if quantized
+        else None,
+    )
+    if config.model.dropout == "off":
+        switch_dropout_off(model)
+    if quantized:
+        model = peft.prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=checkpointing
+        )
+    elif checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    model = peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=choose_targets(model, lora.targets),
+            use_rslora=lora.rslora,
+            task_type="CAUSAL_LM",
+        ),
+    )
+    start_adapters(model, config.seed)
+    model.config.use_cache = False
+    model.train()
+
+    examples = [{"input_ids": row.input_ids, "labels": row.labels} for row in spec.rows]
+    batches = _again_and_again(
+        DataLoader(
+            examples,
+            batch_size=chosen.batch_size,
+            collate_fn=DataCollatorForSeq2Seq(tokenizer),
+        )
+    )
+    optimizer = _optimizer(trainable(model), config)
+    scheduler = get_scheduler(chosen.schedule, optimizer, chosen.warmup_steps, spec.steps)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    pace.ready(count_trainable(model))
+    for _ in range(spec.steps):
+        parts = [next(batches).to(device) for _ in range(chosen.gradient_accumulation)]
+        learned = sum((part["labels"][:, 1:] != -100).sum() for part in parts)
+        total = 0.0
+        for part in parts:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = model(**part, num_items_in_batch=learned).loss
+            scaler.scale(loss).backward()
+            total += loss.item()
+        scaler.unscale_(optimizer)
+        clip_grad_norm_(trainable(model), chosen.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+        optimizer.zero_grad()
+        pace.step(total)
+
+
+def _again_and_again(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def _optimizer(parameters: list[torch.nn.Parameter], config: RunConfig) -> torch.optim.Optimizer:
+    """The optimiser that transformers' Trainer makes of the same name."""
+    settings = {"lr": config.train.learning_rate, "weight_decay": config.train.weight_decay}
+    if config.train.optimizer == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, **settings)
+    return torch.optim.AdamW(parameters, **settings, fused=True)
