@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fasttune.bootstrap import DRAWS, Sample, _counts, _student, difference, interval
+from fasttune.comparison.bootstrap import DRAWS, Sample, _counts, _student, difference, interval
 
 
 def sample(values, seeds=(1,)) -> Sample:

@@ -14,8 +14,8 @@ import fasttune.models.backend
 import pytest
 
 from fasttune.cli import main
-from fasttune.compare_plan import Measuring, plan_templates
-from fasttune.compare_runs import plan_runs
+from fasttune.comparison.finished import plan_runs
+from fasttune.comparison.plan import Measuring, plan_templates
 from fasttune.config import load_config
 from fasttune.discovery import load_plugins
 from fasttune.errors import FasttuneError

@@ -13,9 +13,9 @@ from html.parser import HTMLParser
 import pytest
 
 from fasttune import Answer, Metric
-from fasttune.compare_charts import COLOURS
-from fasttune.compare_html import _number, to_html
-from fasttune.comparison import Arm, compare_arms, verdict
+from fasttune.comparison.charts import COLOURS
+from fasttune.comparison.page import _number, to_html
+from fasttune.comparison.result import Arm, compare_arms, verdict
 from fasttune.metrics import Likelihood
 from fasttune.repetition import longest_repeat
 

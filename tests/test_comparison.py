@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fasttune import Answer, Metric
-from fasttune.comparison import Arm, compare_arms, verdict
+from fasttune.comparison.result import Arm, compare_arms, verdict
 
 STOPS = Metric("stops", "", lambda answer: answer.stop == "eos", "higher")
 LOOPS = Metric("loops", "", lambda answer: answer.stop == "length", "lower")

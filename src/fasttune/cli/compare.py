@@ -14,7 +14,7 @@ from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 Budget = Literal["steps", "tokens"]
 
 if TYPE_CHECKING:
-    from fasttune.comparison import Comparison, Figure
+    from fasttune.comparison.result import Comparison, Figure
 
 
 @app.command()
@@ -66,8 +66,8 @@ def compare(
 
     Interrupted, the same command goes on where it stopped.
     """
-    from fasttune.compare_plan import Measuring, plan_templates
-    from fasttune.compare_runs import plan_runs
+    from fasttune.comparison.finished import plan_runs
+    from fasttune.comparison.plan import Measuring, plan_templates
     from fasttune.config import load_config
     from fasttune.runs import find_run
 
@@ -97,7 +97,7 @@ def compare(
         numbers = _numbers(seeds) if seeds else [resolved.seed]
         plan = plan_templates(resolved, names, numbers, budget, measuring, loaded, output)
     say(f"comparison: {plan.folder}")
-    from fasttune.compare import Interrupted, run_comparison
+    from fasttune.comparison.work import Interrupted, run_comparison
 
     try:
         comparison, report = run_comparison(plan, loaded, not as_json, say)
@@ -105,7 +105,7 @@ def compare(
         say("interrupted; the same command goes on from here")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
-        from fasttune.compare import to_json
+        from fasttune.comparison.work import to_json
 
         print_json({"folder": str(plan.folder), **to_json(comparison)})
     else:
@@ -128,7 +128,7 @@ def _numbers(seeds: str) -> list[int]:
 def _show(comparison: Comparison) -> None:
     from rich.table import Table
 
-    from fasttune.comparison import verdict
+    from fasttune.comparison.result import verdict
 
     out = console()
     table = Table(box=None, padding=(0, 2, 0, 0))

@@ -21,10 +21,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fasttune.bootstrap import Interval
-from fasttune.compare_html import to_html
-from fasttune.compare_plan import Format, Plan
-from fasttune.comparison import Arm, Comparison, compare_arms, verdict
+from fasttune.comparison.bootstrap import Interval
+from fasttune.comparison.page import to_html
+from fasttune.comparison.plan import Format, Plan
+from fasttune.comparison.result import Arm, Comparison, compare_arms, verdict
 from fasttune.config import ModelConfig
 from fasttune.errors import FasttuneError
 from fasttune.evaluate import evaluate

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from fasttune.comparison import Comparison, Difference
+from fasttune.comparison.result import Comparison, Difference
 from fasttune.metrics import Answer
 from fasttune.report import smooth
 

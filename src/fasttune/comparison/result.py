@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from fasttune.bootstrap import Interval, Sample, difference, interval
+from fasttune.comparison.bootstrap import Interval, Sample, difference, interval
 from fasttune.metrics import Answer, Metric
 
 ENOUGH = 8

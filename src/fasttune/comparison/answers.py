@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping, Sequence
 
-from fasttune.compare_charts import label_html
-from fasttune.comparison import Arm, Comparison
+from fasttune.comparison.charts import label_html
+from fasttune.comparison.result import Arm, Comparison
 from fasttune.languages import detect_language
 from fasttune.metrics import Answer, Metric
 from fasttune.repetition import Repeat, longest_repeat

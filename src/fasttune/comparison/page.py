@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fasttune.bootstrap import Interval
-from fasttune.compare_answers import answers_html
-from fasttune.compare_charts import charts, colour, forest, label_html
-from fasttune.comparison import ENOUGH, Arm, Comparison, Difference, verdict
+from fasttune.comparison.answers import answers_html
+from fasttune.comparison.bootstrap import Interval
+from fasttune.comparison.charts import charts, colour, forest, label_html
+from fasttune.comparison.result import ENOUGH, Arm, Comparison, Difference, verdict
 from fasttune.metrics import Metric
 
 _ARROWS = {
@@ -19,14 +19,14 @@ _ARROWS = {
     "lower": '<span class="arrow" title="less is better">↓</span>',
     "": "",
 }
-_ASSETS = Path(__file__).parent / "assets"
+_HERE = Path(__file__).parent
 
 
 def to_html(comparison: Comparison) -> str:
     """A page of its own: no other file, light or dark as the reader's system is. Without its
     script everything can still be read."""
     style, script = (
-        (_ASSETS / name).read_text(encoding="utf-8") for name in ("compare.css", "compare.js")
+        (_HERE / name).read_text(encoding="utf-8") for name in ("compare.css", "compare.js")
     )
     title = _escape(f"Prompt formats compared: {', '.join(_tuned(comparison))}")
     parts = [

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fasttune.compare_plan import (
+from fasttune.comparison.plan import (
     Format,
     Measuring,
     Plan,

@@ -1,0 +1,1 @@
+"""From formats or runs to a verdict and a report: planned, trained, measured, shown."""
