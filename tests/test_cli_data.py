@@ -10,7 +10,7 @@ import pytest
 
 from fasttune.cli import main
 from fasttune.config import RunConfig
-from fasttune.data import divide
+from fasttune.data.split import divide
 
 GOOD = {"instruction": "How many days are in two weeks?", "input": "", "output": "14 days"}
 

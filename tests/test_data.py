@@ -13,7 +13,8 @@ from hypothesis import given as forall
 from hypothesis import strategies as st
 
 from fasttune import Row, Segment, Template, given, learn
-from fasttune.data import Finding, data_hash, divide, load, parse_columns, shipped
+from fasttune.data.load import Finding, load, parse_columns, shipped
+from fasttune.data.split import data_hash, divide
 from fasttune.datastats import default_template, histogram, scripts, spread, survey
 from fasttune.discovery import load_plugins
 from fasttune.errors import FasttuneError
@@ -205,7 +206,7 @@ def test_limit_looks_at_the_first_rows_only(tmp_path):
 
 def test_importing_needs_nothing_heavy():
     code = (
-        "import sys, fasttune.data, fasttune.datastats; "
+        "import sys, fasttune.data.load, fasttune.datastats; "
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -611,7 +612,7 @@ def test_scripts():
 
 def test_default_template():
     def of(**row: str) -> str:
-        from fasttune.data import Loaded
+        from fasttune.data.load import Loaded
 
         return default_template(Loaded("", [{"instruction": "q", **row}], [1], []))
 

@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
-ASSETS = ROOT / "src" / "fasttune" / "assets"
+SHIPPED = ROOT / "src" / "fasttune" / "data"
 SPLITS = ("train", "heldout")
 FIELDS = ("instruction", "input", "reasoning", "output")
 LANGUAGES = {"en", "ja", "zh", "ko", "es", "fr", "de"}
@@ -30,7 +30,7 @@ Row = dict[str, str]
 
 
 def read(split: str) -> list[Row]:
-    text = (ASSETS / f"facts-{split}.jsonl").read_text(encoding="utf-8")
+    text = (SHIPPED / f"facts-{split}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.removesuffix("\n").split("\n")]
 
 
@@ -186,7 +186,7 @@ def make_dataset(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_committed_files_are_what_the_script_makes(make_dataset: ModuleType) -> None:
     for name, data in make_dataset.make_files().items():
-        assert (ASSETS / name).read_bytes() == data
+        assert (SHIPPED / name).read_bytes() == data
 
 
 @pytest.mark.parametrize("seed", ["1", "2"])
@@ -208,7 +208,7 @@ def test_check_notices_a_changed_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(make_dataset, "ASSETS", tmp_path)
+    monkeypatch.setattr(make_dataset, "SHIPPED", tmp_path)
     assert make_dataset.main(["--check"]) == 1
     assert list(tmp_path.iterdir()) == []
     assert make_dataset.main([]) == 0

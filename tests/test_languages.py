@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fasttune.data import shipped
+from fasttune.data.load import shipped
 from fasttune.languages import LANGUAGES, detect_language
 
 

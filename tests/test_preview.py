@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fasttune import FasttuneError, Template, given, learn
 from fasttune.cli import main
-from fasttune.data import Loaded
+from fasttune.data.load import Loaded
 from fasttune.encode import encode
 from fasttune.preview import pick, pieces, preview, visible
 from fasttune.preview_html import to_html

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttune import rows as module
-from fasttune.rows import ChosenRows, StoredRows
+from fasttune.data import rows as module
+from fasttune.data.rows import ChosenRows, StoredRows
 
 ROW = st.dictionaries(st.text(), st.text(st.characters()), max_size=4)
 

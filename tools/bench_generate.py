@@ -21,7 +21,7 @@ from collections.abc import Callable
 from statistics import median
 
 from fasttune.config import LoraConfig, ModelConfig, RunConfig
-from fasttune.data import load, shipped
+from fasttune.data.load import load, shipped
 from fasttune.discovery import load_plugins
 from fasttune.encode import encode_prompt
 from fasttune.generate import Generator, Sampling

@@ -36,7 +36,7 @@ def fasttune_arm(
     """What `fasttune run` does before it trains: read, check, hash, render, tokenize, store.
     Gives the number of rows and of tokens."""
     from fasttune.config import load_config
-    from fasttune.data import data_hash
+    from fasttune.data.split import data_hash
     from fasttune.discovery import load_plugins
     from fasttune.job import encode_rows, prepare
     from fasttune.models.tokenizer import load_tokenizer

@@ -28,7 +28,7 @@ from dataset_phrases import PHRASES, VOCABULARY
 from dataset_render import RENDER
 
 BABEL_VERSION = "2.18.0"
-ASSETS = Path(__file__).resolve().parent.parent / "src" / "fasttune" / "assets"
+SHIPPED = Path(__file__).resolve().parent.parent / "src" / "fasttune" / "data"
 ROWS_PER_TASK = {"train": 7, "heldout": 1}  # in each language
 
 Row = dict[str, str]
@@ -105,14 +105,14 @@ def main(arguments: list[str] | None = None) -> int:
     stale = [
         name
         for name, data in files.items()
-        if not (ASSETS / name).is_file() or (ASSETS / name).read_bytes() != data
+        if not (SHIPPED / name).is_file() or (SHIPPED / name).read_bytes() != data
     ]
     if check and stale:
         print(f"{', '.join(stale)}: out of date; run python tools/make_dataset.py", file=sys.stderr)
         return 1
     for name in [] if check else stale:
-        ASSETS.mkdir(parents=True, exist_ok=True)
-        write_atomically(ASSETS / name, files[name])
+        SHIPPED.mkdir(parents=True, exist_ok=True)
+        write_atomically(SHIPPED / name, files[name])
     print_counts(files)
     return 0
 

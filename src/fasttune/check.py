@@ -105,7 +105,7 @@ def _result(
 
 def _read(data: str | Path, template: Template) -> tuple[list[tuple[str, Row]], list[Result]]:
     """The usable rows of a source, and a result about the others, which no check will see."""
-    from fasttune.data import load
+    from fasttune.data.load import load
 
     loaded = load(data, template)
     complaints = [("", str(finding)) for finding in loaded.findings if finding.fatal]

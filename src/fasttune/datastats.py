@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from fasttune.data import Loaded, divide
+from fasttune.data.load import Loaded
+from fasttune.data.split import divide
 from fasttune.encode import IGNORED, Encoded, encode_many
 from fasttune.template import Template
 

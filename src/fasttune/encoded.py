@@ -16,10 +16,10 @@ from typing import Any
 
 import fasttune.encode
 import fasttune.spans
+from fasttune.data.rows import Lazy
 from fasttune.encode import Encoded, Span, batches, learned
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_path, cache_dir, write_json
-from fasttune.rows import Lazy
 from fasttune.spans import eos_id, whole_text_backend
 
 ROWS_PER_BATCH = 128

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fasttune.config import RunConfig
-from fasttune.data import divide, load, shipped
+from fasttune.data.load import load, shipped
+from fasttune.data.rows import ChosenRows
+from fasttune.data.split import divide
 from fasttune.encode import BATCH, Encoded, Overlong, batches, encode_many, eos_id, fit
 from fasttune.encoded import EncodedRows, cache_key, cached, store
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.models.tokenizer import resolve_model
 from fasttune.plugins import Plugins
-from fasttune.rows import ChosenRows
 from fasttune.template import Row, Template
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")

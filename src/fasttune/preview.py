@@ -18,7 +18,7 @@ from fasttune.errors import FasttuneError
 from fasttune.template import Row, Template
 
 if TYPE_CHECKING:
-    from fasttune.data import Loaded
+    from fasttune.data.load import Loaded
 
 SPACE, TAB, NEWLINE = "·", "→", "⏎"
 MARKS = {" ": SPACE, "\t": TAB, "\n": NEWLINE}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.config import PRECISIONS, ModelConfig, RunConfig, dump_config, load_config
-from fasttune.data import data_hash
+from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import write_json, write_text
 from fasttune.plugins import Identity

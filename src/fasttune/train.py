@@ -16,7 +16,7 @@ from fasttune.models.backend import FastLanguageModel
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from fasttune.config import RunConfig
-from fasttune.data import data_hash, spread
+from fasttune.data.split import data_hash, spread
 from fasttune.encode import Encoded
 from fasttune.encoded import EncodedRows
 from fasttune.errors import FasttuneError

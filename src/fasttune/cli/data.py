@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
+    from fasttune.data.sources import Finding
     from fasttune.datastats import Bin, Spread, Survey
-    from fasttune.sources import Finding
 
 SHOWN = 20
 
@@ -64,7 +64,7 @@ def data(
     The exit status is 2 if a row cannot be used.
     """
     from fasttune.config import RunConfig
-    from fasttune.data import load, parse_columns, shipped
+    from fasttune.data.load import load, parse_columns, shipped
     from fasttune.datastats import default_template, survey
     from fasttune.models.tokenizer import load_tokenizer
 

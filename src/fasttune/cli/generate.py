@@ -226,7 +226,7 @@ def _rows(
     force: bool,
 ) -> Sequence[Row]:
     """The rows of --file; only what the prompt needs has to be there."""
-    from fasttune.data import load, parse_columns
+    from fasttune.data.load import load, parse_columns
     from fasttune.runs import is_run
 
     loaded = plugins(context)

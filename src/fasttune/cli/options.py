@@ -34,7 +34,7 @@ def overrides(
         FasttuneError: a word or a mapping cannot be read.
     """
     from fasttune.config import parse_override
-    from fasttune.data import parse_columns
+    from fasttune.data.load import parse_columns
 
     named = {
         "data.train": data,

@@ -41,7 +41,7 @@ def preview(
     """Show what the model sees of a row: sections, tokens, and which of them are trained."""
     from fasttune import preview as views
     from fasttune.config import ModelConfig
-    from fasttune.data import load, parse_columns, shipped
+    from fasttune.data.load import load, parse_columns, shipped
     from fasttune.files import write_text
     from fasttune.models.tokenizer import load_tokenizer
     from fasttune.preview_html import to_html

@@ -17,7 +17,7 @@ from fasttune.comparison.plan import (
     require_different,
     rows_in_words,
 )
-from fasttune.data import data_hash
+from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError
 from fasttune.job import prepare
 from fasttune.models.tokenizer import load_tokenizer

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fasttune.config import RunConfig, steps
-from fasttune.data import data_hash, spread
+from fasttune.data.split import data_hash, spread
 from fasttune.encode import encode_many, fit
 from fasttune.errors import FasttuneError
 from fasttune.job import Prepared, prepare

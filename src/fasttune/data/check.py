@@ -6,8 +6,8 @@ import json
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
 
+from fasttune.data.sources import Finding, Record
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.sources import Finding, Record
 from fasttune.template import Row, Template, tags_in
 
 CONTENT = ("instruction", "input", "reasoning", "output")

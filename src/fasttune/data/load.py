@@ -1,26 +1,24 @@
-"""Rows, checked all at once so that a person sees every problem of a file, and their split."""
+"""Rows, checked all at once so that a person sees every problem of a file."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
+from fasttune.data.check import check, column_names, require_columns
+from fasttune.data.rows import StoredRows
+from fasttune.data.sources import Finding, count, reader
+from fasttune.data.split import content_digest
 from fasttune.errors import FasttuneError
-from fasttune.rowcheck import CONTENT, check, column_names, require_columns
-from fasttune.rows import StoredRows
-from fasttune.sources import Finding, count, reader
 from fasttune.template import Row, Template
 
 SHOWN = 10
 LOOKAHEAD = 1000
 """Rows in which the columns are looked for before the whole source is."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def load(
                 continue
             rows.append(row)
             numbers.append(number)
-            digests.append(int.from_bytes(_digest(row)[:8], "big"))
+            digests.append(int.from_bytes(content_digest(row)[:8], "big"))
     except OSError as error:
         raise FasttuneError("cannot read the file", f"{name}: {error.strerror or error}") from error
     findings = sorted([*findings, *_repeats(rows, numbers, digests)], key=lambda found: found.row)
@@ -136,51 +134,14 @@ def _repeats(rows: Sequence[Row], numbers: Sequence[int], digests: array[int]) -
     alike = values[order[1:]] == values[order[:-1]]
     seen: dict[bytes, int] = {}
     for at in np.union1d(order[:-1][alike], order[1:][alike]).tolist():
-        first = seen.setdefault(_digest(rows[at]), numbers[at])
+        first = seen.setdefault(content_digest(rows[at]), numbers[at])
         if first != numbers[at]:
             yield Finding(numbers[at], "", f"repeats row {first}", fatal=False)
 
 
-def divide(
-    rows: Iterable[Row], eval_fraction: float, seed: int = 0
-) -> tuple[Sequence[int], Sequence[int]]:
-    """Indices of the rows for training and for evaluation, each in order.
-
-    A row's side is decided by SHA-256 over the seed and its own instruction, input, reasoning and
-    output (over all columns where it has no instruction). So order does not matter, rows and
-    columns added later move nothing, and duplicates stay together; the fraction is met on average.
-
-    Raises:
-        FasttuneError: `eval_fraction` is not in [0, 1).
-    """
-    if not 0 <= eval_fraction < 1:
-        raise FasttuneError(
-            "the eval fraction is not in [0, 1)", str(eval_fraction), "give for instance 0.05"
-        )
-    sides = (array("q"), array("q"))
-    for index, row in enumerate(rows):
-        digest = hashlib.sha256(f"{seed}\n{_content(row)}".encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") < eval_fraction * 2**64].append(index)
-    return sides
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """`count` of the items at equal distances: a sorted file still shows all of its kinds."""
-    count = min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
-
-
-def data_hash(rows: Iterable[Row]) -> str:
-    """SHA-256 of the rows: their order counts, the order of their columns does not."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(dict(row), sort_keys=True).encode() + b"\n")
-    return digest.hexdigest()
-
-
 def shipped(part: Literal["train", "heldout"]) -> Path:
     """The file of the data set that comes with fasttune."""
-    return Path(__file__).parent / "assets" / f"facts-{part}.jsonl"
+    return Path(__file__).parent / f"facts-{part}.jsonl"
 
 
 def parse_columns(options: Sequence[str]) -> dict[str, str]:
@@ -200,14 +161,3 @@ def parse_columns(options: Sequence[str]) -> dict[str, str]:
             )
         columns[ours] = theirs
     return columns
-
-
-def _digest(row: Row) -> bytes:
-    return hashlib.sha256(_content(row).encode()).digest()
-
-
-def _content(row: Row) -> str:
-    """What makes a row itself: equal for duplicates, whatever their ids are."""
-    if "instruction" in row:
-        return json.dumps([row.get(column, "") for column in CONTENT])
-    return json.dumps(dict(row), sort_keys=True)

@@ -1,0 +1,1 @@
+"""From files and the Hub to checked rows, and how they are divided."""

@@ -1,0 +1,63 @@
+"""How rows are divided, picked and told apart: by their content, not by their order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from fasttune.data.check import CONTENT
+from fasttune.errors import FasttuneError
+from fasttune.template import Row
+
+T = TypeVar("T")
+
+
+def divide(
+    rows: Iterable[Row], eval_fraction: float, seed: int = 0
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Indices of the rows for training and for evaluation, each in order.
+
+    A row's side is decided by SHA-256 over the seed and its own instruction, input, reasoning and
+    output (over all columns where it has no instruction). So order does not matter, rows and
+    columns added later move nothing, and duplicates stay together; the fraction is met on average.
+
+    Raises:
+        FasttuneError: `eval_fraction` is not in [0, 1).
+    """
+    if not 0 <= eval_fraction < 1:
+        raise FasttuneError(
+            "the eval fraction is not in [0, 1)", str(eval_fraction), "give for instance 0.05"
+        )
+    sides = (array("q"), array("q"))
+    for index, row in enumerate(rows):
+        digest = hashlib.sha256(f"{seed}\n{_content(row)}".encode()).digest()
+        sides[int.from_bytes(digest[:8], "big") < eval_fraction * 2**64].append(index)
+    return sides
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items at equal distances: a sorted file still shows all of its kinds."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def data_hash(rows: Iterable[Row]) -> str:
+    """SHA-256 of the rows: their order counts, the order of their columns does not."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(dict(row), sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def content_digest(row: Row) -> bytes:
+    return hashlib.sha256(_content(row).encode()).digest()
+
+
+def _content(row: Row) -> str:
+    """What makes a row itself: equal for duplicates, whatever their ids are."""
+    if "instruction" in row:
+        return json.dumps([row.get(column, "") for column in CONTENT])
+    return json.dumps(dict(row), sort_keys=True)
