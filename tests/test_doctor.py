@@ -11,36 +11,37 @@ from importlib.machinery import ModuleSpec
 import pytest
 import torch
 
-from fasttune import FasttuneError, doctor_checks, doctor_libraries
+from fasttune import FasttuneError
 from fasttune.cli import main
-from fasttune.doctor import Result, diagnose
-from fasttune.doctor_checks import CHECKS
+from fasttune.doctor import libraries, machine
+from fasttune.doctor.checks import Result, diagnose
+from fasttune.doctor.machine import CHECKS
 
 
 def no_version(monkeypatch, name):
-    real = doctor_libraries.version_of
+    real = libraries.version_of
     monkeypatch.setattr(
-        doctor_libraries, "version_of", lambda asked: None if asked == name else real(asked)
+        libraries, "version_of", lambda asked: None if asked == name else real(asked)
     )
 
 
 def version_of(monkeypatch, name, version):
-    real = doctor_libraries.version_of
+    real = libraries.version_of
     monkeypatch.setattr(
-        doctor_libraries, "version_of", lambda asked: version if asked == name else real(asked)
+        libraries, "version_of", lambda asked: version if asked == name else real(asked)
     )
 
 
 def no_module(monkeypatch, *names):
-    real = doctor_libraries.importlib.util.find_spec
+    real = libraries.importlib.util.find_spec
     hidden = lambda asked, *rest: None if asked in names else real(asked, *rest)  # noqa: E731
-    monkeypatch.setattr(doctor_libraries.importlib.util, "find_spec", hidden)
+    monkeypatch.setattr(libraries.importlib.util, "find_spec", hidden)
 
 
 def unsloth_says(monkeypatch, version="2026.10.9", **found):
     version_of(monkeypatch, "unsloth", version)
-    monkeypatch.setattr(doctor_libraries, "probe_unsloth", lambda: found)
-    return doctor_libraries.check_unsloth()
+    monkeypatch.setattr(libraries, "probe_unsloth", lambda: found)
+    return libraries.check_unsloth()
 
 
 # Running checks
@@ -86,7 +87,7 @@ def run(*arguments):
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warning", 0), ("failure", 1)])
 def test_exit_status_and_json(monkeypatch, capsys, status, code):
     result = Result(status, "what was found", "what to do")
-    monkeypatch.setattr(doctor_checks, "CHECKS", [("one", lambda: result)])
+    monkeypatch.setattr(machine, "CHECKS", [("one", lambda: result)])
     assert run("--json") == code
     one, plugins = json.loads(capsys.readouterr().out)
     assert one == {
@@ -100,7 +101,7 @@ def test_exit_status_and_json(monkeypatch, capsys, status, code):
 
 def test_table(monkeypatch, capsys):
     monkeypatch.setattr(
-        doctor_checks, "CHECKS", [("one", lambda: Result("failure", "a [red] thing", "mend it"))]
+        machine, "CHECKS", [("one", lambda: Result("failure", "a [red] thing", "mend it"))]
     )
     assert run() == 1
     captured = capsys.readouterr()
@@ -112,14 +113,14 @@ def test_offline_leaves_the_hub_alone(monkeypatch, capsys):
     def ask():
         raise AssertionError("asked")
 
-    monkeypatch.setattr(doctor_checks, "CHECKS", [("Hub", ask)])
+    monkeypatch.setattr(machine, "CHECKS", [("Hub", ask)])
     assert run("--json", "--offline") == 0
     assert [finding["name"] for finding in json.loads(capsys.readouterr().out)] == ["plugins"]
     assert run("--json") == 1
 
 
 def test_a_broken_plugin_is_a_failure(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(doctor_checks, "CHECKS", [])
+    monkeypatch.setattr(machine, "CHECKS", [])
     (tmp_path / "broken.py").write_text("1 / 0\n")
     assert run("--json", "--plugins-dir", str(tmp_path)) == 1
     (finding,) = json.loads(capsys.readouterr().out)
@@ -128,7 +129,7 @@ def test_a_broken_plugin_is_a_failure(tmp_path, capsys, monkeypatch):
 
 
 def test_plugins_that_cannot_even_be_listed_are_a_failure(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(doctor_checks, "CHECKS", [])
+    monkeypatch.setattr(machine, "CHECKS", [])
     assert run("--json", "--plugins-dir", str(tmp_path / "absent")) == 1
     assert "no such plugins folder" in json.loads(capsys.readouterr().out)[0]["detail"]
 
@@ -152,13 +153,13 @@ def test_the_real_thing_prints_json_and_nothing_else():
 
 
 def test_python(monkeypatch):
-    assert doctor_checks.check_python().status == "ok"
-    monkeypatch.setattr(doctor_checks, "PYTHON", (9, 0))
-    assert doctor_checks.check_python().status == "failure"
+    assert machine.check_python().status == "ok"
+    monkeypatch.setattr(machine, "PYTHON", (9, 0))
+    assert machine.check_python().status == "failure"
 
 
 def test_torch():
-    result = doctor_libraries.check_torch()
+    result = libraries.check_torch()
     assert result.status == "ok" and result.detail.startswith(torch.__version__)
 
 
@@ -167,10 +168,10 @@ def test_accelerator(monkeypatch, bf16, status):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    properties = types.SimpleNamespace(total_memory=16 * doctor_checks.GB)
+    properties = types.SimpleNamespace(total_memory=16 * machine.GB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    result = doctor_checks.check_accelerator()
+    result = machine.check_accelerator()
     assert result.status == status
     assert result.detail == f"Some GPU, capability 7.5, 16.0 GB, bf16 {'yes' if bf16 else 'no'}"
 
@@ -178,8 +179,8 @@ def test_accelerator(monkeypatch, bf16, status):
 @pytest.mark.parametrize(("driver", "status"), [(False, "warning"), (True, "failure")])
 def test_no_accelerator(monkeypatch, driver, status):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor_checks.Path, "exists", lambda self: driver)
-    result = doctor_checks.check_accelerator()
+    monkeypatch.setattr(machine.Path, "exists", lambda self: driver)
+    result = machine.check_accelerator()
     assert result.status == status and result.hint
     assert ("CPU backend and the demo model" in result.detail) is not driver
 
@@ -190,16 +191,14 @@ def test_unsloth_works(monkeypatch):
 
 def test_unsloth_is_missing(monkeypatch):
     no_version(monkeypatch, "unsloth")
-    monkeypatch.setattr(doctor_libraries, "probe_unsloth", lambda: pytest.fail("probed"))
-    assert doctor_libraries.check_unsloth() == Result(
-        "failure", "not installed", "pip install unsloth"
-    )
+    monkeypatch.setattr(libraries, "probe_unsloth", lambda: pytest.fail("probed"))
+    assert libraries.check_unsloth() == Result("failure", "not installed", "pip install unsloth")
 
 
 @pytest.mark.parametrize(
     ("version", "error", "message", "hint"),
     [
-        ("2026.10.7", "NotImplementedError", "You need a GPU.", doctor_libraries.CPU_BACKEND_HINT),
+        ("2026.10.7", "NotImplementedError", "You need a GPU.", libraries.CPU_BACKEND_HINT),
         ("2026.10.9", "NotImplementedError", "You need a GPU.", "unset UNSLOTH_DISABLE_CPU"),
         ("2026.10.9", "ImportError", "torchvision::nms\nis absent", "pip uninstall torchvision"),
         ("2026.10.9", "exit status -11", "core dumped", "import unsloth"),
@@ -229,12 +228,12 @@ def test_unsloth_fails(monkeypatch, version, error, message, hint):
 def test_probe_survives_whatever_unsloth_does(monkeypatch, tmp_path, source, found):
     (tmp_path / "unsloth.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert doctor_libraries.probe_unsloth() == found
+    assert libraries.probe_unsloth() == found
 
 
 def test_nf4_on_this_cpu():
-    assert doctor_libraries.nf4_problem("cpu") == ""
-    assert doctor_libraries.check_bitsandbytes().status == "ok"
+    assert libraries.nf4_problem("cpu") == ""
+    assert libraries.check_bitsandbytes().status == "ok"
 
 
 def test_nf4_wrong_weights_are_caught(monkeypatch):
@@ -242,8 +241,8 @@ def test_nf4_wrong_weights_are_caught(monkeypatch):
 
     real = bnb.functional.dequantize_4bit
     monkeypatch.setattr(bnb.functional, "dequantize_4bit", lambda *a, **k: real(*a, **k) * 1.1)
-    assert "weights are off" in doctor_libraries.nf4_problem("cpu")
-    result = doctor_libraries.check_bitsandbytes()
+    assert "weights are off" in libraries.nf4_problem("cpu")
+    result = libraries.check_bitsandbytes()
     assert result.status == "failure" and result.hint
 
 
@@ -262,30 +261,28 @@ def test_nf4_wrong_results_are_caught(monkeypatch, wrong, problem):
 
     real = bnb.nn.Linear4bit.forward
     monkeypatch.setattr(bnb.nn.Linear4bit, "forward", lambda self, x: wrong(real(self, x)))
-    assert problem in doctor_libraries.nf4_problem("cpu")
+    assert problem in libraries.nf4_problem("cpu")
 
 
 def test_bitsandbytes_is_missing(monkeypatch):
     no_version(monkeypatch, "bitsandbytes")
-    assert doctor_libraries.check_bitsandbytes().status == "failure"
+    assert libraries.check_bitsandbytes().status == "failure"
 
 
 @pytest.mark.parametrize(("cuda", "status"), [(True, "failure"), (False, "ok")])
 def test_triton_is_missing(monkeypatch, cuda, status):
     no_module(monkeypatch, "triton")
-    monkeypatch.setattr(doctor_libraries, "has_cuda", lambda: cuda)
-    assert doctor_libraries.check_triton().status == status
+    monkeypatch.setattr(libraries, "has_cuda", lambda: cuda)
+    assert libraries.check_triton().status == status
 
 
 def test_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(__version__="3.9"))
-    monkeypatch.setattr(
-        doctor_libraries.importlib.util, "find_spec", lambda name: ModuleSpec(name, None)
-    )
-    monkeypatch.setattr(doctor_libraries, "has_cuda", lambda: False)
-    assert doctor_libraries.check_triton() == Result("ok", "3.9, not used without a GPU")
-    monkeypatch.setattr(doctor_libraries, "has_cuda", lambda: True)
-    assert doctor_libraries.check_triton() == Result("ok", "3.9")
+    monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+    monkeypatch.setattr(libraries, "has_cuda", lambda: False)
+    assert libraries.check_triton() == Result("ok", "3.9, not used without a GPU")
+    monkeypatch.setattr(libraries, "has_cuda", lambda: True)
+    assert libraries.check_triton() == Result("ok", "3.9")
 
 
 def fake_xformers(monkeypatch, **operators):
@@ -305,36 +302,34 @@ def fake_xformers(monkeypatch, **operators):
         setattr(Base, f"kept_{name}", operator)  # a class forgets subclasses that nothing holds
     fmha = types.SimpleNamespace(common=types.SimpleNamespace(AttentionFwOpBase=Base))
     monkeypatch.setitem(sys.modules, "xformers.ops.fmha", fmha)
-    monkeypatch.setattr(
-        doctor_libraries.importlib.util, "find_spec", lambda name: ModuleSpec(name, None)
-    )
+    monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
     version_of(monkeypatch, "xformers", "0.0.35")
-    monkeypatch.setattr(doctor_libraries, "has_cuda", lambda: True)
+    monkeypatch.setattr(libraries, "has_cuda", lambda: True)
 
 
 def test_xformers_names_what_loads(monkeypatch):
     fake_xformers(monkeypatch, cutlassF=True, fa3F=False, odd=OSError("no library"), x_splitK4=True)
-    assert doctor_libraries.check_xformers() == Result(
+    assert libraries.check_xformers() == Result(
         "ok", "0.0.35, loads: cutlassF; does not load: fa3F, odd"
     )
 
 
 def test_xformers_without_operators(monkeypatch):
     fake_xformers(monkeypatch, cutlassF=False)
-    result = doctor_libraries.check_xformers()
+    result = libraries.check_xformers()
     assert result.status == "warning" and result.hint
     assert result.detail == "0.0.35, loads: nothing; does not load: cutlassF"
-    monkeypatch.setattr(doctor_libraries, "has_cuda", lambda: False)
-    assert doctor_libraries.check_xformers().status == "ok"
+    monkeypatch.setattr(libraries, "has_cuda", lambda: False)
+    assert libraries.check_xformers().status == "ok"
 
 
 def test_xformers_is_missing(monkeypatch):
     no_module(monkeypatch, "xformers")
-    assert doctor_libraries.check_xformers().detail.startswith("not installed")
+    assert libraries.check_xformers().detail.startswith("not installed")
 
 
 def test_attention_names_the_kernel():
-    result = doctor_libraries.check_attention()
+    result = libraries.check_attention()
     assert result.status == "ok"
     assert result.detail.startswith(("sdpa picks flash", "sdpa picks math", "sdpa picks eff"))
 
@@ -343,15 +338,15 @@ def test_attention_names_the_kernel():
 def test_memory(monkeypatch, free, status):
     import psutil
 
-    ram = types.SimpleNamespace(available=free * doctor_checks.GB, total=8 * doctor_checks.GB)
+    ram = types.SimpleNamespace(available=free * machine.GB, total=8 * machine.GB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: ram)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    result = doctor_checks.check_memory()
+    result = machine.check_memory()
     assert result.status == status and result.detail == f"RAM {free}.0 of 8.0 GB free"
-    gpu = (5 * doctor_checks.GB, 16 * doctor_checks.GB)
+    gpu = (5 * machine.GB, 16 * machine.GB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: gpu)
-    result = doctor_checks.check_memory()
+    result = machine.check_memory()
     assert result.status == "warning" and "GPU 5.0 of 16.0 GB free" in result.detail
 
 
@@ -362,10 +357,10 @@ def test_disk(monkeypatch, tmp_path, free, status):
 
     def usage(path):
         asked.append(path)
-        return types.SimpleNamespace(free=free * doctor_checks.GB)
+        return types.SimpleNamespace(free=free * machine.GB)
 
-    monkeypatch.setattr(doctor_checks.shutil, "disk_usage", usage)
-    assert doctor_checks.check_disk().status == status
+    monkeypatch.setattr(machine.shutil, "disk_usage", usage)
+    assert machine.check_disk().status == status
     assert tmp_path in asked  # the nearest folder that exists
 
 
@@ -378,7 +373,7 @@ def hub(monkeypatch):
     def answer(head):
         session = types.SimpleNamespace(head=head)
         monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
-        return doctor_checks.check_hub()
+        return machine.check_hub()
 
     return answer
 
@@ -388,7 +383,7 @@ def test_hub_offline(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("asked"))
-    assert doctor_checks.check_hub() == Result("ok", "offline by HF_HUB_OFFLINE")
+    assert machine.check_hub() == Result("ok", "offline by HF_HUB_OFFLINE")
 
 
 @pytest.mark.parametrize(("status", "verdict"), [(200, "ok"), (503, "warning")])
@@ -414,7 +409,7 @@ def test_hub_cannot_be_reached(hub):
 def test_hub_never_answers(hub, monkeypatch):
     import threading
 
-    monkeypatch.setattr(doctor_checks, "HUB_SECONDS", 0.1)
+    monkeypatch.setattr(machine, "HUB_SECONDS", 0.1)
     released = threading.Event()
     result = hub(lambda url, timeout: released.wait(20))
     released.set()
@@ -429,32 +424,32 @@ def test_demo_model(monkeypatch, tmp_path):
     places = ModuleSpec("wheel", None, is_package=True)
     places.submodule_search_locations = [str(package)]
     found = {demo.WHEEL: None, "gguf": None}
-    monkeypatch.setattr(doctor_libraries.importlib.util, "find_spec", lambda name: found[name])
-    monkeypatch.setattr(doctor_libraries, "has_cuda", lambda: True)
-    assert doctor_checks.check_demo_model().status == "ok"
-    monkeypatch.setattr(doctor_libraries, "has_cuda", lambda: False)
-    assert doctor_checks.check_demo_model().hint == doctor_checks.DEMO_HINT
+    monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: found[name])
+    monkeypatch.setattr(libraries, "has_cuda", lambda: True)
+    assert machine.check_demo_model().status == "ok"
+    monkeypatch.setattr(libraries, "has_cuda", lambda: False)
+    assert machine.check_demo_model().hint == machine.DEMO_HINT
 
     package.mkdir()
     (package / demo.GGUF).write_bytes(b"x")
     found[demo.WHEEL] = places
-    assert doctor_checks.check_demo_model().hint == "pip install gguf"
+    assert machine.check_demo_model().hint == "pip install gguf"
     found["gguf"] = places
-    assert doctor_checks.check_demo_model().detail.startswith("installed; converted on first use")
+    assert machine.check_demo_model().detail.startswith("installed; converted on first use")
 
     converted = tmp_path / "cache" / demo.NAME
     converted.mkdir(parents=True)
     (converted / "model.safetensors").write_bytes(b"x" * 3_000_000)
-    assert doctor_checks.check_demo_model() == Result("ok", f"converted, 3 MB in {converted}")
+    assert machine.check_demo_model() == Result("ok", f"converted, 3 MB in {converted}")
 
 
 def test_versions(monkeypatch):
-    assert doctor_libraries.check_versions().status == "ok"
+    assert libraries.check_versions().status == "ok"
     version_of(monkeypatch, "trl", "0.9")
     no_version(monkeypatch, "peft")
     requires = ["trl>=1.15", "peft>=0.21", "transformers>=5", 'peft>=99; extra == "later"']
-    monkeypatch.setattr(doctor_libraries.importlib.metadata, "requires", lambda name: requires)
-    result = doctor_libraries.check_versions()
+    monkeypatch.setattr(libraries.importlib.metadata, "requires", lambda name: requires)
+    result = libraries.check_versions()
     assert result.status == "failure"
     assert "trl 0.9, peft missing" in result.detail
     assert result.hint == 'pip install "trl>=1.15" "peft>=0.21"'

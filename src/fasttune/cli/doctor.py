@@ -24,8 +24,8 @@ def doctor(
     from rich.table import Table
     from rich.text import Text
 
-    from fasttune.doctor import diagnose
-    from fasttune.doctor_checks import CHECKS, plugins_check
+    from fasttune.doctor.checks import diagnose
+    from fasttune.doctor.machine import CHECKS, plugins_check
 
     checks = [*CHECKS, plugins_check(lambda: plugins(context))]
     if offline:

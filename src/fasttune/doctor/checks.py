@@ -1,4 +1,4 @@
-"""Is this machine ready? What a check says, and how checks are run: `doctor_checks` lists them."""
+"""Is this machine ready? What a check says, and how checks are run: `doctor.machine` lists them."""
 
 from __future__ import annotations
 

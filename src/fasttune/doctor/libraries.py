@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from fasttune.doctor import Result
+from fasttune.doctor.checks import Result
 from fasttune.machine import tensor_device
 
 CPU_BACKEND = "2026.10.9"

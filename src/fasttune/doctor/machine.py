@@ -1,4 +1,4 @@
-"""What is checked: the machine here, the libraries by `doctor_libraries`."""
+"""What is checked: the machine here, the libraries by `doctor.libraries`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fasttune import doctor_libraries as libraries
-from fasttune.doctor import Check, Result
+from fasttune.doctor import libraries
+from fasttune.doctor.checks import Check, Result
 
 if TYPE_CHECKING:
     from fasttune.plugins import Plugins
