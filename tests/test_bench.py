@@ -15,7 +15,7 @@ from fasttune.benchmark.pipe import Worker
 from fasttune.benchmark.turns import make_spec, resolved
 from fasttune.cli import main
 from fasttune.config import RunConfig, TrainConfig
-from fasttune.encode import Encoded
+from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.machine import this_device
 from fasttune.models.choices import decide

@@ -113,7 +113,7 @@ def test_widths_are_what_autograd_keeps(kind, path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from fasttune.packing import Layout
+    from fasttune.encoding.batches import Layout
 
     dtype = torch.float32 if path == "fast fp32" else torch.bfloat16
     layers = (1, 3)

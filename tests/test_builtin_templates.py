@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fasttune.discovery import load_plugins
-from fasttune.encode import encode, encode_prompt
+from fasttune.encoding.encode import encode, encode_prompt
 from fasttune.template import tags_in
 
 TEMPLATES = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fasttune import FasttuneError, Template, given, learn
 from fasttune.chat import ChatFormat, compile_chat_template, render_jinja
 from fasttune.discovery import load_plugins
-from fasttune.encode import encode_prompt
+from fasttune.encoding.encode import encode_prompt
 from fasttune.skeleton import Condition
 from fasttune.template import PROBE_ROWS
 

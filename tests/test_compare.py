@@ -113,7 +113,7 @@ def test_a_row_without_reasoning_is_left_out_of_all(tiny_phi, tmp_path):
 
 
 def test_a_budget_of_tokens_gives_short_formats_more_steps(tiny_phi, data, phi2_tokenizer):
-    from fasttune.encode import encode
+    from fasttune.encoding.encode import encode
 
     found = plan(tiny_phi, data, ("train.max_steps", 100), budget="tokens")
     taken = {}
@@ -183,7 +183,7 @@ def test_bad_input_is_one_error(words, capsys, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def compared(tiny_phi, data, tmp_path_factory) -> tuple[Path, list[str]]:
     """Two formats with two seeds; interrupted in the third training, then gone on with."""
-    from fasttune.packing import Collator
+    from fasttune.encoding.batches import Collator
 
     folder = tmp_path_factory.mktemp("comparison") / "here"
     command = [

@@ -621,7 +621,7 @@ def test_default_template():
 
 
 def test_survey_counts_tokens_as_training_does(tmp_path, templates, phi2_tokenizer):
-    from fasttune.encode import IGNORED, encode
+    from fasttune.encoding.encode import IGNORED, encode
 
     path = write_jsonl(tmp_path / "a.jsonl", [*ROWS, {"instruction": "q"}, ROWS[0]])
     figures = survey(load(path), templates["alpaca"], phi2_tokenizer, 50, 0.5)

@@ -12,8 +12,17 @@ from transformers import PreTrainedTokenizerFast
 
 from fasttune import FasttuneError, Template, learn
 from fasttune import given as given_
-from fasttune.encode import IGNORED, Encoded, Span, encode, encode_many, encode_prompt, eos_id, fit
-from fasttune.spans import Tokens, lay, tokenize
+from fasttune.encoding.encode import (
+    IGNORED,
+    Encoded,
+    Span,
+    encode,
+    encode_many,
+    encode_prompt,
+    eos_id,
+)
+from fasttune.encoding.limit import fit
+from fasttune.encoding.spans import Tokens, lay, tokenize
 from fasttune.template import Segment
 
 EOS = 50256
@@ -376,13 +385,13 @@ ROWS = st.lists(
 @forall(ROWS, st.integers(1, 4))
 def test_many_rows_are_encoded_as_one_by_one(phi2_tokenizer, rows, size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fasttune.encode.BATCH", size)
+        patch.setattr("fasttune.encoding.encode.BATCH", size)
         found = list(encode_many(Middle(), iter(rows), phi2_tokenizer))
     assert found == [encode(Middle(), row, phi2_tokenizer) for row in rows]
 
 
 def test_rows_are_taken_two_batches_at_a_time_and_no_more(phi2_tokenizer, monkeypatch):
-    monkeypatch.setattr("fasttune.encode.BATCH", 2)
+    monkeypatch.setattr("fasttune.encoding.encode.BATCH", 2)
     taken = []
     rows = ({"instruction": str(n), "output": "x"} for n in range(100) if taken.append(n) is None)
     next(encode_many(Tagged(), rows, phi2_tokenizer))

@@ -9,12 +9,11 @@ import pytest
 from conftest import build_phi2_tokenizer
 
 from fasttune import FasttuneError, Template, given, learn
-from fasttune import encoded as module
 from fasttune.config import load_config
-from fasttune.encode import encode
-from fasttune.encoded import cache_key, cached, store
-from fasttune.job import encode_rows
-from fasttune.packing import features, section_names, trainer_dataset
+from fasttune.encoding import cache as module
+from fasttune.encoding.batches import features, section_names, trainer_dataset
+from fasttune.encoding.cache import cache_key, cached, encode_rows, store
+from fasttune.encoding.encode import encode
 
 
 class Plain(Template):
@@ -72,7 +71,7 @@ def test_what_the_trainer_gets(phi2_tokenizer):
 
 def test_the_second_time_they_come_from_the_cache(phi2_tokenizer, monkeypatch):
     first, said = made(ROWS, phi2_tokenizer)
-    monkeypatch.setattr("fasttune.job.encode_many", None)  # nothing is tokenized
+    monkeypatch.setattr("fasttune.encoding.cache.encode_many", None)  # nothing is tokenized
     # A tokenizer that was loaded anew, and has not yet encoded anything.
     second, said = made(ROWS, build_phi2_tokenizer())
     assert said == ["300 training rows from the cache"]
@@ -137,7 +136,7 @@ def test_what_became_of_overlong_rows_is_said_on_a_hit_too(phi2_tokenizer, times
 
 
 def test_an_overlong_row_is_named_by_its_place(phi2_tokenizer, cache, monkeypatch):
-    monkeypatch.setattr("fasttune.job.BATCH", 2)
+    monkeypatch.setattr("fasttune.encoding.cache.BATCH", 2)
     rows = [*ROWS[:3], {"instruction": "x" * 99, "output": "y"}]
     with pytest.raises(FasttuneError, match="more than 20") as caught:
         made(rows, phi2_tokenizer, None, ("model.max_length", 20), ("data.overlong", "error"))

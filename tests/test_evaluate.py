@@ -18,7 +18,7 @@ from fasttune import Template, given, learn
 from fasttune.config import ModelConfig
 from fasttune.decoding import LoopStop
 from fasttune.discovery import load_plugins
-from fasttune.encode import encode, response_tokens
+from fasttune.encoding.encode import encode, response_tokens
 from fasttune.evaluate import evaluate, with_likelihoods
 from fasttune.generate import Generator, Sampling
 from fasttune.metrics import Answer

@@ -15,9 +15,9 @@ import fasttune.generate as generate
 from fasttune import Template, given, learn
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.decoding import Decoding, plain_cache
+from fasttune.encoding.batches import left_pad
 from fasttune.generate import Generator, Sampling
 from fasttune.models.load import add_lora, load_base
-from fasttune.packing import left_pad
 
 PREFIX = list(range(100, 120))
 SHARING = [[*PREFIX, *range(200 * n, 203 * n)] for n in (4, 1, 9, 2)]

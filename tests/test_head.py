@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fasttune.encode import IGNORED
+from fasttune.encoding.batches import learned
+from fasttune.encoding.encode import IGNORED
 from fasttune.errors import FasttuneError
 from fasttune.models import head
-from fasttune.packing import learned
 
 
 class Model:

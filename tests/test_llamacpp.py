@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fasttune.chat import compile_chat_template
 from fasttune.discovery import load_plugins
-from fasttune.encode import encode_prompt
+from fasttune.encoding.encode import encode_prompt
 from fasttune.template import PROBE_ROWS
 
 pytest.importorskip("llama_cpp", reason="pip install 'fasttune[llamacpp]'")

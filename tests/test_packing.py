@@ -16,10 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from fasttune.discovery import load_plugins
-from fasttune.encode import IGNORED, encode
-from fasttune.models.attention import NAME, can_attend_by_row
-from fasttune.models.head import token_losses
-from fasttune.packing import (
+from fasttune.encoding.batches import (
     NO_SECTION,
     Collator,
     best_fit,
@@ -31,6 +28,9 @@ from fasttune.packing import (
     section_names,
     shared_beginning,
 )
+from fasttune.encoding.encode import IGNORED, encode
+from fasttune.models.attention import NAME, can_attend_by_row
+from fasttune.models.head import token_losses
 
 ROWS = [
     {"instruction": "Add 2 and 3.", "input": "", "reasoning": "2 + 3 = 5.", "output": "5"},

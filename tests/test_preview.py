@@ -14,7 +14,7 @@ from rich.console import Console
 from fasttune import FasttuneError, Template, given, learn
 from fasttune.cli import main
 from fasttune.data.load import Loaded
-from fasttune.encode import encode
+from fasttune.encoding.encode import encode
 from fasttune.preview import pick, pieces, preview, visible
 from fasttune.preview_html import to_html
 from fasttune.preview_terminal import TerminalPreview

@@ -20,12 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fasttune.cli import main
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.discovery import load_plugins
-from fasttune.encode import IGNORED, encode
+from fasttune.encoding.batches import features, learned, pack, section_names
+from fasttune.encoding.encode import IGNORED, encode
 from fasttune.errors import FasttuneError
 from fasttune.models.head import token_losses
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.sections import SectionLoss
-from fasttune.packing import features, learned, pack, section_names
 from fasttune.runs import Run, find_run
 
 SIX_STEPS = ("train.max_steps=6", "train.eval_steps=3", "train.save_steps=3")
@@ -145,8 +145,8 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
     from peft import get_peft_model
 
     from fasttune.config import RunConfig, TrainConfig
+    from fasttune.encoding.batches import Collator
     from fasttune.models.fast import speed_up
-    from fasttune.packing import Collator
     from fasttune.progress import Progress
     from fasttune.trainer import Trainer, training_arguments
 

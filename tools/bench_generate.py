@@ -23,7 +23,7 @@ from statistics import median
 from fasttune.config import LoraConfig, ModelConfig, RunConfig
 from fasttune.data.load import load, shipped
 from fasttune.discovery import load_plugins
-from fasttune.encode import encode_prompt
+from fasttune.encoding.encode import encode_prompt
 from fasttune.generate import Generator, Sampling
 from fasttune.machine import this_device
 from fasttune.models.backend import FastLanguageModel
@@ -35,7 +35,7 @@ from fasttune.runs import find_run
 import torch
 from transformers import pipeline
 
-from fasttune.packing import left_pad
+from fasttune.encoding.batches import left_pad
 
 B_STD = 1e-3
 """Small enough that a fresh adapter leaves the answers as long as the model's own."""

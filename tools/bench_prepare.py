@@ -38,7 +38,8 @@ def fasttune_arm(
     from fasttune.config import load_config
     from fasttune.data.split import data_hash
     from fasttune.discovery import load_plugins
-    from fasttune.job import encode_rows, prepare
+    from fasttune.encoding.cache import encode_rows
+    from fasttune.job import prepare
     from fasttune.models.tokenizer import load_tokenizer
 
     settings = [

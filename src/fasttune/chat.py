@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fasttune.encode import encode_prompt
+from fasttune.encoding.encode import encode_prompt
 from fasttune.errors import FasttuneError
 from fasttune.ollama import ollama_template
 from fasttune.probing import default_system, take_apart

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from fasttune.encode import IGNORED, encode, encode_prompt
+from fasttune.encoding.encode import IGNORED, encode, encode_prompt
 from fasttune.template import Row, Segment, Template
 
 Status = Literal["ok", "info", "warning", "failure"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from fasttune.data.load import Loaded
 from fasttune.data.split import divide
-from fasttune.encode import IGNORED, Encoded, encode_many
+from fasttune.encoding.encode import IGNORED, Encoded, encode_many
 from fasttune.template import Template
 
 BINS = 12

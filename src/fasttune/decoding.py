@@ -22,7 +22,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
-from fasttune.packing import left_pad
+from fasttune.encoding.batches import left_pad
 from fasttune.repetition import LOOP_COPIES
 
 SPAN = 16

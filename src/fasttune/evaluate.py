@@ -12,9 +12,9 @@ from fasttune.models.head import causal_lm, decoder, token_losses
 # isort: split
 import torch
 
-from fasttune.encode import Encoded, encode_many, response_tokens
+from fasttune.encoding.batches import features, learned, pad, section_names
+from fasttune.encoding.encode import Encoded, encode_many, response_tokens
 from fasttune.metrics import Answer, Likelihood
-from fasttune.packing import features, learned, pad, section_names
 from fasttune.template import Row
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.config import ModelConfig
-from fasttune.encode import encode_prompt, eos_id
+from fasttune.encoding.encode import encode_prompt, eos_id
 from fasttune.errors import FasttuneError
 from fasttune.machine import this_device
 from fasttune.metrics import Answer

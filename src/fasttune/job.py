@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
-from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fasttune.config import RunConfig
 from fasttune.data.load import load, shipped
 from fasttune.data.rows import ChosenRows
 from fasttune.data.split import divide
-from fasttune.encode import BATCH, Encoded, Overlong, batches, encode_many, eos_id, fit
-from fasttune.encoded import EncodedRows, cache_key, cached, store
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.models.tokenizer import resolve_model
 from fasttune.plugins import Plugins
@@ -99,86 +92,3 @@ def _check_trackers(names: Sequence[str]) -> None:
 def with_system(row: Mapping[str, str], system: str | None) -> Row:
     """The row with the run's own system text, where there is one."""
     return {**row, "system": system} if system else row
-
-
-def encode_rows(
-    rows: Sequence[Row],
-    template: Template,
-    tokenizer: Any,
-    config: RunConfig,
-    what: str,
-    say: Callable[[str], None],
-) -> EncodedRows:
-    """Encode rows under the policy for overlong ones, or take them from the cache, and say how many
-    it concerned.
-
-    Raises:
-        FasttuneError: a row's own text holds the EOS token, and `data.skip_bad_rows` is off; or a
-            row is too long under the policy "error", or all are.
-    """
-    eos_id(tokenizer)
-    eos = tokenizer.eos_token
-    usable, ending = array("q"), array("q")
-    rendered = hashlib.sha256()
-    for at, row in enumerate(rows):
-        if any(eos in text for text in row.values()):
-            ending.append(at)
-            continue
-        usable.append(at)
-        segments = [[s.name, s.text, s.train] for s in template.segments(row)]
-        rendered.update(json.dumps(segments).encode() + b"\n")
-    if ending and not config.data.skip_bad_rows:
-        raise FasttuneError(
-            f"{len(ending)} {what} rows hold the text {eos}, which would end them early",
-            f"the first: {rows[ending[0]].get('instruction', '')[:80]!r}",
-            "remove it, or leave these rows out with data.skip_bad_rows=true",
-        )
-    if ending:
-        say(f"left out {len(ending)} {what} rows that hold the text {eos}")
-    limit, overlong = config.model.max_length, config.data.overlong
-    key = cache_key(tokenizer, rendered.hexdigest(), limit, overlong)
-    encoded = cached(key)
-    if encoded:
-        say(f"{len(encoded):,} {what} rows from the cache")
-    if encoded is None:
-        counts = Counter(dropped=0, truncated=0)
-        chosen = (rows[at] for at in usable)
-        kept = _fitting(encode_many(template, chosen, tokenizer), limit, overlong, counts)
-        encoded = store(key, kept, counts)
-    for done, number in encoded.counts.items():
-        if number:
-            say(f"{done} {number} of {len(usable)} {what} rows: over {limit} tokens")
-    if usable and not encoded:
-        raise FasttuneError(
-            f"no {what} row has {limit} tokens or fewer",
-            "model.max_length",
-            "raise it, or set data.overlong=truncate",
-        )
-    return encoded
-
-
-def _fitting(
-    rows: Iterable[Encoded], limit: int, overlong: Overlong, counts: Counter[str]
-) -> Iterator[Encoded]:
-    """The rows as the policy leaves them; what it did is counted."""
-    first = 0
-    for batch in batches(rows, BATCH):
-        fitted = fit(batch, limit, overlong, first)
-        counts.update(dropped=len(fitted.dropped), truncated=len(fitted.truncated))
-        yield from (row for _, row in fitted.rows)
-        first += len(batch)
-
-
-def describe_row(row: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
-    """The spans of an encoded row as text and ids, for people and scripts."""
-    return [
-        {
-            "section": span.name,
-            "train": span.train,
-            "ids": row.input_ids[span.start : span.end],
-            "text": tokenizer.decode(
-                row.input_ids[span.start : span.end], clean_up_tokenization_spaces=False
-            ),
-        }
-        for span in row.spans
-    ]

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fasttune.encode import IGNORED, encode
+from fasttune.encoding.encode import IGNORED, encode
 from fasttune.errors import FasttuneError
 from fasttune.template import Row, Template
 

@@ -87,7 +87,7 @@ def read_run(config: ModelConfig, adapter: Path, template: Template) -> ModelRea
     from fasttune.models.load import load_for_generation
 
     # isort: split
-    from fasttune.encode import encode_prompt, eos_id
+    from fasttune.encoding.encode import encode_prompt, eos_id
     from fasttune.models.merge import run_tokenizer
 
     choices = decide_for_generation(config, this_device())

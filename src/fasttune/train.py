@@ -17,13 +17,14 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from fasttune.config import RunConfig
 from fasttune.data.split import data_hash, spread
-from fasttune.encode import Encoded
-from fasttune.encoded import EncodedRows
+from fasttune.encoding.batches import Collator, trainer_dataset
+from fasttune.encoding.cache import EncodedRows, encode_rows
+from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.forecast import foresee
 from fasttune.generate import Generator, Sampling
-from fasttune.job import Prepared, encode_rows
+from fasttune.job import Prepared
 from fasttune.machine import (
     Device,
     device_name,
@@ -39,7 +40,6 @@ from fasttune.models.fast import speed_up
 from fasttune.models.head import check_head
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.tokenizer import load_tokenizer
-from fasttune.packing import Collator, trainer_dataset
 from fasttune.plugins import Identity, Plugins
 from fasttune.progress import Progress
 from fasttune.quiet import quiet

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import torch
 
 from fasttune.config import RunConfig, load_config
-from fasttune.encode import Encoded, Span
+from fasttune.encoding.encode import Encoded, Span
 from fasttune.errors import FasttuneError
 from fasttune.files import write_json
 from fasttune.machine import tensor_device

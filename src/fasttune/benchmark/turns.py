@@ -18,11 +18,12 @@ from typing import Any
 from fasttune.benchmark.figures import Step, figures, plot
 from fasttune.benchmark.pipe import Spec, Worker
 from fasttune.config import PRECISIONS, RunConfig, steps
-from fasttune.encode import Encoded
+from fasttune.encoding.cache import encode_rows
+from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.forecast import foresee
-from fasttune.job import Prepared, encode_rows
+from fasttune.job import Prepared
 from fasttune.machine import device_name, require_one_process, this_device, versions
 from fasttune.models.choices import Choices, decide
 from fasttune.models.tokenizer import load_tokenizer

@@ -86,7 +86,8 @@ def _with_model(config: RunConfig, name: str) -> RunConfig:
 
 def _lengths(config: RunConfig, loaded: Plugins) -> list[int] | None:
     """Tokens of the rows that a run would train on; None where the model has no tokenizer here."""
-    from fasttune.job import encode_rows, prepare
+    from fasttune.encoding.cache import encode_rows
+    from fasttune.job import prepare
     from fasttune.models.tokenizer import load_tokenizer
 
     prepared = prepare(config, loaded)

@@ -15,7 +15,7 @@ from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 
 if TYPE_CHECKING:
     from fasttune.config import RunConfig
-    from fasttune.encode import Encoded
+    from fasttune.encoding.encode import Encoded
     from fasttune.job import Prepared
     from fasttune.train import Outcome
 
@@ -110,8 +110,9 @@ def _resume(context: typer.Context, name: str, force: bool, as_json: bool) -> Ou
 
 def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
     from fasttune.config import steps
+    from fasttune.encoding.cache import encode_rows
+    from fasttune.encoding.encode import describe_row
     from fasttune.forecast import foresee
-    from fasttune.job import describe_row, encode_rows
     from fasttune.machine import this_device
     from fasttune.models.tokenizer import load_tokenizer
 

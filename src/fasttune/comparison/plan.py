@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from fasttune.config import RunConfig, steps
 from fasttune.data.split import data_hash, spread
-from fasttune.encode import encode_many, fit
+from fasttune.encoding.encode import encode_many
+from fasttune.encoding.limit import fit
 from fasttune.errors import FasttuneError
 from fasttune.job import Prepared, prepare
 from fasttune.models.tokenizer import load_tokenizer

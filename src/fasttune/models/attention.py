@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from fasttune.packing import Layout
+from fasttune.encoding.batches import Layout
 
 NAME = "fasttune_rows"
 

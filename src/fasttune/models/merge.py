@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fasttune.encode import eos_id
+from fasttune.encoding.encode import eos_id
 from fasttune.errors import FasttuneError
 from fasttune.files import write_json
 from fasttune.machine import tensor_device

@@ -15,7 +15,7 @@ def train_fasttune(spec: Spec, pace: Pace, folder: Path) -> None:
     from fasttune.models.load import add_lora, load_base
 
     # isort: split
-    from fasttune.packing import section_names
+    from fasttune.encoding.batches import section_names
     from fasttune.progress import Progress
     from fasttune.runs import Run
     from fasttune.train import make_trainer

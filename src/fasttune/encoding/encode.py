@@ -13,12 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
+from fasttune.encoding.spans import Span as Span
+from fasttune.encoding.spans import Tokens, lay, tokenize
+from fasttune.encoding.spans import eos_id as eos_id
 from fasttune.errors import FasttuneError
-from fasttune.spans import Span as Span
-from fasttune.spans import Tokens, lay, tokenize
-from fasttune.spans import eos_id as eos_id
 from fasttune.template import Row, Segment, Template
 
 IGNORED = -100
@@ -30,7 +30,6 @@ BATCH = 500
 
 Parts = tuple[list[Segment], list[Segment]]
 T = TypeVar("T")
-Overlong = Literal["drop", "truncate", "error"]
 
 
 @dataclass(frozen=True)
@@ -175,6 +174,21 @@ def response_tokens(template: Template, row: Row, tokenizer: Any) -> range:
     return range(prompt + inside[0], prompt + inside[-1] + 1) if inside else range(0)
 
 
+def describe_row(row: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
+    """The spans of an encoded row as text and ids, for people and scripts."""
+    return [
+        {
+            "section": span.name,
+            "train": span.train,
+            "ids": row.input_ids[span.start : span.end],
+            "text": tokenizer.decode(
+                row.input_ids[span.start : span.end], clean_up_tokenization_spaces=False
+            ),
+        }
+        for span in row.spans
+    ]
+
+
 def _parts(template: Template, row: Row) -> Parts:
     """The segments of the prompt, and those of the completion. The first learned segment ends the
     prompt even without text: `Template.prompt` ends there too."""
@@ -190,66 +204,3 @@ def _section(segments: Sequence[Segment], name: str) -> tuple[int, int]:
     if not of_name:
         return 0, ends[-1]
     return ends[of_name[0]] - len(segments[of_name[0]].text), ends[of_name[-1]]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Rows that fit into the maximum length, and what became of the others.
-
-    Attributes:
-        rows: (index into the input, encoded row), in order.
-        dropped: indices of the rows left out.
-        truncated: indices of the rows that were shortened.
-    """
-
-    rows: list[tuple[int, Encoded]]
-    dropped: list[int]
-    truncated: list[int]
-
-
-def fit(rows: Iterable[Encoded], max_length: int, overlong: Overlong, first: int = 0) -> Fitted:
-    """Apply the policy for rows of more than `max_length` tokens.
-
-    "drop" leaves them out; "truncate" cuts the end of the completion but keeps EOS, and drops a row
-    whose prompt alone leaves no room for a learned token; "error" raises. EOS is never removed.
-    The indices count from `first`.
-
-    Raises:
-        FasttuneError: a row is too long under "error".
-    """
-    kept: list[tuple[int, Encoded]] = []
-    dropped: list[int] = []
-    truncated: list[int] = []
-    for index, row in enumerate(rows, start=first):
-        if len(row) <= max_length:
-            kept.append((index, row))
-            continue
-        if overlong == "error":
-            raise FasttuneError(
-                f"a row has {len(row)} tokens, more than {max_length}",
-                f"row {index + 1}",
-                "raise model.max_length, or set data.overlong to drop or truncate",
-            )
-        short = _truncate(row, max_length) if overlong == "truncate" else None
-        if short is None:
-            dropped.append(index)
-        else:
-            truncated.append(index)
-            kept.append((index, short))
-    return Fitted(kept, dropped, truncated)
-
-
-def _truncate(row: Encoded, max_length: int) -> Encoded | None:
-    keep = max_length - 1  # one place is for EOS
-    if all(label == IGNORED for label in row.labels[:keep]):
-        return None
-    spans = [
-        Span(s.name, s.start, min(s.end, keep), s.train) for s in row.spans[:-1] if s.start < keep
-    ]
-    spans.append(Span(EOS_SPAN, keep, keep + 1, train=True))
-    return Encoded(
-        [*row.input_ids[:keep], row.input_ids[-1]],
-        [*row.labels[:keep], row.labels[-1]],
-        spans,
-        row.prompt_length,
-    )

@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-import fasttune.encode
-import fasttune.spans
+import fasttune.encoding.encode
+import fasttune.encoding.limit
+import fasttune.encoding.spans
+from fasttune.config import RunConfig
 from fasttune.data.rows import Lazy
-from fasttune.encode import Encoded, Span, batches, learned
+from fasttune.encoding.encode import BATCH, Encoded, Span, batches, encode_many, learned
+from fasttune.encoding.limit import Overlong, fit
+from fasttune.encoding.spans import eos_id, whole_text_backend
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_path, cache_dir, write_json
-from fasttune.spans import eos_id, whole_text_backend
+from fasttune.template import Row, Template
 
 ROWS_PER_BATCH = 128
 """Rows that are read together: 100 kB of short ones, as much as a disk reads ahead anyway."""
 CACHE_LIMIT = 10 * 2**30
 """Bytes of encoded rows that are kept; what was not used for longest goes first."""
-CODE = (fasttune.encode.__file__, fasttune.spans.__file__, __file__)
+CODE = (
+    fasttune.encoding.encode.__file__,
+    fasttune.encoding.limit.__file__,
+    fasttune.encoding.spans.__file__,
+    __file__,
+)
 
 
 class EncodedRows(Lazy[Encoded]):
@@ -68,6 +79,74 @@ class EncodedRows(Lazy[Encoded]):
         ids = columns["input_ids"][at].values.to_numpy().tolist()
         spans = [Span(**span) for span in columns["spans"][at].as_py()]
         return Encoded(ids, learned(ids, spans), spans, columns["prompt_length"][at].as_py())
+
+
+def encode_rows(
+    rows: Sequence[Row],
+    template: Template,
+    tokenizer: Any,
+    config: RunConfig,
+    what: str,
+    say: Callable[[str], None],
+) -> EncodedRows:
+    """Encode rows under the policy for overlong ones, or take them from the cache, and say how many
+    it concerned.
+
+    Raises:
+        FasttuneError: a row's own text holds the EOS token, and `data.skip_bad_rows` is off; or a
+            row is too long under the policy "error", or all are.
+    """
+    eos_id(tokenizer)
+    eos = tokenizer.eos_token
+    usable, ending = array("q"), array("q")
+    rendered = hashlib.sha256()
+    for at, row in enumerate(rows):
+        if any(eos in text for text in row.values()):
+            ending.append(at)
+            continue
+        usable.append(at)
+        segments = [[s.name, s.text, s.train] for s in template.segments(row)]
+        rendered.update(json.dumps(segments).encode() + b"\n")
+    if ending and not config.data.skip_bad_rows:
+        raise FasttuneError(
+            f"{len(ending)} {what} rows hold the text {eos}, which would end them early",
+            f"the first: {rows[ending[0]].get('instruction', '')[:80]!r}",
+            "remove it, or leave these rows out with data.skip_bad_rows=true",
+        )
+    if ending:
+        say(f"left out {len(ending)} {what} rows that hold the text {eos}")
+    limit, overlong = config.model.max_length, config.data.overlong
+    key = cache_key(tokenizer, rendered.hexdigest(), limit, overlong)
+    encoded = cached(key)
+    if encoded:
+        say(f"{len(encoded):,} {what} rows from the cache")
+    if encoded is None:
+        counts = Counter(dropped=0, truncated=0)
+        chosen = (rows[at] for at in usable)
+        kept = _fitting(encode_many(template, chosen, tokenizer), limit, overlong, counts)
+        encoded = store(key, kept, counts)
+    for done, number in encoded.counts.items():
+        if number:
+            say(f"{done} {number} of {len(usable)} {what} rows: over {limit} tokens")
+    if usable and not encoded:
+        raise FasttuneError(
+            f"no {what} row has {limit} tokens or fewer",
+            "model.max_length",
+            "raise it, or set data.overlong=truncate",
+        )
+    return encoded
+
+
+def _fitting(
+    rows: Iterable[Encoded], limit: int, overlong: Overlong, counts: Counter[str]
+) -> Iterator[Encoded]:
+    """The rows as the policy leaves them; what it did is counted."""
+    first = 0
+    for batch in batches(rows, BATCH):
+        fitted = fit(batch, limit, overlong, first)
+        counts.update(dropped=len(fitted.dropped), truncated=len(fitted.truncated))
+        yield from (row for _, row in fitted.rows)
+        first += len(batch)
 
 
 def cache_key(tokenizer: Any, *deciding: Any) -> str:

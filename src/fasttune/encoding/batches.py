@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fasttune.encode import IGNORED, Encoded
+from fasttune.encoding.encode import IGNORED, Encoded
 
 NO_SECTION = -1
 

@@ -1,0 +1,1 @@
+"""From rows to ids, labels and spans; on disk, and in batches."""
