@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from fasttune import Exporter, ExportJob, Reader, hookimpl
 
 if TYPE_CHECKING:
-    from fasttune.verify import Bounds
+    from fasttune.exports.verify import Bounds
 
 
 class Adapter(Exporter):
@@ -19,7 +19,7 @@ class Adapter(Exporter):
         return job.open_adapter(job.folder)
 
     def bounds(self, job: ExportJob) -> "Bounds":
-        from fasttune.verify import EXACT
+        from fasttune.exports.verify import EXACT
 
         return EXACT
 

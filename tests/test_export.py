@@ -21,17 +21,15 @@ import fasttune.models.backend  # noqa: F401  before transformers and PEFT
 import torch
 from safetensors.torch import load_file, save_file
 
-from fasttune import export as exporting
-from fasttune.card import base_licence
 from fasttune.cli import main
 from fasttune.config import DataConfig, ModelConfig, RunConfig, SamplesConfig, dump_config
 from fasttune.discovery import load_plugins
 from fasttune.errors import FasttuneError
 from fasttune.exporter import ExportJob
-from fasttune.readers import read_run
-from fasttune.runs import Run
-from fasttune.template import Template, given, learn
-from fasttune.verify import (
+from fasttune.exports import export as exporting
+from fasttune.exports.card import base_licence
+from fasttune.exports.readers import read_run
+from fasttune.exports.verify import (
     EXACT,
     QUANTISED,
     Bounds,
@@ -40,6 +38,8 @@ from fasttune.verify import (
     kl_divergence,
     measure,
 )
+from fasttune.runs import Run
+from fasttune.template import Template, given, learn
 
 EOS = 256
 TARGETS = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]
@@ -61,7 +61,7 @@ def build_byte_tokenizer():
 @pytest.fixture(scope="module", autouse=True)
 def short_answers():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fasttune.verify.GREEDY", 24)
+        patch.setattr("fasttune.exports.verify.GREEDY", 24)
         yield
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fasttune.errors import FasttuneError
-from fasttune.models import merge, shards
+from fasttune.exports import merge, shards
 
 VOCABULARY = 512
 EOS = 7

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fasttune.chat import ChatFormat
+    from fasttune.exports.verify import Bounds
     from fasttune.runs import Run
-    from fasttune.verify import Bounds
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """Where transformers keeps a tokenizer's chat template."""
@@ -66,7 +66,7 @@ class ExportJob:
             FasttuneError: adapter and base do not fit together, there is no room, or the run was
                 not quantised and `into` is "dequantized".
         """
-        from fasttune.models.merge import write_merged
+        from fasttune.exports.merge import write_merged
 
         manifest = self.run.manifest
         if into == "dequantized" and manifest["quantization"] == "none":
@@ -93,7 +93,7 @@ class ExportJob:
 
     def merged_bytes(self) -> int:
         """What `write_merged` will take on the disk."""
-        from fasttune.models.merge import merged_bytes
+        from fasttune.exports.merge import merged_bytes
 
         return merged_bytes(self.run.manifest["model"])
 
@@ -102,7 +102,7 @@ class ExportJob:
 
         Prompts are made by its chat template, if it has one.
         """
-        from fasttune.readers import read_merged
+        from fasttune.exports.readers import read_merged
 
         chat = self.chat_format() if (folder / CHAT_TEMPLATE).is_file() else None
         return read_merged(folder, self.template, chat, self.run.config.system)
@@ -115,13 +115,13 @@ class ExportJob:
 
     def open_adapter(self, folder: Path) -> Reader:
         """Load the base as the run had it, with the adapter in `folder`."""
-        from fasttune.readers import read_run
+        from fasttune.exports.readers import read_run
 
         return read_run(self.run.model_config, folder, self.template)
 
     def tokenizer(self) -> Any:
         """The run's tokenizer, as transformers loads it."""
-        from fasttune.models.merge import run_tokenizer
+        from fasttune.exports.merge import run_tokenizer
 
         return run_tokenizer(self.run.adapter)
 
@@ -173,7 +173,7 @@ class Exporter:
 
     def bounds(self, job: ExportJob) -> Bounds:
         """How far the export may be from the run; a form that rounds the weights overrides it."""
-        from fasttune.verify import bounds_for
+        from fasttune.exports.verify import bounds_for
 
         return bounds_for(job.run, job.options)
 

@@ -11,7 +11,7 @@ from fasttune.cli.app import app, console, plugins, print_json, say
 from fasttune.errors import EXIT_FAILURE, FasttuneError
 
 if TYPE_CHECKING:
-    from fasttune.export import Exported
+    from fasttune.exports.verify import Exported
     from fasttune.plugins import Plugins
 
 
@@ -61,7 +61,7 @@ def export(
         return
     if run is None:
         raise FasttuneError("no run is given", "fasttune export RUN", "name a run, or 'last'")
-    from fasttune.export import export as make
+    from fasttune.exports.export import export as make
     from fasttune.runs import find_run
 
     named = {"into": into, "quant": quant}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fasttune.errors import FasttuneError
 from fasttune.exporter import Reader
 from fasttune.template import Row
 
@@ -45,7 +47,7 @@ QUANTISED = Bounds(logits=None, kl=1.0)
 
 def bounds_for(run: Run, options: Mapping[str, str]) -> Bounds:
     """The bounds of a merged model that keeps the base's own dtype."""
-    from fasttune.models.shards import base_folder, shards, stored_tensors
+    from fasttune.exports.shards import base_folder, shards, stored_tensors
 
     manifest = run.manifest
     if manifest["quantization"] != "none" and options.get("into") != "dequantized":
@@ -137,6 +139,34 @@ class Verification:
             ("greedy tokens", f"{self.greedy_equal} of {self.greedy} agree", "up to ties"),
             ("stops at", f"{self.eos_export}, the run at {self.eos_run}", "equal"),
         ]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of an export.
+
+    Attributes:
+        verification: None where it was not asked for, or could not be done.
+        obstacle: why it could not be done.
+    """
+
+    folder: Path
+    verification: Verification | None
+    obstacle: FasttuneError | None = None
+
+    @property
+    def failures(self) -> list[str]:
+        """Why the export does not count as verified although that was asked for."""
+        if self.obstacle is not None:
+            return [str(self.obstacle)]
+        return self.verification.failures if self.verification is not None else []
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of verification.json."""
+        if self.verification is None:
+            why = {"reason": str(self.obstacle)} if self.obstacle is not None else {}
+            return {"verified": False, "status": "not run", **why}
+        return self.verification.as_dict()
 
 
 def compare(run: Sequence[Measured], export: Sequence[Measured], bounds: Bounds) -> Verification:

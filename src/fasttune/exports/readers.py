@@ -88,7 +88,7 @@ def read_run(config: ModelConfig, adapter: Path, template: Template) -> ModelRea
 
     # isort: split
     from fasttune.encoding.encode import encode_prompt, eos_id
-    from fasttune.models.merge import run_tokenizer
+    from fasttune.exports.merge import run_tokenizer
 
     choices = decide_for_generation(config, this_device())
     model, _ = load_for_generation(config, choices, adapter)

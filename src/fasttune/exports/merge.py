@@ -20,9 +20,7 @@ import torch
 
 from fasttune.encoding.encode import eos_id
 from fasttune.errors import FasttuneError
-from fasttune.files import write_json
-from fasttune.machine import tensor_device
-from fasttune.models.shards import (
+from fasttune.exports.shards import (
     BESIDES,
     DTYPES,
     INDEX,
@@ -33,6 +31,8 @@ from fasttune.models.shards import (
     stored_tensors,
     write_tensor,
 )
+from fasttune.files import write_json
+from fasttune.machine import tensor_device
 from fasttune.models.tokenizer import cannot_load
 
 NF4_BLOCK = 64

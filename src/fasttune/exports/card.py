@@ -14,8 +14,8 @@ from fasttune.job import with_system
 from fasttune.template import PROBE_ROWS
 
 if TYPE_CHECKING:
-    from fasttune.export import Exported
     from fasttune.exporter import Exporter, ExportJob
+    from fasttune.exports.verify import Exported
 
 LICENCES = {"phi-2": "mit", "smollm2": "apache-2.0"}
 """Part of a base's name -> its licence, for folders that do not say it themselves."""

@@ -10,13 +10,13 @@ import dataclasses
 import errno
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fasttune.card import model_card
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exporter import Exporter, ExportJob
+from fasttune.exports.card import model_card
+from fasttune.exports.verify import Exported, Verification
 from fasttune.files import atomic_folder, write_json, write_text
 from fasttune.job import prepare
 from fasttune.template import Row
@@ -24,7 +24,8 @@ from fasttune.template import Row
 if TYPE_CHECKING:
     from fasttune.plugins import Plugins
     from fasttune.runs import Run
-    from fasttune.verify import Verification
+
+    pass
 
 RECORD = "verification.json"
 """In every export: whether it was verified, with the figures and their bounds."""
@@ -32,34 +33,6 @@ MARKER = "UNVERIFIED"
 """Only in an export that failed verification."""
 SPARE = 16 * 2**20
 """Bytes kept free beside the weights, for tokenizer, configuration and card."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What came of an export.
-
-    Attributes:
-        verification: None where it was not asked for, or could not be done.
-        obstacle: why it could not be done.
-    """
-
-    folder: Path
-    verification: Verification | None
-    obstacle: FasttuneError | None = None
-
-    @property
-    def failures(self) -> list[str]:
-        """Why the export does not count as verified although that was asked for."""
-        if self.obstacle is not None:
-            return [str(self.obstacle)]
-        return self.verification.failures if self.verification is not None else []
-
-    def as_dict(self) -> dict[str, Any]:
-        """The content of verification.json."""
-        if self.verification is None:
-            why = {"reason": str(self.obstacle)} if self.obstacle is not None else {}
-            return {"verified": False, "status": "not run", **why}
-        return self.verification.as_dict()
 
 
 def export(
@@ -141,8 +114,8 @@ def verification_rows(run: Run, plugins: Plugins, count: int) -> list[Row]:
 
 
 def _verify(exporter: Exporter, job: ExportJob, rows: Sequence[Row]) -> Verification:
-    from fasttune.readers import read_run
-    from fasttune.verify import compare, measure
+    from fasttune.exports.readers import read_run
+    from fasttune.exports.verify import compare, measure
 
     job.say(f"verifying with {len(rows)} rows: the run")
     # One model at a time: the run's is gone before the export is loaded.
