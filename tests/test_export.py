@@ -356,7 +356,7 @@ def test_a_template_that_is_no_chat_template_is_exported_without(run, tmp_path, 
     def refuse(*args):
         raise FasttuneError("it counts the words")
 
-    monkeypatch.setattr("fasttune.chat.compile_chat_template", refuse)
+    monkeypatch.setattr("fasttune.exports.chat_template.jinja.compile_chat_template", refuse)
     said = []
     done = exporting.export(run, "merged", load_plugins(), tmp_path / "m", rows=1, say=said.append)
     assert "without a chat template: it counts the words" in said

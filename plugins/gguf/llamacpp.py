@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fasttune.chat import ChatFormat, render_jinja
 from fasttune.errors import FasttuneError
+from fasttune.exports.chat_template.jinja import ChatFormat, render_jinja
 from fasttune.template import Row, Template
 
 

@@ -14,7 +14,7 @@ from fasttune.template import Row, Template
 if TYPE_CHECKING:
     import numpy as np
 
-    from fasttune.chat import ChatFormat
+    from fasttune.exports.chat_template.jinja import ChatFormat
     from fasttune.exports.verify import Bounds
     from fasttune.runs import Run
 
@@ -131,7 +131,7 @@ class ExportJob:
         Raises:
             FasttuneError: the template does more than place its fields.
         """
-        from fasttune.chat import compile_chat_template
+        from fasttune.exports.chat_template.jinja import compile_chat_template
 
         return compile_chat_template(self.template, self.run.config.system)
 

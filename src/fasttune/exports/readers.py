@@ -19,7 +19,7 @@ from fasttune.template import Row, Template
 if TYPE_CHECKING:
     import numpy as np
 
-    from fasttune.chat import ChatFormat
+    from fasttune.exports.chat_template.jinja import ChatFormat
 
 
 class ModelReader:

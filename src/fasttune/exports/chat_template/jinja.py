@@ -16,9 +16,9 @@ from typing import Any
 
 from fasttune.encoding.encode import encode_prompt
 from fasttune.errors import FasttuneError
-from fasttune.ollama import ollama_template
-from fasttune.probing import default_system, take_apart
-from fasttune.skeleton import Choice, Condition, Field, Node, Skeleton
+from fasttune.exports.chat_template.go import ollama_template
+from fasttune.exports.chat_template.probing import default_system, take_apart
+from fasttune.exports.chat_template.skeleton import Choice, Condition, Field, Node, Skeleton
 from fasttune.template import PROBE_ROWS, Row, Template
 
 # Names that apply_chat_template or the compiled template use for something else.

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fasttune.skeleton import Skeleton, State
+from fasttune.exports.chat_template.skeleton import Skeleton, State
 from fasttune.template import PROBE_ROWS, Row
 
 # The telling ones come first: the first text that a template changes is what its refusal is about.

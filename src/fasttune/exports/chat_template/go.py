@@ -1,11 +1,11 @@
-"""A prompt format for Ollama: the TEMPLATE of a Modelfile, and the Modelfile itself."""
+"""A prompt format as a Go template: the TEMPLATE of an Ollama Modelfile."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-from fasttune.skeleton import Field, Node, Skeleton
+from fasttune.exports.chat_template.skeleton import Field, Node, Skeleton
 
 # Without .Messages, Ollama would render every earlier turn by itself and put them in a row.
 _OLLAMA_HEAD = """\

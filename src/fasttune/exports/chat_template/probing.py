@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from fasttune.errors import FasttuneError
-from fasttune.probes import TEXTS, Reads, check_rows, distortion, sentinel
-from fasttune.skeleton import (
+from fasttune.exports.chat_template.probes import TEXTS, Reads, check_rows, distortion, sentinel
+from fasttune.exports.chat_template.skeleton import (
     Condition,
     Field,
     Nodes,
