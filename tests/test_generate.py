@@ -10,13 +10,13 @@ import torch
 from conftest import choices_for
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
-import fasttune.decoding as decoding
-import fasttune.generate as generate
+import fasttune.generation.decoding as decoding
+import fasttune.generation.generator as generate
 from fasttune import Template, given, learn
 from fasttune.config import LoraConfig, ModelConfig
-from fasttune.decoding import Decoding, plain_cache
 from fasttune.encoding.batches import left_pad
-from fasttune.generate import Generator, Sampling
+from fasttune.generation.decoding import Decoding, plain_cache
+from fasttune.generation.generator import Generator, Sampling
 from fasttune.models.load import add_lora, load_base
 
 PREFIX = list(range(100, 120))

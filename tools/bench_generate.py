@@ -24,7 +24,7 @@ from fasttune.config import LoraConfig, ModelConfig, RunConfig
 from fasttune.data.load import load, shipped
 from fasttune.discovery import load_plugins
 from fasttune.encoding.encode import encode_prompt
-from fasttune.generate import Generator, Sampling
+from fasttune.generation.generator import Generator, Sampling
 from fasttune.machine import this_device
 from fasttune.models.backend import FastLanguageModel
 from fasttune.models.choices import decide

@@ -23,7 +23,7 @@ from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.forecast import foresee
-from fasttune.generate import Generator, Sampling
+from fasttune.generation.generator import Generator, Sampling
 from fasttune.job import Prepared
 from fasttune.machine import (
     Device,

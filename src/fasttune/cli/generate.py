@@ -14,7 +14,7 @@ from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.errors import FasttuneError
 
 if TYPE_CHECKING:
-    from fasttune.generate import Generator, Sampling
+    from fasttune.generation.generator import Generator, Sampling
     from fasttune.metrics import Answer
     from fasttune.template import Row
 
@@ -104,7 +104,7 @@ def generate(
         return
     row = _row(instruction or "", input_, system)
     if via == "pipeline":
-        from fasttune.generate import compare_with_pipeline
+        from fasttune.generation.generator import compare_with_pipeline
 
         answer = compare_with_pipeline(generator, row, sampling)
     else:
@@ -187,7 +187,7 @@ def _load(
     loaded = plugins(context)
     if is_run(name):
         found = _checked_run(name, loaded, template, force)
-        from fasttune.generate import Generator, Sampling
+        from fasttune.generation.generator import Generator, Sampling
 
         chosen = Sampling(**sampling)
         config = found.config
@@ -195,7 +195,7 @@ def _load(
         generator = Generator.load(found.model_config, chosen_template, found.adapter)
         return generator, chosen, config.system if system is None else system
     chosen_template = loaded.template(template or "reasoning")
-    from fasttune.generate import Generator, Sampling
+    from fasttune.generation.generator import Generator, Sampling
 
     chosen = Sampling(**sampling)
     return Generator.load(ModelConfig(name=name), chosen_template), chosen, system

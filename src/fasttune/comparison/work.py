@@ -27,9 +27,9 @@ from fasttune.comparison.plan import Format, Plan
 from fasttune.comparison.result import Arm, Comparison, compare_arms, verdict
 from fasttune.config import ModelConfig
 from fasttune.errors import FasttuneError
-from fasttune.evaluate import evaluate
 from fasttune.files import write_json, write_text
-from fasttune.generate import Generator
+from fasttune.generation.generator import Generator
+from fasttune.generation.likelihood import evaluate
 from fasttune.metrics import Answer, Likelihood
 from fasttune.plugins import Plugins
 from fasttune.report import as_dict

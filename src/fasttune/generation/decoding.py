@@ -18,12 +18,12 @@ from fasttune.models.head import decoder
 
 # isort: split
 import torch
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
 from fasttune.encoding.batches import left_pad
-from fasttune.repetition import LOOP_COPIES
+from fasttune.generation.loops import LoopStop
 
 SPAN = 16
 """Tokens after which the rows that have ended leave their batch."""
@@ -155,45 +155,3 @@ def plain_cache(model: Any) -> DynamicCache | None:
     ):
         return cache
     return None
-
-
-class LoopStop(StoppingCriteria):
-    """Ends each row of a batch that repeats itself, and touches no token.
-
-    A row loops once its last tokens are one phrase of up to LONGEST tokens that follows on itself
-    LOOP_COPIES times, and at least SHORTEST tokens repeat what stands one phrase before them: a
-    ruler of dashes or a counted list is no loop yet.
-
-    Attributes:
-        found: row of the first batch -> number of generated tokens at which its loop was seen.
-    """
-
-    LONGEST = 128
-    SHORTEST = 32
-
-    def __init__(self, rows: int, prompt_width: int, eos: int) -> None:
-        self.found: dict[int, int] = {}
-        self._rows = list(range(rows))
-        self._width, self._eos = prompt_width, eos
-        self._ended = torch.zeros(rows, dtype=torch.bool)
-        # How many tokens up to now in a row equal the one `period` tokens before, per period.
-        self._runs = torch.zeros(rows, self.LONGEST, dtype=torch.int64)
-        periods = torch.arange(1, self.LONGEST + 1)
-        self._enough = ((LOOP_COPIES - 1) * periods).clamp(min=self.SHORTEST)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        generated = input_ids[:, self._width :].cpu()
-        last, before = generated[:, -1:], generated[:, :-1].flip(1)[:, : self.LONGEST]
-        self._ended |= last[:, 0] == self._eos
-        reach = before.shape[1]
-        self._runs[:, :reach] = (self._runs[:, :reach] + 1) * (before == last)
-        looping = (self._runs >= self._enough).any(1) & ~self._ended
-        for row in looping.nonzero().flatten().tolist():
-            self.found[self._rows[row]] = generated.shape[1]
-        self._ended |= looping
-        return looping.to(input_ids.device)
-
-    def narrow(self, kept: list[int]) -> None:
-        """Go on with these rows of the batch only."""
-        self._rows = [self._rows[at] for at in kept]
-        self._ended, self._runs = self._ended[kept], self._runs[kept]

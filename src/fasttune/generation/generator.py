@@ -20,7 +20,7 @@ import torch
 from transformers import GenerationConfig, pipeline
 from transformers.generation.streamers import BaseStreamer
 
-from fasttune.decoding import Decoding
+from fasttune.generation.decoding import Decoding
 from fasttune.template import Row, Template
 
 WINDOW = 8

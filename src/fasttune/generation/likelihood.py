@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from fasttune.generate import Generator, Sampling
+from fasttune.generation.generator import Generator, Sampling
 from fasttune.models.head import causal_lm, decoder, token_losses
 
 # isort: split

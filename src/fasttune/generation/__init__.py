@@ -1,0 +1,1 @@
+"""From prompts to answers, and to the likelihood of a reference."""
