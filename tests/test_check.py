@@ -8,8 +8,8 @@ import random
 import pytest
 
 from fasttune import FasttuneError, Template, given, learn
-from fasttune.check import check_template, failed
 from fasttune.discovery import load_plugins
+from fasttune.inspection.contract import check_template, failed
 from fasttune.template import PROBE_ROWS
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from fasttune import Row, Segment, Template, given, learn
 from fasttune.data.load import Finding, load, parse_columns, shipped
 from fasttune.data.split import data_hash, divide
-from fasttune.datastats import default_template, histogram, scripts, spread, survey
 from fasttune.discovery import load_plugins
 from fasttune.errors import FasttuneError
+from fasttune.inspection.survey import default_template, histogram, scripts, spread, survey
 
 ROWS = [
     {"instruction": "Add 2 and 3.", "input": "", "output": " 5\n"},
@@ -206,7 +206,7 @@ def test_limit_looks_at_the_first_rows_only(tmp_path):
 
 def test_importing_needs_nothing_heavy():
     code = (
-        "import sys, fasttune.data.load, fasttune.datastats; "
+        "import sys, fasttune.data.load, fasttune.inspection.survey; "
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run(

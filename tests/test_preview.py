@@ -15,9 +15,9 @@ from fasttune import FasttuneError, Template, given, learn
 from fasttune.cli import main
 from fasttune.data.load import Loaded
 from fasttune.encoding.encode import encode
-from fasttune.preview import pick, pieces, preview, visible
-from fasttune.preview_html import to_html
-from fasttune.preview_terminal import TerminalPreview
+from fasttune.inspection.preview import pick, pieces, preview, visible
+from fasttune.inspection.preview_html import to_html
+from fasttune.inspection.preview_terminal import TerminalPreview
 
 
 class Short(Template):

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from fasttune import FasttuneError
-from fasttune.check import check_template
 from fasttune.discovery import load_file, load_plugins
+from fasttune.inspection.contract import check_template
 from fasttune.scaffold import new_template
 
 

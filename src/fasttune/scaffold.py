@@ -38,7 +38,7 @@ def register_templates():
 TEST = """\
 from pathlib import Path
 
-from fasttune.check import check_template
+from fasttune.inspection.contract import check_template
 from fasttune.discovery import load_file
 
 template = load_file(Path(__file__).with_name("{name}.py")).template("{name}")

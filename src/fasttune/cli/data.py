@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fasttune.data.sources import Finding
-    from fasttune.datastats import Bin, Spread, Survey
+    from fasttune.inspection.survey import Bin, Spread, Survey
 
 SHOWN = 20
 
@@ -65,7 +65,7 @@ def data(
     """
     from fasttune.config import RunConfig
     from fasttune.data.load import load, parse_columns, shipped
-    from fasttune.datastats import default_template, survey
+    from fasttune.inspection.survey import default_template, survey
     from fasttune.models.tokenizer import load_tokenizer
 
     found = plugins(context)

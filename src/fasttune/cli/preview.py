@@ -39,13 +39,13 @@ def preview(
     json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead.")] = False,
 ) -> None:
     """Show what the model sees of a row: sections, tokens, and which of them are trained."""
-    from fasttune import preview as views
     from fasttune.config import ModelConfig
     from fasttune.data.load import load, parse_columns, shipped
     from fasttune.files import write_text
+    from fasttune.inspection import preview as views
+    from fasttune.inspection.preview_html import to_html
+    from fasttune.inspection.preview_terminal import TerminalPreview
     from fasttune.models.tokenizer import load_tokenizer
-    from fasttune.preview_html import to_html
-    from fasttune.preview_terminal import TerminalPreview
 
     if html and json:
         raise FasttuneError("--html and --json exclude each other", "", "give one of them")

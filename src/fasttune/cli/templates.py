@@ -15,7 +15,7 @@ from fasttune.errors import EXIT_FAILURE, FasttuneError
 from fasttune.template import PROBE_ROWS, Segment
 
 if TYPE_CHECKING:
-    from fasttune.check import Result
+    from fasttune.inspection.contract import Result
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 SHOWN_ROW = PROBE_ROWS[2]  # the first one with a context
@@ -124,7 +124,7 @@ def check(
     """Check that a template keeps its contract; exit status 1 if it does not."""
     from transformers.utils import logging
 
-    from fasttune.check import check_template, failed
+    from fasttune.inspection.contract import check_template, failed
     from fasttune.models.tokenizer import load_tokenizer
 
     if template.endswith(".py"):

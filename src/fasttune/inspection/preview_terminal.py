@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
-from fasttune.preview import NEWLINE, SPACE, TAB, Preview, Section, visible
+from fasttune.inspection.preview import NEWLINE, SPACE, TAB, Preview, Section, visible
 
 SEPARATOR, GUTTER = "│", "▌"
 

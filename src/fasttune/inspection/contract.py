@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fasttune.check_promises import TEXT, TOKENS, Keep, Status, describe, renders
 from fasttune.errors import FasttuneError
+from fasttune.inspection.promises import TEXT, TOKENS, Keep, Status, describe, renders
 from fasttune.template import PROBE_ROWS, Row, Segment, Template
 
 Complaint = tuple[str, str]

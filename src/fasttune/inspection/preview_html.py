@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 
-from fasttune.preview import NEWLINE, SPACE, TAB, Preview, Section, visible
+from fasttune.inspection.preview import NEWLINE, SPACE, TAB, Preview, Section, visible
 
 
 def to_html(previews: Sequence[Preview], ids: bool = False) -> str:

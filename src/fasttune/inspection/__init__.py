@@ -1,0 +1,1 @@
+"""What a person is shown of rows and templates before anything is trained."""
