@@ -23,7 +23,7 @@ folder.mkdir(parents=True, exist_ok=True)
 """
 PROCESS = """
 import os, sys
-import fasttune.models.backend
+import fasttune.models.unsloth
 print(os.environ["UNSLOTH_COMPILE_LOCATION"], flush=True)
 sys.stdin.readline()
 """
@@ -128,7 +128,7 @@ def test_a_folder_that_a_person_chose_is_taken_and_stays(start, tmp_path):
 
 
 def test_unsloth_itself_compiles_where_it_is_told_to():
-    import fasttune.models.backend  # noqa: F401
+    import fasttune.models.unsloth  # noqa: F401
 
     # isort: split
     from unsloth_zoo.compiler import UNSLOTH_COMPILE_LOCATION

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import fasttune.models.backend
+import fasttune.models.unsloth
 
 # isort: split
 import pytest

@@ -15,7 +15,7 @@ from fasttune.errors import FasttuneError
 from fasttune.fit import decide_checkpointing, job_of, largest_batch, suggest
 from fasttune.forecast import forecast
 from fasttune.machine import Device, available_ram, cpu_has_bf16, this_device
-from fasttune.models.lora import TARGETS
+from fasttune.models.architectures import TARGETS
 from fasttune.shapes import read_shape, shape_of
 
 PHI2 = read_shape("microsoft/phi-2")
@@ -205,7 +205,7 @@ def test_every_gpu_names_its_source():
 
 
 def test_bf16_is_taken_where_unsloth_takes_it():
-    import fasttune.models.backend  # noqa: F401
+    import fasttune.models.unsloth  # noqa: F401
 
     # isort: split
     from unsloth import is_bfloat16_supported

@@ -8,7 +8,7 @@ import shutil
 from itertools import groupby
 from pathlib import Path
 
-import fasttune.models.backend
+import fasttune.models.unsloth
 
 # isort: split
 import pytest

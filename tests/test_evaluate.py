@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 
-import fasttune.models.backend  # noqa: F401
+import fasttune.models.unsloth  # noqa: F401
 
 # isort: split
 import pytest

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fasttune.models.backend  # noqa: F401  before transformers and PEFT
+import fasttune.models.unsloth  # noqa: F401  before transformers and PEFT
 
 # isort: split
 import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fasttune.models.backend  # noqa: F401
+import fasttune.models.unsloth  # noqa: F401
 
 # isort: split
 import pytest

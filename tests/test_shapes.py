@@ -9,14 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fasttune.errors import FasttuneError
-from fasttune.models.lora import TARGETS
-from fasttune.shapes import (
-    BUILT_IN,
-    FAMILIES,
-    UnknownArchitecture,
-    read_shape,
-    shape_of,
-)
+from fasttune.models.architectures import FAMILIES, TARGETS
+from fasttune.shapes import BUILT_IN, UnknownArchitecture, read_shape, shape_of
 
 SMALL = {
     "vocab_size": 1000,

@@ -7,7 +7,7 @@ import math
 import shutil
 from pathlib import Path
 
-import fasttune.models.backend
+import fasttune.models.unsloth
 
 # isort: split
 import pytest

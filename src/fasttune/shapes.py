@@ -10,6 +10,7 @@ from typing import Any
 
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import cache_dir
+from fasttune.models.architectures import FAMILIES, QKV
 from fasttune.models.demo import NAME
 from fasttune.models.tokenizer import CUDA_DEFAULT, cannot_load
 
@@ -147,41 +148,6 @@ class Shape:
         )
 
 
-@dataclass(frozen=True)
-class Family:
-    """What the config.json of an architecture does not say.
-
-    Attributes:
-        mlp: names of the MLP's matrices; three where it is gated.
-        biases: names of the matrices with a bias.
-        norms: norms of a block.
-        norm_bias: norms have a bias beside the weight, as LayerNorm has.
-        head_norms: queries and keys are normalised per head.
-    """
-
-    output: str = "o_proj"
-    mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
-    biases: tuple[str, ...] = ()
-    norms: int = 2
-    norm_bias: bool = False
-    head_norms: bool = False
-    head_bias: bool = False
-    tied: bool = False
-
-
-_QKV = ("q_proj", "k_proj", "v_proj")
-_PHI = ("dense", "fc1", "fc2")
-
-FAMILIES = {
-    "phi": Family("dense", ("fc1", "fc2"), (*_QKV, *_PHI), norms=1, norm_bias=True, head_bias=True),
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(biases=_QKV),
-    "qwen3": Family(head_norms=True),
-    "gemma": Family(tied=True),
-}
-
-
 def read_shape(name: str) -> Shape:
     """The shape of a model folder, of a built-in model or of one on the Hub.
 
@@ -219,7 +185,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
     attention = heads * head_dim
     keys = int(config.get("num_key_value_heads") or heads) * head_dim
     biases = set(family.biases)
-    biases |= {*_QKV, family.output} if config.get("attention_bias") else set()
+    biases |= {*QKV, family.output} if config.get("attention_bias") else set()
     biases |= set(family.mlp) if config.get("mlp_bias") else set()
     sizes = [
         ("q_proj", hidden, attention),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.models.backend import FastLanguageModel
+from fasttune.models.unsloth import FastLanguageModel
 
 # isort: split
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from fasttune.models.backend import settle_compilation  # before the libraries that it patches
+from fasttune.models.unsloth import settle_compilation  # before the libraries that it patches
 
 # isort: split
 import torch

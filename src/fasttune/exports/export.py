@@ -75,7 +75,7 @@ def export(
     held_out = verification_rows(run, plugins, rows) if verify else []
     if verify:
         # Unsloth patches transformers, so it has to be imported before exporters import that.
-        import fasttune.models.backend  # noqa: F401
+        import fasttune.models.unsloth  # noqa: F401
     try:
         with atomic_folder(target) as folder:
             job = dataclasses.replace(job, folder=folder)

@@ -115,7 +115,7 @@ def read_merged(
             None tokenizes the template's text.
         system: the system text that the chat template has built in, so that no program sends it.
     """
-    import fasttune.models.backend  # noqa: F401  before transformers
+    import fasttune.models.unsloth  # noqa: F401  before transformers
 
     # isort: split
     from transformers import AutoModelForCausalLM, AutoTokenizer

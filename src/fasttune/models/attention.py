@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from fasttune.models import backend  # noqa: F401  before the libraries that Unsloth patches
+from fasttune.models import unsloth  # noqa: F401  before the libraries that Unsloth patches
 
 # isort: split
 import torch

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import fasttune.models.backend  # noqa: F401  before the libraries that it patches
+import fasttune.models.unsloth  # noqa: F401  before the libraries that it patches
 
 # isort: split
 from fasttune.models import attention

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.config import LoraConfig, ModelConfig
-from fasttune.models.backend import FastLanguageModel
+from fasttune.models.unsloth import FastLanguageModel
 
 # isort: split
 import torch

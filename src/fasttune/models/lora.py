@@ -9,22 +9,7 @@ from typing import Any
 from torch import nn
 
 from fasttune.errors import FasttuneError, did_you_mean
-
-_LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-# model_type -> every linear layer of a decoder block. Unsloth's own default list has Llama's names
-# and reaches only q, k and v of Phi, without a word.
-TARGETS: dict[str, tuple[str, ...]] = {
-    "phi": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
-    "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "gemma2": _LLAMA,
-    "gpt_neox": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
-}
+from fasttune.models.architectures import TARGETS
 
 
 def linear_names(model: nn.Module) -> dict[str, int]:

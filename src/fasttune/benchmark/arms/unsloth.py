@@ -17,7 +17,7 @@ from fasttune.models.lora import choose_targets
 
 def train_unsloth(spec: Spec, pace: Pace, folder: Path) -> None:
     """Unsloth with TRL's SFTTrainer, as its notebooks have it."""
-    from fasttune.models.backend import FastLanguageModel
+    from fasttune.models.unsloth import FastLanguageModel
 
     # isort: split
     from datasets import Dataset
