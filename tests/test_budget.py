@@ -96,7 +96,8 @@ def test_on_a_cpu_rows_of_different_lengths_leave_holes_in_the_heap():
 
 
 def test_the_chunk_of_logits_is_the_one_that_the_losses_take():
-    from fasttune.models import attention, head
+    from fasttune.models import head
+    from fasttune.models.fast import attention
 
     assert budget.CHUNK == head.CHUNK
     assert budget.SHORT == attention.SHORT
@@ -106,7 +107,7 @@ def test_the_chunk_of_logits_is_the_one_that_the_losses_take():
 @pytest.mark.parametrize("kind", ["llama", "phi"])
 def test_widths_are_what_autograd_keeps(kind, path):
     """Tensors saved by a block with LoRA, by the difference of two depths."""
-    from fasttune.models.fast import speed_up
+    from fasttune.models.fast.fast import speed_up
 
     # isort: split
     from conftest import choices_for

@@ -8,7 +8,7 @@ import torch
 from conftest import choices_for
 
 from fasttune.config import LoraConfig, ModelConfig
-from fasttune.models import grouped
+from fasttune.models.fast import grouped
 from fasttune.models.load import add_lora, load_base
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 1000

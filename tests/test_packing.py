@@ -29,7 +29,7 @@ from fasttune.encoding.batches import (
     shared_beginning,
 )
 from fasttune.encoding.encode import IGNORED, encode
-from fasttune.models.attention import NAME, can_attend_by_row
+from fasttune.models.fast.attention import NAME, can_attend_by_row
 from fasttune.models.head import token_losses
 
 ROWS = [
@@ -272,7 +272,7 @@ def test_a_beginning_too_short_to_pay_is_not_shared(examples):
 def test_rows_in_bf16_are_as_near_to_fp32_as_those_of_transformers(
     tiny_llama, examples, share, monkeypatch
 ):
-    from fasttune.models import attention
+    from fasttune.models.fast import attention
 
     calls = []
     short = attention._short_attention

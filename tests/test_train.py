@@ -146,7 +146,7 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
 
     from fasttune.config import RunConfig, TrainConfig
     from fasttune.encoding.batches import Collator
-    from fasttune.models.fast import speed_up
+    from fasttune.models.fast.fast import speed_up
     from fasttune.progress import Progress
     from fasttune.trainer import Trainer, training_arguments
 
@@ -380,7 +380,7 @@ def test_the_defaults_on_cuda(name, bf16, capability, dtype, monkeypatch, tmp_pa
     from fasttune.config import RunConfig
     from fasttune.machine import this_device
     from fasttune.models import tokenizer
-    from fasttune.models.fast import FastPath, speed_up
+    from fasttune.models.fast.fast import FastPath, speed_up
     from fasttune.trainer import training_arguments
 
     def supported(including_emulation=True):

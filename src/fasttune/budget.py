@@ -21,7 +21,7 @@ CHUNK = 256
 
 SHORT = 512
 """Rows of up to this many tokens keep their attention's scores on a CPU in bf16;
-`models.attention.SHORT`."""
+`models.fast.attention.SHORT`."""
 
 LOGITS = 12
 """Bytes per logit of a chunk: the logits in fp32, their softmax and its gradient."""

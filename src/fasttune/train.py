@@ -36,7 +36,7 @@ from fasttune.machine import (
 from fasttune.metrics import Answer
 from fasttune.models.choices import Choices, decide
 from fasttune.models.dropout import base_dropout
-from fasttune.models.fast import speed_up
+from fasttune.models.fast.fast import speed_up
 from fasttune.models.head import check_head
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.tokenizer import load_tokenizer

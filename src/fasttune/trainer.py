@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 from fasttune.config import RunConfig
 from fasttune.errors import FasttuneError
 from fasttune.models.choices import Choices
-from fasttune.models.fast import FastPath
+from fasttune.models.fast.fast import FastPath
 from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.models.sections import SectionLoss
 from fasttune.progress import Progress

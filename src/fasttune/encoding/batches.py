@@ -3,8 +3,8 @@
 Packed: the rows of a batch lie one behind the other in a single sequence without padding.
     transformers keeps them apart where `position_ids` restart at 0 and there is no attention mask;
     with an all-ones mask they would leak into each other while the loss hardly moved, so the tests
-    compare logits. On a CPU each row attends by itself (models/attention.py) and the tokens that
-    all rows begin with are stored once.
+    compare logits. On a CPU each row attends by itself (models/fast/attention.py) and the tokens
+    that all rows begin with are stored once.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Choices:
         attention: how the rows of a pack are kept apart. "rows": a causal attention for each;
             "varlen": one kernel that is told their lengths; "memory_efficient": xformers' with a
             block-diagonal causal bias; "mask": one dense mask for all, which is also what remains
-            where architecture or kernels do not allow it (`models.fast.FastPath` says so).
+            where architecture or kernels do not allow it (`models.fast.fast.FastPath` says so).
         grouped: LoRA layers that read the same input are computed together.
         optimizer: transformers' name of it.
         checkpointing: "unsloth" offloads what the blocks begin with.

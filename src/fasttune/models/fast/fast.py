@@ -13,11 +13,11 @@ from typing import Any
 import fasttune.models.unsloth  # noqa: F401  before the libraries that it patches
 
 # isort: split
-from fasttune.models import attention
 from fasttune.models.choices import Choices
-from fasttune.models.grouped import group_lora
+from fasttune.models.fast import attention
+from fasttune.models.fast.grouped import group_lora
+from fasttune.models.fast.norm import fuse_norms
 from fasttune.models.head import causal_lm
-from fasttune.models.norm import fuse_norms
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
