@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fasttune import budget
-from fasttune.budget import Job
 from fasttune.config import ModelConfig, load_config
-from fasttune.devices import GPUS, find_device
 from fasttune.errors import FasttuneError
-from fasttune.fit import decide_checkpointing, job_of, largest_batch, suggest
-from fasttune.forecast import forecast
 from fasttune.machine import Device, available_ram, cpu_has_bf16, this_device
 from fasttune.models.architectures import TARGETS
-from fasttune.shapes import read_shape, shape_of
+from fasttune.planning import cost
+from fasttune.planning.cost import Job
+from fasttune.planning.devices import GPUS, find_device
+from fasttune.planning.fit import decide_checkpointing, job_of, largest_batch, suggest
+from fasttune.planning.forecast import forecast
+from fasttune.planning.shape import read_shape, shape_of
 
 PHI2 = read_shape("microsoft/phi-2")
 DEMO = read_shape("SmolLM2-135M-Instruct")
@@ -42,42 +42,42 @@ def config(**overrides):
 
 
 def test_phi_2_with_two_rows_of_2048():
-    memory = budget.memory(TWO_OF_2048, "cuda")
+    memory = cost.memory(TWO_OF_2048, "cuda")
     # 2 516.6 M weights in 4.127 bits, and 263.1 M parameters in 16
     assert memory.weights == pytest.approx(1.298 * GB + 0.526 * GB, rel=1e-3)
     assert memory.adapters == 23_592_960 * 16
     # 28.5 widths of 2560 x 2 bytes for 4096 tokens and 32 layers
     assert memory.activations == pytest.approx(19.13 * GB, rel=1e-3)
     assert memory.peak == pytest.approx(22.4 * GB, rel=0.04)
-    assert budget.memory(CHECKPOINTED, "cuda").activations == pytest.approx(0.671 * GB, rel=1e-3)
-    assert budget.memory(CHECKPOINTED, "cuda").peak == pytest.approx(4.5 * GB, rel=0.02)
+    assert cost.memory(CHECKPOINTED, "cuda").activations == pytest.approx(0.671 * GB, rel=1e-3)
+    assert cost.memory(CHECKPOINTED, "cuda").peak == pytest.approx(4.5 * GB, rel=0.02)
 
 
 def test_nf4_has_4_127_bits_a_weight():
-    assert pytest.approx(4.127, abs=1e-3) == budget.NF4_BITS
+    assert pytest.approx(4.127, abs=1e-3) == cost.NF4_BITS
 
 
 def test_a_cpu_holds_the_base_of_nf4_dequantised_as_well():
-    on_gpu, on_cpu = (budget.memory(CHECKPOINTED, kind).weights for kind in ("cuda", "cpu"))
+    on_gpu, on_cpu = (cost.memory(CHECKPOINTED, kind).weights for kind in ("cuda", "cpu"))
     assert on_cpu - on_gpu == 2 * PHI2.linear_weights
-    plain = budget.memory(replace(CHECKPOINTED, quantized=False), "cpu")
+    plain = cost.memory(replace(CHECKPOINTED, quantized=False), "cpu")
     assert plain.weights == 2 * PHI2.parameters
-    assert budget.dequantized_bytes(CHECKPOINTED, "cpu") == 0
+    assert cost.dequantized_bytes(CHECKPOINTED, "cpu") == 0
 
 
 def test_files_of_the_compute_dtype_stay_mapped_on_a_cpu():
-    converted = budget.memory(CHECKPOINTED, "cpu")  # Phi-2's files are in fp16
+    converted = cost.memory(CHECKPOINTED, "cpu")  # Phi-2's files are in fp16
     alike = replace(CHECKPOINTED, shape=replace(PHI2, stored="bfloat16"))
-    mapped = budget.memory(alike, "cpu")
+    mapped = cost.memory(alike, "cpu")
     assert mapped.weights - converted.weights == 2 * PHI2.linear_weights
     assert mapped.loading == 0 and converted.loading == 2 * PHI2.parameters
-    unquantized = budget.memory(replace(alike, quantized=False), "cpu")
+    unquantized = cost.memory(replace(alike, quantized=False), "cpu")
     assert unquantized.weights == 2 * PHI2.parameters and unquantized.loading == 0
 
 
 def test_loading_counts_where_it_takes_more_than_training():
     small = replace(TWO_OF_2048, shape=DEMO, quantized=False, peak_tokens=1)
-    memory = budget.memory(small, "cpu")
+    memory = cost.memory(small, "cpu")
     assert memory.parts()["loading"] == 4 * DEMO.parameters
     assert memory.peak == memory.process + (2 + 4) * DEMO.parameters
 
@@ -90,17 +90,17 @@ def test_on_a_cpu_rows_of_different_lengths_leave_holes_in_the_heap():
     )
     assert [alike.varied, varied.varied] == list(lengths)
     same = replace(varied, varied=False)
-    ratio = budget.memory(varied, "cpu").activations / budget.memory(same, "cpu").activations
-    assert ratio == pytest.approx(budget.VARIED_SLACK / budget.CPU_SLACK)
-    assert budget.memory(varied, "cuda") == budget.memory(same, "cuda")
+    ratio = cost.memory(varied, "cpu").activations / cost.memory(same, "cpu").activations
+    assert ratio == pytest.approx(cost.VARIED_SLACK / cost.CPU_SLACK)
+    assert cost.memory(varied, "cuda") == cost.memory(same, "cuda")
 
 
 def test_the_chunk_of_logits_is_the_one_that_the_losses_take():
     from fasttune.models import head
     from fasttune.models.fast import attention
 
-    assert budget.CHUNK == head.CHUNK
-    assert budget.SHORT == attention.SHORT
+    assert cost.CHUNK == head.CHUNK
+    assert cost.SHORT == attention.SHORT
 
 
 @pytest.mark.parametrize("path", ["transformers", "fast", "fast fp32"])
@@ -155,9 +155,9 @@ def test_widths_are_what_autograd_keeps(kind, path):
     shape = shape_of({**settings, "model_type": kind}, kind)
     # Besides the wide tensors there are LoRA's inner ones, r a matrix, and a few numbers a token.
     expected = (
-        budget.widths(shape)
+        cost.widths(shape)
         if path == "transformers"
-        else budget.fast_widths(shape, tokens / 2, dtype.itemsize)
+        else cost.fast_widths(shape, tokens / 2, dtype.itemsize)
     )
     assert counted == pytest.approx(expected, rel=0.06)
 
@@ -167,20 +167,20 @@ def test_widths_are_what_autograd_keeps(kind, path):
 
 def test_flops_of_phi_2():
     # forward 5033.2 + 335.5 + 47.2 + 262.1 MFLOP, backward 5033.2 + 838.9 + 94.4 + 262.1
-    assert budget.flops_per_token(TWO_OF_2048) == pytest.approx(11.907e9, rel=1e-4)
+    assert cost.flops_per_token(TWO_OF_2048) == pytest.approx(11.907e9, rel=1e-4)
     # and once more 5033.2 + 335.5 + 47.2
-    assert budget.flops_per_token(CHECKPOINTED) == pytest.approx(17.322e9, rel=1e-4)
+    assert cost.flops_per_token(CHECKPOINTED) == pytest.approx(17.322e9, rel=1e-4)
 
 
 def test_time_on_an_a100():
-    time = budget.time(CHECKPOINTED, GPUS["a100"])
+    time = cost.time(CHECKPOINTED, GPUS["a100"])
     assert time.matmul == pytest.approx(4096 * 17.322e9 / 312e12, rel=1e-3)
     # three passes that each read 4.127 and write 16 bits a weight
     moved = 3 * 2_516_582_400 * (4.127 + 16) / 8
     assert time.dequantisation == pytest.approx(moved / 1555e9, rel=1e-3)
     assert time.expected == pytest.approx(2.5 * time.bound)
-    assert budget.time(replace(CHECKPOINTED, dtype="float32"), GPUS["a100"]) is None
-    assert budget.time(CHECKPOINTED, find_device("16GB")) is None
+    assert cost.time(replace(CHECKPOINTED, dtype="float32"), GPUS["a100"]) is None
+    assert cost.time(CHECKPOINTED, find_device("16GB")) is None
 
 
 # Devices
@@ -298,7 +298,7 @@ def test_the_largest_batch_is_the_largest():
     asked = config()
     count = largest_batch(asked, PHI2, gpu(16), 512, checkpointing=True)
     fitting, over = (
-        budget.memory(
+        cost.memory(
             job_of(
                 config(
                     model__max_length=512,

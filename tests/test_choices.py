@@ -10,10 +10,10 @@ from test_cli import HEAVY, modules_after
 
 from fasttune.cli import main
 from fasttune.config import PRECISIONS, LoraConfig, ModelConfig, RunConfig, TrainConfig
-from fasttune.devices import GPUS, find_device
 from fasttune.errors import FasttuneError
 from fasttune.machine import Device
 from fasttune.models.choices import Choices, decide, decide_for_generation
+from fasttune.planning.devices import GPUS, find_device
 
 CPU = Device("CPU", "cpu", 32e9, bf16=True)
 OLD_CPU = replace(CPU, bf16=False)

@@ -185,7 +185,7 @@ def test_checkpointing_is_switched_on_where_memory_is_short(
 
 def test_an_unknown_architecture_is_trained_without_a_plan(monkeypatch, tmp_path, capsys):
     from fasttune.config import RunConfig
-    from fasttune.forecast import foresee
+    from fasttune.planning.forecast import foresee
 
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     said: list[str] = []

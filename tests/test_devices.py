@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fasttune import budget, machine
-from fasttune.devices import GPUS, NAMES, find_device, known_card, with_figures
+from fasttune import machine
 from fasttune.machine import CONTEXT, GB, Device
+from fasttune.planning import cost
+from fasttune.planning.devices import GPUS, NAMES, find_device, known_card, with_figures
 
 # Bytes that CUDA reports, where they matter.
 A100_40, A100_80 = 42_405_855_232, 84_974_239_744
@@ -137,17 +138,17 @@ def test_a_gpus_memory_is_what_others_leave_with_the_context(cuda):
 
 
 def test_a_plan_and_the_measured_peak_count_the_same_of_a_gpu(cuda, monkeypatch):
-    from fasttune.shapes import read_shape
+    from fasttune.planning.shape import read_shape
 
-    job = budget.Job(read_shape("microsoft/phi-2"), True, "float16", 2, True, 2048, 2048, 2048)
-    planned = budget.memory(job, "cuda")
+    job = cost.Job(read_shape("microsoft/phi-2"), True, "float16", 2, True, 2048, 2048, 2048)
+    planned = cost.memory(job, "cuda")
     tensors = planned.weights + planned.training
     # what the allocator holds at the peak: tensors, and what of its blocks they do not fill
-    reserved = int(tensors + budget.RESERVED)
+    reserved = int(tensors + cost.RESERVED)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: reserved)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: int(tensors))
     assert machine.peak_memory() == pytest.approx(planned.peak, abs=2)
-    assert planned.process == CONTEXT + budget.RESERVED
+    assert planned.process == CONTEXT + cost.RESERVED
 
 
 def test_the_help_names_every_card(capsys):

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fasttune.errors import FasttuneError
 from fasttune.models.architectures import FAMILIES, TARGETS
-from fasttune.shapes import BUILT_IN, UnknownArchitecture, read_shape, shape_of
+from fasttune.planning.shape import BUILT_IN, UnknownArchitecture, read_shape, shape_of
 
 SMALL = {
     "vocab_size": 1000,

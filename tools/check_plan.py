@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.budget import PROCESS
 from fasttune.models.demo import demo_model
+from fasttune.planning.cost import PROCESS
 
 ROOT = Path(__file__).parents[1]
 ROWS = 16

@@ -158,9 +158,9 @@ def device_name() -> str:
 
 
 def peak_memory() -> int:
-    """Peak memory of this process in bytes, of what a plan counts (`budget.Memory.peak`): of the GPU
-    all that torch's allocator reserved, and `CONTEXT`, of which the allocator does not know; on a
-    CPU what was resident in RAM."""
+    """Peak memory of this process in bytes, of what a plan counts (`planning.cost.Memory.peak`): of
+    the GPU all that torch's allocator reserved, and `CONTEXT`, of which the allocator does not
+    know; on a CPU what was resident in RAM."""
     if tensor_device() == "cuda":
         import torch
 

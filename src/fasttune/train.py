@@ -22,7 +22,6 @@ from fasttune.encoding.cache import EncodedRows, encode_rows
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
-from fasttune.forecast import foresee
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.job import Prepared
 from fasttune.machine import (
@@ -40,6 +39,7 @@ from fasttune.models.fast.fast import speed_up
 from fasttune.models.head import check_head
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.tokenizer import load_tokenizer
+from fasttune.planning.forecast import foresee
 from fasttune.plugins import Identity, Plugins
 from fasttune.progress import Progress
 from fasttune.quiet import quiet

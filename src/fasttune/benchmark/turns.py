@@ -22,11 +22,11 @@ from fasttune.encoding.cache import encode_rows
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
-from fasttune.forecast import foresee
 from fasttune.job import Prepared
 from fasttune.machine import device_name, require_one_process, this_device, versions
 from fasttune.models.choices import Choices, decide
 from fasttune.models.tokenizer import load_tokenizer
+from fasttune.planning.forecast import foresee
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
 """Those that the plain arm has too."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fasttune.config import RunConfig
-    from fasttune.forecast import Forecast
+    from fasttune.planning.forecast import Forecast
     from fasttune.plugins import Plugins
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
@@ -56,12 +56,12 @@ def plan(
     model.max_length tokens. The exit status is 2 if the run does not fit.
     """
     from fasttune.config import load_config
-    from fasttune.devices import find_device, with_figures
-    from fasttune.forecast import forecast
     from fasttune.machine import this_device
     from fasttune.models.demo import NAME
     from fasttune.models.tokenizer import CUDA_DEFAULT
-    from fasttune.shapes import read_shape
+    from fasttune.planning.devices import find_device, with_figures
+    from fasttune.planning.forecast import forecast
+    from fasttune.planning.shape import read_shape
 
     chosen = [("template", template)] if template else []
     resolved = load_config(config, [*chosen, *overrides(data, columns, model, settings or [])])
@@ -102,7 +102,7 @@ def _lengths(config: RunConfig, loaded: Plugins) -> list[int] | None:
 
 def _largest(made: Forecast) -> list[dict[str, int]]:
     """Rows in the largest batch that fits, by their length, without and with checkpointing."""
-    from fasttune.fit import largest_batch
+    from fasttune.planning.fit import largest_batch
 
     shape, device = made.job.shape, made.device
     return [
@@ -121,14 +121,14 @@ def _largest(made: Forecast) -> list[dict[str, int]]:
 def _show(made: Forecast) -> None:
     from rich.console import Group
 
-    from fasttune import budget
-    from fasttune.forecast import spell
+    from fasttune.planning import cost
+    from fasttune.planning.forecast import spell
 
     out, job, device = console(), made.job, made.device
     shape, base = job.shape, "NF4" if job.quantized else f"{8 * job.number_bytes} bits"
     out.print(
         f"{shape.name}: {shape.parameters / 1e6:,.1f} M parameters, base in {base}, "
-        f"LoRA {budget.lora_parameters(job) / 1e6:.2f} M",
+        f"LoRA {cost.lora_parameters(job) / 1e6:.2f} M",
         markup=False,
     )
     rows = "rows" if made.rows is None else f"of {made.rows} rows"
@@ -159,26 +159,26 @@ def _show(made: Forecast) -> None:
         bound, expected = made.steps * made.time.bound, made.steps * made.time.expected
         out.print(
             f"\n{made.steps} steps: at least {spell(bound)}, {spell(expected)} at "
-            f"{budget.EFFICIENCY:.0%} of the peak; estimates, not measured"
+            f"{cost.EFFICIENCY:.0%} of the peak; estimates, not measured"
         )
 
 
 def _step(made: Forecast) -> list[str]:
-    from fasttune import budget
-    from fasttune.forecast import spell
+    from fasttune.planning import cost
+    from fasttune.planning.forecast import spell
 
     job, time = made.job, made.time
-    per_token = budget.flops_per_token(job)
+    per_token = cost.flops_per_token(job)
     lines = [
         f"{per_token * job.step_tokens / 1e12:.3g} TFLOP, {per_token / 1e9:.2f} GFLOP a token",
-        f"{budget.dequantized_bytes(job, made.device.kind) / 1e9:.1f} GB dequantised",
+        f"{cost.dequantized_bytes(job, made.device.kind) / 1e9:.1f} GB dequantised",
     ]
     if time is None:
         return [*lines, "no time: the peak of this device is not known"]
     return [
         *lines,
         f"at least {spell(time.bound)} (matrix products {spell(time.matmul)}, dequantisation "
-        f"{spell(time.dequantisation)}); {spell(time.expected)} at {budget.EFFICIENCY:.0%} of the "
+        f"{spell(time.dequantisation)}); {spell(time.expected)} at {cost.EFFICIENCY:.0%} of the "
         "peak",
     ]
 

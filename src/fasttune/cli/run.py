@@ -112,9 +112,9 @@ def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
     from fasttune.config import steps
     from fasttune.encoding.cache import encode_rows
     from fasttune.encoding.encode import describe_row
-    from fasttune.forecast import foresee
     from fasttune.machine import this_device
     from fasttune.models.tokenizer import load_tokenizer
+    from fasttune.planning.forecast import foresee
 
     tokenizer = load_tokenizer(prepared.model)
     encoded = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)

@@ -94,7 +94,7 @@ def decide(config: RunConfig, device: Device) -> Choices:
     4 bits on CUDA and none elsewhere. bf16 where the hardware computes in it, else fp16 on CUDA and
     fp32 on a CPU, where a bf16 that is only emulated is several times slower. AdamW, with states of
     8 bits on CUDA. Checkpointing that is still "auto" is that of a model that cannot be planned for
-    (`fit.decide_checkpointing` replaces it otherwise): Unsloth's on CUDA, none on a CPU.
+    (`planning.fit.decide_checkpointing` replaces it otherwise): Unsloth's on CUDA, none on a CPU.
 
     Raises:
         FasttuneError: the device does not compute in the asked precision.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fasttune.machine import CONTEXT, GB, Device
-from fasttune.shapes import BYTES, Shape
+from fasttune.planning.shape import BYTES, Shape
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits per weight in NF4 with double quantisation: 4 bits, an 8-bit scale per block of 64 weights
@@ -68,7 +68,7 @@ class Job:
 
     Attributes:
         quantized: the blocks' matrices are held in NF4.
-        dtype: the compute dtype, a key of `shapes.BYTES`.
+        dtype: the compute dtype, a key of `planning.shape.BYTES`.
         optimizer_bytes: bytes of optimiser state per trained parameter.
         checkpointing: blocks are computed again in the backward pass.
         peak_tokens: tokens of the largest batch that the model sees at once, padding included.

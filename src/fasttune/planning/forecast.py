@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fasttune import budget
-from fasttune.budget import Job, Memory, Time
 from fasttune.config import RunConfig, steps
-from fasttune.devices import measured_matmul, with_figures
 from fasttune.errors import FasttuneError
-from fasttune.fit import decide_checkpointing, job_of, suggest
 from fasttune.machine import GB, Device
 from fasttune.models.choices import Choices, decide
-from fasttune.shapes import Shape, UnknownArchitecture, read_shape
+from fasttune.planning import cost
+from fasttune.planning.cost import Job, Memory, Time
+from fasttune.planning.devices import measured_matmul, with_figures
+from fasttune.planning.fit import decide_checkpointing, job_of, suggest
+from fasttune.planning.shape import Shape, UnknownArchitecture, read_shape
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Forecast:
         return {
             "model": shape.name,
             "parameters": shape.parameters,
-            "lora_parameters": budget.lora_parameters(self.job),
+            "lora_parameters": cost.lora_parameters(self.job),
             "device": asdict(self.device),
             "quantization": "nf4" if self.job.quantized else "none",
             "number_bytes": self.job.number_bytes,
@@ -100,13 +100,11 @@ class Forecast:
             "rows": self.rows,
             "steps": self.steps,
             "step_tokens": round(self.job.step_tokens, 1),
-            "flops_per_token": round(budget.flops_per_token(self.job)),
-            "flops_per_step": round(budget.flops_per_token(self.job) * self.job.step_tokens),
-            "dequantized_bytes_per_step": round(
-                budget.dequantized_bytes(self.job, self.device.kind)
-            ),
+            "flops_per_token": round(cost.flops_per_token(self.job)),
+            "flops_per_step": round(cost.flops_per_token(self.job) * self.job.step_tokens),
+            "dequantized_bytes_per_step": round(cost.dequantized_bytes(self.job, self.device.kind)),
             "seconds_per_step": time
-            and {"bound": time.bound, "expected": time.expected, "efficiency": budget.EFFICIENCY},
+            and {"bound": time.bound, "expected": time.expected, "efficiency": cost.EFFICIENCY},
         }
 
 
@@ -137,8 +135,8 @@ def forecast(
         config=decided,
         device=device,
         job=job,
-        memory=budget.memory(job, device.kind),
-        time=budget.time(job, device),
+        memory=cost.memory(job, device.kind),
+        time=cost.time(job, device),
         rows=None if lengths is None else len(lengths),
         steps=steps(len(lengths or ()), config) if known else None,
         suggestion=(),

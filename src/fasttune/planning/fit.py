@@ -8,11 +8,11 @@ from dataclasses import replace
 from math import ceil
 from typing import Any
 
-from fasttune.budget import Job, memory
 from fasttune.config import RunConfig
 from fasttune.machine import Device
 from fasttune.models.choices import decide
-from fasttune.shapes import Shape
+from fasttune.planning.cost import Job, memory
+from fasttune.planning.shape import Shape
 
 MARGIN = 0.9
 """Share of the memory that "auto" and the table of what fits may fill; the prediction is checked to

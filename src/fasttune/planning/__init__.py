@@ -1,0 +1,1 @@
+"""From a config to the memory and time a run will take, before a model is loaded."""
