@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from fasttune import Exporter, ExportJob, Reader, hookimpl
 
 if TYPE_CHECKING:
-    from fasttune.exports.verify import Bounds
+    from fasttune.plugins.exporter import Bounds
 
 
 class Adapter(Exporter):
@@ -19,7 +19,7 @@ class Adapter(Exporter):
         return job.open_adapter(job.folder)
 
     def bounds(self, job: ExportJob) -> "Bounds":
-        from fasttune.exports.verify import EXACT
+        from fasttune.plugins.exporter import EXACT
 
         return EXACT
 

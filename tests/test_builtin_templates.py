@@ -7,9 +7,9 @@ from fasttune_plugins import multilingual
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fasttune.discovery import load_plugins
 from fasttune.encoding.encode import encode, encode_prompt
-from fasttune.template import tags_in
+from fasttune.plugins.discovery import load_plugins
+from fasttune.plugins.template import tags_in
 
 TEMPLATES = {
     name: load_plugins().template(name) for name in ("alpaca", "reasoning", "multilingual")

@@ -13,11 +13,11 @@ from hypothesis import given as examples
 from hypothesis import strategies as st
 
 from fasttune import FasttuneError, Template, given, learn
-from fasttune.discovery import load_plugins
 from fasttune.encoding.encode import encode_prompt
 from fasttune.exports.chat_template.jinja import ChatFormat, compile_chat_template, render_jinja
 from fasttune.exports.chat_template.skeleton import Condition
-from fasttune.template import PROBE_ROWS
+from fasttune.plugins.discovery import load_plugins
+from fasttune.plugins.identity import PROBE_ROWS
 
 BUILT_IN = ("alpaca", "reasoning", "multilingual")
 SYSTEM = (
@@ -423,7 +423,7 @@ def test_a_row_that_probing_did_not_foresee_is_refused():
 def test_compiling_needs_no_torch():
     code = (
         "import sys; from fasttune.exports.chat_template.jinja import compile_chat_template; "
-        "from fasttune.discovery import load_plugins; "
+        "from fasttune.plugins.discovery import load_plugins; "
         "compile_chat_template(load_plugins().template('reasoning')); "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

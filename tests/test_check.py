@@ -8,9 +8,9 @@ import random
 import pytest
 
 from fasttune import FasttuneError, Template, given, learn
-from fasttune.discovery import load_plugins
 from fasttune.inspection.contract import check_template, failed
-from fasttune.template import PROBE_ROWS
+from fasttune.plugins.discovery import load_plugins
+from fasttune.plugins.identity import PROBE_ROWS
 
 
 class Good(Template):

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from fasttune.cli import main
-from fasttune.discovery import load_plugins
-from fasttune.scaffold import new_template
+from fasttune.plugins.discovery import load_plugins
+from fasttune.plugins.scaffold import new_template
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from fasttune.cli import main
 from fasttune.comparison.finished import plan_runs
 from fasttune.comparison.plan import Measuring, plan_templates
 from fasttune.config import load_config
-from fasttune.discovery import load_plugins
 from fasttune.errors import FasttuneError
+from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, list_runs
 
 PLUGINS = load_plugins()

@@ -16,7 +16,7 @@ from fasttune import Answer, Metric
 from fasttune.comparison.charts import COLOURS
 from fasttune.comparison.page import _number, to_html
 from fasttune.comparison.result import Arm, compare_arms, verdict
-from fasttune.metrics import Likelihood
+from fasttune.plugins.metric import Likelihood
 from fasttune.repetition import longest_repeat
 
 LONG = "reasoning-SmolLM2-135M-Instruct-20261123-112004"  # a run's name, where templates are alike

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from fasttune import Row, Segment, Template, given, learn
 from fasttune.data.load import Finding, load, parse_columns, shipped
 from fasttune.data.split import data_hash, divide
-from fasttune.discovery import load_plugins
 from fasttune.errors import FasttuneError
 from fasttune.inspection.survey import default_template, histogram, scripts, spread, survey
+from fasttune.plugins.discovery import load_plugins
 
 ROWS = [
     {"instruction": "Add 2 and 3.", "input": "", "output": " 5\n"},

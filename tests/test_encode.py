@@ -23,7 +23,7 @@ from fasttune.encoding.encode import (
 )
 from fasttune.encoding.limit import fit
 from fasttune.encoding.spans import Tokens, lay, tokenize
-from fasttune.template import Segment
+from fasttune.plugins.template import Segment
 
 EOS = 50256
 _ = IGNORED
@@ -221,7 +221,7 @@ def test_a_given_middle_never_hides_learned_text(phi2_tokenizer, instruction, re
 
 
 def test_the_builtin_reasoning_row(phi2_tokenizer, reasoning_row):
-    from fasttune.discovery import load_plugins
+    from fasttune.plugins.discovery import load_plugins
 
     template = load_plugins().template("reasoning")
     encoded = check(template, reasoning_row, phi2_tokenizer)

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 
 from fasttune import Template, given, learn
 from fasttune.config import ModelConfig
-from fasttune.discovery import load_plugins
 from fasttune.encoding.encode import encode, response_tokens
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.generation.likelihood import evaluate, with_likelihoods
 from fasttune.generation.loops import LoopStop
-from fasttune.metrics import Answer
+from fasttune.plugins.discovery import load_plugins
+from fasttune.plugins.metric import Answer
 
 TEMPLATES = {name: template for name, (template, _) in load_plugins().templates.items()}
 CYCLE = 20

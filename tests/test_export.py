@@ -23,23 +23,15 @@ from safetensors.torch import load_file, save_file
 
 from fasttune.cli import main
 from fasttune.config import DataConfig, ModelConfig, RunConfig, SamplesConfig, dump_config
-from fasttune.discovery import load_plugins
 from fasttune.errors import FasttuneError
-from fasttune.exporter import ExportJob
 from fasttune.exports import export as exporting
 from fasttune.exports.card import base_licence
 from fasttune.exports.readers import read_run
-from fasttune.exports.verify import (
-    EXACT,
-    QUANTISED,
-    Bounds,
-    Measured,
-    compare,
-    kl_divergence,
-    measure,
-)
+from fasttune.exports.verify import Measured, compare, kl_divergence, measure
+from fasttune.plugins.discovery import load_plugins
+from fasttune.plugins.exporter import EXACT, QUANTISED, Bounds, ExportJob
+from fasttune.plugins.template import Template, given, learn
 from fasttune.runs import Run
-from fasttune.template import Template, given, learn
 
 EOS = 256
 TARGETS = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]

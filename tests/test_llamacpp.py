@@ -10,10 +10,10 @@ from fasttune_plugins.gguf.write import write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttune.discovery import load_plugins
 from fasttune.encoding.encode import encode_prompt
 from fasttune.exports.chat_template.jinja import compile_chat_template
-from fasttune.template import PROBE_ROWS
+from fasttune.plugins.discovery import load_plugins
+from fasttune.plugins.identity import PROBE_ROWS
 
 pytest.importorskip("llama_cpp", reason="pip install 'fasttune[llamacpp]'")
 pytest.importorskip("gguf")

@@ -9,8 +9,8 @@ import pytest
 from fasttune_plugins.answers import numbers
 
 from fasttune import Answer, FasttuneError, Likelihood, Metric
-from fasttune.discovery import load_plugins
-from fasttune.metrics import score
+from fasttune.plugins.discovery import load_plugins
+from fasttune.plugins.metric import score
 
 METRICS = {name: metric for name, (metric, _) in load_plugins().metrics.items()}
 

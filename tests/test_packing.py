@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from fasttune.discovery import load_plugins
 from fasttune.encoding.batches import (
     NO_SECTION,
     Collator,
@@ -31,6 +30,7 @@ from fasttune.encoding.batches import (
 from fasttune.encoding.encode import IGNORED, encode
 from fasttune.models.fast.attention import NAME, can_attend_by_row
 from fasttune.models.head import token_losses
+from fasttune.plugins.discovery import load_plugins
 
 ROWS = [
     {"instruction": "Add 2 and 3.", "input": "", "reasoning": "2 + 3 = 5.", "output": "5"},

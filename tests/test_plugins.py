@@ -12,8 +12,9 @@ from pathlib import Path
 import pluggy
 import pytest
 
-from fasttune import FasttuneError, Metric, Template, hookspecs
-from fasttune.discovery import GROUP, load_file, load_plugins
+from fasttune import FasttuneError, Metric, Template
+from fasttune.plugins import hookspecs
+from fasttune.plugins.discovery import GROUP, load_file, load_plugins
 
 DOCS = Path(__file__).parents[1] / "docs" / "templates.md"
 BUILT_IN = sorted(p.name for p in distribution("fasttune").entry_points.select(group=GROUP))
@@ -56,7 +57,7 @@ def reports(*arguments: object) -> str:
 def installed(monkeypatch, *points: tuple[str, str]) -> None:
     """Have only these entry points, given as (name, value)."""
     found = [EntryPoint(name, value, GROUP) for name, value in points]
-    monkeypatch.setattr("fasttune.discovery.entry_points", lambda group: found)
+    monkeypatch.setattr("fasttune.plugins.discovery.entry_points", lambda group: found)
 
 
 def test_built_ins_enter_by_the_public_door():
@@ -78,7 +79,7 @@ def test_folders_are_searched_in_order(tmp_path, monkeypatch):
     plugin(option, "e_option")
     plugin(option, "d_option")
     monkeypatch.setenv("FASTTUNE_PLUGINS_DIR", str(variable))
-    monkeypatch.setattr("fasttune.discovery.user_config_dir", lambda: user)
+    monkeypatch.setattr("fasttune.plugins.discovery.user_config_dir", lambda: user)
     plugins = loaded(option, tmp_path / "c/run.yaml")
     names = [*BUILT_IN, "d_option", "e_option", "c_variable", "b_beside", "a_user"]
     assert list(plugins.providers) == names
@@ -312,7 +313,7 @@ def test_hook_register_templates(tmp_path):
 
 def test_hook_register_metrics(tmp_path):
     from fasttune import Answer
-    from fasttune.metrics import score
+    from fasttune.plugins.metric import score
 
     plugins = example("register_metrics", tmp_path)
     answers = [

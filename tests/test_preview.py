@@ -299,7 +299,7 @@ def test_command_shows_a_shipped_row(capsys, model):
 
 
 def test_command_json_map_and_system(capsys, model, tmp_path, phi2_tokenizer, reasoning_row):
-    from fasttune.discovery import load_plugins
+    from fasttune.plugins.discovery import load_plugins
 
     data = tmp_path / "rows.jsonl"
     moved = {"frage": reasoning_row.pop("instruction"), **reasoning_row}

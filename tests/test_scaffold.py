@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from fasttune import FasttuneError
-from fasttune.discovery import load_file, load_plugins
 from fasttune.inspection.contract import check_template
-from fasttune.scaffold import new_template
+from fasttune.plugins.discovery import load_file, load_plugins
+from fasttune.plugins.scaffold import new_template
 
 
 def run_pytest(folder):

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from fasttune import Segment, Template, given, learn
-from fasttune.template import PROBE_ROWS, rendering_hash, tags_in
+from fasttune.plugins.identity import PROBE_ROWS, rendering_hash
+from fasttune.plugins.template import tags_in
 
 
 class Plain(Template):

@@ -19,13 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fasttune.cli import main
 from fasttune.config import LoraConfig, ModelConfig
-from fasttune.discovery import load_plugins
 from fasttune.encoding.batches import features, learned, pack, section_names
 from fasttune.encoding.encode import IGNORED, encode
 from fasttune.errors import FasttuneError
 from fasttune.models.head import token_losses
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.sections import SectionLoss
+from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, find_run
 
 SIX_STEPS = ("train.max_steps=6", "train.eval_steps=3", "train.save_steps=3")

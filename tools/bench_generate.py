@@ -22,13 +22,13 @@ from statistics import median
 
 from fasttune.config import LoraConfig, ModelConfig, RunConfig
 from fasttune.data.load import load, shipped
-from fasttune.discovery import load_plugins
 from fasttune.encoding.encode import encode_prompt
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.machine import this_device
 from fasttune.models.choices import decide
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.unsloth import FastLanguageModel
+from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import find_run
 
 # isort: split

@@ -37,10 +37,10 @@ def fasttune_arm(
     Gives the number of rows and of tokens."""
     from fasttune.config import load_config
     from fasttune.data.split import data_hash
-    from fasttune.discovery import load_plugins
     from fasttune.encoding.cache import encode_rows
     from fasttune.job import prepare
     from fasttune.models.tokenizer import load_tokenizer
+    from fasttune.plugins.discovery import load_plugins
 
     settings = [
         ("template", template), ("data.train", str(file)), ("data.eval_fraction", 0.0),
@@ -69,7 +69,7 @@ def trl_arm(
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from fasttune.discovery import load_plugins
+    from fasttune.plugins.discovery import load_plugins
 
     format = load_plugins().template(template)
     tokenizer = AutoTokenizer.from_pretrained(model)

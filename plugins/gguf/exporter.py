@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from fasttune import Exporter, ExportJob, Reader, hookimpl
 
 if TYPE_CHECKING:
-    from fasttune.exports.verify import Bounds
+    from fasttune.plugins.exporter import Bounds
 
 # The first is the default. The k-quants need llama.cpp's llama-quantize on the PATH.
 WRITTEN = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -46,7 +46,7 @@ class Gguf(Exporter):
         return LlamaCppReader(job.folder / self.file(job), job.template, chat, context)
 
     def bounds(self, job: ExportJob) -> "Bounds":
-        from fasttune.exports.verify import ROUNDED, Bounds
+        from fasttune.plugins.exporter import ROUNDED, Bounds
 
         quant, run = job.options["quant"], super().bounds(job)
         if quant in ("f32", "f16", "bf16"):

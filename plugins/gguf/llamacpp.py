@@ -11,7 +11,7 @@ import numpy as np
 
 from fasttune.errors import FasttuneError
 from fasttune.exports.chat_template.jinja import ChatFormat, render_jinja
-from fasttune.template import Row, Template
+from fasttune.plugins.template import Row, Template
 
 
 class LlamaCppReader:

@@ -12,8 +12,8 @@ from fasttune.data.rows import ChosenRows
 from fasttune.data.split import divide
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.models.tokenizer import resolve_model
-from fasttune.plugins import Plugins
-from fasttune.template import Row, Template
+from fasttune.plugins.registry import Plugins
+from fasttune.plugins.template import Row, Template
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 

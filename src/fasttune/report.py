@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.files import atomic_path, write_json, write_text
-from fasttune.metrics import Answer, Metric, score
+from fasttune.plugins.metric import Answer, Metric, as_dict, score
 
 
 def plot_losses(metrics: Sequence[dict[str, Any]], target: Path, title: str) -> None:
@@ -99,13 +99,3 @@ def write_samples(
 
 def _quote(text: str) -> list[str]:
     return [f"> {line}".rstrip() for line in text.splitlines()]
-
-
-def as_dict(answer: Answer) -> dict[str, Any]:
-    """An answer without its row, for JSON."""
-    return {
-        "text": answer.text,
-        "sections": answer.sections,
-        "stop": answer.stop,
-        "tokens": answer.tokens,
-    }

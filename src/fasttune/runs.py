@@ -22,8 +22,8 @@ from fasttune.config import PRECISIONS, ModelConfig, RunConfig, dump_config, loa
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import write_json, write_text
-from fasttune.plugins import Identity
-from fasttune.template import Row
+from fasttune.plugins.identity import Identity
+from fasttune.plugins.template import Row
 
 
 @dataclass(frozen=True)

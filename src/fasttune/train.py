@@ -32,7 +32,6 @@ from fasttune.machine import (
     this_device,
     versions,
 )
-from fasttune.metrics import Answer
 from fasttune.models.choices import Choices, decide
 from fasttune.models.dropout import base_dropout
 from fasttune.models.fast.fast import speed_up
@@ -40,12 +39,14 @@ from fasttune.models.head import check_head
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.planning.forecast import foresee
-from fasttune.plugins import Identity, Plugins
+from fasttune.plugins.identity import Identity
+from fasttune.plugins.metric import Answer
+from fasttune.plugins.registry import Plugins
+from fasttune.plugins.template import Row
 from fasttune.progress import Progress
 from fasttune.quiet import quiet
 from fasttune.report import plot_losses, write_samples
 from fasttune.runs import Run, create_run, now
-from fasttune.template import Row
 from fasttune.trainer import Interrupt, RunLog, Trainer, training_arguments
 
 

@@ -15,7 +15,7 @@ from fasttune.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED, Fast
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fasttune.plugins import Plugins
+    from fasttune.plugins.registry import Plugins
 
 app = typer.Typer(
     name="fasttune",
@@ -48,7 +48,7 @@ def say(line: str) -> None:
 
 def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
     """The plugins under the global options; those that fail to load are named on standard error."""
-    from fasttune.discovery import load_plugins
+    from fasttune.plugins.discovery import load_plugins
 
     loaded = load_plugins(context.obj["plugins_dir"], config)
     loaded.provided()  # asks every plugin for what it has, which may add problems

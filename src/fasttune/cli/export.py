@@ -12,7 +12,7 @@ from fasttune.errors import EXIT_FAILURE, FasttuneError
 
 if TYPE_CHECKING:
     from fasttune.exports.verify import Exported
-    from fasttune.plugins import Plugins
+    from fasttune.plugins.registry import Plugins
 
 
 @app.command()

@@ -15,8 +15,8 @@ from fasttune.errors import FasttuneError
 
 if TYPE_CHECKING:
     from fasttune.generation.generator import Generator, Sampling
-    from fasttune.metrics import Answer
-    from fasttune.template import Row
+    from fasttune.plugins.metric import Answer
+    from fasttune.plugins.template import Row
 
 RunArgument = Annotated[
     str, typer.Argument(help="A run (folder, name or 'last'), or a base model: name or folder.")
@@ -113,7 +113,7 @@ def generate(
         if streaming:
             print(flush=True)
     if as_json:
-        from fasttune.report import as_dict
+        from fasttune.plugins.metric import as_dict
 
         print_json({"prompt": generator.template.prompt(row), **as_dict(answer)})
     elif raw:
@@ -250,7 +250,7 @@ def _answer_file(
 
     from fasttune.files import atomic_path
     from fasttune.job import with_system
-    from fasttune.report import as_dict
+    from fasttune.plugins.metric import as_dict
 
     prompts = [with_system(row, system) for row in rows]
     with ExitStack() as stack:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fasttune.config import RunConfig
     from fasttune.planning.forecast import Forecast
-    from fasttune.plugins import Plugins
+    from fasttune.plugins.registry import Plugins
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 

@@ -10,9 +10,10 @@ import typer
 
 from fasttune.cli.app import app, console, print_json
 from fasttune.cli.app import plugins as load_all
-from fasttune.discovery import load_file, load_plugins
 from fasttune.errors import EXIT_FAILURE, FasttuneError
-from fasttune.template import PROBE_ROWS, Segment
+from fasttune.plugins.discovery import load_file, load_plugins
+from fasttune.plugins.identity import PROBE_ROWS
+from fasttune.plugins.template import Segment
 
 if TYPE_CHECKING:
     from fasttune.inspection.contract import Result
@@ -100,7 +101,7 @@ def new(
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Write a working template and its test."""
-    from fasttune.scaffold import new_template
+    from fasttune.plugins.scaffold import new_template
 
     plugin, test = new_template(name, out, load_all(context), force)
     print(f"wrote {plugin}\nwrote {test}")

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from fasttune.comparison.charts import label_html
 from fasttune.comparison.result import Arm, Comparison
 from fasttune.languages import detect_language
-from fasttune.metrics import Answer, Metric
+from fasttune.plugins.metric import Answer, Metric
+from fasttune.plugins.template import Row
 from fasttune.repetition import Repeat, longest_repeat
-from fasttune.template import Row
 
 MARKED = 6
 """The least words of a repeated stretch that is marked."""

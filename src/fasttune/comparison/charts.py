@@ -13,7 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fasttune.comparison.result import Comparison, Difference
-from fasttune.metrics import Answer
+from fasttune.plugins.metric import Answer
 from fasttune.report import smooth
 
 if TYPE_CHECKING:

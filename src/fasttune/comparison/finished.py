@@ -21,9 +21,9 @@ from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError
 from fasttune.job import prepare
 from fasttune.models.tokenizer import load_tokenizer
-from fasttune.plugins import Plugins
+from fasttune.plugins.registry import Plugins
+from fasttune.plugins.template import Row
 from fasttune.runs import Run
-from fasttune.template import Row
 
 
 def plan_runs(

@@ -12,7 +12,7 @@ from fasttune.comparison.answers import answers_html
 from fasttune.comparison.bootstrap import Interval
 from fasttune.comparison.charts import charts, colour, forest, label_html
 from fasttune.comparison.result import ENOUGH, Arm, Comparison, Difference, verdict
-from fasttune.metrics import Metric
+from fasttune.plugins.metric import Metric
 
 _ARROWS = {
     "higher": '<span class="arrow" title="more is better">↑</span>',

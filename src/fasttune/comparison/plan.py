@@ -16,9 +16,9 @@ from fasttune.encoding.limit import fit
 from fasttune.errors import FasttuneError
 from fasttune.job import Prepared, prepare
 from fasttune.models.tokenizer import load_tokenizer
-from fasttune.plugins import Plugins
+from fasttune.plugins.registry import Plugins
+from fasttune.plugins.template import Row, Template
 from fasttune.runs import Run
-from fasttune.template import Row, Template
 
 Budget = Literal["steps", "tokens"]
 

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from fasttune.comparison.bootstrap import Interval, Sample, difference, interval
-from fasttune.metrics import Answer, Metric
+from fasttune.plugins.metric import Answer, Metric
 
 ENOUGH = 8
 """The least rows a verdict is based on. With fewer, an interval holds the truth too seldom."""

@@ -30,11 +30,10 @@ from fasttune.errors import FasttuneError
 from fasttune.files import write_json, write_text
 from fasttune.generation.generator import Generator
 from fasttune.generation.likelihood import evaluate
-from fasttune.metrics import Answer, Likelihood
-from fasttune.plugins import Plugins
-from fasttune.report import as_dict
+from fasttune.plugins.metric import Answer, Likelihood, as_dict
+from fasttune.plugins.registry import Plugins
+from fasttune.plugins.template import Row
 from fasttune.runs import Run, list_runs
-from fasttune.template import Row
 from fasttune.train import train
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fasttune.data.sources import Finding, Record
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.template import Row, Template, tags_in
+from fasttune.plugins.template import Row, Template, tags_in
 
 CONTENT = ("instruction", "input", "reasoning", "output")
 

@@ -14,7 +14,7 @@ from fasttune.data.rows import StoredRows
 from fasttune.data.sources import Finding, count, reader
 from fasttune.data.split import content_digest
 from fasttune.errors import FasttuneError
-from fasttune.template import Row, Template
+from fasttune.plugins.template import Row, Template
 
 SHOWN = 10
 LOOKAHEAD = 1000

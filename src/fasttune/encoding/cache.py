@@ -26,7 +26,7 @@ from fasttune.encoding.limit import Overlong, fit
 from fasttune.encoding.spans import eos_id, whole_text_backend
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_path, cache_dir, write_json
-from fasttune.template import Row, Template
+from fasttune.plugins.template import Row, Template
 
 ROWS_PER_BATCH = 128
 """Rows that are read together: 100 kB of short ones, as much as a disk reads ahead anyway."""

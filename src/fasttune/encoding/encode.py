@@ -19,7 +19,7 @@ from fasttune.encoding.spans import Span as Span
 from fasttune.encoding.spans import Tokens, lay, tokenize
 from fasttune.encoding.spans import eos_id as eos_id
 from fasttune.errors import FasttuneError
-from fasttune.template import Row, Segment, Template
+from fasttune.plugins.template import Row, Segment, Template
 
 IGNORED = -100
 """The label that torch's cross entropy skips."""

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.config import dump_config
 from fasttune.job import with_system
-from fasttune.template import PROBE_ROWS
+from fasttune.plugins.identity import PROBE_ROWS
 
 if TYPE_CHECKING:
-    from fasttune.exporter import Exporter, ExportJob
     from fasttune.exports.verify import Exported
+    from fasttune.plugins.exporter import Exporter, ExportJob
 
 LICENCES = {"phi-2": "mit", "smollm2": "apache-2.0"}
 """Part of a base's name -> its licence, for folders that do not say it themselves."""

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.exporter import Exporter, ExportJob
 from fasttune.exports.card import model_card
 from fasttune.exports.verify import Exported, Verification
 from fasttune.files import atomic_folder, write_json, write_text
 from fasttune.job import prepare
-from fasttune.template import Row
+from fasttune.plugins.exporter import Exporter, ExportJob
+from fasttune.plugins.template import Row
 
 if TYPE_CHECKING:
-    from fasttune.plugins import Plugins
+    from fasttune.plugins.registry import Plugins
     from fasttune.runs import Run
 
     pass

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fasttune.config import ModelConfig
 from fasttune.errors import FasttuneError
 from fasttune.machine import tensor_device, this_device
+from fasttune.plugins.template import Row, Template
 from fasttune.quiet import quiet
-from fasttune.template import Row, Template
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,39 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fasttune.errors import FasttuneError
-from fasttune.exporter import Reader
-from fasttune.template import Row
+from fasttune.plugins.exporter import EXACT, QUANTISED, ROUNDED, Bounds, Reader
+from fasttune.plugins.template import Row
 
 if TYPE_CHECKING:
     from fasttune.runs import Run
 
 GREEDY = 64
 """Tokens generated per row."""
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How far an export may be from its run.
-
-    Prompt ids and EOS have no bound: they are equal or not.
-
-    Attributes:
-        logits: largest |difference| of any logit; None where no bound makes sense.
-        kl: mean KL divergence in nats.
-    """
-
-    logits: float | None
-    kl: float
-
-
-# What the bounds were set from is in docs/export.md.
-EXACT = Bounds(logits=1e-3, kl=1e-6)
-"""The same numbers added up in another order, in fp32."""
-ROUNDED = Bounds(logits=10.0, kl=0.05)
-"""Weights rounded to 16 bits on one side: measured up to 4.4 and 0.011 on the demo model, where the
-sign of one tensor makes 19.8 and 0.19 at least."""
-QUANTISED = Bounds(logits=None, kl=1.0)
-"""The run computed with NF4 weights and the export does not: the gap is the quantisation's own."""
 
 
 def bounds_for(run: Run, options: Mapping[str, str]) -> Bounds:

@@ -11,9 +11,9 @@ from fasttune.config import ModelConfig
 from fasttune.encoding.encode import encode_prompt, eos_id
 from fasttune.errors import FasttuneError
 from fasttune.machine import this_device
-from fasttune.metrics import Answer
 from fasttune.models.choices import Choices, decide_for_generation
 from fasttune.models.load import load_for_generation
+from fasttune.plugins.metric import Answer
 
 # isort: split
 import torch
@@ -21,7 +21,7 @@ from transformers import GenerationConfig, pipeline
 from transformers.generation.streamers import BaseStreamer
 
 from fasttune.generation.decoding import Decoding
-from fasttune.template import Row, Template
+from fasttune.plugins.template import Row, Template
 
 WINDOW = 8
 """Batches whose rows are sorted by length together."""

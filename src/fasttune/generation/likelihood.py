@@ -14,8 +14,8 @@ import torch
 
 from fasttune.encoding.batches import features, learned, pad, section_names
 from fasttune.encoding.encode import Encoded, encode_many, response_tokens
-from fasttune.metrics import Answer, Likelihood
-from fasttune.template import Row
+from fasttune.plugins.metric import Answer, Likelihood
+from fasttune.plugins.template import Row
 
 
 def evaluate(

@@ -14,7 +14,8 @@ from typing import Any
 
 from fasttune.errors import FasttuneError
 from fasttune.inspection.promises import TEXT, TOKENS, Keep, Status, describe, renders
-from fasttune.template import PROBE_ROWS, Row, Segment, Template
+from fasttune.plugins.identity import PROBE_ROWS
+from fasttune.plugins.template import Row, Segment, Template
 
 Complaint = tuple[str, str]
 """A row, as "probe row 3" or "row 17", and what is wrong with it."""

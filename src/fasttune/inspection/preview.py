@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.encoding.encode import IGNORED, encode
 from fasttune.errors import FasttuneError
-from fasttune.template import Row, Template
+from fasttune.plugins.template import Row, Template
 
 if TYPE_CHECKING:
     from fasttune.data.load import Loaded

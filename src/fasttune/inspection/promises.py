@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from fasttune.encoding.encode import IGNORED, encode, encode_prompt
-from fasttune.template import Row, Segment, Template
+from fasttune.plugins.template import Row, Segment, Template
 
 Status = Literal["ok", "info", "warning", "failure"]
 

@@ -15,7 +15,7 @@ from typing import Any
 from fasttune.data.load import Loaded
 from fasttune.data.split import divide
 from fasttune.encoding.encode import IGNORED, Encoded, encode_many
-from fasttune.template import Template
+from fasttune.plugins.template import Template
 
 BINS = 12
 """At most so many bars in the histogram: what fits on a screen with everything else."""

@@ -19,7 +19,8 @@ from fasttune.errors import FasttuneError
 from fasttune.exports.chat_template.go import ollama_template
 from fasttune.exports.chat_template.probing import default_system, take_apart
 from fasttune.exports.chat_template.skeleton import Choice, Condition, Field, Node, Skeleton
-from fasttune.template import PROBE_ROWS, Row, Template
+from fasttune.plugins.identity import PROBE_ROWS
+from fasttune.plugins.template import Row, Template
 
 # Names that apply_chat_template or the compiled template use for something else.
 RESERVED = frozenset(

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fasttune.exports.chat_template.skeleton import Skeleton, State
-from fasttune.template import PROBE_ROWS, Row
+from fasttune.plugins.identity import PROBE_ROWS
+from fasttune.plugins.template import Row
 
 # The telling ones come first: the first text that a template changes is what its refusal is about.
 TEXTS = (

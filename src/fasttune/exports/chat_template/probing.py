@@ -29,7 +29,8 @@ from fasttune.exports.chat_template.skeleton import (
     merge,
     tree,
 )
-from fasttune.template import PROBE_ROWS, Row, Template
+from fasttune.plugins.identity import PROBE_ROWS
+from fasttune.plugins.template import Row, Template
 
 MAX_COMBINATIONS = 512
 LENGTHS = range(1, 41)

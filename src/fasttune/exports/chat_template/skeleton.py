@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fasttune.template import Row
+from fasttune.plugins.template import Row
 
 
 @dataclass(frozen=True)

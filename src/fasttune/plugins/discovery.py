@@ -14,9 +14,9 @@ from types import ModuleType
 
 import pluggy
 
-from fasttune import hookspecs
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.plugins import Plugins, Provider
+from fasttune.plugins import hookspecs
+from fasttune.plugins.registry import Plugins, Provider
 
 GROUP = "fasttune"
 

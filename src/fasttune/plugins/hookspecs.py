@@ -11,9 +11,9 @@ import pluggy
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from fasttune.exporter import Exporter
-    from fasttune.metrics import Metric
-    from fasttune.template import Template
+    from fasttune.plugins.exporter import Exporter
+    from fasttune.plugins.metric import Metric
+    from fasttune.plugins.template import Template
 
 hookspec = pluggy.HookspecMarker("fasttune")
 hookimpl = pluggy.HookimplMarker("fasttune")

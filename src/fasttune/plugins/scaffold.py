@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fasttune.errors import FasttuneError
 from fasttune.files import write_text
-from fasttune.plugins import Plugins, Provider
+from fasttune.plugins.registry import Plugins, Provider
 
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
@@ -39,7 +39,7 @@ TEST = """\
 from pathlib import Path
 
 from fasttune.inspection.contract import check_template
-from fasttune.discovery import load_file
+from fasttune.plugins.discovery import load_file
 
 template = load_file(Path(__file__).with_name("{name}.py")).template("{name}")
 

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +15,10 @@ from typing import Any
 import pluggy
 
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.exporter import Exporter
-from fasttune.metrics import Metric
-from fasttune.template import Template, rendering_hash
+from fasttune.plugins.exporter import Exporter
+from fasttune.plugins.identity import Identity, rendering_hash
+from fasttune.plugins.metric import Metric
+from fasttune.plugins.template import Template
 
 
 @dataclass(frozen=True)
@@ -41,27 +42,6 @@ class Problem:
     name: str
     path: str
     error: str
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What pins a template down: saved with every adapter, compared before generating or resuming.
-
-    Attributes:
-        source: SHA-256 of the file that defines the template.
-        rendering: `rendering_hash` of the template; this alone decides whether two templates agree.
-    """
-
-    name: str
-    provider: str
-    distribution: str
-    version: str
-    path: str
-    source: str
-    rendering: str
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 @dataclass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fasttune.errors import FasttuneError
+from fasttune.plugins.template import Row
 from fasttune.repetition import ends_in_loop
-from fasttune.template import Row
 
 
 @dataclass(frozen=True)
@@ -119,3 +119,13 @@ def score(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, flo
         if weight := sum(weight for _, weight in amounts):
             scores[metric.name] = sum(amount for amount, _ in amounts) / weight
     return scores
+
+
+def as_dict(answer: Answer) -> dict[str, Any]:
+    """An answer without its row, for JSON."""
+    return {
+        "text": answer.text,
+        "sections": answer.sections,
+        "stop": answer.stop,
+        "tokens": answer.tokens,
+    }

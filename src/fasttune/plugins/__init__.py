@@ -1,0 +1,1 @@
+"""The contract: what a plugin provides, how plugins are found and told apart."""
