@@ -17,7 +17,7 @@ from fasttune.comparison.charts import COLOURS
 from fasttune.comparison.page import _number, to_html
 from fasttune.comparison.result import Arm, compare_arms, verdict
 from fasttune.plugins.metric import Likelihood
-from fasttune.repetition import longest_repeat
+from fasttune.text.repetition import longest_repeat
 
 LONG = "reasoning-SmolLM2-135M-Instruct-20261123-112004"  # a run's name, where templates are alike
 EVIL = "<script>window.evil = 1</script></script><img src=x onerror='evil = 1'>"

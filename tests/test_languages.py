@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fasttune.data.load import shipped
-from fasttune.languages import LANGUAGES, detect_language
+from fasttune.text.languages import LANGUAGES, detect_language
 
 
 def test_the_shipped_questions():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fasttune.repetition import ends_in_loop, longest_repeat, split_words
+from fasttune.text.repetition import ends_in_loop, longest_repeat, split_words
 
 
 def words(text: str) -> list[str]:

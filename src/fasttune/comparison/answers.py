@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fasttune.comparison.charts import label_html
 from fasttune.comparison.result import Arm, Comparison
-from fasttune.languages import detect_language
 from fasttune.plugins.metric import Answer, Metric
 from fasttune.plugins.template import Row
-from fasttune.repetition import Repeat, longest_repeat
+from fasttune.text.languages import detect_language
+from fasttune.text.repetition import Repeat, longest_repeat
 
 MARKED = 6
 """The least words of a repeated stretch that is marked."""

@@ -10,7 +10,7 @@ import fasttune.models  # noqa: F401  hides a torchvision that transformers cann
 import torch
 from transformers import StoppingCriteria
 
-from fasttune.repetition import LOOP_COPIES
+from fasttune.text.repetition import LOOP_COPIES
 
 
 class LoopStop(StoppingCriteria):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fasttune.errors import FasttuneError
 from fasttune.plugins.template import Row
-from fasttune.repetition import ends_in_loop
+from fasttune.text.repetition import ends_in_loop
 
 
 @dataclass(frozen=True)
