@@ -161,12 +161,14 @@ def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_loaded(
         assert stopped.value.code == 2
         assert capsys.readouterr() == ("", told)
 
-    import fasttune.train  # noqa: F401  whose names are replaced
+    import fasttune.training.train  # noqa: F401  whose names are replaced
 
     for name in ("load_tokenizer", "encode_rows", "load_base"):
-        monkeypatch.setattr(f"fasttune.train.{name}", lambda *_: pytest.fail("it was loaded"))
+        monkeypatch.setattr(
+            f"fasttune.training.train.{name}", lambda *_: pytest.fail("it was loaded")
+        )
     monkeypatch.setattr("fasttune.machine.this_device", lambda: device)
-    monkeypatch.setattr("fasttune.train.this_device", lambda: device)
+    monkeypatch.setattr("fasttune.training.train.this_device", lambda: device)
     run("run", "--template", "alpaca")
     run("plan")
 

@@ -41,7 +41,7 @@ def long_rows(tmp_path):
 def machine(monkeypatch, device):
     """Let this machine be that device, for the commands and for training."""
     monkeypatch.setattr("fasttune.machine.this_device", lambda: device)
-    monkeypatch.setattr("fasttune.train.this_device", lambda: device)
+    monkeypatch.setattr("fasttune.training.train.this_device", lambda: device)
 
 
 @pytest.fixture
@@ -128,7 +128,9 @@ def test_what_is_wrong_ends_with_status_2(arguments, expected, capsys):
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
     tiny_phi, long_rows, tmp_path, small_ram, monkeypatch, capsys
 ):
-    monkeypatch.setattr("fasttune.train.load_base", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "fasttune.training.train.load_base", lambda *_: pytest.fail("a model was loaded")
+    )
     too_much = ("train.batch_size=10", "train.gradient_checkpointing=off")
     assert run(tiny_phi, long_rows, tmp_path, *too_much) == 2
     error = capsys.readouterr().err
@@ -171,7 +173,7 @@ def test_checkpointing_is_switched_on_where_memory_is_short(
         asked.append(choices.unsloth_checkpointing)
         return load_base(config, choices)
 
-    monkeypatch.setattr("fasttune.train.load_base", load)
+    monkeypatch.setattr("fasttune.training.train.load_base", load)
     batch = "train.batch_size=12"
     assert run(tiny_phi, data, tmp_path, batch, "--dry-run", "--json") == 0
     without = json.loads(capsys.readouterr().out)["plan"]

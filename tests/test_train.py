@@ -147,8 +147,9 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
     from fasttune.config import RunConfig, TrainConfig
     from fasttune.encoding.batches import Collator
     from fasttune.models.fast.fast import speed_up
-    from fasttune.progress import Progress
-    from fasttune.trainer import Trainer, training_arguments
+    from fasttune.training.callbacks import Progress
+    from fasttune.training.settings import training_arguments
+    from fasttune.training.trainer import Trainer
 
     folder = request.getfixturevalue(kind)
     model_settings = ModelConfig(name=str(folder), quantization="none", precision="fp32")
@@ -350,7 +351,7 @@ def test_a_run_that_fails_says_so(tiny_phi, data, tmp_path, monkeypatch, capsys)
     def full(*_):
         raise OSError("no space left on the device")
 
-    monkeypatch.setattr("fasttune.train.save_adapter", full)
+    monkeypatch.setattr("fasttune.training.train.save_adapter", full)
     arguments = settings(tiny_phi, data, tmp_path, "train.max_steps=1", "samples.count=0")
     assert fasttune(*arguments) == 1
     assert "error: no space left on the device" in capsys.readouterr().err
@@ -381,7 +382,7 @@ def test_the_defaults_on_cuda(name, bf16, capability, dtype, monkeypatch, tmp_pa
     from fasttune.machine import this_device
     from fasttune.models import tokenizer
     from fasttune.models.fast.fast import FastPath, speed_up
-    from fasttune.trainer import training_arguments
+    from fasttune.training.settings import training_arguments
 
     def supported(including_emulation=True):
         return bf16 or including_emulation  # torch takes emulation for support by default
@@ -399,7 +400,7 @@ def test_the_defaults_on_cuda(name, bf16, capability, dtype, monkeypatch, tmp_pa
     assert device.memory == 15.6e9  # what is free, what torch holds, and CUDA's own share
     choices = choices_for(ModelConfig())
     assert (choices.quantized, choices.dtype) == (True, dtype)
-    monkeypatch.setattr("fasttune.trainer.SFTConfig", dict)
+    monkeypatch.setattr("fasttune.training.settings.SFTConfig", dict)
     fast = speed_up(model=None, choices=choices)  # Unsloth's patches do it there
     assert fast == FastPath(by_row=False, groups=0, norms=0)
     arguments = training_arguments(RunConfig(), Run(tmp_path), True, choices)

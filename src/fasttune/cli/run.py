@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fasttune.config import RunConfig
     from fasttune.encoding.encode import Encoded
     from fasttune.job import Prepared
-    from fasttune.train import Outcome
+    from fasttune.training.train import Outcome
 
 
 @app.command()
@@ -71,7 +71,7 @@ def run(
         _dry_run(resolved, prepared, as_json)
         return
     identity = loaded.identity(resolved.template)
-    from fasttune.train import train
+    from fasttune.training.train import train
 
     outcome = train(
         resolved,
@@ -95,7 +95,7 @@ def _resume(context: typer.Context, name: str, force: bool, as_json: bool) -> Ou
     found.check_resumable(identity, force)
     prepared = prepare(config, loaded)
     found.check_data(prepared.train, prepared.eval, force)
-    from fasttune.train import train
+    from fasttune.training.train import train
 
     return train(
         config,

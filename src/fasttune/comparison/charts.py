@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.comparison.result import Comparison, Difference
 from fasttune.plugins.metric import Answer
-from fasttune.report import smooth
+from fasttune.training.report import smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -34,7 +34,7 @@ from fasttune.plugins.metric import Answer, Likelihood, as_dict
 from fasttune.plugins.registry import Plugins
 from fasttune.plugins.template import Row
 from fasttune.runs import Run, list_runs
-from fasttune.train import train
+from fasttune.training.train import train
 
 
 class Interrupted(Exception):

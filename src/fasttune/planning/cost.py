@@ -38,7 +38,8 @@ fragmentation. An estimate."""
 
 PROCESS = {"cuda": CONTEXT + RESERVED, "cpu": 0.75 * GB}
 """What a process takes besides tensors. CPU: the libraries, 0.61 GB by
-    python -c "import fasttune.train, resource as r; print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"
+    python -c "import fasttune.training.train, resource as r;
+    print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"
 and the trainer with the kernels' own buffers. CUDA: so that a plan's peak counts what
 `machine.peak_memory` measures, all that the allocator reserves and the context, which is not of
 the allocator's."""

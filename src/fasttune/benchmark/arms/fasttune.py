@@ -16,10 +16,9 @@ def train_fasttune(spec: Spec, pace: Pace, folder: Path) -> None:
 
     # isort: split
     from fasttune.encoding.batches import section_names
-    from fasttune.progress import Progress
     from fasttune.runs import Run
-    from fasttune.train import make_trainer
-    from fasttune.trainer import RunLog
+    from fasttune.training.callbacks import Progress, RunLog
+    from fasttune.training.train import make_trainer
 
     config = spec.config
     choices = decide(config, this_device())

@@ -1,12 +1,15 @@
-"""Training progress for a person: a live line in a terminal, plain lines elsewhere."""
+"""What listens to the trainer: progress for a person, the run's log, an orderly Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from typing import Any
 
 from transformers import TrainerCallback
+
+from fasttune.runs import Run
 
 
 class Progress(TrainerCallback):
@@ -93,6 +96,44 @@ class Progress(TrainerCallback):
             self._bar.console.print(line, highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+class RunLog(TrainerCallback):
+    """Writes every logged step to the run's metrics."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any
+    ) -> None:
+        if logs and ("loss" in logs or "eval_loss" in logs):
+            self.run.log({"step": state.global_step, **logs})
+
+
+class Interrupt(TrainerCallback):
+    """Turns the first Ctrl-C into a checkpoint at the end of the step; a second one stops at
+    once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Interrupt:
+        self._previous = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self._previous)
+        print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.asked:
+            control.should_save = True
+            control.should_training_stop = True
 
 
 def _clock(seconds: float) -> str:

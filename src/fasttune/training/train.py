@@ -43,11 +43,12 @@ from fasttune.plugins.identity import Identity
 from fasttune.plugins.metric import Answer
 from fasttune.plugins.registry import Plugins
 from fasttune.plugins.template import Row
-from fasttune.progress import Progress
 from fasttune.quiet import quiet
-from fasttune.report import plot_losses, write_samples
 from fasttune.runs import Run, create_run, now
-from fasttune.trainer import Interrupt, RunLog, Trainer, training_arguments
+from fasttune.training.callbacks import Interrupt, Progress, RunLog
+from fasttune.training.report import plot_losses, write_samples
+from fasttune.training.settings import training_arguments
+from fasttune.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""A run's config as the settings of TRL's trainer."""
+
+from __future__ import annotations
+
+from fasttune.models import unsloth  # noqa: F401  before the libraries that Unsloth patches
+
+# isort: split
+from trl import SFTConfig
+
+from fasttune.config import RunConfig
+from fasttune.errors import FasttuneError
+from fasttune.models.choices import Choices
+from fasttune.runs import Run
+
+
+def training_arguments(config: RunConfig, run: Run, evaluate: bool, choices: Choices) -> SFTConfig:
+    """The settings of TRL's trainer."""
+    chosen = config.train
+    eval_every = _every(chosen.eval_steps) if evaluate else ("no", 1)
+    save_every = _every(chosen.save_steps)
+    if chosen.early_stopping is not None:
+        if not evaluate:
+            raise FasttuneError(
+                "early stopping needs held-out rows",
+                "train.early_stopping",
+                "set data.eval_fraction",
+            )
+        save_every = (
+            eval_every  # transformers keeps the best model only where it saves and evaluates alike
+        )
+    return SFTConfig(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=chosen.epochs,
+        max_steps=chosen.max_steps or -1,
+        per_device_train_batch_size=chosen.batch_size * chosen.gradient_accumulation,
+        per_device_eval_batch_size=chosen.eval_batch_size,
+        gradient_accumulation_steps=1,  # the collator divides a step's rows
+        learning_rate=chosen.learning_rate,
+        lr_scheduler_type=chosen.schedule,
+        warmup_steps=chosen.warmup_steps,
+        weight_decay=chosen.weight_decay,
+        max_grad_norm=chosen.max_grad_norm,
+        optim=choices.optimizer,
+        gradient_checkpointing=choices.checkpointing != "off",
+        logging_steps=chosen.log_steps,
+        eval_strategy=eval_every[0],
+        eval_steps=eval_every[1],
+        save_strategy=save_every[0],
+        save_steps=save_every[1],
+        save_total_limit=chosen.save_total_limit,
+        load_best_model_at_end=chosen.early_stopping is not None,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        report_to=list(chosen.report_to) or "none",
+        run_name=run.name,
+        seed=config.seed,
+        bf16=choices.mixed_precision == "bf16",
+        fp16=choices.mixed_precision == "fp16",
+        max_length=config.model.max_length,
+        packing=False,  # our collator packs
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+    )
+
+
+def _every(steps: int | None) -> tuple[str, int]:
+    return ("steps", steps) if steps else ("epoch", 1)
