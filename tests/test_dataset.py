@@ -20,7 +20,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ROOT / "tools"
+TOOLS = ROOT / "tools" / "dataset"
 SHIPPED = ROOT / "src" / "fasttune" / "data"
 SPLITS = ("train", "heldout")
 FIELDS = ("instruction", "input", "reasoning", "output")

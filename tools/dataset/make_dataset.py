@@ -1,7 +1,7 @@
 """Make the data set that ships with fasttune, from facts that can be checked.
 
-    python tools/make_dataset.py           write both files
-    python tools/make_dataset.py --check   exit with 1 if the committed files differ
+    python tools/dataset/make_dataset.py           write both files
+    python tools/dataset/make_dataset.py --check   exit with 1 if the committed files differ
 
 Names, languages, currencies, plural forms and number formats are Unicode CLDR data
 (license: Unicode-3.0), read through Babel; dates and sums are computed.  The bytes
@@ -28,7 +28,7 @@ from dataset_phrases import PHRASES, VOCABULARY
 from dataset_render import RENDER
 
 BABEL_VERSION = "2.18.0"
-SHIPPED = Path(__file__).resolve().parent.parent / "src" / "fasttune" / "data"
+SHIPPED = Path(__file__).resolve().parents[2] / "src" / "fasttune" / "data"
 ROWS_PER_TASK = {"train": 7, "heldout": 1}  # in each language
 
 Row = dict[str, str]
@@ -108,7 +108,10 @@ def main(arguments: list[str] | None = None) -> int:
         if not (SHIPPED / name).is_file() or (SHIPPED / name).read_bytes() != data
     ]
     if check and stale:
-        print(f"{', '.join(stale)}: out of date; run python tools/make_dataset.py", file=sys.stderr)
+        print(
+            f"{', '.join(stale)}: out of date; run python tools/dataset/make_dataset.py",
+            file=sys.stderr,
+        )
         return 1
     for name in [] if check else stale:
         SHIPPED.mkdir(parents=True, exist_ok=True)
