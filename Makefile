@@ -39,7 +39,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 # GGUF files in llama.cpp itself: compiles llama-cpp-python from source, which takes minutes.
 llamacpp: $(READY)
 	$(BIN)/pip install --quiet llama-cpp-python==0.3.36
-	$(BIN)/python -m pytest tests/test_llamacpp.py
+	$(BIN)/python -m pytest tests/builtin/gguf/test_llamacpp.py
 
 clean:
 	rm -rf $(VENV)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from conftest import choices_for
-from test_cli import HEAVY, modules_after
 
 from fasttune.cli import main
 from fasttune.config import PRECISIONS, LoraConfig, ModelConfig, RunConfig, TrainConfig
@@ -14,6 +12,8 @@ from fasttune.errors import FasttuneError
 from fasttune.machine import Device
 from fasttune.models.choices import Choices, decide, decide_for_generation
 from fasttune.planning.devices import GPUS, find_device
+from tests.cli.test_app import HEAVY, modules_after
+from tests.conftest import choices_for
 
 CPU = Device("CPU", "cpu", 32e9, bf16=True)
 OLD_CPU = replace(CPU, bf16=False)

@@ -6,11 +6,11 @@ import json
 import re
 
 import pytest
-from test_cli import HEAVY, modules_after
 
 from fasttune.cli import main
 from fasttune.machine import Device
 from fasttune.runs import find_run
+from tests.cli.test_app import HEAVY, modules_after
 
 SMALL_RAM = Device("CPU", "cpu", 1.4e9, matmul=1e11)
 

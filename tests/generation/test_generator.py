@@ -7,7 +7,6 @@ import fasttune.models.unsloth  # noqa: F401
 # isort: split
 import pytest
 import torch
-from conftest import choices_for
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 import fasttune.generation.decoding as decoding
@@ -18,6 +17,7 @@ from fasttune.encoding.batches import left_pad
 from fasttune.generation.decoding import Decoding, plain_cache
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.models.load import add_lora, load_base
+from tests.conftest import choices_for
 
 PREFIX = list(range(100, 120))
 SHARING = [[*PREFIX, *range(200 * n, 203 * n)] for n in (4, 1, 9, 2)]

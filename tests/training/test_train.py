@@ -12,7 +12,6 @@ import fasttune.models.unsloth
 # isort: split
 import pytest
 import torch
-from conftest import choices_for
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,6 +26,7 @@ from fasttune.models.load import add_lora, load_base
 from fasttune.models.sections import SectionLoss
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, find_run
+from tests.conftest import choices_for
 
 SIX_STEPS = ("train.max_steps=6", "train.eval_steps=3", "train.save_steps=3")
 PHI_TARGETS = {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from conftest import build_phi2_tokenizer
 from hypothesis import HealthCheck, example, settings
 from hypothesis import given as forall
 from hypothesis import strategies as st
@@ -24,6 +23,7 @@ from fasttune.encoding.encode import (
 from fasttune.encoding.limit import fit
 from fasttune.encoding.spans import Tokens, lay, tokenize
 from fasttune.plugins.template import Segment
+from tests.conftest import build_phi2_tokenizer
 
 EOS = 50256
 _ = IGNORED

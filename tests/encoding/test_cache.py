@@ -6,7 +6,6 @@ import os
 import pickle
 
 import pytest
-from conftest import build_phi2_tokenizer
 
 from fasttune import FasttuneError, Template, given, learn
 from fasttune.config import load_config
@@ -14,6 +13,7 @@ from fasttune.encoding import cache as module
 from fasttune.encoding.batches import features, section_names, trainer_dataset
 from fasttune.encoding.cache import cache_key, cached, encode_rows, store
 from fasttune.encoding.encode import encode
+from tests.conftest import build_phi2_tokenizer
 
 
 class Plain(Template):

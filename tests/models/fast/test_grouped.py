@@ -5,11 +5,11 @@ from __future__ import annotations
 # isort: split
 import pytest
 import torch
-from conftest import choices_for
 
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.models.fast import grouped
 from fasttune.models.load import add_lora, load_base
+from tests.conftest import choices_for
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 1000
 

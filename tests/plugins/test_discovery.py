@@ -16,7 +16,7 @@ from fasttune import FasttuneError, Metric, Template
 from fasttune.plugins import hookspecs
 from fasttune.plugins.discovery import GROUP, load_file, load_plugins
 
-DOCS = Path(__file__).parents[1] / "docs" / "templates.md"
+DOCS = Path(__file__).parents[2] / "docs" / "templates.md"
 BUILT_IN = sorted(p.name for p in distribution("fasttune").entry_points.select(group=GROUP))
 
 GOOD = """

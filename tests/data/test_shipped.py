@@ -19,7 +19,7 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools" / "dataset"
 SHIPPED = ROOT / "src" / "fasttune" / "data"
 SPLITS = ("train", "heldout")

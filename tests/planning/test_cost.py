@@ -110,11 +110,11 @@ def test_widths_are_what_autograd_keeps(kind, path):
     from fasttune.models.fast.fast import speed_up
 
     # isort: split
-    from conftest import choices_for
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from fasttune.encoding.batches import Layout
+    from tests.conftest import choices_for
 
     dtype = torch.float32 if path == "fast fp32" else torch.bfloat16
     layers = (1, 3)
