@@ -1,7 +1,11 @@
 """fasttune: teach a small language model a prompt format.
 
-This is the whole API that a plugin needs; plugins import nothing below it.
+What a plugin needs is here at once, and plugins import nothing below it. The verbs (`load_config`,
+`prepare`, `preview`, `plan`, `train`, `open_run`, `load`, `export`, `compare`; see `fasttune.api`)
+are here too, and import what they need when they are first asked for.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from fasttune.errors import FasttuneError
 from fasttune.plugins.exporter import Exporter, ExportJob, Reader
@@ -10,6 +14,19 @@ from fasttune.plugins.metric import Answer, Likelihood, Metric
 from fasttune.plugins.template import Row, Segment, Template, given, learn
 from fasttune.text.languages import detect_language
 from fasttune.text.repetition import longest_repeat, split_words
+
+if TYPE_CHECKING:
+    from fasttune.api import (
+        compare,
+        export,
+        load,
+        load_config,
+        open_run,
+        plan,
+        prepare,
+        preview,
+        train,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,10 +40,27 @@ __all__ = [
     "Row",
     "Segment",
     "Template",
+    "compare",
     "detect_language",
+    "export",
     "given",
     "hookimpl",
     "learn",
+    "load",
+    "load_config",
     "longest_repeat",
+    "open_run",
+    "plan",
+    "prepare",
+    "preview",
     "split_words",
+    "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from fasttune import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'fasttune' has no attribute '{name}'")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fasttune.config import RunConfig
 from fasttune.data.load import load, shipped
@@ -12,31 +13,45 @@ from fasttune.data.rows import ChosenRows
 from fasttune.data.split import divide
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.models.tokenizer import resolve_model
+from fasttune.plugins.identity import Identity
 from fasttune.plugins.registry import Plugins
-from fasttune.plugins.template import Row, Template
+from fasttune.plugins.template import Row, Template, with_system
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Checked rows and the template they are for.
+class Job:
+    """What a run will do, before a model is loaded: settings, template, and checked rows.
 
     Attributes:
+        plugins: for the metrics and the callbacks.
+        identity: of the template as it renders now.
         model: the name or folder that will be loaded.
         source: where the rows came from, for messages.
+        train: rows to train on, with the run's system text.
+        eval: rows held out.
         skipped: number of bad rows left out.
     """
 
+    config: RunConfig
+    plugins: Plugins
     template: Template
+    identity: Identity
     model: str
     source: str
     train: Sequence[Row]
     eval: Sequence[Row]
     skipped: int
 
+    def __repr__(self) -> str:
+        return (
+            f"<Job: {self.template.name} on {Path(self.model).name}, {self.source}, "
+            f"{len(self.train)} rows to train on, {len(self.eval)} held out>"
+        )
 
-def prepare(config: RunConfig, plugins: Plugins) -> Prepared:
+
+def prepare(config: RunConfig, plugins: Plugins) -> Job:
     """Find the template, read and check the rows, and divide them.
 
     Without `data.train` these are the shipped rows, held-out part included. With it, `data.eval`
@@ -66,8 +81,11 @@ def prepare(config: RunConfig, plugins: Plugins) -> Prepared:
         train_at, eval_at = divide(loaded.rows, data.eval_fraction, data.split_seed)
     if not train_at:
         raise FasttuneError("no row is left to train on", train_source, "lower data.eval_fraction")
-    return Prepared(
+    return Job(
+        config=config,
+        plugins=plugins,
         template=template,
+        identity=plugins.identity(config.template),
         model=resolve_model(config.model.name),
         source="shipped rows" if data.train is None else train_source,
         train=ChosenRows(loaded.rows, train_at, with_system({}, config.system)),
@@ -87,8 +105,3 @@ def _check_trackers(names: Sequence[str]) -> None:
                 "train.report_to",
                 f"pip install '{name}', or leave it out",
             )
-
-
-def with_system(row: Mapping[str, str], system: str | None) -> Row:
-    """The row with the run's own system text, where there is one."""
-    return {**row, "system": system} if system else row

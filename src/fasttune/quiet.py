@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -11,12 +12,16 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what libraries print on import and loading from the terminal, unless the block fails.
+    """Keep what libraries print on import and loading from the terminal, unless the block fails or
+    the log shows everything (`--verbose`).
 
     Compiled code writes to the descriptors and Python to sys.stdout and sys.stderr, which need not
     be the same; both are redirected. A library may keep the sys.stderr that it finds, for its log:
     what it finds is no file of its own but the descriptor, and outlives the block.
     """
+    if logging.getLogger("fasttune").isEnabledFor(logging.DEBUG):
+        yield
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as sink:

@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,26 @@ from fasttune.config import PRECISIONS, ModelConfig, RunConfig, dump_config, loa
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import write_json, write_text
+from fasttune.notebook import picture
 from fasttune.plugins.identity import Identity
 from fasttune.plugins.template import Row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run folder."""
 
     folder: Path
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        steps = f", {manifest['steps']} steps" if "steps" in manifest else ""
+        return f"<Run {self.folder}: {manifest['status']}{steps}>"
+
+    def _repr_html_(self) -> str:
+        drawn = self.folder / "loss.png"
+        losses = picture(drawn, f"losses of {self.name}") if drawn.is_file() else ""
+        return f"<p>{escape(repr(self))}</p>{losses}"
 
     @property
     def name(self) -> str:

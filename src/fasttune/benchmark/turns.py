@@ -7,8 +7,9 @@ bench.png   seconds per step, tokens per second and losses
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -22,11 +23,13 @@ from fasttune.encoding.cache import encode_rows
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
-from fasttune.job import Prepared
+from fasttune.job import Job
 from fasttune.machine import device_name, require_one_process, this_device, versions
 from fasttune.models.choices import Choices, decide
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.planning.forecast import foresee
+
+log = logging.getLogger(__name__)
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
 """Those that the plain arm has too."""
@@ -48,15 +51,13 @@ class Outcome:
 
 
 def bench(
-    config: RunConfig,
-    prepared: Prepared,
+    job: Job,
     arms: Sequence[str],
     block: int,
     notebook_checkpointing: bool,
     target: Path | None,
-    say: Callable[[str], None],
 ) -> tuple[Path, dict[str, Any]]:
-    """Train every arm on the prepared rows, in turns of `block` steps, and write the result.
+    """Train every arm on the rows of a job, in turns of `block` steps, and write the result.
 
     Args:
         target: the result folder; None makes one below bench/.
@@ -70,20 +71,20 @@ def bench(
             processes.
     """
     require_one_process()
-    tokenizer = load_tokenizer(prepared.model)
-    rows = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)
+    tokenizer = load_tokenizer(job.model)
+    rows = encode_rows(job.train, job.template, tokenizer, job.config, "training")
     device = this_device()
-    planned = foresee(config, prepared.model, rows.lengths, device, say)
-    choices = planned.choices if planned is not None else decide(config, device)
-    config = resolved(config, prepared.model, choices)
-    spec = make_spec(rows, config, block, notebook_checkpointing, say)
+    planned = foresee(job.config, job.model, rows.lengths, device)
+    choices = planned.choices if planned is not None else decide(job.config, device)
+    config = resolved(job.config, job.model, choices)
+    spec = make_spec(rows, config, block, notebook_checkpointing)
     target = target or _default_folder(config)
     if target.exists():
         raise FasttuneError("the result folder exists", str(target), "choose another with --output")
     together = planned is not None and len(arms) * planned.memory.peak <= device.memory
     if not together:
-        say("the arms do not fit together, as far as is known: they train one after the other")
-    outcomes = run_arms(arms, spec, block, together, say)
+        log.info("the arms do not fit together, as far as is known: they train one after the other")
+    outcomes = run_arms(arms, spec, block, together)
     counts = {outcome.parameters for outcome in outcomes.values()}
     if len(counts) > 1:
         told = ", ".join(f"{arm} {outcome.parameters}" for arm, outcome in outcomes.items())
@@ -100,14 +101,14 @@ def bench(
             "steps": [vars(step) for step in outcome.steps],
         }
     result = {
-        "template": prepared.template.name,
-        "model": prepared.model,
+        "template": job.template.name,
+        "model": job.model,
         "quantization": config.model.quantization,
         "precision": config.model.precision,
         "device": device_name(),
         "versions": versions(),
         "data": {
-            "source": prepared.source,
+            "source": job.source,
             "rows": len(spec.rows),
             "tokens": sum(map(len, spec.rows)),
         },
@@ -158,7 +159,6 @@ def make_spec(
     config: RunConfig,
     block: int,
     notebook_checkpointing: bool,
-    say: Callable[[str], None],
 ) -> Spec:
     """What the arms are given: whole steps, of which two blocks or more.
 
@@ -168,7 +168,9 @@ def make_spec(
     at_a_time = _rows_per_step(config)
     kept = list(rows[: len(rows) // at_a_time * at_a_time])
     if len(kept) < len(rows):
-        say(f"left out the last {len(rows) - len(kept)} rows, which fill no step of {at_a_time}")
+        log.info(
+            f"left out the last {len(rows) - len(kept)} rows, which fill no step of {at_a_time}"
+        )
     count = steps(len(kept), config) if kept else 0
     if count <= block:
         raise FasttuneError(
@@ -182,9 +184,7 @@ def make_spec(
     return Spec(replace(config, train=train), kept, count, notebook_checkpointing)
 
 
-def run_arms(
-    arms: Sequence[str], spec: Spec, block: int, together: bool, say: Callable[[str], None]
-) -> dict[str, Outcome]:
+def run_arms(arms: Sequence[str], spec: Spec, block: int, together: bool) -> dict[str, Outcome]:
     """Load the arms and let them train, in turns where all of them fit into memory together; the
     order rotates from block to block.
 
@@ -197,13 +197,11 @@ def run_arms(
         spec.write(spec_file)
         outcomes: dict[str, Outcome] = {}
         for group in groups:
-            outcomes |= _in_turns(group, spec, spec_file, block, say)
+            outcomes |= _in_turns(group, spec, spec_file, block)
         return outcomes
 
 
-def _in_turns(
-    arms: Sequence[str], spec: Spec, spec_file: Path, block: int, say: Callable[[str], None]
-) -> dict[str, Outcome]:
+def _in_turns(arms: Sequence[str], spec: Spec, spec_file: Path, block: int) -> dict[str, Outcome]:
     per_step = _rows_per_step(spec.config)
     lengths = [len(row) for row in spec.rows]
     blocks = range(0, spec.steps, block)
@@ -213,7 +211,7 @@ def _in_turns(
         for arm in arms:
             workers[arm] = stack.enter_context(Worker(arm, spec_file))
             parameters[arm] = int(workers[arm].receive()["parameters"])
-            say(f"{arm}: loaded")
+            log.info(f"{arm}: loaded")
         for number, first in enumerate(blocks):
             turn = number % len(arms)
             for arm in [*arms[turn:], *arms[:turn]]:
@@ -224,7 +222,9 @@ def _in_turns(
                     told = workers[arm].receive()
                     tokens = sum(lengths[start : start + per_step])
                     taken[arm].append(Step(told["seconds"], tokens, told["loss"]))
-                say(f"block {number + 1}/{len(blocks)}  {_block_line(arm, taken[arm][first:])}")
+                log.info(
+                    f"block {number + 1}/{len(blocks)}  {_block_line(arm, taken[arm][first:])}"
+                )
         for worker in workers.values():
             worker.send(steps=0)
         return {

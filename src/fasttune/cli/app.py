@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import Abort, TyperException
 
-from fasttune import __version__
+from fasttune import __version__, api
 from fasttune.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
+from fasttune.logs import show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,21 +45,12 @@ def print_json(value: Any) -> None:
 
 def say(line: str) -> None:
     """What a person watches while the command works: a line on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    logging.getLogger("fasttune").info(line)
 
 
 def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
     """The plugins under the global options; those that fail to load are named on standard error."""
-    from fasttune.plugins.discovery import load_plugins
-
-    loaded = load_plugins(context.obj["plugins_dir"], config)
-    loaded.provided()  # asks every plugin for what it has, which may add problems
-    for problem in loaded.problems:
-        print(
-            f"warning: plugin {problem.name} is not loaded: {problem.error}\n  {problem.path}",
-            file=sys.stderr,
-        )
-    return loaded
+    return api.load_plugins(context.obj["plugins_dir"], config)
 
 
 def _version(wanted: bool) -> None:
@@ -73,12 +66,17 @@ def root(
         Path | None,
         typer.Option(help="Folder of plugin files, searched first.", show_default=False),
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what the libraries print, too.")
+    ] = False,
     traceback: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     context.obj = {"plugins_dir": plugins_dir}
+    show(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -113,7 +111,8 @@ def _global_first(arguments: list[str]) -> list[str]:
     """Move the global options to the front: people write them after the command as well."""
     rest = list(arguments)
     front = []
-    for option, values in (("--traceback", 0), ("--plugins-dir", 1)):
+    flags = ("--traceback", "--quiet", "-q", "--verbose", "-v")
+    for option, values in (*((flag, 0) for flag in flags), ("--plugins-dir", 1)):
         for at, word in enumerate(rest):
             if word == option or word.startswith(f"{option}="):
                 taken = 1 + values * (word == option)

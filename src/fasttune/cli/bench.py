@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fasttune.cli.app import app, console, plugins, print_json, say
+from fasttune import api
+from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, overrides
 from fasttune.errors import FasttuneError, did_you_mean
 
@@ -50,11 +51,8 @@ def bench(
     process of its own. Nothing is held out, and no run folder is written.
     """
     names = _names(arms)
-    from fasttune.config import load_config
-    from fasttune.job import prepare
-
     chosen = [("template", template)] if template is not None else []
-    resolved = load_config(
+    resolved = api.load_config(
         config,
         [
             ("data.limit", rows),
@@ -63,10 +61,10 @@ def bench(
             *overrides(data, columns, model, settings or []),
         ],
     )
-    prepared = prepare(resolved, plugins(context, config))
+    job = api.prepare(resolved, plugins(context, config))
     from fasttune.benchmark.turns import bench
 
-    folder, result = bench(resolved, prepared, names, block, notebook_checkpointing, output, say)
+    folder, result = bench(job, names, block, notebook_checkpointing, output)
     if as_json:
         print_json({"folder": str(folder), **result})
     else:

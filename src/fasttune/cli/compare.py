@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json, say
 from fasttune.cli.options import Columns, Config, Data, Model, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
@@ -66,14 +67,8 @@ def compare(
 
     Interrupted, the same command goes on where it stopped.
     """
-    from fasttune.comparison.finished import plan_runs
-    from fasttune.comparison.plan import Measuring, plan_templates
-    from fasttune.config import load_config
-    from fasttune.runs import find_run
-
     runs = [word for word in given or [] if "=" not in word]
     settings = [word for word in given or [] if "=" in word]
-    measuring = Measuring(rows, max_new_tokens, batch_size, include_base)
     if bool(runs) == (templates is not None):
         raise FasttuneError(
             "give --templates or runs, one of them",
@@ -88,29 +83,31 @@ def compare(
                 ", ".join(runs),
                 "leave out --data, --map, --config, --model, --seeds and settings",
             )
-        loaded = plugins(context)
-        plan = plan_runs([find_run(name) for name in runs], measuring, loaded, output)
-    else:
-        resolved = load_config(config, overrides(data, columns, model, settings))
-        loaded = plugins(context, config)
-        names = [word.strip() for word in (templates or "").split(",") if word.strip()]
-        numbers = _numbers(seeds) if seeds else [resolved.seed]
-        plan = plan_templates(resolved, names, numbers, budget, measuring, loaded, output)
-    say(f"comparison: {plan.folder}")
-    from fasttune.comparison.work import Interrupted, run_comparison
-
+    named = [api.open_run(name) for name in runs]
+    names = [word.strip() for word in (templates or "").split(",") if word.strip()]
     try:
-        comparison, report = run_comparison(plan, loaded, not as_json, say)
-    except (Interrupted, KeyboardInterrupt):
+        comparison = api.compare(
+            named or names,
+            api.load_config(config, overrides(data, columns, model, settings)),
+            seeds=_numbers(seeds) if seeds else None,
+            budget=budget,
+            include_base=include_base,
+            rows=rows,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            output=output,
+            plugins=plugins(context, config),
+        )
+    except KeyboardInterrupt:
         say("interrupted; the same command goes on from here")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         from fasttune.comparison.work import to_json
 
-        print_json({"folder": str(plan.folder), **to_json(comparison)})
+        print_json({"folder": str(comparison.folder), **to_json(comparison)})
     else:
         _show(comparison)
-        console().print(f"report: {report}", markup=False)
+        console().print(f"report: {comparison.report}", markup=False)
 
 
 def _numbers(seeds: str) -> list[int]:
@@ -128,8 +125,6 @@ def _numbers(seeds: str) -> list[int]:
 def _show(comparison: Comparison) -> None:
     from rich.table import Table
 
-    from fasttune.comparison.result import verdict
-
     out = console()
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -142,7 +137,7 @@ def _show(comparison: Comparison) -> None:
         table.add_row(f"{metric.name}{arrow}" + (f"\n  {counted}" if counted else ""), *cells)
     out.print(table)
     out.print("below each figure its 95 % interval; ↑ more is better, ↓ less is better\n")
-    for paragraph in verdict(comparison):
+    for paragraph in comparison.sentences():
         out.print(f"{paragraph}\n", markup=False)
     for note in comparison.notes:
         out.print(f"note: {note}", markup=False)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fasttune.cli.app import app, console, plugins, print_json, say
+from fasttune import api
+from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.errors import EXIT_FAILURE, FasttuneError
 
 if TYPE_CHECKING:
@@ -61,21 +62,17 @@ def export(
         return
     if run is None:
         raise FasttuneError("no run is given", "fasttune export RUN", "name a run, or 'last'")
-    from fasttune.exports.export import export as make
-    from fasttune.runs import find_run
-
     named = {"into": into, "quant": quant}
     chosen = {name: value for name, value in named.items() if value is not None}
-    done = make(
-        find_run(run),
+    done = api.export(
+        run,
         to,
-        loaded,
-        target=output,
-        options=chosen | _parsed(options or []),
+        output=output,
         verify=not no_verify,
         force=force,
         rows=rows,
-        say=say,
+        plugins=loaded,
+        **chosen | _parsed(options or []),
     )
     if as_json:
         print_json({"export": str(done.folder), **done.as_dict()})

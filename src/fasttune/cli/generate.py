@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.errors import FasttuneError
 
@@ -93,16 +94,19 @@ def generate(
             "--file" if file is not None else "--stop-loops",
             "leave one of them out",
         )
-    rows = _rows(context, run, template, file, columns, force) if file is not None else ()
-    generator, sampling, system = _load(
-        context, run, template, system, force,
+    source = api.find(run, template, system, plugins(context), force)
+    from fasttune.data.load import parse_columns
+
+    rows = source.read(file, parse_columns(columns or [])) if file is not None else ()
+    generator, sampling = _load(
+        source,
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
         repetition_penalty=repetition_penalty, seed=seed, stop_loops=stop_loops,
     )  # fmt: skip
     if file is not None:
-        _answer_file(generator, rows, sampling, system, batch_size, output)
+        _answer_file(generator, rows, sampling, batch_size, output)
         return
-    row = _row(instruction or "", input_, system)
+    row = {"instruction": instruction or "", "input": input_}
     if via == "pipeline":
         from fasttune.generation.generator import compare_with_pipeline
 
@@ -115,7 +119,7 @@ def generate(
     if as_json:
         from fasttune.plugins.metric import as_dict
 
-        print_json({"prompt": generator.template.prompt(row), **as_dict(answer)})
+        print_json({"prompt": generator.prompt(row), **as_dict(answer)})
     elif raw:
         if via == "pipeline":
             print(answer.text)
@@ -142,8 +146,8 @@ def chat(
 
     /input TEXT sets the context for the next question, /quit or Ctrl-D ends.
     """
-    generator, sampling, system = _load(
-        context, run, template, system, force,
+    generator, sampling = _load(
+        api.find(run, template, system, plugins(context), force),
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
         repetition_penalty=repetition_penalty, seed=seed, stop_loops=stop_loops,
     )  # fmt: skip
@@ -163,8 +167,9 @@ def chat(
         elif line.startswith("/"):
             print("commands: /input TEXT, /quit")
         elif line.strip():
+            row = {"instruction": line, "input": pending}
             try:
-                answer = generator.stream(_row(line, pending, system), sampling, _print_piece)
+                answer = generator.stream(row, sampling, _print_piece)
             except KeyboardInterrupt:
                 print("\n[interrupted]")
                 continue
@@ -172,87 +177,25 @@ def chat(
             pending = ""
 
 
-def _load(
-    context: typer.Context,
-    name: str,
-    template: str | None,
-    system: str | None,
-    force: bool,
-    **sampling: Any,
-) -> tuple[Generator, Sampling, str | None]:
-    """The generator for a run or a base model, and the system text in force."""
-    from fasttune.config import ModelConfig
-    from fasttune.runs import is_run
+def _load(source: api.Source, **sampling: Any) -> tuple[Generator, Sampling]:
+    from fasttune.generation.generator import Sampling
 
-    loaded = plugins(context)
-    if is_run(name):
-        found = _checked_run(name, loaded, template, force)
-        from fasttune.generation.generator import Generator, Sampling
-
-        chosen = Sampling(**sampling)
-        config = found.config
-        chosen_template = loaded.template(config.template)
-        generator = Generator.load(found.model_config, chosen_template, found.adapter)
-        return generator, chosen, config.system if system is None else system
-    chosen_template = loaded.template(template or "reasoning")
-    from fasttune.generation.generator import Generator, Sampling
-
-    chosen = Sampling(**sampling)
-    return Generator.load(ModelConfig(name=name), chosen_template), chosen, system
-
-
-def _checked_run(name: str, loaded: Any, template: str | None, force: bool) -> Any:
-    from fasttune.runs import find_run
-
-    found = find_run(name)
-    config = found.config
-    if template not in (None, config.template):
-        raise FasttuneError(
-            f"the run was trained with the template '{config.template}'",
-            f"--template {template}",
-            "leave out --template",
-        )
-    found.check_template(loaded.identity(config.template), force)
-    found.check_adapter()
-    return found
-
-
-def _rows(
-    context: typer.Context,
-    run: str,
-    template: str | None,
-    file: Path | None,
-    columns: list[str] | None,
-    force: bool,
-) -> Sequence[Row]:
-    """The rows of --file; only what the prompt needs has to be there."""
-    from fasttune.data.load import load, parse_columns
-    from fasttune.runs import is_run
-
-    loaded = plugins(context)
-    name = _checked_run(run, loaded, template, force).config.template if is_run(run) else template
-    chosen = loaded.template(name or "reasoning")
-    needed = [column for column in chosen.required if column not in chosen.targets.values()]
-    rows = load(str(file), chosen, parse_columns(columns or []), required=needed)
-    rows.require_clean(skip_bad_rows=False)
-    return rows.rows
+    chosen = Sampling(**sampling)  # a wrong value is told before the model is loaded
+    return source.load(), chosen
 
 
 def _answer_file(
     generator: Generator,
     rows: Sequence[Row],
     sampling: Sampling,
-    system: str | None,
     batch_size: int,
     output: Path | None,
 ) -> None:
     from contextlib import ExitStack
 
     from fasttune.files import atomic_path
-    from fasttune.job import with_system
     from fasttune.plugins.metric import as_dict
 
-    prompts = [with_system(row, system) for row in rows]
     with ExitStack() as stack:
         target = (
             stack.enter_context(
@@ -262,18 +205,13 @@ def _answer_file(
             else sys.stdout
         )
         report = _print_progress(len(rows)) if output is not None else lambda done: None
-        answers = generator.answers(prompts, sampling, batch_size, report)
+        answers = generator.answers(rows, sampling, batch_size, report)
         for row, answer in zip(rows, answers, strict=True):
             print(json.dumps({**row, "answer": as_dict(answer)}, ensure_ascii=False), file=target)
 
 
 def _print_progress(total: int) -> Callable[[int], None]:
     return lambda done: print(f"{done}/{total}", file=sys.stderr)
-
-
-def _row(instruction: str, context: str, system: str | None) -> dict[str, str]:
-    row = {"instruction": instruction, "input": context}
-    return {**row, "system": system} if system else row
 
 
 def _print_piece(piece: str) -> None:

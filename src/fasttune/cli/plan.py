@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fasttune.cli.app import app, console, plugins, print_json, say
+from fasttune import api
+from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.cli.options import Columns, Config, Data, Model, overrides
-from fasttune.errors import FasttuneError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fasttune.config import RunConfig
     from fasttune.planning.forecast import Forecast
-    from fasttune.plugins.registry import Plugins
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 
@@ -55,49 +53,20 @@ def plan(
     Loads no model. Without --template and --data no rows are read, and every row counts as
     model.max_length tokens. The exit status is 2 if the run does not fit.
     """
-    from fasttune.config import load_config
-    from fasttune.machine import this_device
-    from fasttune.models.demo import NAME
     from fasttune.models.tokenizer import CUDA_DEFAULT
-    from fasttune.planning.devices import find_device, with_figures
-    from fasttune.planning.forecast import forecast
-    from fasttune.planning.shape import read_shape
 
     chosen = [("template", template)] if template else []
-    resolved = load_config(config, [*chosen, *overrides(data, columns, model, settings or [])])
-    device = find_device(gpu) if gpu else with_figures(this_device())
-    name = resolved.model.name or (CUDA_DEFAULT if device.kind == "cuda" else NAME)
-    shape = read_shape(name)
-    lengths = None
-    if template is not None or resolved.data.train is not None:
-        named = resolved if name == NAME else _with_model(resolved, name)
-        lengths = _lengths(named, plugins(context, config))
-    made = forecast(resolved, shape, device, lengths)
+    resolved = api.load_config(config, [*chosen, *overrides(data, columns, model, settings or [])])
+    if gpu and resolved.model.name is None:
+        resolved = replace(resolved, model=replace(resolved.model, name=CUDA_DEFAULT))
+    counted = template is not None or resolved.data.train is not None
+    job = api.prepare(resolved, plugins(context, config)) if counted else resolved
+    made = api.plan(job, gpu)
     if as_json:
         print_json({**made.as_dict(), "largest_batch": _largest(made)})
     else:
         _show(made)
     made.require_fit()
-
-
-def _with_model(config: RunConfig, name: str) -> RunConfig:
-    return replace(config, model=replace(config.model, name=name))
-
-
-def _lengths(config: RunConfig, loaded: Plugins) -> list[int] | None:
-    """Tokens of the rows that a run would train on; None where the model has no tokenizer here."""
-    from fasttune.encoding.cache import encode_rows
-    from fasttune.job import prepare
-    from fasttune.models.tokenizer import load_tokenizer
-
-    prepared = prepare(config, loaded)
-    try:
-        tokenizer = load_tokenizer(prepared.model)
-    except FasttuneError as error:
-        say(f"rows not counted, taken as model.max_length tokens: {error.message}")
-        return None
-    rows = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)
-    return rows.lengths
 
 
 def _largest(made: Forecast) -> list[dict[str, int]]:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json, say
 from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 
 if TYPE_CHECKING:
-    from fasttune.config import RunConfig
     from fasttune.encoding.encode import Encoded
-    from fasttune.job import Prepared
-    from fasttune.training.train import Outcome
+    from fasttune.job import Job
+    from fasttune.runs import Run
 
 
 @app.command()
@@ -49,9 +49,6 @@ def run(
 
     Settings come from the defaults, then --config, then the command line.
     """
-    from fasttune.config import load_config
-    from fasttune.job import prepare
-
     named = {"template": template, "system": system, "output": output}
     chosen = [(key, value) for key, value in named.items() if value is not None]
     chosen += overrides(data, columns, model, settings or [])
@@ -62,96 +59,54 @@ def run(
                 f"--resume {resume}",
                 "leave out --config and all settings, or start a new run",
             )
-        _finish(_resume(context, resume, force, as_json), as_json)
-        return
-    resolved = load_config(config, chosen)
-    loaded = plugins(context, config)
-    prepared = prepare(resolved, loaded)
-    if dry_run:
-        _dry_run(resolved, prepared, as_json)
-        return
-    identity = loaded.identity(resolved.template)
-    from fasttune.training.train import train
-
-    outcome = train(
-        resolved,
-        prepared,
-        loaded,
-        identity,
-        show_progress=not as_json,
-        say=say,
-    )
-    _finish(outcome, as_json)
+        found = api.train(api.open_run(resume), plugins(context), force)
+    else:
+        job = api.prepare(api.load_config(config, chosen), plugins(context, config))
+        if dry_run:
+            _dry_run(job, as_json)
+            return
+        found = api.train(job)
+    _finish(found, as_json)
 
 
-def _resume(context: typer.Context, name: str, force: bool, as_json: bool) -> Outcome:
-    from fasttune.job import prepare
-    from fasttune.runs import find_run
-
-    found = find_run(name)
-    config = found.config
-    loaded = plugins(context)
-    identity = loaded.identity(config.template)
-    found.check_resumable(identity, force)
-    prepared = prepare(config, loaded)
-    found.check_data(prepared.train, prepared.eval, force)
-    from fasttune.training.train import train
-
-    return train(
-        config,
-        prepared,
-        loaded,
-        identity,
-        resumed=found,
-        show_progress=not as_json,
-        say=say,
-    )
-
-
-def _dry_run(config: RunConfig, prepared: Prepared, as_json: bool) -> None:
+def _dry_run(job: Job, as_json: bool) -> None:
+    from fasttune import machine
     from fasttune.config import steps
     from fasttune.encoding.cache import encode_rows
     from fasttune.encoding.encode import describe_row
-    from fasttune.machine import this_device
     from fasttune.models.tokenizer import load_tokenizer
     from fasttune.planning.forecast import foresee
 
-    tokenizer = load_tokenizer(prepared.model)
-    encoded = encode_rows(prepared.train, prepared.template, tokenizer, config, "training", say)
-    planned = steps(len(encoded), config)
+    tokenizer = load_tokenizer(job.model)
+    encoded = encode_rows(job.train, job.template, tokenizer, job.config, "training")
+    planned = steps(len(encoded), job.config)
     spans = describe_row(encoded[0], tokenizer)
-    plan = foresee(config, prepared.model, encoded.lengths, this_device(), say)
+    plan = foresee(job.config, job.model, encoded.lengths, machine.this_device())
     if as_json:
         print_json(
             {
-                "config": config.as_dict(),
-                "model": prepared.model,
+                "config": job.config.as_dict(),
+                "model": job.model,
                 "train_rows": len(encoded),
-                "eval_rows": len(prepared.eval),
+                "eval_rows": len(job.eval),
                 "steps": planned,
                 "first_row": spans,
                 "plan": plan and plan.as_dict(),
             }
         )
     else:
-        _show(config, prepared, encoded, spans, planned)
+        _show(job, encoded, spans, planned)
     if plan is not None:
         plan.require_fit()
 
 
-def _show(
-    config: RunConfig,
-    prepared: Prepared,
-    encoded: Sequence[Encoded],
-    spans: list[dict[str, Any]],
-    planned: int,
-) -> None:
+def _show(job: Job, encoded: Sequence[Encoded], spans: list[dict[str, Any]], planned: int) -> None:
     from rich.markup import escape
 
     from fasttune.config import dump_config
 
     out = console()
-    out.print(f"[bold]settings[/bold]\n{escape(dump_config(config))}", end="")
+    out.print(f"[bold]settings[/bold]\n{escape(dump_config(job.config))}", end="")
     out.print(f"\n[bold]first row[/bold], {len(encoded[0])} tokens ([green]+[/green] learned)")
     for span in spans:
         mark, style = ("+", "green") if span["train"] else (" ", "dim")
@@ -162,28 +117,27 @@ def _show(
         )
         out.print(f"  {'':<12} {span['ids']}", style="dim", markup=False)
     out.print(
-        f"\n{len(encoded)} rows to train on, {len(prepared.eval)} held out, "
-        f"{prepared.skipped} skipped; {planned} steps of "
-        f"{config.train.batch_size} x {config.train.gradient_accumulation} rows"
+        f"\n{len(encoded)} rows to train on, {len(job.eval)} held out, "
+        f"{job.skipped} skipped; {planned} steps of "
+        f"{job.config.train.batch_size} x {job.config.train.gradient_accumulation} rows"
     )
-    out.print(f"model: {prepared.model}", markup=False)
+    out.print(f"model: {job.model}", markup=False)
 
 
-def _finish(outcome: Outcome, as_json: bool) -> None:
-    found = outcome.run
+def _finish(found: Run, as_json: bool) -> None:
     manifest = found.manifest
     if as_json:
         print_json({"run": str(found.folder), **manifest})
     else:
-        _summary(outcome, manifest)
-    if outcome.status == "interrupted":
+        _summary(found, manifest)
+    if manifest["status"] == "interrupted":
         say(f"interrupted; go on with: fasttune run --resume {found.folder}")
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-def _summary(outcome: Outcome, manifest: dict[str, Any]) -> None:
+def _summary(found: Run, manifest: dict[str, Any]) -> None:
     out = console()
-    evaluated = [line for line in outcome.run.metrics() if "eval_loss" in line]
+    evaluated = [line for line in found.metrics() if "eval_loss" in line]
     if evaluated:
         first, last = evaluated[0], evaluated[-1]
         out.print(f"held-out loss  {first['eval_loss']:.4f} -> {last['eval_loss']:.4f}")
@@ -191,8 +145,9 @@ def _summary(outcome: Outcome, manifest: dict[str, Any]) -> None:
             if key.startswith("eval_loss_") and key in first:
                 name = key.removeprefix("eval_loss_")
                 out.print(f"  {name:<12} {first[key]:.4f} -> {last[key]:.4f}")
-    for name, value in outcome.scores.get("after", {}).items():
-        out.print(f"{name:<14} {outcome.scores['before'].get(name, math.nan):.2f} -> {value:.2f}")
+    scores = manifest.get("scores", {})
+    for name, value in scores.get("after", {}).items():
+        out.print(f"{name:<14} {scores['before'].get(name, math.nan):.2f} -> {value:.2f}")
     out.print(
         f"{manifest['steps']} steps, {manifest['tokens_per_second']:.0f} tokens/s, "
         f"{manifest['seconds']['train']:.0f} s, "
@@ -201,7 +156,7 @@ def _summary(outcome: Outcome, manifest: dict[str, Any]) -> None:
     if saved := manifest["shared_tokens_saved"]:
         out.print(f"{saved:,} tokens of shared beginnings were not computed again")
     for file in ("loss.png", "samples.md", "adapter"):
-        if (outcome.run.folder / file).exists():
-            out.print(f"  {outcome.run.folder / file}", markup=False)
-    if outcome.status == "done":
-        out.print(f'try: fasttune generate {outcome.run.folder} "..."', markup=False)
+        if (found.folder / file).exists():
+            out.print(f"  {found.folder / file}", markup=False)
+    if manifest["status"] == "done":
+        out.print(f'try: fasttune generate {found.folder} "..."', markup=False)

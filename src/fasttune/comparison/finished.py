@@ -77,20 +77,20 @@ def plan_runs(
                 "\n".join(str(run.folder) for run in group),
                 "leave one out",
             )
-        formats.append(Format(label, config, ready, by_seed))
-    if not formats[0].prepared.eval:
+        formats.append(Format(label, ready, by_seed))
+    if not formats[0].job.eval:
         raise FasttuneError(
             "the runs hold no rows out", str(runs[0].folder), "train with data.eval_fraction"
         )
     about = {
-        "model": ", ".join(dict.fromkeys(each.prepared.model for each in formats)),
+        "model": ", ".join(dict.fromkeys(each.job.model for each in formats)),
         "rows": rows_in_words(formats[0]),
         "runs": "; ".join(
             f"{each.label}: {', '.join(run.name for run in each.runs.values() if run)}"
             for each in formats
         ),
     }
-    return make_plan(folder, formats, measuring, about, _differing(formats), plugins)
+    return make_plan(folder, formats, measuring, about, _differing(formats))
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -114,7 +114,9 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def _differing(formats: Sequence[Format]) -> list[str]:
     """A note for each setting, other than the template, in which the formats' runs differ."""
-    flat = [dict(_flatten(replace(each.config, seed=0, output="").as_dict())) for each in formats]
+    flat = [
+        dict(_flatten(replace(each.job.config, seed=0, output="").as_dict())) for each in formats
+    ]
     return [
         f"The runs differ in {key}: "
         + "; ".join(f"{each.label} {found[key]}" for each, found in zip(formats, flat, strict=True))

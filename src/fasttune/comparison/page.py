@@ -11,7 +11,7 @@ from typing import Any
 from fasttune.comparison.answers import answers_html
 from fasttune.comparison.bootstrap import Interval
 from fasttune.comparison.charts import charts, colour, forest, label_html
-from fasttune.comparison.result import ENOUGH, Arm, Comparison, Difference, verdict
+from fasttune.comparison.result import ENOUGH, Arm, Comparison, Difference
 from fasttune.plugins.metric import Metric
 
 _ARROWS = {
@@ -69,7 +69,7 @@ def _about(comparison: Comparison) -> str:
 def _verdict(comparison: Comparison) -> str:
     between: list[str] = []
     base: list[str] = []
-    for pair, paragraph in zip(comparison.pairs(), verdict(comparison), strict=True):
+    for pair, paragraph in zip(comparison.pairs(), comparison.sentences(), strict=True):
         (between if _between(comparison, *pair) else base).append(f"<p>{_escape(paragraph)}</p>")
     if not between and not base:
         return ""

@@ -14,7 +14,7 @@ from fasttune.data.split import data_hash, spread
 from fasttune.encoding.encode import encode_many
 from fasttune.encoding.limit import fit
 from fasttune.errors import FasttuneError
-from fasttune.job import Prepared, prepare
+from fasttune.job import Job, prepare
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.plugins.registry import Plugins
 from fasttune.plugins.template import Row, Template
@@ -46,14 +46,13 @@ class Format:
 
     Attributes:
         label: what it is called.
-        config: of its runs, but for the seed.
-        prepared: its rows: those of all other formats, in the same order.
+        job: of its runs, but for the seed; its rows are those of all other formats, in the same
+            order.
         runs: seed -> the finished run, or None where it has to be trained.
     """
 
     label: str
-    config: RunConfig
-    prepared: Prepared
+    job: Job
     runs: Mapping[int, Run | None]
 
 
@@ -105,29 +104,26 @@ def plan_templates(
             "train.early_stopping",
             "leave it out",
         )
-    configs = [
-        replace(config, template=name, samples=replace(config.samples, count=0))
-        for name in templates
-    ]
-    prepared = [prepare(each, plugins) for each in configs]
-    tokenizer = load_tokenizer(prepared[0].model)
+    bare = replace(config, samples=replace(config.samples, count=0))
+    jobs = [prepare(replace(bare, template=name), plugins) for name in templates]
+    tokenizer = load_tokenizer(jobs[0].model)
     lengths = [
         {
             _key(rows[at]): length
             for rows in (each.train, each.eval)
             for at, length in fitting(rows, each.template, tokenizer, config).items()
         }
-        for each in prepared
+        for each in jobs
     ]
     train, held_out = (
         [row for row in rows if all(_key(row) in found for found in lengths)]
-        for rows in (prepared[0].train, prepared[0].eval)
+        for rows in (jobs[0].train, jobs[0].eval)
     )
     for what, rows in (("to train on", train), ("held out", held_out)):
         if not rows:
             raise FasttuneError(
                 f"no row {what} can be used in all of the formats",
-                prepared[0].source,
+                jobs[0].source,
                 "look at each with: fasttune data FILE --template NAME; data.eval_fraction sets "
                 "how many are held out",
             )
@@ -138,22 +134,21 @@ def plan_templates(
     ]
     formats = [
         Format(
-            each.template,
-            replace(each, train=replace(each.train, max_steps=count)),
-            replace(ready, train=train, eval=held_out),
+            name,
+            replace(job, config=_with_steps(job.config, count), train=train, eval=held_out),
             dict.fromkeys(seeds, None),
         )
-        for each, ready, count in zip(configs, prepared, counts, strict=True)
+        for name, job, count in zip(templates, jobs, counts, strict=True)
     ]
     step = config.train.batch_size * config.train.gradient_accumulation
-    loaded = {_key(row) for each in prepared for row in (*each.train, *each.eval)}
+    loaded = {_key(row) for each in jobs for row in (*each.train, *each.eval)}
     left_out = len(loaded - {_key(row) for row in (*train, *held_out)})
     return make_plan(
         folder,
         formats,
         measuring,
         {
-            "model": prepared[0].model,
+            "model": jobs[0].model,
             "rows": rows_in_words(formats[0]),
             "budget": "; ".join(
                 f"{name}: {count} steps of {step} rows, about {count * step * mean:,.0f} tokens"
@@ -162,8 +157,11 @@ def plan_templates(
             "seeds": ", ".join(map(str, seeds)),
         },
         [f"{left_out} rows cannot be used in every format and were left out."] if left_out else [],
-        plugins,
     )
+
+
+def _with_steps(config: RunConfig, count: int) -> RunConfig:
+    return replace(config, train=replace(config.train, max_steps=count))
 
 
 def make_plan(
@@ -172,7 +170,6 @@ def make_plan(
     measuring: Measuring,
     about: Mapping[str, str],
     notes: list[str],
-    plugins: Plugins,
 ) -> Plan:
     """The plan of two formats or more whose rows are the same.
 
@@ -185,7 +182,7 @@ def make_plan(
             formats[0].label,
             "give two formats or more: --templates A,B, or RUN RUN",
         )
-    held_out = formats[0].prepared.eval
+    held_out = formats[0].job.eval
     places = spread(range(len(held_out)), measuring.rows or len(held_out))
     chosen = dict(about) | {
         "answers": f"{len(places)} held-out rows, greedy, at most {measuring.max_new_tokens} tokens"
@@ -201,12 +198,12 @@ def make_plan(
         [
             [
                 each.label,
-                replace(each.config, output="").as_dict(),
+                replace(each.job.config, output="").as_dict(),
                 {seed: run and str(run.folder.resolve()) for seed, run in each.runs.items()},
-                plugins.identity(each.config.template).rendering,
-                each.prepared.model,
-                data_hash(each.prepared.train),
-                data_hash(each.prepared.eval),
+                each.job.identity.rendering,
+                each.job.model,
+                data_hash(each.job.train),
+                data_hash(each.job.eval),
             ]
             for each in formats
         ],
@@ -253,5 +250,5 @@ def require_different(what: str, names: Sequence[Any]) -> None:
 
 def rows_in_words(of: Format) -> str:
     """Source and number of the rows."""
-    ready = of.prepared
-    return f"{ready.source}: {len(ready.train)} to train on, {len(ready.eval)} held out"
+    job = of.job
+    return f"{job.source}: {len(job.train)} to train on, {len(job.eval)} held out"

@@ -6,11 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from fasttune.comparison.bootstrap import Interval, Sample, difference, interval
+from fasttune.notebook import framed
 from fasttune.plugins.metric import Answer, Metric
 
+REPORT = "report.html"
 ENOUGH = 8
 """The least rows a verdict is based on. With fewer, an interval holds the truth too seldom."""
 
@@ -71,7 +74,7 @@ class Difference:
     rows: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The whole result.
 
@@ -82,6 +85,7 @@ class Comparison:
         figures: label -> metric name -> figure.
         differences: for every pair of tuned labels, then each tuned label against its base.
         notes: what a reader has to know before trusting the figures.
+        folder: where it is kept, with the report.
     """
 
     about: Mapping[str, str]
@@ -90,6 +94,7 @@ class Comparison:
     figures: Mapping[str, Mapping[str, Figure]]
     differences: Sequence[Difference]
     notes: Sequence[str]
+    folder: Path | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -113,9 +118,58 @@ class Comparison:
     def between(self, left: str, right: str) -> list[Difference]:
         return [found for found in self.differences if (found.left, found.right) == (left, right)]
 
+    @property
+    def verdict(self) -> str:
+        """The result in plain sentences, a paragraph per pair of labels."""
+        return "\n\n".join(self.sentences())
+
+    def sentences(self) -> list[str]:
+        """The result in plain sentences, one paragraph per pair of labels."""
+        described = {metric.name: metric for metric in self.metrics}
+        paragraphs = []
+        for left, right in self.pairs():
+            found = [d for d in self.between(left, right) if described[d.metric].better]
+            said = []
+            for label, other in ((left, right), (right, left)):
+                won = [_sentence(d, label, other, self) for d in found if d.better == label]
+                if won:
+                    said.append(f"{label} is better than {other} on {'; '.join(won)}.")
+            noise = [d.metric for d in found if d.better is None and d.rows >= ENOUGH]
+            few = [d.metric for d in found if 0 < d.rows < ENOUGH]
+            unknown = [d.metric for d in found if not d.rows]
+            if not said:
+                said.append(f"Between {left} and {right} nothing is certain.")
+            for what, names in (
+                ("Within the noise", noise),
+                (f"Counted on fewer than {ENOUGH} rows, too few to tell", few),
+                ("Not measured on both sides", unknown),
+            ):
+                if names:
+                    said.append(f"{what}: {', '.join(map(_plain, names))}.")
+            paragraphs.append(" ".join(said))
+        return paragraphs
+
+    @property
+    def report(self) -> Path | None:
+        """The page for people, where the comparison is kept in a folder."""
+        return self.folder and self.folder / REPORT
+
+    def __repr__(self) -> str:
+        rows = len(self.arms[0].answers)
+        return f"<Comparison of {', '.join(self.labels)} on {rows} rows: {self.verdict}>"
+
+    def _repr_html_(self) -> str:
+        from fasttune.comparison.page import to_html
+
+        return framed(to_html(self))
+
 
 def compare_arms(
-    about: Mapping[str, str], arms: Sequence[Arm], metrics: Sequence[Metric], notes: Sequence[str]
+    about: Mapping[str, str],
+    arms: Sequence[Arm],
+    metrics: Sequence[Metric],
+    notes: Sequence[str],
+    folder: Path | None = None,
 ) -> Comparison:
     """Take all metrics on all arms, with intervals and differences."""
     samples: dict[str, dict[str, Sample]] = {}
@@ -138,7 +192,7 @@ def compare_arms(
     differences = [
         _difference(metric, left, right, samples) for left, right in _pairs(arms) for metric in used
     ]
-    return Comparison(about, arms, used, figures, differences, notes)
+    return Comparison(about, arms, used, figures, differences, notes, folder)
 
 
 def _figure(sample: Sample) -> Figure:
@@ -163,33 +217,6 @@ def _difference(
     if metric.better and found.excludes_zero and rows >= ENOUGH:
         better = left if (found.value > 0) == (metric.better == "higher") else right
     return Difference(metric.name, left, right, found, better, rows)
-
-
-def verdict(comparison: Comparison) -> list[str]:
-    """The result in plain sentences, one paragraph per pair of labels."""
-    described = {metric.name: metric for metric in comparison.metrics}
-    paragraphs = []
-    for left, right in comparison.pairs():
-        found = [d for d in comparison.between(left, right) if described[d.metric].better]
-        sentences = []
-        for label, other in ((left, right), (right, left)):
-            won = [_sentence(d, label, other, comparison) for d in found if d.better == label]
-            if won:
-                sentences.append(f"{label} is better than {other} on {'; '.join(won)}.")
-        noise = [d.metric for d in found if d.better is None and d.rows >= ENOUGH]
-        few = [d.metric for d in found if 0 < d.rows < ENOUGH]
-        unknown = [d.metric for d in found if not d.rows]
-        if not sentences:
-            sentences.append(f"Between {left} and {right} nothing is certain.")
-        for what, names in (
-            ("Within the noise", noise),
-            (f"Counted on fewer than {ENOUGH} rows, too few to tell", few),
-            ("Not measured on both sides", unknown),
-        ):
-            if names:
-                sentences.append(f"{what}: {', '.join(map(_plain, names))}.")
-        paragraphs.append(" ".join(sentences))
-    return paragraphs
 
 
 def _plain(metric: str) -> str:

@@ -12,57 +12,53 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from fasttune.comparison.bootstrap import Interval
 from fasttune.comparison.page import to_html
 from fasttune.comparison.plan import Format, Plan
-from fasttune.comparison.result import Arm, Comparison, compare_arms, verdict
+from fasttune.comparison.result import REPORT, Arm, Comparison, compare_arms
 from fasttune.config import ModelConfig
 from fasttune.errors import FasttuneError
 from fasttune.files import write_json, write_text
 from fasttune.generation.generator import Generator
 from fasttune.generation.likelihood import evaluate
 from fasttune.plugins.metric import Answer, Likelihood, as_dict
-from fasttune.plugins.registry import Plugins
 from fasttune.plugins.template import Row
 from fasttune.runs import Run, list_runs
 from fasttune.training.train import train
 
+log = logging.getLogger(__name__)
 
-class Interrupted(Exception):
+
+class Interrupted(KeyboardInterrupt):
     """A training was stopped with Ctrl-C, and its checkpoint is saved."""
 
 
-def run_comparison(
-    plan: Plan, plugins: Plugins, show_progress: bool, say: Callable[[str], None]
-) -> tuple[Comparison, Path]:
+def run_comparison(plan: Plan) -> Comparison:
     """Train and measure whatever the folder does not hold yet, and write the result.
-
-    Returns:
-        The result, and the file of the report.
 
     Raises:
         Interrupted: a training was interrupted; the same call goes on with it.
         FasttuneError: the folder holds something else, or a model cannot be loaded.
     """
     _claim(plan)
-    work = _Work(plan, plugins, show_progress, say)
+    log.info("comparison: %s", plan.folder)
+    work = _Work(plan)
     bases = work.bases()
     arms = [*work.tuned(), *bases]
-    metrics = [metric for metric, _ in plugins.metrics.values()]
-    comparison = compare_arms(plan.about, arms, metrics, plan.notes)
+    metrics = [metric for metric, _ in plan.formats[0].job.plugins.metrics.values()]
+    comparison = compare_arms(plan.about, arms, metrics, plan.notes, plan.folder)
     write_json(plan.folder / "comparison.json", to_json(comparison))
-    report = plan.folder / "report.html"
-    write_text(report, to_html(comparison))
-    return comparison, report
+    write_text(plan.folder / REPORT, to_html(comparison))
+    return comparison
 
 
 def _claim(plan: Plan) -> None:
@@ -83,11 +79,8 @@ def _claim(plan: Plan) -> None:
 
 
 class _Work:
-    def __init__(
-        self, plan: Plan, plugins: Plugins, show_progress: bool, say: Callable[[str], None]
-    ) -> None:
-        self.plan, self.plugins = plan, plugins
-        self.show_progress, self.say = show_progress, say
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         bases = len(plan.formats) * plan.measuring.include_base
         self.total = bases + sum(len(each.runs) for each in plan.formats)
         self.begun = 0
@@ -129,7 +122,7 @@ class _Work:
     def trained(self, each: Format, seed: int) -> Run:
         """The finished run of a format and seed, resumed or trained where it is not there yet."""
         folder = self.plan.folder / "runs"
-        config = replace(each.config, seed=seed, output=str(folder))
+        config = replace(each.job.config, seed=seed, output=str(folder))
         # The folder may have moved, or be spelled otherwise.
         found = [
             run for run in list_runs(folder) if replace(run.config, output=config.output) == config
@@ -141,36 +134,30 @@ class _Work:
         for run in found:
             if run is not started:
                 shutil.rmtree(run.folder)  # stopped before its first checkpoint: nothing is in it
-        self.say(f"[{self.begun + 1}/{self.total}] training {each.label}, seed {seed}")
-        outcome = train(
-            config,
-            each.prepared,
-            self.plugins,
-            self.plugins.identity(config.template),
-            resumed=started,
-            show_progress=self.show_progress,
-            say=lambda line: None,
-        )
+        log.info("[%d/%d] training %s, seed %d", self.begun + 1, self.total, each.label, seed)
+        with _steps_alone():
+            run = train(replace(each.job, config=config), resumed=started)
         gc.collect()  # the model and its trainer refer to each other
-        if outcome.status != "done":
+        if run.manifest["status"] != "done":
             raise Interrupted
-        return outcome.run
+        return run
 
     def measured(
         self, each: Format, name: str, model: ModelConfig, run: Run | None
     ) -> list[Answer]:
         """An arm's answers, from its file where it is there and still true."""
         self.begun += 1
-        rows = [each.prepared.eval[at] for at in self.plan.places]
+        rows = [each.job.eval[at] for at in self.plan.places]
         file = self.plan.folder / "answers" / f"{_slug(name)}.json"
-        template = each.prepared.template
+        template = each.job.template
         if file.is_file():
             saved = json.loads(file.read_text(encoding="utf-8"))
             answers = read_answers(saved["answers"], rows)
             parsed_alike = all(template.parse(a.text) == a.sections for a in answers)
             if saved["run"] == (run and run.name) and parsed_alike:
                 return answers
-        self.say(f"[{self.begun}/{self.total}] answering {len(rows)} held-out rows: {name}")
+        begun = f"[{self.begun}/{self.total}]"
+        log.info("%s answering %d held-out rows: %s", begun, len(rows), name)
         generator = Generator.load(model, template, run.adapter if run else None)
         measuring = self.plan.measuring
         answers = evaluate(
@@ -178,13 +165,29 @@ class _Work:
             rows,
             measuring.max_new_tokens,
             measuring.batch_size,
-            lambda done: self.say(f"  {done}/{len(rows)}") if self.show_progress else None,
+            lambda done: log.info("  %d/%d", done, len(rows)),
         )
         del generator
         gc.collect()
         saved = {"run": run and run.name, "answers": [_as_dict(answer) for answer in answers]}
         write_json(file, saved)
         return answers
+
+
+@contextmanager
+def _steps_alone() -> Iterator[None]:
+    """Of the many trainings show the steps, not what each says of itself before them."""
+    talkative = [
+        logging.getLogger(f"fasttune.{n}") for n in ("encoding", "planning", "training.train")
+    ]
+    levels = [logger.level for logger in talkative]
+    for logger in talkative:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(talkative, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _slug(name: str) -> str:
@@ -195,7 +198,7 @@ def _slug(name: str) -> str:
 def _model_config(each: Format) -> ModelConfig:
     """What the format's runs really loaded, where there are some."""
     run = next((run for run in each.runs.values() if run), None)
-    return run.model_config if run else each.config.model
+    return run.model_config if run else each.job.config.model
 
 
 def read_answers(saved: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[Answer]:
@@ -218,7 +221,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "about": dict(comparison.about),
         "notes": list(comparison.notes),
-        "verdict": verdict(comparison),
+        "verdict": comparison.sentences(),
         "metrics": [
             {"name": m.name, "description": m.description, "better": m.better}
             for m in comparison.metrics

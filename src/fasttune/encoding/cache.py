@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import accumulate, chain
 from pathlib import Path
@@ -27,6 +28,8 @@ from fasttune.encoding.spans import eos_id, whole_text_backend
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_path, cache_dir, write_json
 from fasttune.plugins.template import Row, Template
+
+log = logging.getLogger(__name__)
 
 ROWS_PER_BATCH = 128
 """Rows that are read together: 100 kB of short ones, as much as a disk reads ahead anyway."""
@@ -87,9 +90,8 @@ def encode_rows(
     tokenizer: Any,
     config: RunConfig,
     what: str,
-    say: Callable[[str], None],
 ) -> EncodedRows:
-    """Encode rows under the policy for overlong ones, or take them from the cache, and say how many
+    """Encode rows under the policy for overlong ones, or take them from the cache, and log how many
     it concerned.
 
     Raises:
@@ -114,12 +116,12 @@ def encode_rows(
             "remove it, or leave these rows out with data.skip_bad_rows=true",
         )
     if ending:
-        say(f"left out {len(ending)} {what} rows that hold the text {eos}")
+        log.info("left out %d %s rows that hold the text %s", len(ending), what, eos)
     limit, overlong = config.model.max_length, config.data.overlong
     key = cache_key(tokenizer, rendered.hexdigest(), limit, overlong)
     encoded = cached(key)
     if encoded:
-        say(f"{len(encoded):,} {what} rows from the cache")
+        log.info(f"{len(encoded):,} {what} rows from the cache")
     if encoded is None:
         counts = Counter(dropped=0, truncated=0)
         chosen = (rows[at] for at in usable)
@@ -127,7 +129,7 @@ def encode_rows(
         encoded = store(key, kept, counts)
     for done, number in encoded.counts.items():
         if number:
-            say(f"{done} {number} of {len(usable)} {what} rows: over {limit} tokens")
+            log.info(f"{done} {number} of {len(usable)} {what} rows: over {limit} tokens")
     if usable and not encoded:
         raise FasttuneError(
             f"no {what} row has {limit} tokens or fewer",

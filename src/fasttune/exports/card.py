@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttune.config import dump_config
-from fasttune.job import with_system
 from fasttune.plugins.identity import PROBE_ROWS
+from fasttune.plugins.template import with_system
 
 if TYPE_CHECKING:
     from fasttune.exports.verify import Exported

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from fasttune.runs import Run
 
     pass
+
+log = logging.getLogger(__name__)
 
 RECORD = "verification.json"
 """In every export: whether it was verified, with the figures and their bounds."""
@@ -44,7 +47,6 @@ def export(
     verify: bool = True,
     force: bool = False,
     rows: int = 8,
-    say: Callable[[str], None] = print,
 ) -> Exported:
     """Write an export, verify it and give it its final name.
 
@@ -66,11 +68,11 @@ def export(
     exporter = _exporter(name, plugins)
     chosen = _options(exporter, options or {})
     target = target or run.folder / "exports" / name
-    _check_target(target, force, say)
+    _check_target(target, force)
     config = run.config
     template = plugins.template(config.template)
     _check_run(run, plugins)
-    job = ExportJob(run, template, target, chosen, say)
+    job = ExportJob(run, template, target, chosen)
     _check_space(target, exporter.needed_bytes(job))
     held_out = verification_rows(run, plugins, rows) if verify else []
     if verify:
@@ -117,10 +119,10 @@ def _verify(exporter: Exporter, job: ExportJob, rows: Sequence[Row]) -> Verifica
     from fasttune.exports.readers import read_run
     from fasttune.exports.verify import compare, measure
 
-    job.say(f"verifying with {len(rows)} rows: the run")
+    log.info("verifying with %d rows: the run", len(rows))
     # One model at a time: the run's is gone before the export is loaded.
     expected = measure(read_run(job.run.model_config, job.run.adapter, job.template), rows)
-    job.say(f"verifying with {len(rows)} rows: the export")
+    log.info("verifying with %d rows: the export", len(rows))
     return compare(expected, measure(exporter.open(job), rows, expected), exporter.bounds(job))
 
 
@@ -161,9 +163,9 @@ def _check_run(run: Run, plugins: Plugins) -> None:
         raise FasttuneError(error.message, error.where, hint) from error
 
 
-def _check_target(target: Path, force: bool, say: Callable[[str], None]) -> None:
+def _check_target(target: Path, force: bool) -> None:
     for left in sorted(target.parent.glob(f".{target.name}.*.tmp")):
-        say(
+        log.warning(
             f"note: {left} is left of an export that was killed, or of one that still runs; "
             "if none does, delete it"
         )

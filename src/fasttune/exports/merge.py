@@ -8,10 +8,11 @@ memory never holds more than one of them.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from fasttune.exports.shards import (
 from fasttune.files import write_json
 from fasttune.machine import tensor_device
 from fasttune.models.tokenizer import cannot_load
+
+log = logging.getLogger(__name__)
 
 NF4_BLOCK = 64
 """Weights per scale: bitsandbytes' default, which transformers' and so Unsloth's 4-bit loading
@@ -85,7 +88,6 @@ def write_merged(
     folder: Path,
     chat_template: str | None = None,
     dequantize: str | None = None,
-    say: Callable[[str], None] = print,
 ) -> None:
     """Write base plus adapter as a model folder that transformers loads.
 
@@ -115,7 +117,8 @@ def write_merged(
     _check_fit(changes, tensors, config, base)
     rounded = linear_weights(source) & set(tensors) if dequantize else set()
     for number, file in enumerate(files, 1):
-        say(f"merging shard {number} of {len(files)}, {file.stat().st_size / 1e9:.2f} GB")
+        size = file.stat().st_size / 1e9
+        log.info("merging shard %d of %d, %.2f GB", number, len(files), size)
         target = folder / file.name
         shutil.copyfile(file, target)
         here = {

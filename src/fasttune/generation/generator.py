@@ -21,7 +21,7 @@ from transformers import GenerationConfig, pipeline
 from transformers.generation.streamers import BaseStreamer
 
 from fasttune.generation.decoding import Decoding
-from fasttune.plugins.template import Row, Template
+from fasttune.plugins.template import Row, Template, with_system
 
 WINDOW = 8
 """Batches whose rows are sorted by length together."""
@@ -75,17 +75,38 @@ class Sampling:
 
 
 class Generator:
-    """A model, its tokenizer and a template: rows in, answers out."""
+    """A model, its tokenizer and a template: rows in, answers out.
 
-    def __init__(self, model: Any, tokenizer: Any, template: Template, choices: Choices) -> None:
+    Args:
+        choices: what the device decides; here, whether the model runs under autocast.
+        system: laid over every row in place of the template's own system text.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        template: Template,
+        choices: Choices,
+        system: str | None = None,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
         self.choices = choices
+        self.system = system
+
+    def __repr__(self) -> str:
+        name = Path(self.model.config._name_or_path or "model").name
+        return f"<Generator: {name} under {self.template.name}>"
 
     @classmethod
     def load(
-        cls, config: ModelConfig, template: Template, adapter: Path | None = None
+        cls,
+        config: ModelConfig,
+        template: Template,
+        adapter: Path | None = None,
+        system: str | None = None,
     ) -> Generator:
         """Load a base model, with an adapter if one is given.
 
@@ -93,7 +114,24 @@ class Generator:
             FasttuneError: the model cannot be loaded.
         """
         choices = decide_for_generation(config, this_device())
-        return cls(*load_for_generation(config, choices, adapter), template, choices)
+        return cls(*load_for_generation(config, choices, adapter), template, choices, system)
+
+    def answer(self, instruction: str, input: str = "", **sampling: Any) -> Answer:
+        """Answer one question.
+
+        Args:
+            input: context for it.
+            sampling: fields of `Sampling`, as max_new_tokens=64.
+        """
+        row = {"instruction": instruction, "input": input}
+        return next(self.answers([row], Sampling(**sampling), 1))
+
+    def prompt(self, row: Row) -> str:
+        """The text generation starts from."""
+        return self.template.prompt(with_system(row, self.system))
+
+    def _prompt_ids(self, row: Row) -> list[int]:
+        return encode_prompt(self.template, with_system(row, self.system), self.tokenizer)
 
     def answers(
         self,
@@ -111,7 +149,7 @@ class Generator:
         Args:
             report: called with the number of answered rows after every batch.
         """
-        prompts = [encode_prompt(self.template, row, self.tokenizer) for row in rows]
+        prompts = [self._prompt_ids(row) for row in rows]
         torch.manual_seed(sampling.seed)
         decoding = self._decoding(sampling, prompts)
         for start in range(0, len(rows), WINDOW * batch_size):
@@ -129,7 +167,7 @@ class Generator:
     def stream(self, row: Row, sampling: Sampling, show: Callable[[str], None]) -> Answer:
         """Answer one row; `show` is called with each piece of text as soon as it is complete."""
         torch.manual_seed(sampling.seed)
-        prompt = encode_prompt(self.template, row, self.tokenizer)
+        prompt = self._prompt_ids(row)
         streamer = _Streamer(self.tokenizer, show)
         [completion] = self._decoding(sampling, [prompt])([prompt], streamer)
         return self.read(row, *completion)
@@ -139,14 +177,14 @@ class Generator:
         prompt itself."""
         torch.manual_seed(sampling.seed)
         generate = pipeline("text-generation", model=self.model, tokenizer=self.tokenizer)
-        prompt = self.template.prompt(row)
+        prompt = self.prompt(row)
         with self.choices.autocasting(self.model.device.type):
             [result] = generate(
                 prompt,
                 generation_config=sampling.config(self.tokenizer),
                 return_tensors=True,
             )
-        length = len(encode_prompt(self.template, row, self.tokenizer))
+        length = len(self._prompt_ids(row))
         return self.read(row, result["generated_token_ids"][length:])
 
     def read(self, row: Row, ids: Sequence[int], looped: bool = False) -> Answer:

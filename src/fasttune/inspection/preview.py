@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.encoding.encode import IGNORED, encode
 from fasttune.errors import FasttuneError
+from fasttune.notebook import framed
 from fasttune.plugins.template import Row, Template
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Section:
         return piece.ids if self.train else [IGNORED] * len(piece.ids)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preview:
     """A row as the model sees it, ready to be shown.
 
@@ -81,6 +82,14 @@ class Preview:
     prompt_length: int
     trained: int
     max_length: int
+
+    def __repr__(self) -> str:
+        return f"<Preview of row {self.row} in {self.template}: {self.summary}>"
+
+    def _repr_html_(self) -> str:
+        from fasttune.inspection.preview_html import to_html
+
+        return framed(to_html([self]), height=420)
 
     @property
     def tokens(self) -> int:

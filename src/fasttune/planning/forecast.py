@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from typing import Any
 
 from fasttune.config import RunConfig, steps
@@ -16,8 +18,10 @@ from fasttune.planning.devices import measured_matmul, with_figures
 from fasttune.planning.fit import decide_checkpointing, job_of, suggest
 from fasttune.planning.shape import Shape, UnknownArchitecture, read_shape
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Forecast:
     """The costs of a run on a device.
 
@@ -62,6 +66,19 @@ class Forecast:
             if self.time is not None:
                 said.append(f"at least {spell(self.steps * self.time.bound)}")
         return ", ".join(said)
+
+    def __repr__(self) -> str:
+        return self.line() + ("" if self.fits else "; DOES NOT FIT")
+
+    def _repr_html_(self) -> str:
+        peak = max(self.memory.peak, self.device.memory)
+        bars = "".join(
+            f"<tr><td>{name}</td><td style='text-align:right'>{size / GB:.2f} GB</td>"
+            f"<td><div style='background:#4c78a8;height:1em;width:{300 * size / peak:.0f}px'></div>"
+            "</td></tr>"
+            for name, size in {**self.memory.parts(), "in all": self.memory.peak}.items()
+        )
+        return f"<p>{escape(repr(self))}</p><table>{bars}</table>"
 
     def require_fit(self) -> None:
         """Refuse what does not fit.
@@ -149,9 +166,8 @@ def foresee(
     model: str,
     lengths: Sequence[int],
     device: Device,
-    say: Callable[[str], None],
 ) -> Forecast | None:
-    """The forecast of a run on a device, with its short form said.
+    """The forecast of a run on a device, with its short form logged.
 
     None, with a word about it, for an architecture that the planner does not know: it may be
     trained all the same.
@@ -162,8 +178,8 @@ def foresee(
     try:
         shape = read_shape(model)
     except UnknownArchitecture as error:
-        say(f"no plan: {error.message}")
+        log.info("no plan: %s", error.message)
         return None
     made = forecast(config, shape, with_figures(device), lengths)
-    say(made.line())
+    log.info(made.line())
     return made

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from fasttune.exports.chat_template.jinja import ChatFormat
     from fasttune.runs import Run
+
+log = logging.getLogger(__name__)
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """Where transformers keeps a tokenizer's chat template."""
@@ -70,14 +73,16 @@ class ExportJob:
         template: the run's template; it renders as it did in training.
         folder: an empty temporary folder to fill. It gets its final name when all is done.
         options: every option of the exporter with the value that was chosen for it.
-        say: shows a line of progress.
     """
 
     run: Run
     template: Template
     folder: Path
     options: Mapping[str, str]
-    say: Callable[[str], None]
+
+    def say(self, line: str) -> None:
+        """Show a line of progress."""
+        log.info(line)
 
     def write_merged(self, folder: Path, into: str = "original") -> None:
         """Write the merged model, its tokenizer and its chat template to `folder`, which exists.
@@ -112,7 +117,6 @@ class ExportJob:
             folder,
             chat_template=jinja,
             dequantize=manifest["dtype"] if into == "dequantized" else None,
-            say=self.say,
         )
 
     def merged_bytes(self) -> int:

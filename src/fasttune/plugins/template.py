@@ -92,6 +92,11 @@ class Template:
         return text
 
 
+def with_system(row: Row, system: str | None) -> Row:
+    """The row with the run's own system text, where there is one."""
+    return {**row, "system": system} if system else row
+
+
 def tags_in(template: Template, row: Row) -> list[tuple[str, str]]:
     """The (column, tag) pairs where a field's own text contains one of the template's tags."""
     return [

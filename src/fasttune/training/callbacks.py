@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import time
@@ -9,18 +10,20 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from fasttune.logs import console
 from fasttune.runs import Run
+
+log = logging.getLogger(__name__)
 
 
 class Progress(TrainerCallback):
     """Shows step, loss, tokens per second and time left.
 
     Tokens are those of the rows, padding not counted; time for evaluating and saving is not
-    counted either. Without a terminal it prints about twenty lines per run.
+    counted either. In a terminal this is a live line, elsewhere about twenty logged lines per run.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self) -> None:
         self.tokens = 0
         self.seconds = 0.0
         self._step_began = 0.0
@@ -32,9 +35,8 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._first = state.global_step
-        if self.quiet or not sys.stderr.isatty():
+        if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
             return
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
@@ -43,7 +45,7 @@ class Progress(TrainerCallback):
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
+            console=console(),
         )
         self._bar.start()
         self._task = self._bar.add_task(
@@ -61,10 +63,10 @@ class Progress(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        if self.quiet or not logs:
+        if not logs:
             return
         if "eval_loss" in logs:
-            self._say(f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
+            log.info("step %d: held-out loss %.4f", state.global_step, logs["eval_loss"])
         elif "loss" in logs:
             # From the steps alone: an evaluation in between would make the time left jump.
             done = max(1, state.global_step - self._first)
@@ -76,9 +78,15 @@ class Progress(TrainerCallback):
             if self._bar is not None:
                 self._bar.update(self._task, note=note)
             elif self._due(state):
-                self._say(f"step {state.global_step}/{state.max_steps}  {note}")
+                log.info("step %d/%d  %s", state.global_step, state.max_steps, note)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -90,12 +98,6 @@ class Progress(TrainerCallback):
     def _due(self, state: Any) -> bool:
         every = max(1, state.max_steps // 20)
         return state.global_step % every == 0 or state.global_step in (1, state.max_steps)
-
-    def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
-        else:
-            print(line, file=sys.stderr, flush=True)
 
 
 class RunLog(TrainerCallback):
@@ -128,7 +130,7 @@ class Interrupt(TrainerCallback):
     def _ask(self, *_: object) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, self._previous)
-        print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+        log.warning("stopping after this step; Ctrl-C again stops at once")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.asked:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.generation.generator import Generator, Sampling
-from fasttune.job import Prepared
+from fasttune.job import Job
 from fasttune.machine import (
     Device,
     device_name,
@@ -32,16 +34,16 @@ from fasttune.machine import (
     this_device,
     versions,
 )
-from fasttune.models.choices import Choices, decide
+from fasttune.models.choices import decide
 from fasttune.models.dropout import base_dropout
 from fasttune.models.fast.fast import speed_up
 from fasttune.models.head import check_head
 from fasttune.models.load import add_lora, load_base
+from fasttune.models.lora import Coverage
 from fasttune.models.tokenizer import load_tokenizer
-from fasttune.planning.forecast import foresee
+from fasttune.planning.forecast import Forecast, foresee
 from fasttune.plugins.identity import Identity
 from fasttune.plugins.metric import Answer
-from fasttune.plugins.registry import Plugins
 from fasttune.plugins.template import Row
 from fasttune.quiet import quiet
 from fasttune.runs import Run, create_run, now
@@ -50,206 +52,228 @@ from fasttune.training.report import plot_losses, write_samples
 from fasttune.training.settings import training_arguments
 from fasttune.training.trainer import Trainer
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a run.
+class Ready:
+    """A job with everything loaded that it trains with.
 
     Attributes:
-        status: "done", or "interrupted" with a checkpoint to resume from.
-        scores: metric -> value on the sample answers, "before" and "after".
+        generator: the model with fresh adapters, its tokenizer and the template.
+        planned: None where the architecture cannot be planned for.
+        seconds: what loading took.
     """
 
-    run: Run
-    status: str
-    scores: dict[str, dict[str, float]]
+    generator: Generator
+    train_rows: EncodedRows
+    eval_rows: EncodedRows
+    coverage: Coverage
+    planned: Forecast | None
+    seconds: float
 
 
-def train(
-    config: RunConfig,
-    prepared: Prepared,
-    plugins: Plugins,
-    identity: Identity,
-    resumed: Run | None = None,
-    show_progress: bool = True,
-    say: Callable[[str], None] = print,
-    device: Device | None = None,
-) -> Outcome:
+def train(job: Job, resumed: Run | None = None, device: Device | None = None) -> Run:
     """Train, evaluate and write the run folder, a new one unless a run is resumed.
 
     Args:
         device: what the choices are made for; by default this machine's.
 
+    Returns:
+        the run; the status in its manifest is "done", or "interrupted" after a Ctrl-C, with a
+        checkpoint to resume from.
+
     Raises:
         FasttuneError: the run does not fit this machine, the model cannot be loaded, or nothing is
             left to train on. Then there is no run folder.
     """
-    template = prepared.template
-    began = time.perf_counter()
     require_one_process()
-    device = device or this_device()
-    choices = decide(config, device)
-    train_rows = encode_rows(
-        prepared.train, template, load_tokenizer(prepared.model), config, "training", say
-    )
-    planned = foresee(config, prepared.model, train_rows.lengths, device, say)
-    if planned is not None:
-        planned.require_fit()
-        choices = planned.choices
-    say(f"choices: {choices}")
-    model, tokenizer = load_base(config.model, choices)
-    if off := base_dropout(model.config, config.model):
-        say(off)
-    eval_rows = encode_rows(prepared.eval, template, tokenizer, config, "held-out", say)
-    model, coverage = add_lora(model, config.lora, config.seed, choices)
-    say(str(coverage))
-    run = resumed or create_run(config, prepared.model)
-    run.update(
-        {
-            "status": "running",
-            "template": identity.as_dict(),
-            "system": config.system,
-            "model": prepared.model,
-            "quantization": choices.quantization,
-            "dtype": choices.dtype,
-            "choices": choices.as_dict(),
-            "lora": {
-                "layers": coverage.adapted,
-                "left_out": coverage.left_out,
-                "parameters": coverage.parameters,
-            },
-            "data": {
-                "source": prepared.source,
-                "train_sha256": data_hash(prepared.train),
-                "eval_sha256": data_hash(prepared.eval),
-                "train_rows": len(train_rows),
-                "eval_rows": len(eval_rows),
-                "train_tokens": train_rows.tokens,
-            },
-            "planned_memory_bytes": planned and round(planned.memory.peak),
-            "versions": versions(),
-            "device": device_name(),
-        }
-        | ({} if resumed else {"started": now()})
-    )
-    loading = time.perf_counter() - began
-    generator = Generator(model, tokenizer, template, choices)
+    ready = load(job, device or this_device())
+    run = resumed or create_run(job.config, job.model)
+    run.update(_facts(job, ready) | ({} if resumed else {"started": now()}))
+    training = Training(job, ready, run)
     try:
-        return _train(
-            config, prepared, plugins, identity, run, generator, train_rows, eval_rows, loading,
-            show_progress, say,
-        )  # fmt: skip
+        training.answer_before()
+        if training.fit():
+            training.finish()
     except BaseException as error:
         run.update({"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"})
         raise
+    return run
 
 
-def _train(
-    config: RunConfig,
-    prepared: Prepared,
-    plugins: Plugins,
-    identity: Identity,
-    run: Run,
-    generator: Generator,
-    train_rows: EncodedRows,
-    eval_rows: EncodedRows,
-    loading: float,
-    show_progress: bool,
-    say: Callable[[str], None],
-) -> Outcome:
-    """From the loaded model with its fresh adapters to the finished run folder."""
-    model, tokenizer, template = generator.model, generator.tokenizer, generator.template
-    seconds = {"load": loading}
-    checkpoint = run.last_checkpoint()
-    sample_rows = spread(prepared.eval or prepared.train, config.samples.count)
+def load(job: Job, device: Device) -> Ready:
+    """Encode the rows, plan, and load the model with fresh adapters.
+
+    Raises:
+        FasttuneError: as `train`.
+    """
     began = time.perf_counter()
-    if checkpoint is None:
-        if sample_rows:
-            say(f"answering {len(sample_rows)} held-out rows before training")
-        before = _answer(generator, sample_rows, config)
-        write_json(run.folder / "before.json", [[a.text, a.stop, a.tokens] for a in before])
-    else:
-        before = _read_before(run, generator, sample_rows)
-        run.forget_after(int(checkpoint.name.rpartition("-")[2]))
-    seconds["samples_before"] = time.perf_counter() - began
+    config = job.config
+    choices = decide(config, device)
+    train_rows = encode_rows(job.train, job.template, load_tokenizer(job.model), config, "training")
+    planned = foresee(config, job.model, train_rows.lengths, device)
+    if planned is not None:
+        planned.require_fit()
+        choices = planned.choices
+    log.info("choices: %s", choices)
+    model, tokenizer = load_base(config.model, choices)
+    if off := base_dropout(model.config, config.model):
+        log.info(off)
+    eval_rows = encode_rows(job.eval, job.template, tokenizer, config, "held-out")
+    model, coverage = add_lora(model, config.lora, config.seed, choices)
+    log.info("%s", coverage)
+    generator = Generator(model, tokenizer, job.template, choices)
+    seconds = time.perf_counter() - began
+    return Ready(generator, train_rows, eval_rows, coverage, planned, seconds)
 
-    progress = Progress(quiet=not show_progress)
-    interrupt = Interrupt()
-    callbacks = [RunLog(run), progress, interrupt, *plugins.training_callbacks(run.folder)]
-    if config.train.early_stopping is not None:
-        callbacks.append(EarlyStoppingCallback(config.train.early_stopping))
-    sections = list(dict.fromkeys([*train_rows.sections, *eval_rows.sections]))
-    trainer = make_trainer(
-        config, generator.choices, model, tokenizer, train_rows, eval_rows, sections, run,
-        callbacks, progress,
-    )  # fmt: skip
-    say(f"training: {trainer.fast}")
 
-    began = time.perf_counter()
-    try:
-        with interrupt:
-            if eval_rows and checkpoint is None:
-                trainer.evaluate()
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            finished = not interrupt.asked
-            if eval_rows and finished and not _evaluated(run, trainer.state.global_step):
-                trainer.evaluate()
-    finally:
-        progress.close()
-    seconds["train"] = time.perf_counter() - began
-    plot_losses(
-        run.metrics(), run.folder / "loss.png", f"{template.name}, {Path(prepared.model).name}"
-    )
-    measured: dict[str, Any] = {
-        "steps": trainer.state.global_step,
-        "tokens_per_second": round(progress.tokens_per_second, 1),
-        "shared_tokens_saved": trainer.saved_tokens,
-        "peak_memory_bytes": peak_memory(),
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+def _facts(job: Job, ready: Ready) -> dict[str, Any]:
+    """What the manifest holds from the beginning."""
+    choices = ready.generator.choices
+    return {
+        "status": "running",
+        "template": job.identity.as_dict(),
+        "system": job.config.system,
+        "model": job.model,
+        "quantization": choices.quantization,
+        "dtype": choices.dtype,
+        "choices": choices.as_dict(),
+        "lora": {
+            "layers": ready.coverage.adapted,
+            "left_out": ready.coverage.left_out,
+            "parameters": ready.coverage.parameters,
+        },
+        "data": {
+            "source": job.source,
+            "train_sha256": data_hash(job.train),
+            "eval_sha256": data_hash(job.eval),
+            "train_rows": len(ready.train_rows),
+            "eval_rows": len(ready.eval_rows),
+            "train_tokens": ready.train_rows.tokens,
+        },
+        "planned_memory_bytes": ready.planned and round(ready.planned.memory.peak),
+        "versions": versions(),
+        "device": device_name(),
     }
-    if trainer.state.best_metric is not None:
-        measured["best_eval_loss"] = trainer.state.best_metric
-    if not finished:
-        run.update({"status": "interrupted", **measured})
-        return Outcome(run, "interrupted", {})
 
-    began = time.perf_counter()
-    save_adapter(run, trainer.model, tokenizer, identity)
-    scores: dict[str, dict[str, float]] = {}
-    if sample_rows:
-        say(f"answering {len(sample_rows)} held-out rows after training")
-        after = _answer(generator, sample_rows, config)
-        metrics = [metric for metric, _ in plugins.metrics.values()]
-        scores = write_samples(run.folder, before, after, metrics)
-    (run.folder / "before.json").unlink(missing_ok=True)
-    measured["seconds"]["samples_after"] = round(time.perf_counter() - began, 1)
-    run.update({"status": "done", "finished": now(), "scores": scores, **measured})
-    return Outcome(run, "done", scores)
+
+class Training:
+    """One run, from the loaded model to the finished folder: answer before, fit, finish."""
+
+    def __init__(self, job: Job, ready: Ready, run: Run) -> None:
+        self.job, self.ready, self.run = job, ready, run
+        self.generator = ready.generator
+        self.checkpoint = run.last_checkpoint()
+        self.sample_rows = spread(job.eval or job.train, job.config.samples.count)
+        self.seconds = {"load": ready.seconds}
+        self.before: list[Answer] = []
+        self.trainer: Trainer | None = None
+
+    def answer_before(self) -> None:
+        """Answer the sample rows untuned; a resumed run has these answers, and forgets the metrics
+        of the steps that it takes again."""
+        with self._timed("samples_before"):
+            if self.checkpoint is None:
+                self.before = self._answers("before")
+                saved = [[a.text, a.stop, a.tokens] for a in self.before]
+                write_json(self.run.folder / "before.json", saved)
+            else:
+                self.before = _read_before(self.run, self.generator, self.sample_rows)
+                self.run.forget_after(int(self.checkpoint.name.rpartition("-")[2]))
+
+    def fit(self) -> bool:
+        """Train, evaluate and draw the losses; False after a Ctrl-C, with a checkpoint saved."""
+        config, run = self.job.config, self.run
+        progress, interrupt = Progress(), Interrupt()
+        callbacks = [
+            RunLog(run), progress, interrupt, *self.job.plugins.training_callbacks(run.folder)
+        ]  # fmt: skip
+        if config.train.early_stopping is not None:
+            callbacks.append(EarlyStoppingCallback(config.train.early_stopping))
+        train_rows, eval_rows = self.ready.train_rows, self.ready.eval_rows
+        sections = list(dict.fromkeys([*train_rows.sections, *eval_rows.sections]))
+        trainer = self.trainer = make_trainer(
+            config, self.generator, train_rows, eval_rows, sections, run, callbacks
+        )
+        log.info("training: %s", trainer.fast)
+        with self._timed("train"), interrupt, progress:
+            held_out, resumed = bool(eval_rows), self.checkpoint is not None
+            if held_out and not resumed:
+                trainer.evaluate()
+            trainer.train(resume_from_checkpoint=str(self.checkpoint) if resumed else None)
+            finished = not interrupt.asked
+            if held_out and finished and not _evaluated(run, trainer.state.global_step):
+                trainer.evaluate()
+        title = f"{self.job.template.name}, {Path(self.job.model).name}"
+        plot_losses(run.metrics(), run.folder / "loss.png", title)
+        run.update(self._measured(trainer) | ({} if finished else {"status": "interrupted"}))
+        return finished
+
+    def finish(self) -> None:
+        """Save the adapter and answer the sample rows again; then the run is done."""
+        assert self.trainer is not None, "fit comes first"
+        with self._timed("samples_after"):
+            model, tokenizer = self.trainer.model, self.generator.tokenizer
+            save_adapter(self.run, model, tokenizer, self.job.identity)
+            scores: dict[str, dict[str, float]] = {}
+            if self.sample_rows:
+                metrics = [metric for metric, _ in self.job.plugins.metrics.values()]
+                after = self._answers("after")
+                scores = write_samples(self.run.folder, self.before, after, metrics)
+            (self.run.folder / "before.json").unlink(missing_ok=True)
+        done = {"status": "done", "finished": now(), "scores": scores}
+        self.run.update(done | self._measured(self.trainer))
+
+    def _answers(self, when: str) -> list[Answer]:
+        if not self.sample_rows:
+            return []
+        log.info("answering %d held-out rows %s training", len(self.sample_rows), when)
+        # Turns the KV cache on, which training keeps off.
+        FastLanguageModel.for_inference(self.generator.model)
+        chosen = self.job.config.samples
+        sampling = Sampling(max_new_tokens=chosen.max_new_tokens)
+        return list(self.generator.answers(self.sample_rows, sampling, chosen.batch_size))
+
+    def _measured(self, trainer: Trainer) -> dict[str, Any]:
+        state = trainer.state
+        best = {} if state.best_metric is None else {"best_eval_loss": state.best_metric}
+        return best | {
+            "steps": state.global_step,
+            "tokens_per_second": round(trainer.progress.tokens_per_second, 1),
+            "shared_tokens_saved": trainer.saved_tokens,
+            "peak_memory_bytes": peak_memory(),
+            "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+        }
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[what] = time.perf_counter() - began
 
 
 def make_trainer(
     config: RunConfig,
-    choices: Choices,
-    model: Any,
-    tokenizer: Any,
+    generator: Generator,
     train_rows: Sequence[Encoded],
     eval_rows: Sequence[Encoded],
     sections: Sequence[str],
     run: Run,
     callbacks: Sequence[TrainerCallback],
-    progress: Progress,
 ) -> Trainer:
     """The trainer of a run, ready to train.
 
     Args:
+        generator: its model, with fresh adapters, is put into training mode and onto the fast path.
         sections: the names of the learned spans of all rows.
-        model: with its fresh adapters; it is put into training mode and onto the fast path.
         run: where checkpoints and TensorBoard's files go; nothing is written yet.
-        progress: counts the tokens; it is told of steps only if it is among the callbacks.
+        callbacks: among them the one that counts the tokens, a `Progress`.
 
     Raises:
         FasttuneError: the architecture's loss is not known.
     """
+    model, tokenizer, choices = generator.model, generator.tokenizer, generator.choices
     # Where transformers' TensorBoard callback writes; otherwise it takes ./runs, among our own.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
     # Unsloth's words for with and without autocast. It would turn it on wherever a GPU has bf16.
@@ -273,7 +297,7 @@ def make_trainer(
             ),
             callbacks=list(callbacks),
             sections=sections,
-            progress=progress,
+            progress=next(each for each in callbacks if isinstance(each, Progress)),
             fast=fast,
         )
     trainer.remove_callback(PrinterCallback)
@@ -297,14 +321,6 @@ def save_adapter(run: Run, model: Any, tokenizer: Any, identity: Identity) -> No
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "template.json", identity.as_dict())
-
-
-def _answer(generator: Generator, rows: Sequence[Row], config: RunConfig) -> list[Answer]:
-    FastLanguageModel.for_inference(
-        generator.model
-    )  # turns the KV cache on, which training keeps off
-    sampling = Sampling(max_new_tokens=config.samples.max_new_tokens)
-    return list(generator.answers(rows, sampling, config.samples.batch_size))
 
 
 def _read_before(run: Run, generator: Generator, rows: Sequence[Row]) -> list[Answer]:

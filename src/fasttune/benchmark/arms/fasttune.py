@@ -16,6 +16,8 @@ def train_fasttune(spec: Spec, pace: Pace, folder: Path) -> None:
 
     # isort: split
     from fasttune.encoding.batches import section_names
+    from fasttune.generation.generator import Generator
+    from fasttune.plugins.template import Template
     from fasttune.runs import Run
     from fasttune.training.callbacks import Progress, RunLog
     from fasttune.training.train import make_trainer
@@ -25,11 +27,11 @@ def train_fasttune(spec: Spec, pace: Pace, folder: Path) -> None:
     model, tokenizer = load_base(config.model, choices)
     model, _ = add_lora(model, config.lora, config.seed, choices)
     start_adapters(model, config.seed)
-    run, progress = Run(folder), Progress(quiet=True)
-    callbacks = [RunLog(run), progress, paced(pace)]
-    sections = section_names(spec.rows)
+    run = Run(folder)
+    generator = Generator(model, tokenizer, Template(), choices)
+    callbacks = [RunLog(run), Progress(), paced(pace)]
     trainer = make_trainer(
-        config, choices, model, tokenizer, spec.rows, [], sections, run, callbacks, progress
+        config, generator, spec.rows, [], section_names(spec.rows), run, callbacks
     )
     trainer.args.train_sampling_strategy = "sequential"
     trainer.args.save_strategy = "no"

@@ -1,0 +1,369 @@
+"""The verbs of fasttune, for Python and for the command line.
+
+    config = fasttune.load_config("configs/demo.yaml", ["train.epochs=2"])
+    job = fasttune.prepare(config)
+    run = fasttune.train(job)
+    fasttune.load(run).answer("Which day is June 3, 2031?").response
+
+Each verb imports what it needs when it is called: torch comes with the first that computes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fasttune import config as settings
+from fasttune.config import ModelConfig, RunConfig
+from fasttune.errors import FasttuneError
+
+if TYPE_CHECKING:
+    from fasttune.comparison.result import Comparison
+    from fasttune.exports.verify import Exported
+    from fasttune.generation.generator import Generator
+    from fasttune.inspection.preview import Preview
+    from fasttune.job import Job
+    from fasttune.planning.forecast import Forecast
+    from fasttune.plugins.registry import Plugins
+    from fasttune.plugins.template import Row, Template
+    from fasttune.runs import Run
+
+log = logging.getLogger(__name__)
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Sequence[str | tuple[str, Any]] = ()
+) -> RunConfig:
+    """Defaults, then the YAML file, then the overrides: later wins.
+
+    Args:
+        overrides: "KEY=VALUE" as on the command line, or (key, value).
+
+    Raises:
+        FasttuneError: the file cannot be read, or a key or value is not known.
+    """
+    pairs = [settings.parse_override(o) if isinstance(o, str) else o for o in overrides]
+    return settings.load_config(Path(path) if path is not None else None, pairs)
+
+
+def load_plugins(folder: Path | None = None, config: Path | None = None) -> Plugins:
+    """The installed plugins and those of the plugin folders; one that fails is logged and left out.
+
+    Raises:
+        FasttuneError: see `plugins.discovery.load_plugins`.
+    """
+    from fasttune.plugins import discovery
+
+    loaded = discovery.load_plugins(folder, config)
+    loaded.provided()  # asks every plugin for what it has, which may add problems
+    for problem in loaded.problems:
+        log.warning(
+            "warning: plugin %s is not loaded: %s\n  %s", problem.name, problem.error, problem.path
+        )
+    return loaded
+
+
+def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> Job:
+    """The template and the checked and divided rows of a run to be; no model is loaded.
+
+    Raises:
+        FasttuneError: for whatever is wrong with template, model name or data.
+    """
+    from fasttune import job
+
+    return job.prepare(config or RunConfig(), plugins or load_plugins())
+
+
+def preview(job: Job, row: int = 1) -> Preview:
+    """What the model sees of a row to train on: its tokens by section, learned or given.
+
+    Args:
+        row: its number, from 1.
+
+    Raises:
+        FasttuneError: there is no such row, or it cannot be encoded.
+    """
+    from fasttune.inspection import preview
+    from fasttune.models.tokenizer import load_tokenizer
+
+    if not 1 <= row <= len(job.train):
+        raise FasttuneError(f"there is no row {row}", job.source, f"rows are 1 to {len(job.train)}")
+    return preview.preview(
+        job.template,
+        job.train[row - 1],
+        load_tokenizer(job.model),
+        number=row,
+        model=job.model,
+        max_length=job.config.model.max_length,
+    )
+
+
+def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
+    """Memory, arithmetic and least time of a run, and whether it fits.
+
+    Args:
+        job: its rows are counted in tokens; of a config alone every row is taken to have
+            `model.max_length`.
+        gpu: a name as t4, or a memory as 16GB; by default this machine.
+
+    Raises:
+        FasttuneError: there is no such GPU, or the model's shape is not known.
+    """
+    from fasttune import machine
+    from fasttune.models.demo import NAME
+    from fasttune.models.tokenizer import CUDA_DEFAULT
+    from fasttune.planning.devices import find_device, with_figures
+    from fasttune.planning.forecast import forecast
+    from fasttune.planning.shape import read_shape
+
+    config = job if isinstance(job, RunConfig) else job.config
+    device = find_device(gpu) if gpu else with_figures(machine.this_device())
+    name = config.model.name or (CUDA_DEFAULT if device.kind == "cuda" else NAME)
+    shape = read_shape(name)
+    lengths = None if isinstance(job, RunConfig) else _lengths(job, name)
+    return forecast(config, shape, device, lengths)
+
+
+def _lengths(job: Job, model: str) -> list[int] | None:
+    """Tokens of the rows to train on; None where the model's tokenizer cannot be had here."""
+    from fasttune.encoding.cache import encode_rows
+    from fasttune.models.demo import NAME
+    from fasttune.models.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(job.model if model == NAME else model)
+    except FasttuneError as error:
+        log.info("rows not counted, taken as model.max_length tokens: %s", error.message)
+        return None
+    return encode_rows(job.train, job.template, tokenizer, job.config, "training").lengths
+
+
+def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -> Run:
+    """Train a job, or go on with a run that was interrupted.
+
+    Args:
+        plugins: for a run to go on with; a job has its own.
+        force: go on although the template renders otherwise, or the rows are others.
+
+    Returns:
+        the run; `run.manifest["status"]` is "done", or "interrupted" after a Ctrl-C.
+
+    Raises:
+        FasttuneError: the run does not fit this machine, the model cannot be loaded, or the run
+            cannot be gone on with.
+    """
+    from fasttune.runs import Run
+
+    resumed = job if isinstance(job, Run) else None
+    chosen = _interrupted(job, plugins or load_plugins(), force) if isinstance(job, Run) else job
+    from fasttune.training import train as training
+
+    return training.train(chosen, resumed)
+
+
+def _interrupted(run: Run, plugins: Plugins, force: bool) -> Job:
+    """The job that a run began with."""
+    run.check_resumable(plugins.identity(run.config.template), force)
+    job = prepare(run.config, plugins)
+    run.check_data(job.train, job.eval, force)
+    return job
+
+
+def open_run(name: str = "last", parent: str | Path = "runs") -> Run:
+    """A run by its folder, by its name below `parent`, or "last" for the newest.
+
+    Raises:
+        FasttuneError: there is no such run.
+    """
+    from fasttune.runs import find_run
+
+    return find_run(name, Path(parent))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What will answer: a run, or a base model under a template. Nothing is loaded yet.
+
+    Attributes:
+        adapter: None for a base model.
+        system: laid over the rows in place of the template's own system text.
+    """
+
+    model: ModelConfig
+    template: Template
+    adapter: Path | None
+    system: str | None
+
+    def load(self) -> Generator:
+        """Load the model.
+
+        Raises:
+            FasttuneError: it cannot be loaded.
+        """
+        from fasttune.generation.generator import Generator
+
+        return Generator.load(self.model, self.template, self.adapter, self.system)
+
+    def read(self, file: str | Path, columns: Mapping[str, str]) -> Sequence[Row]:
+        """The rows of a file to answer; only what a prompt needs has to be there.
+
+        Raises:
+            FasttuneError: it cannot be read, or holds a row that cannot be used.
+        """
+        from fasttune.data.load import load
+
+        targets = self.template.targets.values()
+        needed = [column for column in self.template.required if column not in targets]
+        loaded = load(str(file), self.template, columns, required=needed)
+        loaded.require_clean(skip_bad_rows=False)
+        return loaded.rows
+
+
+def find(
+    name: str | Run,
+    template: str | None = None,
+    system: str | None = None,
+    plugins: Plugins | None = None,
+    force: bool = False,
+) -> Source:
+    """What a name stands for: a run (folder, name or "last"), or a base model (folder or Hub name).
+
+    Args:
+        template: for a base model, by default reasoning; a run has its own.
+        force: take the run although its template renders otherwise now.
+
+    Raises:
+        FasttuneError: there is no such run or template, the run has no adapter, or its template
+            renders otherwise.
+    """
+    from fasttune.runs import Run, find_run, is_run
+
+    plugins = plugins or load_plugins()
+    if isinstance(name, str) and not is_run(name):
+        return Source(
+            ModelConfig(name=name), plugins.template(template or "reasoning"), None, system
+        )
+    run = name if isinstance(name, Run) else find_run(name)
+    config = run.config
+    if template not in (None, config.template):
+        raise FasttuneError(
+            f"the run was trained with the template '{config.template}'",
+            f"--template {template}",
+            "leave out --template",
+        )
+    run.check_template(plugins.identity(config.template), force)
+    run.check_adapter()
+    return Source(
+        run.model_config,
+        plugins.template(config.template),
+        run.adapter,
+        config.system if system is None else system,
+    )
+
+
+def load(
+    name: str | Run,
+    template: str | None = None,
+    system: str | None = None,
+    plugins: Plugins | None = None,
+    force: bool = False,
+) -> Generator:
+    """A model that answers in a format: a run's, or a base model's under a template; see `find`.
+
+    Raises:
+        FasttuneError: as `find`, or the model cannot be loaded.
+    """
+    return find(name, template, system, plugins, force).load()
+
+
+def export(
+    run: Run | str,
+    to: str = "merged",
+    *,
+    output: str | Path | None = None,
+    verify: bool = True,
+    force: bool = False,
+    rows: int = 8,
+    plugins: Plugins | None = None,
+    **options: str,
+) -> Exported:
+    """Export a run for other programs, and hold the export against the run.
+
+    Args:
+        to: the form; "merged", "adapter", "gguf", "ollama" or a plugin's.
+        output: the folder to make; by default exports/FORM in the run folder.
+        force: replace an earlier export.
+        rows: held-out rows to verify with.
+        options: of the form, as quant="q8_0".
+
+    Raises:
+        FasttuneError: see `exports.export.export`.
+    """
+    from fasttune.exports import export as exports
+
+    return exports.export(
+        open_run(run) if isinstance(run, str) else run,
+        to,
+        plugins or load_plugins(),
+        target=Path(output) if output is not None else None,
+        options=options,
+        verify=verify,
+        force=force,
+        rows=rows,
+    )
+
+
+def compare(
+    of: Sequence[str | Run],
+    config: RunConfig | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    budget: Literal["steps", "tokens"] = "steps",
+    include_base: bool = True,
+    rows: int = 200,
+    max_new_tokens: int = 160,
+    batch_size: int = 32,
+    output: str | Path | None = None,
+    plugins: Plugins | None = None,
+) -> Comparison:
+    """Which prompt format is better, on the same rows and the same budget?
+
+    What the folder of the comparison holds already is not computed again.
+
+    Args:
+        of: templates to train, or finished runs.
+        config: of the runs to be trained.
+        seeds: to train each template with; by default the config's.
+        budget: as many "steps" for every format, or as many "tokens".
+        include_base: measure the untuned model under every format as well.
+        rows: held-out rows to answer, at equal distances; 0 takes all.
+        max_new_tokens: where an answer that does not stop is cut off.
+        output: the folder; by default below comparisons/, named after what is compared.
+
+    Raises:
+        FasttuneError: for whatever is wrong with templates, runs, settings or data.
+        KeyboardInterrupt: a training was interrupted; the same call goes on with it.
+    """
+    from fasttune.comparison.finished import plan_runs
+    from fasttune.comparison.plan import Measuring, plan_templates
+    from fasttune.runs import Run
+
+    plugins = plugins or load_plugins()
+    measuring = Measuring(rows, max_new_tokens, batch_size, include_base)
+    folder = Path(output) if output is not None else None
+    runs = [each for each in of if isinstance(each, Run)]
+    names = [each for each in of if isinstance(each, str)]
+    if runs and names:
+        raise FasttuneError("templates and runs are mixed", ", ".join(names), "give one kind")
+    if runs:
+        made = plan_runs(runs, measuring, plugins, folder)
+    else:
+        config = config or RunConfig()
+        numbers = [config.seed] if seeds is None else seeds
+        made = plan_templates(config, names, numbers, budget, measuring, plugins, folder)
+    from fasttune.comparison.work import run_comparison
+
+    return run_comparison(made)
