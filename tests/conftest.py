@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A person's own plugins and cached rows must not change what the tests see, nor tests their cache.
 os.environ["FASTTUNE_CACHE"] = tempfile.mkdtemp(prefix="fasttune-tests-")
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="fasttune-tests-")
+
+
+@contextmanager
+def listening():
+    """The messages that fasttune logs for a person to watch."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("fasttune")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def build_phi2_tokenizer():

@@ -11,6 +11,7 @@ from fasttune.cli import main
 from fasttune.machine import Device
 from fasttune.runs import find_run
 from tests.cli.test_app import HEAVY, modules_after
+from tests.conftest import listening
 
 SMALL_RAM = Device("CPU", "cpu", 1.4e9, matmul=1e11)
 
@@ -190,6 +191,6 @@ def test_an_unknown_architecture_is_trained_without_a_plan(monkeypatch, tmp_path
     from fasttune.planning.forecast import foresee
 
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    said: list[str] = []
-    assert foresee(RunConfig(), str(tmp_path), [10], SMALL_RAM, said.append) is None
+    with listening() as said:
+        assert foresee(RunConfig(), str(tmp_path), [10], SMALL_RAM) is None
     assert said == ["no plan: the planner does not know the architecture 'mamba'"]

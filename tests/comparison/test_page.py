@@ -15,7 +15,7 @@ import pytest
 from fasttune import Answer, Metric
 from fasttune.comparison.charts import COLOURS
 from fasttune.comparison.page import _number, to_html
-from fasttune.comparison.result import Arm, compare_arms, verdict
+from fasttune.comparison.result import Arm, compare_arms
 from fasttune.plugins.metric import Likelihood
 from fasttune.text.repetition import longest_repeat
 
@@ -74,8 +74,8 @@ def logged(*sections: str):
 @pytest.fixture(scope="module", autouse=True)
 def five_rows_are_enough():
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("comparison", "compare_html"):
-            patch.setattr(f"fasttune.{module}.ENOUGH", 5)
+        for module in ("result", "page"):
+            patch.setattr(f"fasttune.comparison.{module}.ENOUGH", 5)
         yield
 
 
@@ -188,7 +188,7 @@ def test_title_notes_and_verdict(comparison, page):
     assert "a <model>" in next(page.find("dl", "about")).text
     assert "Mind <this>." in next(page.find(css="notes")).text
     [section] = page.find(css="verdict")
-    assert [found.text for found in section.find("p")] == verdict(comparison)
+    assert [found.text for found in section.find("p")] == comparison.sentences()
     assert section.text.index("is better than alpaca on") < section.text.index("Against the")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fasttune import Answer, Metric
-from fasttune.comparison.result import Arm, compare_arms, verdict
+from fasttune.comparison.result import Arm, compare_arms
 
 STOPS = Metric("stops", "", lambda answer: answer.stop == "eos", "higher")
 LOOPS = Metric("loops", "", lambda answer: answer.stop == "length", "lower")
@@ -64,7 +64,7 @@ def test_the_better_side_follows_the_direction_of_the_metric():
 
 
 def test_the_verdict_names_what_is_better_and_what_is_noise():
-    first, second = verdict(compared())
+    first, second = compared().sentences()
     assert first.startswith("good is better than bad on stops (0.925 against 0.275; by ")
     assert "loops (0.075 against 0.725" in first
     assert first.endswith("Within the noise: even.") and "length" not in first
@@ -73,7 +73,7 @@ def test_the_verdict_names_what_is_better_and_what_is_noise():
 
 def test_the_verdict_when_nothing_is_certain():
     arms = [Arm(label, label, 1, answers(20, 10)) for label in ("left", "right")]
-    [only] = verdict(compare_arms({}, arms, [STOPS], []))
+    [only] = compare_arms({}, arms, [STOPS], []).sentences()
     assert only == "Between left and right nothing is certain. Within the noise: stops."
 
 
@@ -86,5 +86,5 @@ def test_too_few_rows_are_said_to_be_too_few():
     result = compare_arms({}, arms, [first], [])
     [found] = result.differences
     assert found.rows == 7 and found.interval.excludes_zero and found.better is None
-    [only] = verdict(result)
+    [only] = result.sentences()
     assert only.endswith("Counted on fewer than 8 rows, too few to tell: first.")

@@ -73,8 +73,8 @@ def plan(tiny_phi, data, *overrides, templates=("alpaca", "reasoning"), **more):
 
 def test_every_format_gets_the_same_rows_in_the_same_order(tiny_phi, data):
     alpaca, reasoning = plan(tiny_phi, data).formats
-    assert alpaca.prepared.train == reasoning.prepared.train
-    assert alpaca.prepared.eval == reasoning.prepared.eval
+    assert alpaca.job.train == reasoning.job.train
+    assert alpaca.job.eval == reasoning.job.eval
     assert alpaca.config.train.max_steps == reasoning.config.train.max_steps == 6
 
 
@@ -84,8 +84,8 @@ def test_a_row_that_one_format_cannot_use_is_left_out_of_all(tiny_phi, tmp_path)
     file = write(tmp_path / "rows.jsonl", [*good, long])
     found = plan(tiny_phi, file, ("model.max_length", 256))
     for each in found.formats:
-        assert len(each.prepared.train) + len(each.prepared.eval) == 30
-        assert long not in [*each.prepared.train, *each.prepared.eval]
+        assert len(each.job.train) + len(each.job.eval) == 30
+        assert long not in [*each.job.train, *each.job.eval]
     assert any("1 rows cannot be used in every format" in note for note in found.notes)
 
 
@@ -109,7 +109,7 @@ def test_a_row_without_reasoning_is_left_out_of_all(tiny_phi, tmp_path):
     with pytest.raises(FasttuneError, match="1 of 31 rows cannot be used"):
         plan(tiny_phi, file)
     found = plan(tiny_phi, file, ("data.skip_bad_rows", True))
-    assert all(len(f.prepared.train) + len(f.prepared.eval) == 30 for f in found.formats)
+    assert all(len(f.job.train) + len(f.job.eval) == 30 for f in found.formats)
 
 
 def test_a_budget_of_tokens_gives_short_formats_more_steps(tiny_phi, data, phi2_tokenizer):
@@ -118,7 +118,7 @@ def test_a_budget_of_tokens_gives_short_formats_more_steps(tiny_phi, data, phi2_
     found = plan(tiny_phi, data, ("train.max_steps", 100), budget="tokens")
     taken = {}
     for each in found.formats:
-        template, train = each.prepared.template, each.prepared.train
+        template, train = each.job.template, each.job.train
         tokens = sum(len(encode(template, row, phi2_tokenizer)) for row in train)
         taken[each.label] = each.config.train.max_steps * tokens
     assert {f.config.train.max_steps for f in found.formats} > {100}
@@ -127,7 +127,7 @@ def test_a_budget_of_tokens_gives_short_formats_more_steps(tiny_phi, data, phi2_
 
 def test_seeds_of_the_training_hold_out_the_same_rows(tiny_phi, data):
     one, other = (plan(tiny_phi, data, ("seed", seed)) for seed in (1, 2))
-    assert one.formats[0].prepared.eval == other.formats[0].prepared.eval
+    assert one.formats[0].job.eval == other.formats[0].job.eval
 
 
 def test_the_folder_is_named_after_what_decides_the_result(tiny_phi, data):

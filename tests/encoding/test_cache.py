@@ -13,7 +13,7 @@ from fasttune.encoding import cache as module
 from fasttune.encoding.batches import features, section_names, trainer_dataset
 from fasttune.encoding.cache import cache_key, cached, encode_rows, store
 from fasttune.encoding.encode import encode
-from tests.conftest import build_phi2_tokenizer
+from tests.conftest import build_phi2_tokenizer, listening
 
 
 class Plain(Template):
@@ -43,9 +43,9 @@ def cache(tmp_path, monkeypatch):
 
 def made(rows, tokenizer, template=None, *settings):
     """The encoded rows, and what was said."""
-    said = []
     config = load_config(None, [("template", "reasoning"), *settings])
-    found = encode_rows(rows, template or Plain(), tokenizer, config, "training", said.append)
+    with listening() as said:
+        found = encode_rows(rows, template or Plain(), tokenizer, config, "training")
     return found, said
 
 

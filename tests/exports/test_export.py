@@ -32,6 +32,7 @@ from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.exporter import EXACT, QUANTISED, Bounds, ExportJob
 from fasttune.plugins.template import Template, given, learn
 from fasttune.runs import Run
+from tests.conftest import listening
 
 EOS = 256
 TARGETS = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]
@@ -162,7 +163,7 @@ def run(make_run) -> Run:
 
 
 def export(run: Run, name: str, plugins, target: Path | None = None, **options):
-    settings = {"rows": 1, "say": lambda line: None, **options}
+    settings = {"rows": 1, **options}
     return exporting.export(run, name, plugins, target, **settings)
 
 
@@ -349,8 +350,8 @@ def test_a_template_that_is_no_chat_template_is_exported_without(run, tmp_path, 
         raise FasttuneError("it counts the words")
 
     monkeypatch.setattr("fasttune.exports.chat_template.jinja.compile_chat_template", refuse)
-    said = []
-    done = exporting.export(run, "merged", load_plugins(), tmp_path / "m", rows=1, say=said.append)
+    with listening() as said:
+        done = exporting.export(run, "merged", load_plugins(), tmp_path / "m", rows=1)
     assert "without a chat template: it counts the words" in said
     assert done.verification.verified
     assert not (done.folder / "chat_template.jinja").exists()

@@ -106,7 +106,7 @@ def reshard(base: Path, target: Path, size: str) -> Path:
 
 def merged(base: Path, adapter: Path, target: Path, **options) -> Path:
     target.mkdir()
-    merge.write_merged(str(base), adapter, target, say=lambda line: None, **options)
+    merge.write_merged(str(base), adapter, target, **options)
     return target
 
 

@@ -182,7 +182,7 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
         processing_class=tokenizer,
         data_collator=collate,
         sections=names,
-        progress=Progress(quiet=True),
+        progress=Progress(),
         fast=fast,
     )
     items = sum(label != IGNORED for row in encoded for label in row.labels)
