@@ -8,7 +8,16 @@ are here too, and import what they need when they are first asked for.
 from typing import TYPE_CHECKING, Any
 
 from fasttune.errors import FasttuneError
-from fasttune.plugins.exporter import Exporter, ExportJob, Reader
+from fasttune.plugins.exporter import (
+    EXACT,
+    QUANTISED,
+    ROUNDED,
+    Bounds,
+    ChatFormat,
+    Exporter,
+    ExportJob,
+    Reader,
+)
 from fasttune.plugins.hookspecs import hookimpl
 from fasttune.plugins.metric import Answer, Likelihood, Metric
 from fasttune.plugins.template import Row, Segment, Template, given, learn
@@ -30,7 +39,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "EXACT",
+    "QUANTISED",
+    "ROUNDED",
     "Answer",
+    "Bounds",
+    "ChatFormat",
     "ExportJob",
     "Exporter",
     "FasttuneError",

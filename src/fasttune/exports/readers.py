@@ -19,7 +19,7 @@ from fasttune.quiet import quiet
 if TYPE_CHECKING:
     import numpy as np
 
-    from fasttune.exports.chat_template.jinja import ChatFormat
+    from fasttune.plugins.exporter import ChatFormat
 
 
 class ModelReader:
