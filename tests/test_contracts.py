@@ -49,7 +49,7 @@ def test_they_hold(copy):
         # An import up, only for a type.
         (
             "fasttune/plugins/identity.py",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from fasttune.runs import Run",
+            "import typing\nif typing.TYPE_CHECKING:\n    from fasttune.runs import Run",
             DOWN,
             "fasttune.plugins.identity -> fasttune.runs",
         ),

@@ -127,6 +127,15 @@ def test_a_folder_that_a_person_chose_is_taken_and_stays(start, tmp_path):
     assert (chosen / "compiled.py").is_file() and not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("module", ["training.train", "generation.generator"])
+def test_unsloth_is_imported_before_what_it_patches(module):
+    code = f"import sys, fasttune.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = done.stdout.split()  # in the order in which each began to be imported
+    at = imported.index("unsloth")
+    assert at < min(imported.index(name) for name in ("transformers", "trl", "peft"))
+
+
 def test_unsloth_itself_compiles_where_it_is_told_to():
     import fasttune.models.unsloth  # noqa: F401
 
