@@ -1,11 +1,6 @@
 """The adapter alone: small, for programs that load the base and the adapter themselves."""
 
-from typing import TYPE_CHECKING
-
-from fasttune import Exporter, ExportJob, Reader, hookimpl
-
-if TYPE_CHECKING:
-    from fasttune.plugins.exporter import Bounds
+from fasttune import EXACT, Bounds, Exporter, ExportJob, Reader, hookimpl
 
 
 class Adapter(Exporter):
@@ -18,9 +13,7 @@ class Adapter(Exporter):
     def open(self, job: ExportJob) -> Reader:
         return job.open_adapter(job.folder)
 
-    def bounds(self, job: ExportJob) -> "Bounds":
-        from fasttune.plugins.exporter import EXACT
-
+    def bounds(self, job: ExportJob) -> Bounds:
         return EXACT
 
     def usage(self, job: ExportJob) -> str:

@@ -12,11 +12,9 @@ class Ollama(Gguf):
     description = "GGUF and a Modelfile with template, system text, stop texts and parameters"
 
     def write(self, job: ExportJob) -> None:
-        from fasttune.files import write_text
-
         chat = job.chat_format()  # before the work: without a template the model is of no use
         super().write(job)
-        length = job.run.config.model.max_length
+        length = job.max_length
         text = modelfile(
             self.file(job),
             chat.ollama,
@@ -31,7 +29,7 @@ class Ollama(Gguf):
                 "num_predict": str(length),
             },
         )
-        write_text(job.folder / "Modelfile", text)
+        (job.folder / "Modelfile").write_text(text, encoding="utf-8", newline="\n")
         for note in chat.notes:
             job.say(f"note: {note}")
 
@@ -41,8 +39,8 @@ class Ollama(Gguf):
 With Ollama, in this folder:
 
 ```sh
-ollama create {job.run.config.template} -f Modelfile
-ollama run {job.run.config.template} "What is the highest mountain in Japan?"
+ollama create {job.template.name} -f Modelfile
+ollama run {job.template.name} "What is the highest mountain in Japan?"
 ```
 
 {notes}

@@ -1,11 +1,14 @@
 """The adapter merged into the base as one GGUF file, for llama.cpp and what is built on it."""
 
-from typing import TYPE_CHECKING
-
-from fasttune import Exporter, ExportJob, Reader, hookimpl
-
-if TYPE_CHECKING:
-    from fasttune.plugins.exporter import Bounds
+from fasttune import (
+    ROUNDED,
+    Bounds,
+    Exporter,
+    ExportJob,
+    FasttuneError,
+    Reader,
+    hookimpl,
+)
 
 # The first is the default. The k-quants need llama.cpp's llama-quantize on the PATH.
 WRITTEN = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -30,11 +33,9 @@ class Gguf(Exporter):
             jinja = chat.read_text(encoding="utf-8") if chat.is_file() else None
             job.say(f"writing {self.file(job)}")
             target = job.folder / self.file(job)
-            write_gguf(Path(merged), target, job.options["quant"], jinja, job.run.name)
+            write_gguf(Path(merged), target, job.options["quant"], jinja, job.name)
 
     def open(self, job: ExportJob) -> Reader:
-        from fasttune import FasttuneError
-
         from .llamacpp import LlamaCppReader
 
         try:
@@ -42,12 +43,10 @@ class Gguf(Exporter):
         except FasttuneError:  # then the file has no chat template either
             chat = None
         # A row of the run, then the tokens that verifying generates.
-        context = job.run.config.model.max_length + 256
+        context = job.max_length + 256
         return LlamaCppReader(job.folder / self.file(job), job.template, chat, context)
 
-    def bounds(self, job: ExportJob) -> "Bounds":
-        from fasttune.plugins.exporter import ROUNDED, Bounds
-
+    def bounds(self, job: ExportJob) -> Bounds:
         quant, run = job.options["quant"], super().bounds(job)
         if quant in ("f32", "f16", "bf16"):
             # Not the run's own bound even in f32: llama.cpp looks gelu up in a table in fp16.

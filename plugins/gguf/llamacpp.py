@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fasttune.errors import FasttuneError
-from fasttune.exports.chat_template.jinja import ChatFormat, render_jinja
-from fasttune.plugins.template import Row, Template
+from fasttune import ChatFormat, FasttuneError, Row, Template
 
 
 class LlamaCppReader:
@@ -67,8 +65,7 @@ class LlamaCppReader:
         bos, eos = (
             self._piece(metadata.get(f"tokenizer.ggml.{name}_token_id")) for name in ("bos", "eos")
         )
-        variables = {**self._chat.kwargs(row), "bos_token": bos, "eos_token": eos}
-        text = render_jinja(jinja, self._chat.messages(row), **variables)
+        text = self._chat.render(row, jinja, bos, eos)
         # As llama.cpp's server does: a template that writes BOS does not get a second one.
         return self.tokenize(text, add_bos and not (bos and text.startswith(bos)))
 

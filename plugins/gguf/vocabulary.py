@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fasttune.errors import FasttuneError
+from fasttune import FasttuneError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fasttune.errors import FasttuneError
-from fasttune.files import atomic_path
+from fasttune import FasttuneError
 
 from .vocabulary import add_vocabulary
 
@@ -37,10 +36,11 @@ Config = Mapping[str, Any]
 def write_gguf(
     model_folder: Path, target: Path, quant: str, chat_template: str | None, name: str
 ) -> None:
-    """Write a model as GGUF. A file that exists is replaced once the new one is complete.
+    """Write a model as GGUF.
 
     Args:
         model_folder: safetensors, config.json and tokenizer.json of a Phi or Llama model.
+        target: in a folder that exists; what is there after a failure is not whole.
         quant: one of QUANTS or K_QUANTS; the latter need llama-quantize on the PATH.
         chat_template: Jinja, or None for a file without one.
         name: what programs show for the model.
@@ -50,19 +50,15 @@ def write_gguf(
     """
     check_quant(quant)
     if quant not in K_QUANTS:
-        with atomic_path(target) as temporary:
-            _write(model_folder, temporary, quant, chat_template, name)
+        _write(model_folder, target, quant, chat_template, name)
         return
     config = _read_json(model_folder / "config.json")
     stored = config.get("dtype") or config.get("torch_dtype")
     between = "bf16" if stored == "bfloat16" else "f16"
-    with (
-        atomic_path(target) as temporary,
-        tempfile.TemporaryDirectory(prefix=".gguf.", dir=target.parent) as folder,
-    ):
+    with tempfile.TemporaryDirectory(prefix=".gguf.", dir=target.parent) as folder:
         full = Path(folder) / f"{between}.gguf"
         _write(model_folder, full, between, chat_template, name)
-        _quantize(full, temporary, quant)
+        _quantize(full, target, quant)
 
 
 def check_quant(quant: str) -> None:

@@ -1,14 +1,25 @@
 """fasttune: teach a small language model a prompt format.
 
-What a plugin needs is here at once, and plugins import nothing below it. The verbs (`load_config`,
-`prepare`, `preview`, `plan`, `train`, `open_run`, `load`, `export`, `compare`; see `fasttune.api`)
-are here too, and import what they need when they are first asked for.
+What a plugin needs is here at once, and plugins import nothing below it; their tests find
+`check_template` and `load_plugin` here. The verbs (`load_config`, `prepare`, `preview`, `plan`,
+`train`, `open_run`, `load`, `export`, `compare`; see `fasttune.api`) are here too, and import what
+they need when they are first asked for.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fasttune.errors import FasttuneError
-from fasttune.plugins.exporter import Exporter, ExportJob, Reader
+from fasttune.plugins.exporter import (
+    EXACT,
+    QUANTISED,
+    ROUNDED,
+    Bounds,
+    ChatFormat,
+    Exporter,
+    ExportJob,
+    Reader,
+)
 from fasttune.plugins.hookspecs import hookimpl
 from fasttune.plugins.metric import Answer, Likelihood, Metric
 from fasttune.plugins.template import Row, Segment, Template, given, learn
@@ -27,10 +38,17 @@ if TYPE_CHECKING:
         preview,
         train,
     )
+    from fasttune.inspection.contract import check_template
+    from fasttune.plugins.discovery import load_plugin
 
 __version__ = "0.1.0"
 __all__ = [
+    "EXACT",
+    "QUANTISED",
+    "ROUNDED",
     "Answer",
+    "Bounds",
+    "ChatFormat",
     "ExportJob",
     "Exporter",
     "FasttuneError",
@@ -40,6 +58,7 @@ __all__ = [
     "Row",
     "Segment",
     "Template",
+    "check_template",
     "compare",
     "detect_language",
     "export",
@@ -48,6 +67,7 @@ __all__ = [
     "learn",
     "load",
     "load_config",
+    "load_plugin",
     "longest_repeat",
     "open_run",
     "plan",
@@ -58,9 +78,14 @@ __all__ = [
 ]
 
 
+_ELSEWHERE = {
+    "check_template": "fasttune.inspection.contract",
+    "load_plugin": "fasttune.plugins.discovery",
+}
+"""What is no verb of `fasttune.api`, and imported when it is first asked for all the same."""
+
+
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from fasttune import api
-
-        return getattr(api, name)
+        return getattr(import_module(_ELSEWHERE.get(name, "fasttune.api")), name)
     raise AttributeError(f"module 'fasttune' has no attribute '{name}'")

@@ -113,7 +113,7 @@ def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
         FasttuneError: there is no such GPU, or the model's shape is not known.
     """
     from fasttune import machine
-    from fasttune.models.demo import NAME
+    from fasttune.models.demo import DEMO_MODEL
     from fasttune.models.tokenizer import CUDA_DEFAULT
     from fasttune.planning.devices import find_device, with_figures
     from fasttune.planning.forecast import forecast
@@ -121,7 +121,7 @@ def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
 
     config = job if isinstance(job, RunConfig) else job.config
     device = find_device(gpu) if gpu else with_figures(machine.this_device())
-    name = config.model.name or (CUDA_DEFAULT if device.kind == "cuda" else NAME)
+    name = config.model.name or (CUDA_DEFAULT if device.kind == "cuda" else DEMO_MODEL)
     shape = read_shape(name)
     lengths = None if isinstance(job, RunConfig) else _lengths(job, name)
     return forecast(config, shape, device, lengths)
@@ -130,11 +130,11 @@ def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
 def _lengths(job: Job, model: str) -> list[int] | None:
     """Tokens of the rows to train on; None where the model's tokenizer cannot be had here."""
     from fasttune.encoding.cache import encode_rows
-    from fasttune.models.demo import NAME
+    from fasttune.models.demo import DEMO_MODEL
     from fasttune.models.tokenizer import load_tokenizer
 
     try:
-        tokenizer = load_tokenizer(job.model if model == NAME else model)
+        tokenizer = load_tokenizer(job.model if model == DEMO_MODEL else model)
     except FasttuneError as error:
         log.info("rows not counted, taken as model.max_length tokens: %s", error.message)
         return None

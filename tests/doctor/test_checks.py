@@ -437,7 +437,7 @@ def test_demo_model(monkeypatch, tmp_path):
     found["gguf"] = places
     assert machine.check_demo_model().detail.startswith("installed; converted on first use")
 
-    converted = tmp_path / "cache" / demo.NAME
+    converted = tmp_path / "cache" / demo.DEMO_MODEL
     converted.mkdir(parents=True)
     (converted / "model.safetensors").write_bytes(b"x" * 3_000_000)
     assert machine.check_demo_model() == Result("ok", f"converted, 3 MB in {converted}")

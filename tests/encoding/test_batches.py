@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from itertools import combinations
 
-# isort: split
 import pytest
 import torch
 from hypothesis import given
@@ -28,7 +27,7 @@ from fasttune.encoding.batches import (
     shared_beginning,
 )
 from fasttune.encoding.encode import IGNORED, encode
-from fasttune.models.fast.attention import NAME, can_attend_by_row
+from fasttune.models.fast.attention import attend_by_row
 from fasttune.models.head import token_losses
 from fasttune.plugins.discovery import load_plugins
 
@@ -160,8 +159,7 @@ def by_row(request):
     """A model in fp32 whose packed rows attend one by one."""
     folder = request.getfixturevalue(request.param)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    assert can_attend_by_row(model)
-    model.config._attn_implementation = NAME
+    assert attend_by_row(model)
     return model
 
 
@@ -285,7 +283,7 @@ def test_rows_in_bf16_are_as_near_to_fp32_as_those_of_transformers(
     with torch.no_grad():
         expected = torch.cat([alone(exact, example) for example in examples])
         reference = torch.cat([alone(model, example) for example in examples])
-        model.config._attn_implementation = NAME
+        assert attend_by_row(model)
         logits = model.lm_head(hidden_states(model, batch))[0]
         shared = batch["row_layout"].shared
         parts = [(logits[:shared], logits[a:b]) for a, b in batch["row_layout"].rows]

@@ -26,10 +26,11 @@ from fasttune.config import DataConfig, ModelConfig, RunConfig, SamplesConfig, d
 from fasttune.errors import FasttuneError
 from fasttune.exports import export as exporting
 from fasttune.exports.card import base_licence
+from fasttune.exports.job import RunExport
 from fasttune.exports.readers import read_run
 from fasttune.exports.verify import Measured, compare, kl_divergence, measure
 from fasttune.plugins.discovery import load_plugins
-from fasttune.plugins.exporter import EXACT, QUANTISED, Bounds, ExportJob
+from fasttune.plugins.exporter import EXACT, QUANTISED, Bounds
 from fasttune.plugins.template import Template, given, learn
 from fasttune.runs import Run
 from tests.conftest import listening
@@ -206,7 +207,7 @@ def damaged(exported, tmp_path) -> Path:
 
 def verification(folder: Path, expected, run: Run, plugins):
     rows, measured = expected
-    job = ExportJob(run, plugins.template("reasoning"), folder, {}, print)
+    job = RunExport(run, plugins.template("reasoning"), folder, {})
     return compare(measured, measure(job.open_merged(folder), rows, measured), EXACT)
 
 
@@ -345,13 +346,15 @@ def test_adapter_is_the_runs_own(run, plugins, tmp_path):
     assert not (done.folder / "config.json").exists()
 
 
-def test_a_template_that_is_no_chat_template_is_exported_without(run, tmp_path, monkeypatch):
+def test_a_template_that_is_no_chat_template_is_exported_without(
+    run, tmp_path, monkeypatch, caplog
+):
     def refuse(*args):
         raise FasttuneError("it counts the words")
 
-    monkeypatch.setattr("fasttune.exports.chat_template.jinja.compile_chat_template", refuse)
+    monkeypatch.setattr("fasttune.exports.job.compile_chat_template", refuse)
     with listening() as said:
-        done = exporting.export(run, "merged", load_plugins(), tmp_path / "m", rows=1)
+        done = export(run, "merged", load_plugins(), tmp_path / "m")
     assert "without a chat template: it counts the words" in said
     assert done.verification.verified
     assert not (done.folder / "chat_template.jinja").exists()
@@ -380,7 +383,7 @@ def test_the_card_works_in_a_process_without_fasttune(exported, run, plugins):
         check=True,
     )
     reader = read_run(run.model_config, run.adapter, plugins.template("reasoning"))
-    job = ExportJob(run, plugins.template("reasoning"), exported.folder, {}, print)
+    job = RunExport(run, plugins.template("reasoning"), exported.folder, {})
     ids = reader.prompt_ids({**job.example_row(), "system": run.config.system})
     assert json.loads(done.stdout.splitlines()[-1]) == reader.greedy(ids, 32)
 
@@ -471,7 +474,7 @@ def test_an_export_that_cannot_be_opened_is_kept_and_marked(
     def closed(self, folder):
         raise FasttuneError("no program here opens it", str(folder), "install one")
 
-    monkeypatch.setattr(ExportJob, "open_merged", closed)
+    monkeypatch.setattr(RunExport, "open_merged", closed)
     assert command("export", run.folder, "-o", tmp_path / "out", "--rows", "1") == 1
     assert "NOT verified: no program here opens it" in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "verification.json").read_text())

@@ -127,6 +127,30 @@ def test_a_folder_that_a_person_chose_is_taken_and_stays(start, tmp_path):
     assert (chosen / "compiled.py").is_file() and not (tmp_path / "cache").exists()
 
 
+WATCHED = """
+import sys
+
+class Watch:
+    found = []
+
+    def find_spec(name, path=None, target=None):
+        Watch.found.append(name)
+
+sys.meta_path.insert(0, Watch)
+import fasttune.{module}
+print(*Watch.found)
+"""
+
+
+@pytest.mark.parametrize("module", ["training.train", "generation.generator"])
+def test_unsloth_is_imported_before_what_it_patches(module):
+    code = WATCHED.format(module=module)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    begun = done.stdout.split()
+    at = begun.index("unsloth")
+    assert at < min(begun.index(name) for name in ("transformers", "trl", "peft"))
+
+
 def test_unsloth_itself_compiles_where_it_is_told_to():
     import fasttune.models.unsloth  # noqa: F401
 

@@ -14,7 +14,7 @@ import pytest
 
 from fasttune import FasttuneError, Metric, Template
 from fasttune.plugins import hookspecs
-from fasttune.plugins.discovery import GROUP, load_file, load_plugins
+from fasttune.plugins.discovery import GROUP, load_plugin, load_plugins
 
 DOCS = Path(__file__).parents[2] / "docs" / "templates.md"
 BUILT_IN = sorted(p.name for p in distribution("fasttune").entry_points.select(group=GROUP))
@@ -231,8 +231,8 @@ def test_a_folder_plugin_is_a_module_and_can_be_pickled(tmp_path):
 
 
 def test_files_of_one_name_are_modules_of_their_own(tmp_path):
-    first = load_file(plugin(tmp_path / "a", "mine")).template("mine")
-    second = load_file(plugin(tmp_path / "b", "mine")).template("mine")
+    first = load_plugin(plugin(tmp_path / "a", "mine")).template("mine")
+    second = load_plugin(plugin(tmp_path / "b", "mine")).template("mine")
     assert type(first) is not type(second)
     assert type(pickle.loads(pickle.dumps(first))) is type(first)
 
@@ -248,26 +248,26 @@ def test_a_file_that_an_entry_point_has_loaded_is_skipped():
     assert list(plugins.providers) == BUILT_IN and plugins.problems == []
 
 
-def test_load_file_loads_that_file_and_nothing_else(tmp_path):
-    plugins = load_file(plugin(tmp_path, "mine"))
+def test_load_plugin_loads_that_file_and_nothing_else(tmp_path):
+    plugins = load_plugin(plugin(tmp_path, "mine"))
     assert list(plugins.templates) == ["mine"] and list(plugins.metrics) == []
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_load_file_says_why_it_does_not_load(tmp_path, kind):
+def test_load_plugin_says_why_it_does_not_load(tmp_path, kind):
     text, error = BROKEN[kind]
     path = plugin(tmp_path, "broken", text=text)
     with pytest.raises(FasttuneError) as caught:
-        load_file(path)
+        load_plugin(path)
     assert caught.value.where == str(path) and error in caught.value.hint
 
 
-def test_load_file_without_a_file(tmp_path):
+def test_load_plugin_without_a_file(tmp_path):
     with pytest.raises(FasttuneError, match="no such plugin file"):
-        load_file(tmp_path / "no.py")
+        load_plugin(tmp_path / "no.py")
     (tmp_path / "notes.txt").write_text("no plugin")
     with pytest.raises(FasttuneError, match="does not load"):
-        load_file(tmp_path / "notes.txt")
+        load_plugin(tmp_path / "notes.txt")
 
 
 def test_identity_of_a_built_in():
@@ -279,7 +279,7 @@ def test_identity_of_a_built_in():
 
 def test_identity_follows_the_rendering_and_the_source(tmp_path):
     def identity(text):
-        return load_file(plugin(tmp_path, "mine", text=text)).identity("mine")
+        return load_plugin(plugin(tmp_path, "mine", text=text)).identity("mine")
 
     first = identity(GOOD)
     spaced = identity(GOOD.replace("\n@hookimpl", "\n\n\n@hookimpl"))
@@ -292,7 +292,7 @@ def test_identity_follows_the_rendering_and_the_source(tmp_path):
 def test_identity_of_a_template_that_fails(tmp_path):
     path = plugin(tmp_path, "mine", text=GOOD.replace("'instruction'", "'question'"))
     with pytest.raises(FasttuneError) as caught:
-        load_file(path).identity("mine")
+        load_plugin(path).identity("mine")
     assert "fails on a probe row: KeyError: 'question'" in caught.value.message
     assert str(path) in caught.value.where
 
@@ -368,7 +368,7 @@ def test_the_code_in_the_docs_is_a_plugin(tmp_path, number):
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 5
     (tmp_path / "block.py").write_text(blocks[number])
-    plugins = load_file(tmp_path / "block.py")
+    plugins = load_plugin(tmp_path / "block.py")
     assert plugins.provided()["block"]
     assert all(isinstance(template, Template) for template, _ in plugins.templates.values())
     assert all(isinstance(metric, Metric) for metric, _ in plugins.metrics.values())

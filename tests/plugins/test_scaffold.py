@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from fasttune import FasttuneError
-from fasttune.inspection.contract import check_template
-from fasttune.plugins.discovery import load_file, load_plugins
+from fasttune import FasttuneError, check_template, load_plugin
+from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.scaffold import new_template
 
 
@@ -22,10 +22,12 @@ def run_pytest(folder):
 def test_a_new_template_keeps_the_contract(tmp_path, phi2_tokenizer, name):
     paths = new_template(name, tmp_path / "new", load_plugins())
     assert paths == [tmp_path / f"new/{name}.py", tmp_path / f"new/test_{name}.py"]
-    template = load_file(paths[0]).template(name)
+    template = load_plugin(paths[0]).template(name)
     results = check_template(template, phi2_tokenizer)
     assert {result.status for result in results} == {"ok", "info"}
     assert len(paths[0].read_text().splitlines()) < 25
+    for path in paths:  # a plugin and its test need the face alone
+        assert re.findall(r"fasttune[.\w]*", path.read_text()) == ["fasttune"]
 
 
 def test_its_test_passes_and_fails_with_the_template(tmp_path):

@@ -1,6 +1,6 @@
 import fasttune_chatml
 
-from fasttune.inspection.contract import check_template
+from fasttune import check_template
 
 (template,) = fasttune_chatml.register_templates()
 ROW = {"instruction": "Add the numbers.", "input": "2 and 3", "output": "5"}

@@ -1,5 +1,32 @@
 """The command line: each module parses, calls and prints; no logic lives here."""
 
+# The commands register themselves with the app, in this order.
+from fasttune.cli import (
+    bench,
+    compare,
+    data,
+    doctor,
+    export,
+    generate,
+    plan,
+    preview,
+    run,
+    runs,
+    templates,
+)
 from fasttune.cli.app import main
 
-__all__ = ["main"]
+__all__ = [
+    "bench",
+    "compare",
+    "data",
+    "doctor",
+    "export",
+    "generate",
+    "main",
+    "plan",
+    "preview",
+    "run",
+    "runs",
+    "templates",
+]

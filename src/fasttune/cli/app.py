@@ -127,33 +127,3 @@ def _complain(message: str, where: str, hint: str) -> None:
     for label, text in (("where", where), ("what to do", hint)):
         for number, line in enumerate(text.splitlines()):
             print(f"  {f'{label}: ' if number == 0 else '  '}{line}", file=sys.stderr)
-
-
-from fasttune.cli import (  # noqa: E402  the commands register themselves with the app above
-    bench,
-    compare,
-    data,
-    doctor,
-    export,
-    generate,
-    plan,
-    preview,
-    run,
-    runs,
-    templates,
-)
-
-__all__ = [
-    "bench",
-    "compare",
-    "data",
-    "doctor",
-    "export",
-    "generate",
-    "main",
-    "plan",
-    "preview",
-    "run",
-    "runs",
-    "templates",
-]

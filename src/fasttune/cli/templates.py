@@ -11,7 +11,7 @@ import typer
 from fasttune.cli.app import app, console, print_json
 from fasttune.cli.app import plugins as load_all
 from fasttune.errors import EXIT_FAILURE, FasttuneError
-from fasttune.plugins.discovery import load_file, load_plugins
+from fasttune.plugins.discovery import load_plugin, load_plugins
 from fasttune.plugins.identity import PROBE_ROWS
 from fasttune.plugins.template import Segment
 
@@ -129,7 +129,7 @@ def check(
     from fasttune.models.tokenizer import load_tokenizer
 
     if template.endswith(".py"):
-        loaded = load_file(Path(template))
+        loaded = load_plugin(Path(template))
         names = list(loaded.templates)
         if not names:
             raise FasttuneError(

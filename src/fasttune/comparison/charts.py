@@ -13,8 +13,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fasttune.comparison.result import Comparison, Difference
+from fasttune.losses import smooth
 from fasttune.plugins.metric import Answer
-from fasttune.training.report import smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

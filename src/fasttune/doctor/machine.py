@@ -128,9 +128,9 @@ def check_hub() -> Result:
 
 def check_demo_model() -> Result:
     from fasttune.files import cache_dir
-    from fasttune.models.demo import GGUF, NAME, WHEEL
+    from fasttune.models.demo import DEMO_MODEL, GGUF, WHEEL
 
-    folder = cache_dir() / NAME
+    folder = cache_dir() / DEMO_MODEL
     if folder.is_dir():
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         return Result("ok", f"converted, {size / 1e6:.0f} MB in {folder}")

@@ -14,15 +14,16 @@ from fasttune.plugins.identity import PROBE_ROWS
 from fasttune.plugins.template import with_system
 
 if TYPE_CHECKING:
+    from fasttune.exports.job import RunExport
     from fasttune.exports.verify import Exported
-    from fasttune.plugins.exporter import Exporter, ExportJob
+    from fasttune.plugins.exporter import Exporter
 
 LICENCES = {"phi-2": "mit", "smollm2": "apache-2.0"}
 """Part of a base's name -> its licence, for folders that do not say it themselves."""
 SEE_BASE = "see the base model"
 
 
-def model_card(job: ExportJob, exporter: Exporter, done: Exported) -> str:
+def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
     """README.md of the export, with the front matter that the Hub reads.
 
     A path of this machine is not told, and no row of the run's data is shown.
@@ -95,7 +96,7 @@ def _section(heading: str, lines: Iterable[str]) -> list[str]:
     return [f"## {heading}", "", *body, ""] if body else []
 
 
-def _example(job: ExportJob) -> list[str]:
+def _example(job: RunExport) -> list[str]:
     """A made-up row as it is rendered for training; what the model writes begins after the
     prompt."""
     system = job.run.config.system

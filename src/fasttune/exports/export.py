@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exports.card import model_card
-from fasttune.exports.verify import Exported, Verification
+from fasttune.exports.job import RunExport
+from fasttune.exports.readers import read_run
+from fasttune.exports.verify import Exported, Verification, compare, measure
 from fasttune.files import atomic_folder, write_json, write_text
 from fasttune.job import prepare
-from fasttune.plugins.exporter import Exporter, ExportJob
+from fasttune.plugins.exporter import Exporter
 from fasttune.plugins.template import Row
 
 if TYPE_CHECKING:
     from fasttune.plugins.registry import Plugins
     from fasttune.runs import Run
-
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def export(
     config = run.config
     template = plugins.template(config.template)
     _check_run(run, plugins)
-    job = ExportJob(run, template, target, chosen)
+    job = RunExport(run, template, target, chosen)
     _check_space(target, exporter.needed_bytes(job))
     held_out = verification_rows(run, plugins, rows) if verify else []
     if verify:
@@ -115,10 +115,7 @@ def verification_rows(run: Run, plugins: Plugins, count: int) -> list[Row]:
     return [rows[index * len(rows) // count] for index in range(count)]
 
 
-def _verify(exporter: Exporter, job: ExportJob, rows: Sequence[Row]) -> Verification:
-    from fasttune.exports.readers import read_run
-    from fasttune.exports.verify import compare, measure
-
+def _verify(exporter: Exporter, job: RunExport, rows: Sequence[Row]) -> Verification:
     log.info("verifying with %d rows: the run", len(rows))
     # One model at a time: the run's is gone before the export is loaded.
     expected = measure(read_run(job.run.model_config, job.run.adapter, job.template), rows)

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttune.config import ModelConfig
+from fasttune.encoding.encode import encode_prompt, eos_id
 from fasttune.errors import FasttuneError
+from fasttune.exports.merge import run_tokenizer
 from fasttune.machine import tensor_device, this_device
+from fasttune.models.choices import decide_for_generation
 from fasttune.plugins.template import Row, Template
-from fasttune.quiet import quiet
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from fasttune.exports.chat_template.jinja import ChatFormat
+    from fasttune.plugins.exporter import ChatFormat
 
 
 class ModelReader:
@@ -83,12 +85,7 @@ def read_run(config: ModelConfig, adapter: Path, template: Template) -> ModelRea
     Raises:
         FasttuneError: the model cannot be loaded.
     """
-    from fasttune.models.choices import decide_for_generation
     from fasttune.models.load import load_for_generation
-
-    # isort: split
-    from fasttune.encoding.encode import encode_prompt, eos_id
-    from fasttune.exports.merge import run_tokenizer
 
     choices = decide_for_generation(config, this_device())
     model, _ = load_for_generation(config, choices, adapter)
@@ -115,14 +112,9 @@ def read_merged(
             None tokenizes the template's text.
         system: the system text that the chat template has built in, so that no program sends it.
     """
-    import fasttune.models.unsloth  # noqa: F401  before transformers
+    from fasttune.models.load import load_folder
 
-    # isort: split
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(tensor_device())
+    model, tokenizer = load_folder(folder)
 
     def prompt_ids(row: Row) -> list[int]:
         if chat is None:
@@ -140,7 +132,7 @@ def read_merged(
 
     named = [_ids(o.eos_token_id) for o in (tokenizer, model.config, model.generation_config)]
     eos = named[0] if all(ids == named[0] for ids in named) else set()
-    return ModelReader(_sharp(model.eval()), prompt_ids, eos, {"pad_token_id": min(eos, default=0)})
+    return ModelReader(_sharp(model), prompt_ids, eos, {"pad_token_id": min(eos, default=0)})
 
 
 def _ids(value: int | Sequence[int] | None) -> set[int]:

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fasttune.errors import FasttuneError
-from fasttune.plugins.exporter import EXACT, QUANTISED, ROUNDED, Bounds, Reader
+from fasttune.plugins.exporter import Bounds, Reader
 from fasttune.plugins.template import Row
-
-if TYPE_CHECKING:
-    from fasttune.runs import Run
 
 GREEDY = 64
 """Tokens generated per row."""
-
-
-def bounds_for(run: Run, options: Mapping[str, str]) -> Bounds:
-    """The bounds of a merged model that keeps the base's own dtype."""
-    from fasttune.exports.shards import base_folder, shards, stored_tensors
-
-    manifest = run.manifest
-    if manifest["quantization"] != "none" and options.get("into") != "dequantized":
-        return QUANTISED
-    stored = stored_tensors(shards(base_folder(manifest["model"]))).values()
-    full = manifest["dtype"] == "float32" and all(place.dtype == "F32" for place in stored)
-    return EXACT if full else ROUNDED
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,6 @@ from copy import copy, deepcopy
 from os.path import commonprefix
 from typing import Any
 
-from fasttune.models.choices import Choices
-from fasttune.models.head import decoder
-
-# isort: split
 import torch
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
@@ -24,6 +20,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from fasttune.encoding.batches import left_pad
 from fasttune.generation.loops import LoopStop
+from fasttune.models.choices import Choices
+from fasttune.models.head import decoder
 
 SPAN = 16
 """Tokens after which the rows that have ended leave their batch."""

@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.config import ModelConfig
-from fasttune.encoding.encode import encode_prompt, eos_id
-from fasttune.errors import FasttuneError
-from fasttune.machine import this_device
-from fasttune.models.choices import Choices, decide_for_generation
-from fasttune.models.load import load_for_generation
-from fasttune.plugins.metric import Answer
-
-# isort: split
 import torch
 from transformers import GenerationConfig, pipeline
 from transformers.generation.streamers import BaseStreamer
 
+from fasttune.config import ModelConfig
+from fasttune.encoding.encode import encode_prompt, eos_id
+from fasttune.errors import FasttuneError
 from fasttune.generation.decoding import Decoding
+from fasttune.machine import this_device
+from fasttune.models.choices import Choices, decide_for_generation
+from fasttune.models.load import load_for_generation
+from fasttune.plugins.metric import Answer
 from fasttune.plugins.template import Row, Template, with_system
 
 WINDOW = 8

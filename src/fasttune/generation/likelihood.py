@@ -6,14 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from fasttune.generation.generator import Generator, Sampling
-from fasttune.models.head import causal_lm, decoder, token_losses
-
-# isort: split
 import torch
 
 from fasttune.encoding.batches import features, learned, pad, section_names
 from fasttune.encoding.encode import Encoded, encode_many, response_tokens
+from fasttune.generation.generator import Generator, Sampling
+from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.plugins.metric import Answer, Likelihood
 from fasttune.plugins.template import Row
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import fasttune.models  # noqa: F401  hides a torchvision that transformers cannot import
-
-# isort: split
 import torch
 from transformers import StoppingCriteria
 

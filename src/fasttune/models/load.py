@@ -6,16 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fasttune.config import LoraConfig, ModelConfig
-from fasttune.models.unsloth import FastLanguageModel
-
-# isort: split
 import torch
 
+from fasttune.config import LoraConfig, ModelConfig
+from fasttune.machine import tensor_device
 from fasttune.models.choices import Choices
 from fasttune.models.dropout import switch_dropout_off
 from fasttune.models.lora import Coverage, choose_targets, coverage, linear_names
 from fasttune.models.tokenizer import cannot_load, load_tokenizer, resolve_model
+from fasttune.models.unsloth import FastLanguageModel
 from fasttune.quiet import quiet
 
 
@@ -91,3 +90,14 @@ def load_for_generation(
     with quiet():
         FastLanguageModel.for_inference(model)
     return model, tokenizer
+
+
+def load_folder(folder: Path) -> tuple[Any, Any]:
+    """A model folder on this device and its tokenizer, as any program with transformers loads
+    them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(tensor_device())
+    return model.eval(), tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import cache_dir
 from fasttune.models.architectures import FAMILIES, QKV
-from fasttune.models.demo import NAME
+from fasttune.models.demo import DEMO_MODEL
 from fasttune.models.tokenizer import CUDA_DEFAULT, cannot_load
 
 BUILT_IN: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "dtype": "float16",
     },
     # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct/blob/main/config.json
-    NAME: {
+    DEMO_MODEL: {
         "model_type": "llama",
         "hidden_size": 576,
         "num_hidden_layers": 30,
@@ -220,8 +220,8 @@ def _read_config(name: str) -> dict[str, Any]:
     folder = Path(name)
     if folder.is_dir():
         return _load(folder / "config.json")
-    if folder == cache_dir() / NAME:
-        return BUILT_IN[NAME]
+    if folder == cache_dir() / DEMO_MODEL:
+        return BUILT_IN[DEMO_MODEL]
     if name in BUILT_IN:
         return BUILT_IN[name]
     from huggingface_hub import hf_hub_download

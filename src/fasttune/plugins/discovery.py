@@ -57,7 +57,7 @@ def load_plugins(plugins_dir: Path | None = None, config: Path | None = None) ->
     return plugins
 
 
-def load_file(path: Path) -> Plugins:
+def load_plugin(path: Path) -> Plugins:
     """Load a single plugin file and nothing else, for checking it.
 
     Raises:

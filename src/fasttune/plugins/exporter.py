@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from fasttune.errors import FasttuneError
 from fasttune.plugins.template import Row, Template
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from fasttune.exports.chat_template.jinja import ChatFormat
-    from fasttune.runs import Run
-
-log = logging.getLogger(__name__)
-
-CHAT_TEMPLATE = "chat_template.jinja"
-"""Where transformers keeps a tokenizer's chat template."""
 
 
 @dataclass(frozen=True)
@@ -65,24 +54,74 @@ class Reader(Protocol):
         """The ids at which generation stops."""
 
 
-@dataclass(frozen=True)
-class ExportJob:
-    """What an exporter has to do.
+class ChatFormat(Protocol):
+    """A prompt format for programs that do not know the plugin."""
 
-    Attributes:
-        template: the run's template; it renders as it did in training.
-        folder: an empty temporary folder to fill. It gets its final name when all is done.
-        options: every option of the exporter with the value that was chosen for it.
-    """
+    @property
+    def ollama(self) -> str:
+        """The Go template of a Modelfile."""
 
-    run: Run
-    template: Template
-    folder: Path
-    options: Mapping[str, str]
+    @property
+    def system(self) -> str:
+        """The system text where a request has none, or ""."""
+
+    @property
+    def stop(self) -> Sequence[str]:
+        """Tags that open a section the model never writes: generation has gone wrong where it
+        writes one. EOS is not among them."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What other programs cannot do that fasttune does, one sentence each."""
+
+    def messages(self, row: Row) -> list[dict[str, str]]:
+        """The messages of a row."""
+
+    def kwargs(self, row: Row) -> dict[str, str]:
+        """The variables of a row: placed columns, and the values that switch its fixed texts.
+
+        Raises:
+            FasttuneError: the template renders the row in a way that probing did not find.
+        """
+
+    def render(self, row: Row, jinja: str, bos: str = "", eos: str = "") -> str:
+        """The prompt of a row as transformers renders it with the chat template of an export.
+
+        Args:
+            jinja: the chat template as it was read back.
+            bos, eos: texts of the tokenizer's special tokens, "" where it has none.
+
+        Raises:
+            FasttuneError: the chat template refuses the row.
+        """
+
+
+class ExportJob(Protocol):
+    """What an exporter has to do, and what it builds on."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+
+    @property
+    def template(self) -> Template:
+        """The run's template; it renders as it did in training."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the longest row of the run may have, its answer included."""
+
+    @property
+    def folder(self) -> Path:
+        """An empty temporary folder to fill. It gets its final name when all is done, and is gone
+        if anything fails."""
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """Every option of the exporter with the value that was chosen for it."""
 
     def say(self, line: str) -> None:
         """Show a line of progress."""
-        log.info(line)
 
     def write_merged(self, folder: Path, into: str = "original") -> None:
         """Write the merged model, its tokenizer and its chat template to `folder`, which exists.
@@ -95,63 +134,27 @@ class ExportJob:
             FasttuneError: adapter and base do not fit together, there is no room, or the run was
                 not quantised and `into` is "dequantized".
         """
-        from fasttune.exports.merge import write_merged
-
-        manifest = self.run.manifest
-        if into == "dequantized" and manifest["quantization"] == "none":
-            raise FasttuneError(
-                "this run was not quantised, so there are no dequantised weights to merge into",
-                str(self.run.folder),
-                "leave out --into dequantized: the original weights are those that training saw",
-            )
-        if self.options.get("into") == "original" and manifest["quantization"] != "none":
-            self.say("note: the run trained on NF4 weights; --into dequantized stays closer to it")
-        try:
-            jinja = self.chat_format().jinja_for(self.tokenizer())
-        except FasttuneError as error:
-            self.say(f"without a chat template: {error.message}")
-            jinja = None
-        write_merged(
-            manifest["model"],
-            self.run.adapter,
-            folder,
-            chat_template=jinja,
-            dequantize=manifest["dtype"] if into == "dequantized" else None,
-        )
 
     def merged_bytes(self) -> int:
         """What `write_merged` will take on the disk."""
-        from fasttune.exports.merge import merged_bytes
-
-        return merged_bytes(self.run.manifest["model"])
 
     def open_merged(self, folder: Path) -> Reader:
         """Load a merged model as any program with transformers would.
 
         Prompts are made by its chat template, if it has one.
         """
-        from fasttune.exports.readers import read_merged
-
-        chat = self.chat_format() if (folder / CHAT_TEMPLATE).is_file() else None
-        return read_merged(folder, self.template, chat, self.run.config.system)
 
     def write_adapter(self, folder: Path) -> None:
         """Copy the adapter with its tokenizer and the template's identity."""
-        for file in sorted(self.run.adapter.iterdir()):
-            if file.is_file() and file.name != "README.md":  # PEFT's form to fill in
-                shutil.copy2(file, folder)
 
     def open_adapter(self, folder: Path) -> Reader:
         """Load the base as the run had it, with the adapter in `folder`."""
-        from fasttune.exports.readers import read_run
 
-        return read_run(self.run.model_config, folder, self.template)
+    def bounds(self) -> Bounds:
+        """How far a merged model that keeps the base's own dtype may be from the run."""
 
     def tokenizer(self) -> Any:
         """The run's tokenizer, as transformers loads it."""
-        from fasttune.exports.merge import run_tokenizer
-
-        return run_tokenizer(self.run.adapter)
 
     def chat_format(self) -> ChatFormat:
         """The template for programs that do not know the plugin, with the run's own system text.
@@ -159,22 +162,12 @@ class ExportJob:
         Raises:
             FasttuneError: the template does more than place its fields.
         """
-        from fasttune.exports.chat_template.jinja import compile_chat_template
-
-        return compile_chat_template(self.template, self.run.config.system)
 
     def example_row(self) -> Row:
         """A row to show how the export is used; no row of the run's data."""
-        return {
-            "instruction": "What is the highest mountain in Japan?",
-            "input": "",
-            "language": "en",
-        }
 
     def prompt(self, row: Row) -> str:
-        """The text generation starts from, with the run's system text where the row has none."""
-        system = self.run.config.system
-        return self.template.prompt({"system": system, **row} if system else row)
+        """The text generation starts from, with the run's own system text, where it has one."""
 
 
 class Exporter:
@@ -201,9 +194,7 @@ class Exporter:
 
     def bounds(self, job: ExportJob) -> Bounds:
         """How far the export may be from the run; a form that rounds the weights overrides it."""
-        from fasttune.exports.verify import bounds_for
-
-        return bounds_for(job.run, job.options)
+        return job.bounds()
 
     def usage(self, job: ExportJob) -> str:
         """Markdown for the model card: how another program uses `job.folder`."""

@@ -9,7 +9,7 @@ from fasttune.errors import FasttuneError
 from fasttune.files import write_text
 from fasttune.plugins.registry import Plugins, Provider
 
-NAME = re.compile(r"[a-z][a-z0-9_-]*")
+VALID_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 PLUGIN = '''\
 """The {name} format."""
@@ -38,10 +38,9 @@ def register_templates():
 TEST = """\
 from pathlib import Path
 
-from fasttune.inspection.contract import check_template
-from fasttune.plugins.discovery import load_file
+from fasttune import check_template, load_plugin
 
-template = load_file(Path(__file__).with_name("{name}.py")).template("{name}")
+template = load_plugin(Path(__file__).with_name("{name}.py")).template("{name}")
 
 
 def test_text():
@@ -62,7 +61,7 @@ def new_template(name: str, folder: Path, plugins: Plugins, force: bool = False)
     Raises:
         FasttuneError: the name is not valid or taken, or a file exists and `force` is not set.
     """
-    if not NAME.fullmatch(name) or name.startswith("test_") or name == "conftest":
+    if not VALID_NAME.fullmatch(name) or name.startswith("test_") or name == "conftest":
         raise FasttuneError(
             f"'{name}' is no name for a template",
             "",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from fasttune.models import unsloth  # noqa: F401  before the libraries that Unsloth patches
-
-# isort: split
 from trl import SFTConfig
 
 from fasttune.config import RunConfig

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.models.unsloth import FastLanguageModel
-
-# isort: split
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from fasttune.config import RunConfig
@@ -26,6 +23,7 @@ from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.job import Job
+from fasttune.losses import plot_losses
 from fasttune.machine import (
     Device,
     device_name,
@@ -41,6 +39,7 @@ from fasttune.models.head import check_head
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.lora import Coverage
 from fasttune.models.tokenizer import load_tokenizer
+from fasttune.models.unsloth import FastLanguageModel
 from fasttune.planning.forecast import Forecast, foresee
 from fasttune.plugins.identity import Identity
 from fasttune.plugins.metric import Answer
@@ -48,7 +47,7 @@ from fasttune.plugins.template import Row
 from fasttune.quiet import quiet
 from fasttune.runs import Run, create_run, now
 from fasttune.training.callbacks import Interrupt, Progress, RunLog
-from fasttune.training.report import plot_losses, write_samples
+from fasttune.training.report import write_samples
 from fasttune.training.settings import training_arguments
 from fasttune.training.trainer import Trainer
 

@@ -7,9 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from fasttune.models.unsloth import settle_compilation  # before the libraries that it patches
-
-# isort: split
 import torch
 from transformers import TrainerControl
 from trl import SFTTrainer
@@ -17,6 +14,7 @@ from trl import SFTTrainer
 from fasttune.models.fast.fast import FastPath
 from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.models.sections import SectionLoss
+from fasttune.models.unsloth import settle_compilation
 from fasttune.training.callbacks import Progress
 
 # On a GPU Unsloth has a banner of its own printed where training begins.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fasttune import FasttuneError, Template, given, learn
 from fasttune.encoding.encode import encode_prompt
-from fasttune.exports.chat_template.jinja import ChatFormat, compile_chat_template, render_jinja
+from fasttune.exports.chat_template.jinja import CompiledChat, compile_chat_template, render_jinja
 from fasttune.exports.chat_template.skeleton import Condition
 from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.identity import PROBE_ROWS
@@ -65,7 +65,7 @@ def built_in(name: str) -> Template:
 
 
 @pytest.fixture(scope="module", params=BUILT_IN)
-def format_(request) -> ChatFormat:
+def format_(request) -> CompiledChat:
     return compile_chat_template(built_in(request.param))
 
 
@@ -82,11 +82,11 @@ def bos_tokenizer(phi2_tokenizer):
     return tokenizer
 
 
-def rendered(chat: ChatFormat, row: dict[str, str]) -> str:
+def rendered(chat: CompiledChat, row: dict[str, str]) -> str:
     return render_jinja(chat.jinja, chat.messages(row), **chat.kwargs(row))
 
 
-def ids(chat: ChatFormat, row: dict[str, str], tokenizer) -> list[int]:
+def ids(chat: CompiledChat, row: dict[str, str], tokenizer) -> list[int]:
     return tokenizer.apply_chat_template(
         chat.messages(row),
         add_generation_prompt=True,

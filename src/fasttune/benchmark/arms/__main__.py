@@ -3,28 +3,20 @@
     python -m fasttune.benchmark.arms ARM SPEC
 
 Unsloth changes transformers for the whole process, so the plain arm must not share one with it.
-Nothing here imports unsloth before the arm that needs it does.
+So an arm is imported where it is run, and no other.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
-from fasttune.benchmark.arms.fasttune import train_fasttune
-from fasttune.benchmark.arms.plain import train_plain
-from fasttune.benchmark.arms.unsloth import train_unsloth
 from fasttune.benchmark.pipe import Pace, Spec
 from fasttune.errors import FasttuneError
 from fasttune.machine import peak_memory
-
-ARMS: dict[str, Callable[[Spec, Pace, Path], None]] = {
-    "plain": train_plain,
-    "unsloth": train_unsloth,
-    "fasttune": train_fasttune,
-}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -37,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = Path(spec_file).parent / arm
     folder.mkdir(exist_ok=True)
     try:
-        ARMS[arm](spec, pace, folder)
+        import_module(f"fasttune.benchmark.arms.{arm}").train(spec, pace, folder)
         pace.tell(peak_memory=peak_memory())
     except FasttuneError as error:
         pace.tell(error=[error.message, error.where, error.hint])

@@ -6,22 +6,19 @@ from pathlib import Path
 
 from fasttune.benchmark.arms.common import paced, start_adapters
 from fasttune.benchmark.pipe import Pace, Spec
+from fasttune.encoding.batches import section_names
+from fasttune.generation.generator import Generator
 from fasttune.machine import this_device
 from fasttune.models.choices import decide
+from fasttune.models.load import add_lora, load_base
+from fasttune.plugins.template import Template
+from fasttune.runs import Run
+from fasttune.training.callbacks import Progress, RunLog
+from fasttune.training.train import make_trainer
 
 
-def train_fasttune(spec: Spec, pace: Pace, folder: Path) -> None:
+def train(spec: Spec, pace: Pace, folder: Path) -> None:
     """What `fasttune run` does between loading the model and saving the adapter."""
-    from fasttune.models.load import add_lora, load_base
-
-    # isort: split
-    from fasttune.encoding.batches import section_names
-    from fasttune.generation.generator import Generator
-    from fasttune.plugins.template import Template
-    from fasttune.runs import Run
-    from fasttune.training.callbacks import Progress, RunLog
-    from fasttune.training.train import make_trainer
-
     config = spec.config
     choices = decide(config, this_device())
     model, tokenizer = load_base(config.model, choices)

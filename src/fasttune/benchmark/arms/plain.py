@@ -16,7 +16,7 @@ from fasttune.models.dropout import switch_dropout_off
 from fasttune.models.lora import choose_targets
 
 
-def train_plain(spec: Spec, pace: Pace, folder: Path) -> None:
+def train(spec: Spec, pace: Pace, folder: Path) -> None:
     """transformers and PEFT in a short loop."""
     import peft
     from torch.nn.utils import clip_grad_norm_

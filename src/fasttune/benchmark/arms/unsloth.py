@@ -13,13 +13,11 @@ from fasttune.machine import this_device
 from fasttune.models.choices import decide
 from fasttune.models.dropout import switch_dropout_off
 from fasttune.models.lora import choose_targets
+from fasttune.models.unsloth import FastLanguageModel
 
 
-def train_unsloth(spec: Spec, pace: Pace, folder: Path) -> None:
+def train(spec: Spec, pace: Pace, folder: Path) -> None:
     """Unsloth with TRL's SFTTrainer, as its notebooks have it."""
-    from fasttune.models.unsloth import FastLanguageModel
-
-    # isort: split
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 

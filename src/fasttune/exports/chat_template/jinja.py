@@ -34,8 +34,8 @@ RESERVED = frozenset(
 
 
 @dataclass(frozen=True)
-class ChatFormat:
-    """A prompt format for programs that do not know the plugin.
+class CompiledChat:
+    """A `ChatFormat`: a prompt format for programs that do not know the plugin.
 
     Attributes:
         jinja: for tokenizers that add no BOS; `jinja_for` is for any.
@@ -114,11 +114,20 @@ class ChatFormat:
                 )
         return jinja
 
+    def render(self, row: Row, jinja: str, bos: str = "", eos: str = "") -> str:
+        """The prompt of a row by the chat template of an export, `jinja`.
+
+        Raises:
+            FasttuneError: the chat template refuses the row.
+        """
+        variables = {**self.kwargs(row), "bos_token": bos, "eos_token": eos}
+        return render_jinja(jinja, self.messages(row), **variables)
+
     def _full(self, row: Row) -> Row:
         return default_system(row, self.run_system)
 
 
-def compile_chat_template(template: Template, system: str | None = None) -> ChatFormat:
+def compile_chat_template(template: Template, system: str | None = None) -> CompiledChat:
     """Compile a template by probing it.
 
     Args:
@@ -136,7 +145,7 @@ def compile_chat_template(template: Template, system: str | None = None) -> Chat
                 "",
                 "rename the column",
             )
-    return ChatFormat(
+    return CompiledChat(
         jinja=_jinja(skeleton),
         ollama=ollama_template(skeleton),
         system=_default_system(skeleton.nodes),

@@ -10,17 +10,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from fasttune.models import unsloth  # noqa: F401  before the libraries that Unsloth patches
-
-# isort: split
 import torch
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from fasttune.encoding.batches import Layout
 
-NAME = "fasttune_rows"
+ROW_ATTENTION = "fasttune_rows"
+"""transformers' name for it."""
 
 SHORT = 512
 """Rows of up to this many tokens multiply whole matrices in bf16, as transformers' eager attention
@@ -42,6 +37,8 @@ def row_attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: [1, heads, tokens, head size] in, [1, tokens, heads, head
     size] out. Without a layout this is transformers' own sdpa."""
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
     if row_layout is None:
         result: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
@@ -84,17 +81,25 @@ def _causal_mask(dtype: torch.dtype) -> torch.Tensor:
     return torch.full((SHORT, SHORT), -torch.inf, dtype=dtype).triu_(1)
 
 
-AttentionInterface.register(NAME, row_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+def attend_by_row(model: Any) -> bool:
+    """Let a transformers model attend row by row, where the architecture's attention is plain: no
+    window, no cap, through transformers' interface.
 
+    Returns:
+        Whether it does.
+    """
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-def can_attend_by_row(model: Any) -> bool:
-    """Whether the architecture's attention is plain: no window, no cap, through transformers'
-    interface."""
     config = model.config
-    return (
+    plain = (
         bool(getattr(model, "_supports_attention_backend", False))
-        and config._attn_implementation in ("sdpa", NAME)
+        and config._attn_implementation in ("sdpa", ROW_ATTENTION)
         and not getattr(config, "sliding_window", None)
         and not getattr(config, "attn_logit_softcapping", None)
     )
+    if plain:
+        AttentionInterface.register(ROW_ATTENTION, row_attention)
+        AttentionMaskInterface.register(ROW_ATTENTION, sdpa_mask)
+        config._attn_implementation = ROW_ATTENTION
+    return plain

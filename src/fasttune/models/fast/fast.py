@@ -10,11 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import fasttune.models.unsloth  # noqa: F401  before the libraries that it patches
-
-# isort: split
 from fasttune.models.choices import Choices
-from fasttune.models.fast import attention
+from fasttune.models.fast.attention import attend_by_row
 from fasttune.models.fast.grouped import group_lora
 from fasttune.models.fast.norm import fuse_norms
 from fasttune.models.head import causal_lm
@@ -51,9 +48,7 @@ def speed_up(model: Any, choices: Choices) -> FastPath:
     if choices.kind != "cpu":
         return FastPath(by_row=False, groups=0, norms=0)
     inner = causal_lm(model)
-    by_row = attention.can_attend_by_row(inner)
-    if by_row:
-        inner.config._attn_implementation = attention.NAME
+    by_row = attend_by_row(inner)
     groups = len(group_lora(model)) if choices.grouped else 0
     give_back_freed_memory()
     if not inner.is_gradient_checkpointing:

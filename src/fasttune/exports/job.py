@@ -1,0 +1,112 @@
+"""What an exporter of a run builds on: the `ExportJob` that plugins see, made of a run folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fasttune.errors import FasttuneError
+from fasttune.exports.chat_template.jinja import CompiledChat, compile_chat_template
+from fasttune.exports.merge import merged_bytes, run_tokenizer, write_merged
+from fasttune.exports.readers import ModelReader, read_merged, read_run
+from fasttune.exports.shards import base_folder, shards, stored_tensors
+from fasttune.plugins.exporter import EXACT, QUANTISED, ROUNDED, Bounds
+from fasttune.plugins.template import Row, Template, with_system
+from fasttune.runs import Run
+
+log = logging.getLogger(__name__)
+
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Where transformers keeps a tokenizer's chat template."""
+
+
+@dataclass(frozen=True)
+class RunExport:
+    """An `ExportJob`: its methods are described there.
+
+    Attributes:
+        folder: an empty temporary folder to fill.
+        options: every option of the exporter with the value that was chosen for it.
+    """
+
+    run: Run
+    template: Template
+    folder: Path
+    options: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def max_length(self) -> int:
+        return self.run.config.model.max_length
+
+    def say(self, line: str) -> None:
+        log.info(line)
+
+    def write_merged(self, folder: Path, into: str = "original") -> None:
+        manifest = self.run.manifest
+        if into == "dequantized" and manifest["quantization"] == "none":
+            raise FasttuneError(
+                "this run was not quantised, so there are no dequantised weights to merge into",
+                str(self.run.folder),
+                "leave out --into dequantized: the original weights are those that training saw",
+            )
+        if self.options.get("into") == "original" and manifest["quantization"] != "none":
+            self.say("note: the run trained on NF4 weights; --into dequantized stays closer to it")
+        try:
+            jinja = self.chat_format().jinja_for(self.tokenizer())
+        except FasttuneError as error:
+            self.say(f"without a chat template: {error.message}")
+            jinja = None
+        write_merged(
+            manifest["model"],
+            self.run.adapter,
+            folder,
+            chat_template=jinja,
+            dequantize=manifest["dtype"] if into == "dequantized" else None,
+        )
+
+    def merged_bytes(self) -> int:
+        return merged_bytes(self.run.manifest["model"])
+
+    def open_merged(self, folder: Path) -> ModelReader:
+        chat = self.chat_format() if (folder / CHAT_TEMPLATE).is_file() else None
+        return read_merged(folder, self.template, chat, self.run.config.system)
+
+    def write_adapter(self, folder: Path) -> None:
+        for file in sorted(self.run.adapter.iterdir()):
+            if file.is_file() and file.name != "README.md":  # PEFT's form to fill in
+                shutil.copy2(file, folder)
+
+    def open_adapter(self, folder: Path) -> ModelReader:
+        return read_run(self.run.model_config, folder, self.template)
+
+    def bounds(self) -> Bounds:
+        manifest = self.run.manifest
+        if manifest["quantization"] != "none" and self.options.get("into") != "dequantized":
+            return QUANTISED
+        stored = stored_tensors(shards(base_folder(manifest["model"]))).values()
+        full = manifest["dtype"] == "float32" and all(place.dtype == "F32" for place in stored)
+        return EXACT if full else ROUNDED
+
+    def tokenizer(self) -> Any:
+        return run_tokenizer(self.run.adapter)
+
+    def chat_format(self) -> CompiledChat:
+        return compile_chat_template(self.template, self.run.config.system)
+
+    def example_row(self) -> Row:
+        return {
+            "instruction": "What is the highest mountain in Japan?",
+            "input": "",
+            "language": "en",
+        }
+
+    def prompt(self, row: Row) -> str:
+        return self.template.prompt(with_system(row, self.run.config.system))
