@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import typer
@@ -11,6 +12,7 @@ from typer.main import get_command
 from fasttune.cli.app import app
 from fasttune.files import write_text
 
+WIDTH = 120
 TARGET = Path(__file__).parent.parent / "docs" / "commands.md"
 
 
@@ -19,7 +21,16 @@ def command_docs() -> str:
     command = get_command(app)
     context = typer.Context(command, info_name="fasttune")
     docs: str = get_docs_for_click(obj=command, ctx=context, name="fasttune", title="Commands")
-    return docs.strip() + "\n"
+    return "\n".join(map(_wrapped, docs.strip().splitlines())) + "\n"
+
+
+def _wrapped(line: str) -> str:
+    """An item of a list that is longer than a line of prose may be."""
+    if len(line) <= WIDTH or not line.startswith("* "):
+        return line
+    return textwrap.fill(
+        line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 if __name__ == "__main__":
