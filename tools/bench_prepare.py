@@ -51,11 +51,9 @@ def fasttune_arm(
     tokenizer = load_tokenizer(model)
 
     def arm() -> tuple[int, int]:
-        prepared = prepare(config, plugins)
-        data_hash(prepared.train)
-        rows = encode_rows(
-            prepared.train, prepared.template, tokenizer, config, "training", lambda line: None
-        )
+        job = prepare(config, plugins)
+        data_hash(job.train)
+        rows = encode_rows(job.train, tokenizer, config, "training")
         return len(rows), rows.tokens
 
     return arm
