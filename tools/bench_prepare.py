@@ -53,7 +53,7 @@ def fasttune_arm(
     def arm() -> tuple[int, int]:
         job = prepare(config, plugins)
         data_hash(job.train)
-        rows = encode_rows(job.train, job.template, tokenizer, config, "training")
+        rows = encode_rows(job.train, tokenizer, config, "training")
         return len(rows), rows.tokens
 
     return arm

@@ -93,7 +93,7 @@ def preview(job: Job, row: int = 1) -> Preview:
         raise FasttuneError(f"there is no row {row}", job.source, f"rows are 1 to {len(job.train)}")
     return preview.preview(
         job.template,
-        job.train[row - 1],
+        job.train.segments(row - 1),
         load_tokenizer(job.model),
         number=row,
         model=job.model,
@@ -138,7 +138,7 @@ def _lengths(job: Job, model: str) -> list[int] | None:
     except FasttuneError as error:
         log.info("rows not counted, taken as model.max_length tokens: %s", error.message)
         return None
-    return encode_rows(job.train, job.template, tokenizer, job.config, "training").lengths
+    return encode_rows(job.train, tokenizer, job.config, "training").lengths
 
 
 def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -> Run:

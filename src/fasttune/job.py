@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fasttune.config import RunConfig
-from fasttune.data.load import load, shipped
-from fasttune.data.rows import ChosenRows
-from fasttune.data.split import divide
+from fasttune.data.load import load_divided
+from fasttune.data.rows import Rows
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.models.tokenizer import resolve_model
 from fasttune.plugins.identity import Identity
 from fasttune.plugins.registry import Plugins
-from fasttune.plugins.template import Row, Template, with_system
+from fasttune.plugins.template import Template
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
@@ -40,8 +39,8 @@ class Job:
     identity: Identity
     model: str
     source: str
-    train: Sequence[Row]
-    eval: Sequence[Row]
+    train: Rows
+    eval: Rows
     skipped: int
 
     def __repr__(self) -> str:
@@ -52,45 +51,29 @@ class Job:
 
 
 def prepare(config: RunConfig, plugins: Plugins) -> Job:
-    """Find the template, read and check the rows, and divide them.
-
-    Without `data.train` these are the shipped rows, held-out part included. With it, `data.eval`
-    is the held-out part, or `data.eval_fraction` of the rows are, chosen by a hash of the row.
+    """Find the template, read and check the rows, and divide them; see `load_divided`.
 
     Raises:
         FasttuneError: for whatever is wrong with template, model name or data.
     """
     template = plugins.template(config.template)
     _check_trackers(config.train.report_to)
-    data = config.data
-    if data.train is None:
-        train_source, eval_source = str(shipped("train")), str(shipped("heldout"))
-    else:
-        train_source, eval_source = data.train, data.eval or ""
-    loaded = load(train_source, template, data.columns, limit=data.limit)
-    loaded.require_clean(data.skip_bad_rows)
-    skipped = loaded.bad_rows
-    if eval_source:
-        held_out = load(eval_source, template, data.columns)
-        held_out.require_clean(data.skip_bad_rows)
-        skipped += held_out.bad_rows
-        train_at: Sequence[int] = range(len(loaded.rows))
-        eval_at: Sequence[int] = range(len(held_out.rows))
-    else:
-        held_out = loaded
-        train_at, eval_at = divide(loaded.rows, data.eval_fraction, data.split_seed)
-    if not train_at:
-        raise FasttuneError("no row is left to train on", train_source, "lower data.eval_fraction")
+    found = load_divided(config.data, template, config.system)
+    for loaded in found.sources:
+        loaded.require_clean(config.data.skip_bad_rows)
+    source = found.sources[0].source
+    if not found.train:
+        raise FasttuneError("no row is left to train on", source, "lower data.eval_fraction")
     return Job(
         config=config,
         plugins=plugins,
         template=template,
         identity=plugins.identity(config.template),
         model=resolve_model(config.model.name),
-        source="shipped rows" if data.train is None else train_source,
-        train=ChosenRows(loaded.rows, train_at, with_system({}, config.system)),
-        eval=ChosenRows(held_out.rows, eval_at, with_system({}, config.system)),
-        skipped=skipped,
+        source="shipped rows" if config.data.train is None else source,
+        train=found.train,
+        eval=found.eval,
+        skipped=sum(loaded.bad_rows for loaded in found.sources),
     )
 
 

@@ -88,7 +88,7 @@ def test_without_plain_and_unsloth_nothing_is_compared_with_them():
 
 
 def test_a_benchmark_takes_whole_steps_and_more_than_one_block():
-    rows = [Encoded([1, 2], [-100, 2], [], 1)] * 23
+    rows = [Encoded([1, 2], [], 1)] * 23
     config = RunConfig(train=TrainConfig(batch_size=2, gradient_accumulation=2, epochs=2))
     told: list[str] = []
     spec = make_spec(rows, config, 4, False, told.append)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from fasttune.cli import main
-from fasttune.config import RunConfig
-from fasttune.data.split import divide
+from fasttune.config import load_config
+from fasttune.data.load import shipped
+from fasttune.job import prepare
+from fasttune.plugins.discovery import load_plugins
 
 GOOD = {"instruction": "How many days are in two weeks?", "input": "", "output": "14 days"}
 
@@ -46,6 +48,7 @@ def test_shipped_data_without_a_file(run):
     assert re.search(r"template +reasoning", out)
     assert re.search(r"languages .*\bja \d+", out)
     assert " 0 bad" in out
+    assert re.search(r"split +539 to train on, \d+ to evaluate \(from a file of their own\)", out)
     assert "#####" in out
     assert out.isascii(), "without a terminal the report is ASCII"
     assert max(map(len, out.splitlines())) <= 120
@@ -85,15 +88,25 @@ def test_json_is_one_document(run, tmp_path):
     assert report["good_rows"] == 40 and report["bad_rows"] == 1
     assert report["languages"] == {"en": 40}
     assert set(report["columns"]) == {"instruction", "output", "language"}
-    # the split that `fasttune run` makes by default
-    good = [{"instruction": row["question"], "output": row["answer"]} for row in rows]
-    sides = divide(good, 0.25, RunConfig().seed)
-    assert [report["train_rows"], report["eval_rows"]] == [len(side) for side in sides]
+    assert report["train_rows"] + report["eval_rows"] == 40
     assert sum(bin["rows"] for bin in report["tokens"]["histogram"]) == 40
     assert 0 < report["tokens"]["trained_share"] < 0.5
     assert report["problems"] == [
         {"row": 41, "column": "", "message": "is a number, not an object", "fatal": True}
     ]
+
+
+@pytest.mark.parametrize("name", ["alpaca", None])
+def test_the_split_is_that_of_a_run(run, tmp_path, name):
+    """Of a file of one's own, and of the shipped rows with their held-out file."""
+    source = name and write(tmp_path / "a.jsonl", [{**GOOD, "input": f"{n}"} for n in range(400)])
+    _, out, _ = run(*filter(None, [source]), "--json")
+    report = json.loads(out)
+    config = load_config(None, [("template", report["template"]), ("data.train", source)])
+    job = prepare(config, load_plugins())
+    assert (report["train_rows"], report["eval_rows"]) == (len(job.train), len(job.eval))
+    assert report["eval_source"] == ("" if source else str(shipped("heldout")))
+    assert report["good_rows"] == (400 if source else len(job.train))
 
 
 def test_max_length(run, tmp_path):
@@ -110,7 +123,7 @@ def test_max_length(run, tmp_path):
         (["--map", "instruction"], "maps no column"),
         (["--map", "instruction=qestion"], "no column 'qestion'"),
         (["--template", "resoning"], "no template is called 'resoning'"),
-        (["--eval-fraction", "2"], "eval fraction"),
+        (["--eval-fraction", "2"], "'data.eval_fraction' is 2.0"),
         (["--max-length", "0"], "max-length"),
     ],
 )

@@ -13,8 +13,9 @@ from hypothesis import given as forall
 from hypothesis import strategies as st
 
 from fasttune import Row, Segment, Template, given, learn
-from fasttune.data.load import Finding, load, parse_columns, shipped
-from fasttune.data.split import data_hash, divide
+from fasttune.config import DataConfig
+from fasttune.data.load import Finding, load, load_divided, parse_columns, shipped
+from fasttune.data.split import data_hash, digest, divide
 from fasttune.errors import FasttuneError
 from fasttune.inspection.survey import default_template, histogram, scripts, spread, survey
 from fasttune.plugins.discovery import load_plugins
@@ -508,13 +509,17 @@ def many(count: int) -> list[dict[str, str]]:
     return [{"instruction": f"question {n}", "output": str(n)} for n in range(count)]
 
 
+def sides(rows: list[dict[str, str]], fraction: float, seed: int = 0):
+    return divide([digest(row, seed) for row in rows], fraction)
+
+
 def evaluated(rows: list[dict[str, str]], fraction: float, seed: int = 0) -> set[str]:
-    return {json.dumps(rows[index], sort_keys=True) for index in divide(rows, fraction, seed)[1]}
+    return {json.dumps(rows[index], sort_keys=True) for index in sides(rows, fraction, seed)[1]}
 
 
 @forall(SOME_ROWS, st.floats(0, 0.999), st.integers(), st.randoms(use_true_random=False))
 def test_divide_depends_on_content_alone(rows, fraction, seed, rng):
-    train, evaluation = divide(rows, fraction, seed)
+    train, evaluation = sides(rows, fraction, seed)
     assert sorted(train + evaluation) == list(range(len(rows)))
     assert [*train] == sorted(train) and [*evaluation] == sorted(evaluation)
     before = evaluated(rows, fraction, seed)
@@ -527,36 +532,36 @@ def test_divide_depends_on_content_alone(rows, fraction, seed, rng):
 
 def test_divide_keeps_its_promise_across_versions():
     # A changed split would let a resumed run train on what it was evaluated on.
-    assert divide(many(40), 0.1)[1].tolist() == [10]
-    assert divide(many(40), 0.25)[1].tolist() == [5, 10, 12, 17, 18, 22, 25, 29, 32, 35]
-    assert divide(many(40), 0.1, seed=1)[1] != divide(many(40), 0.1)[1]
+    assert sides(many(40), 0.1)[1].tolist() == [10]
+    assert sides(many(40), 0.25)[1].tolist() == [5, 10, 12, 17, 18, 22, 25, 29, 32, 35]
+    assert sides(many(40), 0.1, seed=1)[1] != sides(many(40), 0.1)[1]
 
 
 def test_divide_ignores_extra_columns_and_absent_input():
     rows = many(200)
     more = [{**row, "input": "", "id": str(n)} for n, row in enumerate(rows)]
-    assert divide(rows, 0.3) == divide(more, 0.3)
+    assert sides(rows, 0.3) == sides(more, 0.3)
 
 
 def test_divide_of_rows_without_an_instruction_uses_all_columns():
     rows = [{"title": f"title {n}", "output": "same"} for n in range(200)]
-    assert 30 < len(divide(rows, 0.3)[1]) < 90
+    assert 30 < len(sides(rows, 0.3)[1]) < 90
 
 
 def test_divide_meets_the_fraction():
     rows = many(20_000)
     for fraction in (0.05, 0.5):
-        share = len(divide(rows, fraction)[1]) / len(rows)
+        share = len(sides(rows, fraction)[1]) / len(rows)
         assert abs(share - fraction) < 0.01  # three standard deviations at 0.5
-    assert divide(rows, 0.0)[1].tolist() == []
-    small, large = (set(divide(rows, fraction)[1]) for fraction in (0.05, 0.1))
+    assert sides(rows, 0.0)[1].tolist() == []
+    small, large = (set(sides(rows, fraction)[1]) for fraction in (0.05, 0.1))
     assert small < large
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 1.5, float("nan")])
 def test_divide_refuses_a_fraction_that_is_none(fraction):
     with pytest.raises(FasttuneError, match="fraction"):
-        divide(many(3), fraction)
+        sides(many(3), fraction)
 
 
 def test_data_hash():
@@ -612,9 +617,7 @@ def test_scripts():
 
 def test_default_template():
     def of(**row: str) -> str:
-        from fasttune.data.load import Loaded
-
-        return default_template(Loaded("", [{"instruction": "q", **row}], [1], []))
+        return default_template([{"instruction": "q", **row}])
 
     assert of(reasoning="r") == "reasoning"
     assert of(reasoning=" ") == of() == "alpaca"
@@ -624,7 +627,8 @@ def test_survey_counts_tokens_as_training_does(tmp_path, templates, phi2_tokeniz
     from fasttune.encoding.encode import IGNORED, encode
 
     path = write_jsonl(tmp_path / "a.jsonl", [*ROWS, {"instruction": "q"}, ROWS[0]])
-    figures = survey(load(path), templates["alpaca"], phi2_tokenizer, 50, 0.5)
+    found = load_divided(DataConfig(train=str(path), eval_fraction=0.5), templates["alpaca"])
+    figures = survey(found, templates["alpaca"], phi2_tokenizer, 50, 0.5)
     encoded = [encode(templates["alpaca"], row, phi2_tokenizer) for row in [*ROWS, ROWS[0]]]
     lengths = [len(row) for row in encoded]
     trained = sum(label != IGNORED for row in encoded for label in row.labels)

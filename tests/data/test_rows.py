@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fasttune import given as given_
+from fasttune import learn
 from fasttune.data import rows as module
 from fasttune.data.rows import ChosenRows, StoredRows
+from fasttune.plugins.template import with_system
 
 ROW = st.dictionaries(st.text(), st.text(st.characters()), max_size=4)
 
@@ -49,11 +52,25 @@ def test_they_are_a_sequence(tmp_path, monkeypatch):
 
 
 def test_chosen_rows():
-    found = ChosenRows(stored([{"n": str(n)} for n in range(5)]), [3, 1], {"system": "Hi"})
-    assert found == [{"n": "3", "system": "Hi"}, {"n": "1", "system": "Hi"}]
-    assert found[1:] == [{"n": "1", "system": "Hi"}]
-    assert ChosenRows([{"n": "0", "system": "old"}], range(1), {"system": "new"})[0] == {
-        "n": "0",
-        "system": "new",
-    }
-    assert not ChosenRows([], [], {})
+    found = ChosenRows(stored([{"n": str(n)} for n in range(5)]), [3, 1])
+    assert found == [{"n": "3"}, {"n": "1"}]
+    assert found[1:] == [{"n": "1"}]
+    assert not ChosenRows(stored([]), [])
+
+
+def test_renderings_lie_beside_their_rows():
+    found = StoredRows()
+    renderings = [[], [given_("a", "\ud800 é\n"), learn("b", "")], [learn("b", "x")]]
+    for number, segments in enumerate(renderings):
+        found.append({"n": str(number)}, iter(segments))
+    assert [found.segments(at) for at in range(3)] == renderings
+    chosen = ChosenRows(found, [2, 1])
+    assert [chosen.segments(at) for at in range(2)] == renderings[:0:-1]
+    assert chosen == [{"n": "2"}, {"n": "1"}]
+
+
+def test_a_system_text_is_laid_over_a_row():
+    row = {"system": "old", "n": "0"}
+    assert with_system(row, "new") == {"system": "new", "n": "0"}
+    assert with_system({"n": "0"}, "new") == {"n": "0", "system": "new"}
+    assert with_system(row, None) == with_system(row, "") == row == {"system": "old", "n": "0"}

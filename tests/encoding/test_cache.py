@@ -9,6 +9,7 @@ import pytest
 
 from fasttune import FasttuneError, Template, given, learn
 from fasttune.config import load_config
+from fasttune.data.rows import StoredRows
 from fasttune.encoding import cache as module
 from fasttune.encoding.batches import features, section_names, trainer_dataset
 from fasttune.encoding.cache import cache_key, cached, encode_rows, store
@@ -43,9 +44,13 @@ def cache(tmp_path, monkeypatch):
 
 def made(rows, tokenizer, template=None, *settings):
     """The encoded rows, and what was said."""
+    template = template or Plain()
+    rendered = StoredRows()
+    for row in rows:
+        rendered.append(row, template.segments(row))
     config = load_config(None, [("template", "reasoning"), *settings])
     with listening() as said:
-        found = encode_rows(rows, template or Plain(), tokenizer, config, "training")
+        found = encode_rows(rendered, tokenizer, config, "training")
     return found, said
 
 
@@ -132,11 +137,11 @@ def test_what_became_of_overlong_rows_is_said_on_a_hit_too(phi2_tokenizer, times
         "dropped 1 of 5 training rows: over 20 tokens",
         "truncated 1 of 5 training rows: over 20 tokens",
     ]
-    assert len(found) == 4 and len(found[3]) == 20
+    assert len(found) == 4 and len(found[3]) == 20 and found.places == [0, 1, 2, 4]
 
 
 def test_an_overlong_row_is_named_by_its_place(phi2_tokenizer, cache, monkeypatch):
-    monkeypatch.setattr("fasttune.encoding.cache.BATCH", 2)
+    monkeypatch.setattr("fasttune.encoding.encode.BATCH", 2)
     rows = [*ROWS[:3], {"instruction": "x" * 99, "output": "y"}]
     with pytest.raises(FasttuneError, match="more than 20") as caught:
         made(rows, phi2_tokenizer, None, ("model.max_length", 20), ("data.overlong", "error"))
@@ -152,6 +157,7 @@ def test_rows_that_hold_eos(phi2_tokenizer):
         made(rows, phi2_tokenizer)
     assert "<|endoftext|>?" in caught.value.where
     found, said = made(rows, phi2_tokenizer, None, ("data.skip_bad_rows", True))
+    assert found.places == [0, 2]
     assert said == ["left out 1 training rows that hold the text <|endoftext|>"]
     assert list(found) == [encode(Plain(), row, phi2_tokenizer) for row in ROWS[:2]]
 
@@ -199,8 +205,8 @@ def test_a_damaged_file_is_made_again(phi2_tokenizer, cache, suffix, damage):
 
 def test_rows_stay_readable_while_they_are_replaced_or_removed(phi2_tokenizer, cache):
     rows = [encode(Plain(), row, phi2_tokenizer) for row in ROWS]
-    first = store("key", rows, {})
-    second = store("key", rows, {})  # as another process would
+    first = store("key", enumerate(rows), {})
+    second = store("key", enumerate(rows), {})  # as another process would
     for path in cache.iterdir():
         path.unlink()
     assert list(first) == list(second) == rows
@@ -209,17 +215,17 @@ def test_rows_stay_readable_while_they_are_replaced_or_removed(phi2_tokenizer, c
 def test_the_cache_is_bounded(phi2_tokenizer, cache, monkeypatch):
     rows = [encode(Plain(), row, phi2_tokenizer) for row in ROWS]
     for age, key in enumerate(("first", "second", "third")):
-        store(key, rows, {})
+        store(key, enumerate(rows), {})
         os.utime(cache / f"{key}.arrow", (age, age))
     assert cached("first")  # which makes it the one used last
     size = (cache / "first.arrow").stat().st_size
     monkeypatch.setattr(module, "CACHE_LIMIT", 2 * size)
-    store("fourth", rows, {})
+    store("fourth", enumerate(rows), {})
     assert sorted(path.name for path in cache.iterdir()) == [
         "first.arrow", "first.json", "fourth.arrow", "fourth.json",
     ]  # fmt: skip
     monkeypatch.setattr(module, "CACHE_LIMIT", 0)
-    assert len(store("fifth", rows, {})) == 300  # what was just made stays
+    assert len(store("fifth", enumerate(rows), {})) == 300  # what was just made stays
     assert cached("fifth") and not cached("fourth")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import HealthCheck, example, settings
 from hypothesis import given as forall
@@ -20,7 +22,7 @@ from fasttune.encoding.encode import (
     encode_prompt,
     eos_id,
 )
-from fasttune.encoding.limit import fit
+from fasttune.encoding.limit import limit_lengths
 from fasttune.encoding.spans import Tokens, lay, tokenize
 from fasttune.plugins.template import Segment
 from tests.conftest import build_phi2_tokenizer
@@ -311,8 +313,8 @@ def test_a_tokenizer_without_eos_is_refused(phi2_tokenizer):
 )
 def test_a_template_must_give_and_then_learn(phi2_tokenizer, segments, message):
     with pytest.raises(FasttuneError, match=message) as caught:
-        encode(Listed(*segments), {"instruction": "the row"}, phi2_tokenizer)
-    assert "the row" in caught.value.where
+        encode(Listed(*segments), {}, phi2_tokenizer)
+    assert "".join(segment.text for segment in segments) in caught.value.where
 
 
 # Many rows at once
@@ -386,7 +388,7 @@ ROWS = st.lists(
 def test_many_rows_are_encoded_as_one_by_one(phi2_tokenizer, rows, size):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fasttune.encoding.encode.BATCH", size)
-        found = list(encode_many(Middle(), iter(rows), phi2_tokenizer))
+        found = list(encode_many(map(Middle().segments, rows), phi2_tokenizer))
     assert found == [encode(Middle(), row, phi2_tokenizer) for row in rows]
 
 
@@ -394,14 +396,14 @@ def test_rows_are_taken_two_batches_at_a_time_and_no_more(phi2_tokenizer, monkey
     monkeypatch.setattr("fasttune.encoding.encode.BATCH", 2)
     taken = []
     rows = ({"instruction": str(n), "output": "x"} for n in range(100) if taken.append(n) is None)
-    next(encode_many(Tagged(), rows, phi2_tokenizer))
+    next(encode_many(map(Tagged().segments, rows), phi2_tokenizer))
     assert len(taken) == 4
 
 
 def test_a_row_that_cannot_be_encoded_stops_the_batch(phi2_tokenizer):
     rows = [{"instruction": "x", "output": "y"}, {"instruction": "the row", "output": ""}]
     with pytest.raises(FasttuneError, match="learns nothing") as caught:
-        list(encode_many(Tagged(), rows, phi2_tokenizer))
+        list(encode_many(map(Tagged().segments, rows), phi2_tokenizer))
     assert "the row" in caught.value.where
 
 
@@ -418,25 +420,27 @@ def encoded_rows(phi2_tokenizer):
     return rows
 
 
+def limited(rows, max_length, overlong):
+    """Place -> row, and how many were dropped and truncated."""
+    counts = Counter()
+    kept = dict(limit_lengths(enumerate(rows), max_length, overlong, counts))
+    return kept, counts["dropped"], counts["truncated"]
+
+
 def test_drop(phi2_tokenizer):
     rows = encoded_rows(phi2_tokenizer)
-    fitted = fit(rows, 21, "drop")  # a row of exactly 21 tokens stays
-    assert (fitted.rows, fitted.dropped, fitted.truncated) == (
-        [(0, rows[0]), (1, rows[1])],
-        [2],
-        [],
-    )
+    # a row of exactly 21 tokens stays
+    assert limited(rows, 21, "drop") == ({0: rows[0], 1: rows[1]}, 1, 0)
 
 
 def test_truncate_keeps_eos(phi2_tokenizer):
     rows = encoded_rows(phi2_tokenizer)
-    fitted = fit(rows, 20, "truncate")
-    assert (fitted.dropped, fitted.truncated) == ([], [1, 2])
-    assert [index for index, row in fitted.rows] == [0, 1, 2]
-    assert fitted.rows[0][1] is rows[0]
-    assert fitted.rows[1][1] == Encoded(
+    kept, dropped, truncated = limited(rows, 20, "truncate")
+    assert (dropped, truncated) == (0, 2)
+    assert list(kept) == [0, 1, 2]
+    assert kept[0] is rows[0]
+    assert kept[1] == Encoded(
         input_ids=[*SPEAK, 17250, 15902, 15902, 15902, EOS],
-        labels=[*[_] * 15, 17250, 15902, 15902, 15902, EOS],
         spans=[
             Span("instruction", 0, 10, False),
             Span("response", 10, 15, False),
@@ -445,12 +449,14 @@ def test_truncate_keeps_eos(phi2_tokenizer):
         ],
         prompt_length=15,
     )
+    assert kept[1].labels == [*[_] * 15, 17250, 15902, 15902, 15902, EOS]
+    assert kept[1].trained == 5
 
 
 def test_truncate_drops_spans_that_are_cut_off(phi2_tokenizer):
     row = {"instruction": "x", "reasoning": "7 x 2\n", "output": "14"}
     long = encode(Middle(), row, phi2_tokenizer)
-    ((_index, short),) = fit([long], 9, "truncate").rows
+    short = limited([long], 9, "truncate")[0][0]
     assert [s.name for s in short.spans] == ["instruction", "reasoning", "eos"]
     assert short.input_ids == [48, 25, 2124, 198, 22, 2124, 362, 198, EOS]
     assert short.labels == [_, _, _, _, 22, 2124, 362, 198, EOS]
@@ -458,14 +464,13 @@ def test_truncate_drops_spans_that_are_cut_off(phi2_tokenizer):
 
 @pytest.mark.parametrize(("max_length", "kept"), [(17, [0, 1, 2]), (16, []), (1, [])])
 def test_truncate_drops_a_row_without_room_for_a_learned_token(phi2_tokenizer, max_length, kept):
-    fitted = fit(encoded_rows(phi2_tokenizer), max_length, "truncate")
-    assert [index for index, row in fitted.rows] == kept
-    assert fitted.dropped == [index for index in range(3) if index not in kept]
+    found, dropped, _truncated = limited(encoded_rows(phi2_tokenizer), max_length, "truncate")
+    assert list(found) == kept and dropped == 3 - len(kept)
 
 
 def test_error_names_the_row(phi2_tokenizer):
     rows = encoded_rows(phi2_tokenizer)
-    assert len(fit(rows, 24, "error").rows) == 3
+    assert len(limited(rows, 24, "error")[0]) == 3
     with pytest.raises(FasttuneError, match="21 tokens, more than 20") as caught:
-        fit(rows, 20, "error")
+        limited(rows, 20, "error")
     assert caught.value.where == "row 2"

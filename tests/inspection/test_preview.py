@@ -14,6 +14,7 @@ from rich.console import Console
 from fasttune import FasttuneError, Template, given, learn
 from fasttune.cli import main
 from fasttune.data.load import Loaded
+from fasttune.data.rows import StoredRows
 from fasttune.encoding.encode import encode
 from fasttune.inspection.preview import pick, pieces, preview, visible
 from fasttune.inspection.preview_html import to_html
@@ -37,7 +38,9 @@ ANSWER = [([64], "a"), ([197], "\t"), ([65], "b"), ([198], "\n"), ([66], "c")]
 
 @pytest.fixture
 def shown(phi2_tokenizer):
-    return preview(Short(), ROW, phi2_tokenizer, number=3, model="phi-2", max_length=20)
+    return preview(
+        Short(), Short().segments(ROW), phi2_tokenizer, number=3, model="phi-2", max_length=20
+    )
 
 
 def test_sections_and_pieces(shown):
@@ -58,7 +61,9 @@ def test_sections_and_pieces(shown):
     ("max_length", "verdict"), [(18, "fits into 18"), (17, "TOO LONG: 1 over 17")]
 )
 def test_summary_says_whether_it_fits(phi2_tokenizer, max_length, verdict):
-    shown = preview(Short(), ROW, phi2_tokenizer, number=1, model="m", max_length=max_length)
+    shown = preview(
+        Short(), Short().segments(ROW), phi2_tokenizer, number=1, model="m", max_length=max_length
+    )
     assert shown.summary == f"prompt 12 tokens, trained 6 of 18, {verdict}"
     assert shown.as_dict()["too_long"] is (max_length == 17)
 
@@ -169,7 +174,9 @@ def test_ids_on_demand(shown):
 
 def test_every_wrapped_line_has_its_gutter(phi2_tokenizer):
     row = {"instruction": "x", "output": "東京です。" * 40}
-    shown = preview(Short(), row, phi2_tokenizer, number=1, model="m", max_length=999)
+    shown = preview(
+        Short(), Short().segments(row), phi2_tokenizer, number=1, model="m", max_length=999
+    )
     lines = rendered(shown, colour=False, width=40).splitlines()
     start = next(i for i, line in enumerate(lines) if "answer, trained" in line)
     body = lines[start + 1 : lines.index("", start)]
@@ -240,7 +247,9 @@ def test_html_is_escaped_and_needs_nothing_else(phi2_tokenizer):
             yield learn("answer", row["output"])
 
     row = {"instruction": "</span><script>alert(2)</script>", "output": '" onmouseover="x'}
-    shown = preview(Rude(), row, phi2_tokenizer, number=1, model='<a href="x">', max_length=9)
+    shown = preview(
+        Rude(), Rude().segments(row), phi2_tokenizer, number=1, model='<a href="x">', max_length=9
+    )
     text = to_html([shown, shown], ids=True)
     page = Page(text)
     assert not {"script", "img", "a", "link"} & {*page.tags}
@@ -265,9 +274,12 @@ def test_html_ids_on_demand(shown):
 
 
 def test_pick():
-    loaded = Loaded("f.jsonl", [{"n": "a"}, {"n": "b"}, {"n": "c"}], [1, 2, 4], [])
-    assert pick(loaded, 1) == [(1, {"n": "a"})]
-    assert pick(loaded, 2, 9) == [(2, {"n": "b"}), (3, {"n": "c"})]
+    rows = StoredRows()
+    for letter in "abc":
+        rows.append({"n": letter}, [given("letter", letter)])
+    loaded = Loaded("f.jsonl", rows, [1, 2, 4], [], [])
+    assert pick(loaded, 1) == [(1, [given("letter", "a")])]
+    assert pick(loaded, 2, 9) == [(2, [given("letter", "b")]), (3, [given("letter", "c")])]
     for bad in (0, -1, 4):
         with pytest.raises(FasttuneError, match=f"no row {bad}") as caught:
             pick(loaded, bad)

@@ -72,7 +72,7 @@ def bench(
     """
     require_one_process()
     tokenizer = load_tokenizer(job.model)
-    rows = encode_rows(job.train, job.template, tokenizer, job.config, "training")
+    rows = encode_rows(job.train, tokenizer, job.config, "training")
     device = this_device()
     planned = foresee(job.config, job.model, rows.lengths, device)
     choices = planned.choices if planned is not None else decide(job.config, device)

@@ -63,19 +63,22 @@ def data(
 
     The exit status is 2 if a row cannot be used.
     """
-    from fasttune.config import RunConfig
-    from fasttune.data.load import load, parse_columns, shipped
+    from fasttune.config import load_config
+    from fasttune.data.load import load, load_divided, parse_columns, shipped
     from fasttune.inspection.survey import default_template, survey
     from fasttune.models.tokenizer import load_tokenizer
 
     found = plugins(context)
-    source = source or str(shipped("train"))
     columns = parse_columns(mapping or [])
-    name = template or default_template(load(source, columns=columns, split=split))
-    chosen = found.template(name)
-    loaded = load(source, chosen, columns, split)
-    tokenizer, seed = load_tokenizer(model), RunConfig().seed  # the split of a run with that seed
-    figures = survey(loaded, chosen, tokenizer, max_length, eval_fraction, seed)
+    settings = {"train": source, "columns": columns, "eval_fraction": eval_fraction}
+    config = load_config(None, [("data", settings)]).data
+    if template is None:
+        rows = load(source or shipped("train"), columns=columns, split=split).rows
+        template = default_template(rows)
+    chosen = found.template(template)
+    divided = load_divided(config, chosen, split=split)
+    figures = survey(divided, chosen, load_tokenizer(model), max_length, eval_fraction)
+    loaded = divided.sources[0]
     if as_json:
         print_json(figures.as_dict())
     else:
@@ -97,9 +100,10 @@ def _show(out: Console, figures: Survey, findings: list[Finding]) -> None:
         facts["languages"] = _counts(figures.languages)
     else:
         facts["scripts"] = _counts(figures.scripts)
+    chosen = f"eval fraction {figures.eval_fraction:g}"
     facts["split"] = (
         f"{figures.train_rows} to train on, {figures.eval_rows} to evaluate "
-        f"(eval fraction {figures.eval_fraction:g})"
+        f"({'from a file of their own' if figures.eval_source else chosen})"
     )
     facts["tokens"] = f"{tokens.total}, of which {tokens.trained_share:.1%} are trained"
     facts["too long"] = f"{tokens.overlong} rows of more than {tokens.max_length} tokens"

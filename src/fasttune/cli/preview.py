@@ -50,7 +50,8 @@ def preview(
     if html and json:
         raise FasttuneError("--html and --json exclude each other", "", "give one of them")
     chosen = plugins(context).template(template)
-    loaded = load(data or shipped("train"), chosen, parse_columns(map_ or []))
+    source = data or shipped("train")
+    loaded = load(source, chosen, parse_columns(map_ or []), system=system)
     if loaded.bad_rows:
         print(
             f"warning: {loaded.source}: {loaded.bad_rows} bad rows are left out of the count",
@@ -62,13 +63,13 @@ def preview(
     shown = [
         views.preview(
             chosen,
-            {**fields, "system": system} if system is not None else fields,
+            segments,
             tokenizer,
             number=number,
             model=name,
             max_length=max_length or ModelConfig().max_length,
         )
-        for number, fields in picked
+        for number, segments in picked
     ]
     if json:
         print_json([one.as_dict() for one in shown])

@@ -78,7 +78,7 @@ def _dry_run(job: Job, as_json: bool) -> None:
     from fasttune.planning.forecast import foresee
 
     tokenizer = load_tokenizer(job.model)
-    encoded = encode_rows(job.train, job.template, tokenizer, job.config, "training")
+    encoded = encode_rows(job.train, tokenizer, job.config, "training")
     planned = steps(len(encoded), job.config)
     spans = describe_row(encoded[0], tokenizer)
     plan = foresee(job.config, job.model, encoded.lengths, machine.this_device())

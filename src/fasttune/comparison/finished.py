@@ -12,12 +12,12 @@ from fasttune.comparison.plan import (
     Format,
     Measuring,
     Plan,
-    fitting,
     make_plan,
     require_different,
     rows_in_words,
 )
 from fasttune.data.split import data_hash
+from fasttune.encoding.cache import encode_rows
 from fasttune.errors import FasttuneError
 from fasttune.job import prepare
 from fasttune.models.tokenizer import load_tokenizer
@@ -61,7 +61,7 @@ def plan_runs(
         _require_same_rows(rows, (bare.train, bare.eval), runs[0], group[0])
         # A row that is too long in one format only was trained on in the others.
         tokenizer = load_tokenizer(ready.model)
-        fits = set(fitting(ready.train, ready.template, tokenizer, config))
+        fits = {*encode_rows(ready.train, tokenizer, config, "training").places}
         kept = fits if kept is None else kept
         if fits != kept:
             raise FasttuneError(

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fasttune.config import RunConfig, steps
+from fasttune.data.rows import ChosenRows, Rows
 from fasttune.data.split import data_hash, spread
-from fasttune.encoding.encode import encode_many
-from fasttune.encoding.limit import fit
+from fasttune.encoding.cache import encode_rows
 from fasttune.errors import FasttuneError
 from fasttune.job import Job, prepare
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.plugins.registry import Plugins
-from fasttune.plugins.template import Row, Template
+from fasttune.plugins.template import Row
 from fasttune.runs import Run
 
 Budget = Literal["steps", "tokens"]
@@ -107,42 +107,34 @@ def plan_templates(
     bare = replace(config, samples=replace(config.samples, count=0))
     jobs = [prepare(replace(bare, template=name), plugins) for name in templates]
     tokenizer = load_tokenizer(jobs[0].model)
-    lengths = [
-        {
-            _key(rows[at]): length
-            for rows in (each.train, each.eval)
-            for at, length in fitting(rows, each.template, tokenizer, config).items()
-        }
-        for each in jobs
-    ]
-    train, held_out = (
-        [row for row in rows if all(_key(row) in found for found in lengths)]
-        for rows in (jobs[0].train, jobs[0].eval)
-    )
-    for what, rows in (("to train on", train), ("held out", held_out)):
-        if not rows:
+    train = _shared([job.train for job in jobs], tokenizer, config, "training")
+    held_out = _shared([job.eval for job in jobs], tokenizer, config, "held-out")
+    for what, shared in (("to train on", train), ("held out", held_out)):
+        if not shared[0].rows:
             raise FasttuneError(
                 f"no row {what} can be used in all of the formats",
                 jobs[0].source,
                 "look at each with: fasttune data FILE --template NAME; data.eval_fraction sets "
                 "how many are held out",
             )
-    means = [sum(found[_key(row)] for row in train) / len(train) for found in lengths]
+    means = [sum(side.lengths) / len(side.rows) for side in train]
     counts = [
-        round(steps(len(train), config) * (max(means) / mean if budget == "tokens" else 1))
+        round(steps(len(train[0].rows), config) * (max(means) / mean if budget == "tokens" else 1))
         for mean in means
     ]
     formats = [
         Format(
             name,
-            replace(job, config=_with_steps(job.config, count), train=train, eval=held_out),
+            replace(job, config=_with_steps(job.config, count), train=left.rows, eval=right.rows),
             dict.fromkeys(seeds, None),
         )
-        for name, job, count in zip(templates, jobs, counts, strict=True)
+        for name, job, left, right, count in zip(
+            templates, jobs, train, held_out, counts, strict=True
+        )
     ]
     step = config.train.batch_size * config.train.gradient_accumulation
-    loaded = {_key(row) for each in jobs for row in (*each.train, *each.eval)}
-    left_out = len(loaded - {_key(row) for row in (*train, *held_out)})
+    loaded = {_key(row) for job in jobs for row in (*job.train, *job.eval)}
+    left_out = len(loaded - {_key(row) for row in (*train[0].rows, *held_out[0].rows)})
     return make_plan(
         folder,
         formats,
@@ -216,17 +208,26 @@ def make_plan(
     )
 
 
-def fitting(
-    rows: Sequence[Row], template: Template, tokenizer: Any, config: RunConfig
-) -> dict[int, int]:
-    """Place -> number of tokens, for the rows that training keeps under `data.overlong`.
+@dataclass(frozen=True)
+class _Side:
+    """The rows of a format that all formats can use, and the tokens of each."""
 
-    Raises:
-        FasttuneError: a row is too long under the policy "error".
-    """
-    encoded = encode_many(template, rows, tokenizer)
-    fitted = fit(encoded, config.model.max_length, config.data.overlong)
-    return {at: len(row) for at, row in fitted.rows}
+    rows: Rows
+    lengths: list[int]
+
+
+def _shared(formats: Sequence[Rows], tokenizer: Any, config: RunConfig, what: str) -> list[_Side]:
+    """The rows that training keeps in every format, for each format, in the order of the first."""
+    kept: list[dict[str, tuple[int, int]]] = []  # row -> its place and its number of tokens
+    for rows in formats:
+        found = encode_rows(rows, tokenizer, config, what)
+        pairs = zip(found.places, found.lengths, strict=True)
+        kept.append({_key(rows[at]): (at, length) for at, length in pairs})
+    keys = [key for row in formats[0] if all((key := _key(row)) in found for found in kept)]
+    return [
+        _Side(ChosenRows(rows, [found[key][0] for key in keys]), [found[key][1] for key in keys])
+        for rows, found in zip(formats, kept, strict=True)
+    ]
 
 
 def _key(row: Row) -> str:

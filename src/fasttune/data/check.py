@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from fasttune.data.sources import Finding, Record
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.plugins.template import Row, Template, tags_in
+from fasttune.plugins.template import Row, Segment, Template, tags_in, with_system
 
 CONTENT = ("instruction", "input", "reasoning", "output")
 
@@ -57,24 +58,43 @@ def require_columns(
             )
 
 
+class Checked(NamedTuple):
+    """What a record is as a row.
+
+    Attributes:
+        own: its text, columns mapped, otherwise as in the source.
+        row: the same with the run's system text laid over it.
+        segments: `row` as the template renders it, the only time that it does.
+        problems: fatal findings; with one, the rest is not to be used.
+    """
+
+    own: dict[str, str]
+    row: Row
+    segments: list[Segment]
+    problems: list[Finding]
+
+
 def check(
     number: int,
     record: object,
     template: Template | None,
     columns: Mapping[str, str],
     required: Sequence[str],
-) -> tuple[dict[str, str], list[Finding]]:
-    """The row as text, and its fatal findings."""
+    system: str | None = None,
+) -> Checked:
+    """Map, render and check a record."""
     if isinstance(record, Finding):
-        return {}, [record]
+        return Checked({}, {}, [], [record])
     if not isinstance(record, dict):
-        return {}, [Finding(number, "", f"is {_kind(record)}, not an object", fatal=True)]
+        what = f"is {_kind(record)}, not an object"
+        return Checked({}, {}, [], [Finding(number, "", what, fatal=True)])
     moved = {*columns, *columns.values()}
     values = {name: value for name, value in record.items() if name not in moved}
     values |= {ours: record.get(theirs) for ours, theirs in columns.items()}
-    row = {name: value for name, value in values.items() if isinstance(value, str)}
+    own = {name: value for name, value in values.items() if isinstance(value, str)}
+    row = with_system(own, system)
     watched = _Watched(row)
-    failure = _failure(template, watched) if template else ""
+    segments, failure = _rendered(template, watched) if template else ([], "")
     read = watched.read if template else CONTENT
     problems = [
         (column, problem)
@@ -82,20 +102,21 @@ def check(
         if (problem := _problem(values.get(column), column in required))
     ]
     if template:
-        texts = {column: row[column] for column in read if column in row}
+        texts = {column: own[column] for column in read if column in own}
         tagged = tags_in(template, texts)
         problems += [(column, f"contains the template's tag {tag}") for column, tag in tagged]
     if failure and not problems:
         problems.append(("", failure))
-    return row, [Finding(number, column, problem, fatal=True) for column, problem in problems]
+    found = [Finding(number, column, problem, fatal=True) for column, problem in problems]
+    return Checked(own, row, segments, found)
 
 
-def _failure(template: Template, row: Row) -> str:
+def _rendered(template: Template, row: Row) -> tuple[list[Segment], str]:
+    """The segments, and how the template fails if it does."""
     try:
-        list(template.segments(row))
+        return list(template.segments(row)), ""
     except Exception as error:  # a plugin's own code
-        return f"template '{template.name}' fails: {type(error).__name__}: {error}"
-    return ""
+        return [], f"template '{template.name}' fails: {type(error).__name__}: {error}"
 
 
 def _problem(value: object, required: bool) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import marshal
 from abc import abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from tempfile import SpooledTemporaryFile
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from fasttune.files import cache_dir
-from fasttune.plugins.template import Row
+from fasttune.plugins.template import Row, Segment
 
 T = TypeVar("T")
 IN_MEMORY = 2**24
@@ -34,7 +34,12 @@ class Lazy(Sequence[T]):
 
 
 class Rows(Lazy[Row]):
-    """Rows of text; equal to any sequence with the same rows."""
+    """Rows of text and how a template renders them; equal to any sequence with the same rows."""
+
+    @abstractmethod
+    def segments(self, place: int) -> list[Segment]:
+        """The rendering of the row at a place, made when the row was checked; empty without a
+        template."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
@@ -55,36 +60,39 @@ class StoredRows(Rows):
         self._file = SpooledTemporaryFile(IN_MEMORY, dir=place)  # noqa: SIM115, open while it lives
         self._ends = array("q", [0])
 
-    def append(self, row: Row) -> None:
-        """Add a row at the end."""
-        written = marshal.dumps(dict(row))
+    def append(self, row: Row, segments: Iterable[Segment] = ()) -> None:
+        """Add a row and its rendering at the end."""
+        written = marshal.dumps((dict(row), [(s.name, s.text, s.train) for s in segments]))
         self._file.seek(self._ends[-1])
         self._file.write(written)
         self._ends.append(self._ends[-1] + len(written))
 
     def row(self, place: int) -> dict[str, str]:
-        self._file.seek(self._ends[place])
-        written = self._file.read(self._ends[place + 1] - self._ends[place])
-        row: dict[str, str] = marshal.loads(written)
+        row: dict[str, str] = self._read(place)[0]
         return row
+
+    def segments(self, place: int) -> list[Segment]:
+        return [Segment(*each) for each in self._read(place)[1]]
+
+    def _read(self, place: int) -> Any:
+        self._file.seek(self._ends[place])
+        return marshal.loads(self._file.read(self._ends[place + 1] - self._ends[place]))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
 
 class ChosenRows(Rows):
-    """Some rows of a sequence.
+    """The rows at some places of others, in the order of the places."""
 
-    Args:
-        places: which ones, in order.
-        extra: columns that every one of them gets.
-    """
-
-    def __init__(self, rows: Sequence[Row], places: Sequence[int], extra: Row) -> None:
-        self._rows, self._places, self._extra = rows, places, extra
+    def __init__(self, rows: Rows, places: Sequence[int]) -> None:
+        self._rows, self._places = rows, places
 
     def row(self, place: int) -> Row:
-        return {**self._rows[self._places[place]], **self._extra}
+        return self._rows.row(self._places[place])
+
+    def segments(self, place: int) -> list[Segment]:
+        return self._rows.segments(self._places[place])
 
     def __len__(self) -> int:
         return len(self._places)

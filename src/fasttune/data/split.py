@@ -15,14 +15,18 @@ from fasttune.plugins.template import Row
 T = TypeVar("T")
 
 
-def divide(
-    rows: Iterable[Row], eval_fraction: float, seed: int = 0
-) -> tuple[Sequence[int], Sequence[int]]:
+def digest(row: Row, seed: int = 0) -> int:
+    """The first 64 bits of SHA-256 over the seed and what makes a row itself: its instruction,
+    input, reasoning and output, or all of its columns where it has no instruction."""
+    found = hashlib.sha256(f"{seed}\n{_content(row)}".encode()).digest()
+    return int.from_bytes(found[:8], "big")
+
+
+def divide(digests: Iterable[int], eval_fraction: float) -> tuple[Sequence[int], Sequence[int]]:
     """Indices of the rows for training and for evaluation, each in order.
 
-    A row's side is decided by SHA-256 over the seed and its own instruction, input, reasoning and
-    output (over all columns where it has no instruction). So order does not matter, rows and
-    columns added later move nothing, and duplicates stay together; the fraction is met on average.
+    A row's side is decided by its `digest` alone. So order does not matter, rows and columns added
+    later move nothing, and duplicates stay together; the fraction is met on average.
 
     Raises:
         FasttuneError: `eval_fraction` is not in [0, 1).
@@ -32,9 +36,8 @@ def divide(
             "the eval fraction is not in [0, 1)", str(eval_fraction), "give for instance 0.05"
         )
     sides = (array("q"), array("q"))
-    for index, row in enumerate(rows):
-        digest = hashlib.sha256(f"{seed}\n{_content(row)}".encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") < eval_fraction * 2**64].append(index)
+    for index, found in enumerate(digests):
+        sides[found < eval_fraction * 2**64].append(index)
     return sides
 
 
@@ -46,14 +49,10 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 def data_hash(rows: Iterable[Row]) -> str:
     """SHA-256 of the rows: their order counts, the order of their columns does not."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(dict(row), sort_keys=True).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def content_digest(row: Row) -> bytes:
-    return hashlib.sha256(_content(row).encode()).digest()
+        found.update(json.dumps(dict(row), sort_keys=True).encode() + b"\n")
+    return found.hexdigest()
 
 
 def _content(row: Row) -> str:

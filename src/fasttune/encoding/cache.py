@@ -1,7 +1,7 @@
 """Encoded rows on disk: constant memory for any number of rows, and made once.
 
 A file is named after everything that decides what is in it, so nothing stale can be read: the rows
-as the template renders them, the tokenizer, and the rule for overlong rows.
+as the template rendered them, the tokenizer, and the rule for overlong rows.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ import fasttune.encoding.encode
 import fasttune.encoding.limit
 import fasttune.encoding.spans
 from fasttune.config import RunConfig
-from fasttune.data.rows import Lazy
-from fasttune.encoding.encode import BATCH, Encoded, Span, batches, encode_many, learned
-from fasttune.encoding.limit import Overlong, fit
+from fasttune.data.rows import Lazy, Rows
+from fasttune.encoding.encode import Encoded, Span, batches, encode_many
+from fasttune.encoding.limit import limit_lengths
 from fasttune.encoding.spans import eos_id, whole_text_backend
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_path, cache_dir, write_json
-from fasttune.plugins.template import Row, Template
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +70,17 @@ class EncodedRows(Lazy[Encoded]):
     @property
     def lengths(self) -> list[int]:
         """The number of tokens of each row."""
-        batches = map(self._file.get_batch, range(self._file.num_record_batches))
-        return [length for b in batches for length in b["input_ids"].value_lengths().to_pylist()]
+        return [
+            n for batch in self._batches() for n in batch["input_ids"].value_lengths().to_pylist()
+        ]
+
+    @property
+    def places(self) -> list[int]:
+        """The place of each row among the rows it was encoded from, from 0."""
+        return [at for batch in self._batches() for at in batch["place"].to_pylist()]
+
+    def _batches(self) -> Iterator[Any]:
+        return map(self._file.get_batch, range(self._file.num_record_batches))
 
     def row(self, place: int) -> Encoded:
         number, at = divmod(place, ROWS_PER_BATCH)
@@ -81,18 +89,12 @@ class EncodedRows(Lazy[Encoded]):
         columns = self._batch[1]
         ids = columns["input_ids"][at].values.to_numpy().tolist()
         spans = [Span(**span) for span in columns["spans"][at].as_py()]
-        return Encoded(ids, learned(ids, spans), spans, columns["prompt_length"][at].as_py())
+        return Encoded(ids, spans, columns["prompt_length"][at].as_py())
 
 
-def encode_rows(
-    rows: Sequence[Row],
-    template: Template,
-    tokenizer: Any,
-    config: RunConfig,
-    what: str,
-) -> EncodedRows:
-    """Encode rows under the policy for overlong ones, or take them from the cache, and log how many
-    it concerned.
+def encode_rows(rows: Rows, tokenizer: Any, config: RunConfig, what: str) -> EncodedRows:
+    """Encode rendered rows under the policy for overlong ones and store them, or take them from the
+    cache, and log how many it concerned.
 
     Raises:
         FasttuneError: a row's own text holds the EOS token, and `data.skip_bad_rows` is off; or a
@@ -107,7 +109,7 @@ def encode_rows(
             ending.append(at)
             continue
         usable.append(at)
-        segments = [[s.name, s.text, s.train] for s in template.segments(row)]
+        segments = [[s.name, s.text, s.train] for s in rows.segments(at)]
         rendered.update(json.dumps(segments).encode() + b"\n")
     if ending and not config.data.skip_bad_rows:
         raise FasttuneError(
@@ -118,15 +120,14 @@ def encode_rows(
     if ending:
         log.info("left out %d %s rows that hold the text %s", len(ending), what, eos)
     limit, overlong = config.model.max_length, config.data.overlong
-    key = cache_key(tokenizer, rendered.hexdigest(), limit, overlong)
+    key = cache_key(tokenizer, rendered.hexdigest(), [*ending], limit, overlong)
     encoded = cached(key)
     if encoded:
         log.info(f"{len(encoded):,} {what} rows from the cache")
     if encoded is None:
         counts = Counter(dropped=0, truncated=0)
-        chosen = (rows[at] for at in usable)
-        kept = _fitting(encode_many(template, chosen, tokenizer), limit, overlong, counts)
-        encoded = store(key, kept, counts)
+        made = zip(usable, encode_many(map(rows.segments, usable), tokenizer), strict=True)
+        encoded = store(key, limit_lengths(made, limit, overlong, counts), counts)
     for done, number in encoded.counts.items():
         if number:
             log.info(f"{done} {number} of {len(usable)} {what} rows: over {limit} tokens")
@@ -137,18 +138,6 @@ def encode_rows(
             "raise it, or set data.overlong=truncate",
         )
     return encoded
-
-
-def _fitting(
-    rows: Iterable[Encoded], limit: int, overlong: Overlong, counts: Counter[str]
-) -> Iterator[Encoded]:
-    """The rows as the policy leaves them; what it did is counted."""
-    first = 0
-    for batch in batches(rows, BATCH):
-        fitted = fit(batch, limit, overlong, first)
-        counts.update(dropped=len(fitted.dropped), truncated=len(fitted.truncated))
-        yield from (row for _, row in fitted.rows)
-        first += len(batch)
 
 
 def cache_key(tokenizer: Any, *deciding: Any) -> str:
@@ -175,10 +164,11 @@ def cached(key: str) -> EncodedRows | None:
         return None
 
 
-def store(key: str, rows: Iterable[Encoded], counts: Mapping[str, int]) -> EncodedRows:
+def store(key: str, rows: Iterable[tuple[int, Encoded]], counts: Mapping[str, int]) -> EncodedRows:
     """Write rows under a key, and remove old ones beyond the limit of the cache.
 
     Args:
+        rows: each with its place.
         counts: kept with the rows; read when the last row is written, so counting may go on.
 
     Raises:
@@ -194,8 +184,8 @@ def store(key: str, rows: Iterable[Encoded], counts: Mapping[str, int]) -> Encod
             for batch in batches(rows, ROWS_PER_BATCH):
                 file.write(_arrow(batch))
                 number += len(batch)
-                tokens += sum(map(len, batch))
-                sections |= dict.fromkeys(s.name for r in batch for s in r.spans if s.train)
+                tokens += sum(len(row) for _, row in batch)
+                sections |= dict.fromkeys(s.name for _, r in batch for s in r.spans if s.train)
         about = {
             "rows": number,
             "tokens": tokens,
@@ -209,11 +199,12 @@ def store(key: str, rows: Iterable[Encoded], counts: Mapping[str, int]) -> Encod
     return stored
 
 
-def _arrow(rows: Sequence[Encoded]) -> Any:
+def _arrow(placed: Sequence[tuple[int, Encoded]]) -> Any:
     """Rows as a record batch, a column at a time: a dictionary per span would take longer than
     everything else here."""
     import pyarrow as pa
 
+    rows = [row for _, row in placed]
     types = {"name": pa.string(), "start": pa.int32(), "end": pa.int32(), "train": pa.bool_()}
     values = zip(*chain.from_iterable(row.spans for row in rows), strict=True) if rows else [()] * 4
     spans = pa.StructArray.from_arrays(
@@ -225,6 +216,7 @@ def _arrow(rows: Sequence[Encoded]) -> Any:
         {
             "input_ids": pa.array([row.input_ids for row in rows], pa.list_(pa.int32())),
             "spans": pa.ListArray.from_arrays(pa.array(ends, pa.int32()), spans),
+            "place": pa.array([place for place, _ in placed], pa.int64()),
             "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
         }
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, chain, islice
 from typing import Any, TypeVar
 
@@ -38,39 +39,53 @@ class Encoded:
 
     Attributes:
         input_ids: n token ids, EOS last.
-        labels: n ids; IGNORED where no loss is taken. Position t's label is the token at t: the
-            model shifts them itself.
         spans: cover the n tokens in order, without gaps; the last is EOS.
         prompt_length: number of tokens before generation begins.
     """
 
     input_ids: list[int]
-    labels: list[int]
     spans: list[Span]
     prompt_length: int
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def trained(self) -> int:
+        """How many tokens are learned."""
+        return sum(span.end - span.start for span in self.spans if span.train)
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """n ids: those of the spans that are learned, IGNORED where no loss is taken. Position t's
+        label is the token at t: the model shifts them itself."""
+        labels = [IGNORED] * len(self.input_ids)
+        for span in self.spans:
+            if span.train:
+                labels[span.start : span.end] = self.input_ids[span.start : span.end]
+        return labels
+
 
 def encode(template: Template, row: Row, tokenizer: Any) -> Encoded:
-    """Encode one training row; see `encode_many`."""
-    parts = [_trainable(template, row)]
-    return next(_join(parts, *_tokenized(parts, tokenizer), eos_id(tokenizer)))
+    """Render and encode one training row; see `encode_many`."""
+    return next(encode_many([template.segments(row)], tokenizer))
 
 
-def encode_many(template: Template, rows: Iterable[Row], tokenizer: Any) -> Iterator[Encoded]:
+def encode_many(renderings: Iterable[Iterable[Segment]], tokenizer: Any) -> Iterator[Encoded]:
     """Encode training rows in order, BATCH at a time: the tokenizer uses all cores for a batch, and
     works on the next one while this one is given out.
 
+    Args:
+        renderings: the segments of each row.
+
     Raises:
-        FasttuneError: the template learns nothing from a row or gives nothing before it, or the
-            tokenizer gives no offsets or has no EOS.
+        FasttuneError: nothing is learned from a row or nothing is given before it, or the tokenizer
+            gives no offsets or has no EOS.
     """
     waiting: tuple[list[Parts], Future[tuple[list[Tokens], list[Tokens]]]] | None = None
     with ThreadPoolExecutor(1) as pool, _frozen():
-        for batch in chain(batches(rows, BATCH), [[]]):
-            parts = [_trainable(template, row) for row in batch]
+        for batch in chain(batches(renderings, BATCH), [[]]):
+            parts = [_trainable(segments) for segments in batch]
             ahead = (parts, pool.submit(_tokenized, parts, tokenizer)) if parts else None
             if waiting:
                 yield from _join(waiting[0], *waiting[1].result(), eos_id(tokenizer))
@@ -115,29 +130,21 @@ def _join(
             *lay(answer, completion, prompt_length),
             Span(EOS_SPAN, last, last + 1, train=True),
         ]
-        yield Encoded(ids, learned(ids, spans), spans, prompt_length)
+        yield Encoded(ids, spans, prompt_length)
 
 
-def learned(ids: Sequence[int], spans: Iterable[Span]) -> list[int]:
-    """The labels: the ids of the spans that are learned, IGNORED elsewhere."""
-    labels = [IGNORED] * len(ids)
-    for span in spans:
-        if span.train:
-            labels[span.start : span.end] = ids[span.start : span.end]
-    return labels
-
-
-def _trainable(template: Template, row: Row) -> Parts:
+def _trainable(segments: Iterable[Segment]) -> Parts:
     """The segments with text of the prompt and of the completion, neither of them empty."""
     prompt, completion = (
-        [segment for segment in part if segment.text] for part in _parts(template, row)
+        [segment for segment in part if segment.text] for part in _parts(segments)
     )
     learns = any(segment.train for segment in completion)
     if not learns or not prompt:
         what = "gives nothing to start from" if learns else "learns nothing from a row"
+        text = "".join(segment.text for segment in (*prompt, *completion))
         raise FasttuneError(
-            f"template '{template.name}' {what}",
-            f"instruction: {row.get('instruction', '')[:80]}",
+            f"the template {what}",
+            f"the row that ends with {text[-80:]!r}",
             "yield a given(...) segment, then at least one learn(...) segment with text",
         )
     return prompt, completion
@@ -157,8 +164,8 @@ def response_tokens(template: Template, row: Row, tokenizer: Any) -> range:
     """
     section, column = template.response
     response = row[column]
-    _, full = _parts(template, row)
-    _, without = _parts(template, {**row, column: ""})
+    _, full = _parts(template.segments(row))
+    _, without = _parts(template.segments({**row, column: ""}))
     text, bare = ("".join(s.text for s in segments) for segments in (full, without))
     start, end = next(
         (
@@ -189,10 +196,10 @@ def describe_row(row: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _parts(template: Template, row: Row) -> Parts:
+def _parts(rendering: Iterable[Segment]) -> Parts:
     """The segments of the prompt, and those of the completion. The first learned segment ends the
     prompt even without text: `Template.prompt` ends there too."""
-    segments = list(template.segments(row))
+    segments = list(rendering)
     start = next((i for i, segment in enumerate(segments) if segment.train), len(segments))
     return segments[:start], segments[start:]
 

@@ -2,75 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from fasttune.encoding.encode import EOS_SPAN, IGNORED, Encoded
+from fasttune.encoding.encode import EOS_SPAN, Encoded
 from fasttune.encoding.spans import Span
 from fasttune.errors import FasttuneError
 
 Overlong = Literal["drop", "truncate", "error"]
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """Rows that fit into the maximum length, and what became of the others.
-
-    Attributes:
-        rows: (index into the input, encoded row), in order.
-        dropped: indices of the rows left out.
-        truncated: indices of the rows that were shortened.
-    """
-
-    rows: list[tuple[int, Encoded]]
-    dropped: list[int]
-    truncated: list[int]
-
-
-def fit(rows: Iterable[Encoded], max_length: int, overlong: Overlong, first: int = 0) -> Fitted:
-    """Apply the policy for rows of more than `max_length` tokens.
+def limit_lengths(
+    rows: Iterable[tuple[int, Encoded]],
+    max_length: int,
+    overlong: Overlong,
+    counts: Counter[str],
+) -> Iterator[tuple[int, Encoded]]:
+    """The rows of at most `max_length` tokens, and what the policy leaves of the others.
 
     "drop" leaves them out; "truncate" cuts the end of the completion but keeps EOS, and drops a row
     whose prompt alone leaves no room for a learned token; "error" raises. EOS is never removed.
-    The indices count from `first`.
+
+    Args:
+        rows: (place, row), from 0.
+        counts: "dropped" and "truncated" rows are counted here.
 
     Raises:
         FasttuneError: a row is too long under "error".
     """
-    kept: list[tuple[int, Encoded]] = []
-    dropped: list[int] = []
-    truncated: list[int] = []
-    for index, row in enumerate(rows, start=first):
+    for place, row in rows:
         if len(row) <= max_length:
-            kept.append((index, row))
+            yield place, row
             continue
         if overlong == "error":
             raise FasttuneError(
                 f"a row has {len(row)} tokens, more than {max_length}",
-                f"row {index + 1}",
+                f"row {place + 1}",
                 "raise model.max_length, or set data.overlong to drop or truncate",
             )
-        short = _truncate(row, max_length) if overlong == "truncate" else None
-        if short is None:
-            dropped.append(index)
-        else:
-            truncated.append(index)
-            kept.append((index, short))
-    return Fitted(kept, dropped, truncated)
+        short = _truncated(row, max_length) if overlong == "truncate" else None
+        counts["dropped" if short is None else "truncated"] += 1
+        if short is not None:
+            yield place, short
 
 
-def _truncate(row: Encoded, max_length: int) -> Encoded | None:
+def _truncated(row: Encoded, max_length: int) -> Encoded | None:
     keep = max_length - 1  # one place is for EOS
-    if all(label == IGNORED for label in row.labels[:keep]):
-        return None
     spans = [
         Span(s.name, s.start, min(s.end, keep), s.train) for s in row.spans[:-1] if s.start < keep
     ]
+    if not any(span.train for span in spans):
+        return None
     spans.append(Span(EOS_SPAN, keep, keep + 1, train=True))
-    return Encoded(
-        [*row.input_ids[:keep], row.input_ids[-1]],
-        [*row.labels[:keep], row.labels[-1]],
-        spans,
-        row.prompt_length,
-    )
+    return Encoded([*row.input_ids[:keep], row.input_ids[-1]], spans, row.prompt_length)

@@ -70,7 +70,7 @@ def _costs(
     template, tokenizer = generator.template, generator.tokenizer
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        encoded = list(encode_many(template, batch, tokenizer))
+        encoded = list(encode_many(map(template.segments, batch), tokenizer))
         for row, ids, losses in zip(batch, encoded, _losses(generator, encoded), strict=True):
             places = response_tokens(template, row, tokenizer)
             bits = sum(losses[at] for at in places) / math.log(2)

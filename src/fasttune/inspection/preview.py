@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fasttune.encoding.encode import IGNORED, encode
+from fasttune.encoding.encode import IGNORED, encode_many
 from fasttune.errors import FasttuneError
 from fasttune.notebook import framed
-from fasttune.plugins.template import Row, Template
+from fasttune.plugins.template import Segment, Template
 
 if TYPE_CHECKING:
     from fasttune.data.load import Loaded
@@ -135,14 +135,21 @@ class Preview:
 
 
 def preview(
-    template: Template, row: Row, tokenizer: Any, *, number: int, model: str, max_length: int
+    template: Template,
+    rendering: Iterable[Segment],
+    tokenizer: Any,
+    *,
+    number: int,
+    model: str,
+    max_length: int,
 ) -> Preview:
-    """Encode a row and name every token.
+    """Encode a row, as the template rendered it, and name every token.
 
     Raises:
-        FasttuneError: the row cannot be encoded (see `encode`).
+        FasttuneError: the row cannot be encoded (see `encode_many`).
     """
-    encoded = encode(template, row, tokenizer)
+    segments = list(rendering)
+    encoded = next(encode_many([segments], tokenizer))
     sections = [
         Section(
             span.name,
@@ -157,16 +164,16 @@ def preview(
         template=template.name,
         model=model,
         row=number,
-        text=template.render(row),
+        text="".join(segment.text for segment in segments),
         sections=sections,
         prompt_length=encoded.prompt_length,
-        trained=sum(label != IGNORED for label in encoded.labels),
+        trained=encoded.trained,
         max_length=max_length,
     )
 
 
-def pick(loaded: Loaded, first: int, count: int = 1) -> list[tuple[int, Row]]:
-    """(number, row) of up to `count` usable rows from the `first`-th on, numbered from 1.
+def pick(loaded: Loaded, first: int, count: int = 1) -> list[tuple[int, list[Segment]]]:
+    """(number, rendering) of up to `count` usable rows from the `first`-th on, numbered from 1.
 
     Raises:
         FasttuneError: there is no such row.
@@ -175,7 +182,8 @@ def pick(loaded: Loaded, first: int, count: int = 1) -> list[tuple[int, Row]]:
         raise FasttuneError(
             f"there is no row {first}", loaded.source, f"give a row from 1 to {len(loaded.rows)}"
         )
-    return list(enumerate(loaded.rows[first - 1 : first - 1 + count], start=first))
+    last = min(first - 1 + count, len(loaded.rows))
+    return [(at + 1, loaded.rows.segments(at)) for at in range(first - 1, last)]
 
 
 def short_name(model: str) -> str:

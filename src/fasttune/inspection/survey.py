@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from fasttune.data.load import Loaded
-from fasttune.data.split import divide
-from fasttune.encoding.encode import IGNORED, Encoded, encode_many
-from fasttune.plugins.template import Template
+from fasttune.data.load import Divided
+from fasttune.encoding.encode import Encoded, encode_many
+from fasttune.plugins.template import Row, Template
 
 BINS = 12
 """At most so many bars in the histogram: what fits on a screen with everything else."""
@@ -49,7 +48,7 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenFigures:
     """The rows as a template and a tokenizer encode them, EOS included.
 
     Attributes:
@@ -73,6 +72,8 @@ class Survey:
         languages: rows by their `language` column; empty if no row has one.
         scripts: rows in which a script occurs, so a Japanese row counts for Han and for Kana.
         columns: a column's name -> its figures, in the order of the source.
+        eval_source: where the held-out rows are from if not from among these; else "", and
+            `eval_fraction` was aimed at.
     """
 
     source: str
@@ -84,8 +85,9 @@ class Survey:
     languages: dict[str, int]
     scripts: dict[str, int]
     columns: dict[str, Column]
-    tokens: Tokens
+    tokens: TokenFigures
     eval_fraction: float
+    eval_source: str
     train_rows: int
     eval_rows: int
     problems: list[dict[str, Any]]
@@ -95,28 +97,23 @@ class Survey:
         return asdict(self)
 
 
-def default_template(loaded: Loaded) -> str:
+def default_template(rows: Iterable[Row]) -> str:
     """The built-in template that suits the rows: reasoning where a row has some, else alpaca."""
-    reasons = any(row.get("reasoning", "").strip() for row in loaded.rows)
+    reasons = any(row.get("reasoning", "").strip() for row in rows)
     return "reasoning" if reasons else "alpaca"
 
 
 def survey(
-    loaded: Loaded,
-    template: Template,
-    tokenizer: Any,
-    max_length: int,
-    eval_fraction: float,
-    seed: int = 0,
+    found: Divided, template: Template, tokenizer: Any, max_length: int, eval_fraction: float
 ) -> Survey:
-    """Take all figures; `loaded` has at least one row, as `load` makes sure.
+    """Take all figures of the first source of a run's rows.
 
     Raises:
-        FasttuneError: `eval_fraction` is not in [0, 1), or the template or the tokenizer cannot
-            encode the rows.
+        FasttuneError: the template or the tokenizer cannot encode the rows.
     """
+    loaded, *held_out = found.sources
     rows = loaded.rows
-    train, evaluation = divide(rows, eval_fraction, seed)
+    renderings = map(rows.segments, range(len(rows)))
     return Survey(
         source=loaded.source,
         template=template.name,
@@ -127,10 +124,11 @@ def survey(
         languages=_ranked(row["language"] for row in rows if row.get("language")),
         scripts=_ranked(script for row in rows for script in scripts("".join(row.values()))),
         columns=_columns(rows),
-        tokens=_tokens(encode_many(template, rows, tokenizer), max_length),
+        tokens=_tokens(encode_many(renderings, tokenizer), max_length),
         eval_fraction=eval_fraction,
-        train_rows=len(train),
-        eval_rows=len(evaluation),
+        eval_source=held_out[0].source if held_out else "",
+        train_rows=len(found.train),
+        eval_rows=len(found.eval),
         problems=[asdict(finding) for finding in loaded.findings],
     )
 
@@ -190,12 +188,12 @@ def _columns(rows: Iterable[Mapping[str, str]]) -> dict[str, Column]:
     }
 
 
-def _tokens(rows: Iterable[Encoded], max_length: int) -> Tokens:
+def _tokens(rows: Iterable[Encoded], max_length: int) -> TokenFigures:
     lengths, trained = array("q"), 0
     for row in rows:
         lengths.append(len(row))
-        trained += len(row) - row.labels.count(IGNORED)
-    return Tokens(
+        trained += row.trained
+    return TokenFigures(
         total=sum(lengths),
         trained_share=trained / sum(lengths),
         per_row=spread(lengths),

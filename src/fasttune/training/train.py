@@ -110,7 +110,7 @@ def load(job: Job, device: Device) -> Ready:
     began = time.perf_counter()
     config = job.config
     choices = decide(config, device)
-    train_rows = encode_rows(job.train, job.template, load_tokenizer(job.model), config, "training")
+    train_rows = encode_rows(job.train, load_tokenizer(job.model), config, "training")
     planned = foresee(config, job.model, train_rows.lengths, device)
     if planned is not None:
         planned.require_fit()
@@ -119,7 +119,7 @@ def load(job: Job, device: Device) -> Ready:
     model, tokenizer = load_base(config.model, choices)
     if off := base_dropout(model.config, config.model):
         log.info(off)
-    eval_rows = encode_rows(job.eval, job.template, tokenizer, config, "held-out")
+    eval_rows = encode_rows(job.eval, tokenizer, config, "held-out")
     model, coverage = add_lora(model, config.lora, config.seed, choices)
     log.info("%s", coverage)
     generator = Generator(model, tokenizer, job.template, choices)
