@@ -165,7 +165,7 @@ def test_the_reason_is_one_line_and_never_empty(error, said):
 
 
 def test_a_failing_import_of_unsloth_needs_no_message(monkeypatch):
-    from fasttune.models import backend
+    from fasttune.models import unsloth
 
     class Empty:
         def __getattr__(self, name):
@@ -173,5 +173,5 @@ def test_a_failing_import_of_unsloth_needs_no_message(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "unsloth", Empty())
     with pytest.raises(FasttuneError, match="Unsloth cannot be used") as caught:
-        backend._import()
+        unsloth._import()
     assert caught.value.where == "NotImplementedError"
