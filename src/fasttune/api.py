@@ -136,7 +136,8 @@ def _lengths(job: Job, model: str) -> list[int] | None:
     try:
         tokenizer = load_tokenizer(job.model if model == DEMO_MODEL else model)
     except FasttuneError as error:
-        log.info("rows not counted, taken as model.max_length tokens: %s", error.message)
+        why = error.where or error.message
+        log.info("rows not counted, taken as model.max_length tokens: %s", why)
         return None
     return encode_rows(job.train, tokenizer, job.config, "training").lengths
 

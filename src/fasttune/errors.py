@@ -26,6 +26,18 @@ class FasttuneError(Exception):
         return "\n".join(part for part in (self.message, self.where, self.hint) if part)
 
 
+def reason(error: BaseException) -> str:
+    """The first line that an exception, or what it came from, has to say, with the next one where
+    it ends in a colon; else its type's name."""
+    at: BaseException | None = error
+    while at is not None:
+        lines = [line.strip() for line in str(at).splitlines() if line.strip()]
+        if lines:
+            return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        at = at.__cause__ or at.__context__
+    return type(error).__name__
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """A hint that names the closest known word and lists all of them."""
     import difflib

@@ -9,11 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
+from fasttune.errors import FasttuneError
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what libraries print on import and loading from the terminal, unless the block fails or
-    the log shows everything (`--verbose`).
+    """Keep what libraries print on import and loading from the terminal, unless the block fails in
+    a way that nobody has put into words, or the log shows everything (`--verbose`).
 
     Compiled code writes to the descriptors and Python to sys.stdout and sys.stderr, which need not
     be the same; both are redirected. A library may keep the sys.stderr that it finds, for its log:
@@ -37,6 +39,9 @@ def quiet() -> Iterator[None]:
             with redirect_stdout(out), redirect_stderr(err):
                 yield
             failed = False
+        except FasttuneError:  # says all there is to know
+            failed = False
+            raise
         finally:
             out.flush()  # a line without an end would come out later
             err.flush()

@@ -11,11 +11,13 @@ from importlib.machinery import ModuleSpec
 import pytest
 import torch
 
-from fasttune import FasttuneError
+from fasttune import FasttuneError, hub
 from fasttune.cli import main
 from fasttune.doctor import libraries, machine
 from fasttune.doctor.checks import Result, diagnose
 from fasttune.doctor.machine import CHECKS
+from fasttune.machine import Device
+from fasttune.planning.devices import GPUS
 
 
 def no_version(monkeypatch, name):
@@ -231,17 +233,46 @@ def test_probe_survives_whatever_unsloth_does(monkeypatch, tmp_path, source, fou
     assert libraries.probe_unsloth() == found
 
 
-def test_nf4_on_this_cpu():
-    assert libraries.nf4_problem("cpu") == ""
+@pytest.fixture(params=[True, False], ids=["double quantisation", "plain"])
+def double(request):
+    return request.param
+
+
+def test_nf4_on_this_cpu(double):
+    assert libraries.nf4_problem("cpu", double) == ""
     assert libraries.check_bitsandbytes().status == "ok"
 
 
-def test_nf4_wrong_weights_are_caught(monkeypatch):
+def test_both_kinds_of_nf4_are_tried(monkeypatch, double):
+    def only_one_works(device, tried):
+        return "" if tried != double else "it is off"
+
+    monkeypatch.setattr(libraries, "nf4_problem", only_one_works)
+    result = libraries.check_bitsandbytes()
+    assert result.status == "failure"
+    assert f"NF4 {'with' if double else 'without'} double quantisation is wrong" in result.detail
+
+
+def test_double_quantisation_is_what_is_tried(monkeypatch, double):
+    import bitsandbytes as bnb
+
+    real, nested = bnb.functional.dequantize_4bit, []
+
+    def dequantize(data, state, **options):
+        nested.append(state.nested)
+        return real(data, state, **options)
+
+    monkeypatch.setattr(bnb.functional, "dequantize_4bit", dequantize)
+    assert libraries.nf4_problem("cpu", double) == ""
+    assert nested[0] == double
+
+
+def test_nf4_wrong_weights_are_caught(monkeypatch, double):
     import bitsandbytes as bnb
 
     real = bnb.functional.dequantize_4bit
     monkeypatch.setattr(bnb.functional, "dequantize_4bit", lambda *a, **k: real(*a, **k) * 1.1)
-    assert "weights are off" in libraries.nf4_problem("cpu")
+    assert "weights are off" in libraries.nf4_problem("cpu", double)
     result = libraries.check_bitsandbytes()
     assert result.status == "failure" and result.hint
 
@@ -256,12 +287,12 @@ def test_nf4_wrong_weights_are_caught(monkeypatch):
         (lambda out: out + (out - out.detach()) * float("nan"), "not finite"),
     ],
 )
-def test_nf4_wrong_results_are_caught(monkeypatch, wrong, problem):
+def test_nf4_wrong_results_are_caught(monkeypatch, double, wrong, problem):
     import bitsandbytes as bnb
 
     real = bnb.nn.Linear4bit.forward
     monkeypatch.setattr(bnb.nn.Linear4bit, "forward", lambda self, x: wrong(real(self, x)))
-    assert problem in libraries.nf4_problem("cpu")
+    assert problem in libraries.nf4_problem("cpu", double)
 
 
 def test_bitsandbytes_is_missing(monkeypatch):
@@ -328,10 +359,89 @@ def test_xformers_is_missing(monkeypatch):
     assert libraries.check_xformers().detail.startswith("not installed")
 
 
-def test_attention_names_the_kernel():
+def rows(length=128):
+    """The masks of a causal row and of two packed ones."""
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    packed = causal.clone()
+    packed[length // 2 :, : length // 2] = False
+    return causal, packed
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        (Device("CPU", "cpu", 8e9, bf16=False), "float32"),
+        (Device("CPU", "cpu", 8e9, bf16=True), "bfloat16"),
+        (GPUS["t4"], "float16"),
+        (GPUS["a100"], "bfloat16"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Device) else value,
+)
+def test_attention_is_tried_in_the_dtype_of_a_run(monkeypatch, device, dtype):
+    monkeypatch.setattr(libraries, "this_device", lambda: device)
+    real, asked = libraries.attention_kernel, []
+
+    def kernel(*arguments):
+        asked.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(libraries, "attention_kernel", kernel)
     result = libraries.check_attention()
     assert result.status == "ok"
-    assert result.detail.startswith(("sdpa picks flash", "sdpa picks math", "sdpa picks eff"))
+    assert result.detail.startswith(f"{dtype}: sdpa picks ")
+    assert " for a causal row, " in result.detail
+    assert " for packed rows under one mask; enabled: " in result.detail
+    (first, causal, no_mask), (second, packed, dense) = asked
+    assert first == second == dtype and no_mask is None
+    assert torch.equal(causal, rows()[0]) and torch.equal(packed, rows()[1])
+    assert dense.shape == (1, 1, 128, 128) and dense.dtype == torch.bool
+
+
+def test_attention_names_the_kernel_of_each_case(monkeypatch):
+    from torch.nn.attention import SDPBackend
+
+    def choice(query, key, value, attn_mask=None, is_causal=False):
+        taken = SDPBackend.FLASH_ATTENTION if is_causal else SDPBackend.EFFICIENT_ATTENTION
+        return taken.value
+
+    monkeypatch.setattr(torch, "_fused_sdp_choice", choice)
+    detail = libraries.check_attention().detail
+    assert "picks flash attention for a causal row, efficient attention for packed rows" in detail
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda out: out * 1.1,
+        lambda out: out * float("nan"),
+        # right in the forward pass, wrong in the backward pass
+        lambda out: 2 * out - out.detach(),
+        lambda out: out + (out - out.detach()) * float("nan"),
+    ],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_wrong_attention_is_caught(monkeypatch, wrong, masked):
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def attention(*states, attn_mask=None, **options):
+        out = real(*states, attn_mask=attn_mask, **options)
+        return wrong(out) if masked == (attn_mask is not None) else out
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    result = libraries.check_attention()
+    assert result.status == "failure" and result.hint
+    assert ("packed rows" if masked else "a causal row") in result.detail
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_bound_of_attention_is_not_loose(dtype):
+    causal, packed = rows()
+    for mask, dense in ((causal, None), (packed, packed[None, None])):
+        _, off = libraries.attention_kernel(dtype, mask, dense)
+        assert off < libraries.WITHIN[dtype] / 2
+    # the wrong rows are seen
+    _, off = libraries.attention_kernel(dtype, packed, None)
+    assert off > 10 * libraries.WITHIN[dtype]
 
 
 @pytest.mark.parametrize(("free", "status"), [(5, "ok"), (3, "warning")])
@@ -364,56 +474,24 @@ def test_disk(monkeypatch, tmp_path, free, status):
     assert tmp_path in asked  # the nearest folder that exists
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-
-    def answer(head):
-        session = types.SimpleNamespace(head=head)
-        monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
-        return machine.check_hub()
-
-    return answer
-
-
 def test_hub_offline(monkeypatch):
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "problem", lambda: pytest.fail("asked"))
     assert machine.check_hub() == Result("ok", "offline by HF_HUB_OFFLINE")
 
 
-@pytest.mark.parametrize(("status", "verdict"), [(200, "ok"), (503, "warning")])
-def test_hub_answers(hub, status, verdict):
-    timeouts = []
+@pytest.mark.parametrize(("problem", "status"), [("", "ok"), ("ConnectError", "warning")])
+def test_hub(monkeypatch, problem, status):
+    from huggingface_hub import constants
 
-    def head(url, timeout):
-        timeouts.append(timeout)
-        return types.SimpleNamespace(status_code=status)
-
-    assert hub(head).status == verdict
-    assert 0 < timeouts[0] <= 3
-
-
-def test_hub_cannot_be_reached(hub):
-    def head(url, timeout):
-        raise ConnectionError("refused")
-
-    result = hub(head)
-    assert result.status == "warning" and "ConnectionError" in result.detail and result.hint
-
-
-def test_hub_never_answers(hub, monkeypatch):
-    import threading
-
-    monkeypatch.setattr(machine, "HUB_SECONDS", 0.1)
-    released = threading.Event()
-    result = hub(lambda url, timeout: released.wait(20))
-    released.set()
-    assert result.status == "warning" and "no answer" in result.detail
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
+    monkeypatch.setattr(hub, "problem", lambda: problem)
+    result = machine.check_hub()
+    assert result.status == status and bool(result.hint) == bool(problem)
+    assert result.detail == f"https://hub.example{': ConnectError' if problem else ' answers'}"
 
 
 def test_demo_model(monkeypatch, tmp_path):

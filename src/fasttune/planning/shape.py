@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fasttune import hub
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import cache_dir
 from fasttune.models.architectures import FAMILIES, QKV
@@ -24,6 +25,16 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "intermediate_size": 10240,
         "vocab_size": 51200,
         "max_position_embeddings": 2048,
+        "partial_rotary_factor": 0.4,
+        "hidden_act": "gelu_new",
+        "layer_norm_eps": 1e-5,
+        "qk_layernorm": False,
+        "attention_dropout": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.1,
+        "tie_word_embeddings": False,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
         "dtype": "float16",
     },
     # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct/blob/main/config.json
@@ -226,6 +237,7 @@ def _read_config(name: str) -> dict[str, Any]:
         return BUILT_IN[name]
     from huggingface_hub import hf_hub_download
 
+    hub.reach(name)
     try:
         return _load(Path(hf_hub_download(name, "config.json")))
     except (OSError, ValueError) as error:
