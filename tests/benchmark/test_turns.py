@@ -184,8 +184,8 @@ ONE_BY_ONE = [
 def test_arms_that_do_not_fit_together_train_one_after_the_other(together, expected, events):
     rows = [Encoded([1, 2, 3], [-100, 2, 3], [], 1)] * 12
     config = RunConfig(train=TrainConfig(batch_size=4))
-    spec = make_spec(rows, config, 2, False, print)
-    found = run_arms(["plain", "fasttune"], spec, 2, together, lambda line: None)
+    spec = make_spec(rows, config, 2, False)
+    found = run_arms(["plain", "fasttune"], spec, 2, together)
     assert events == expected
     steps = [Step(2.0, 12, 1.0)] * 3
     assert found == {arm: Outcome(steps, 7, 5) for arm in ("plain", "fasttune")}
@@ -199,7 +199,7 @@ def test_the_plan_says_whether_the_arms_fit_together(
 ):
     """Two arms take twice what the plan counts for one; None is a model without a plan."""
 
-    def foresee(config, model, lengths, device, say):
+    def foresee(config, model, lengths, device):
         memory = SimpleNamespace(peak=device.memory / factor)
         return SimpleNamespace(choices=decide(config, device), memory=memory)
 
