@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import fasttune.models.unsloth
 
 # isort: split
 import pytest
 
+from fasttune.benchmark.arms.__main__ import ARMS
 from fasttune.benchmark.figures import Step, figures
-from fasttune.benchmark.pipe import Worker
-from fasttune.benchmark.turns import make_spec, resolved
+from fasttune.benchmark.pipe import Spec, Worker
+from fasttune.benchmark.turns import Outcome, make_spec, resolved, run_arms
 from fasttune.cli import main
-from fasttune.config import RunConfig, TrainConfig
+from fasttune.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.machine import this_device
@@ -102,6 +104,123 @@ def test_an_optimiser_that_the_plain_loop_lacks_is_refused():
     config = RunConfig(train=TrainConfig(optimizer="adafactor"))
     with pytest.raises(FasttuneError, match="not every arm can use the optimiser 'adafactor'"):
         resolved(config, "model", decide(config, this_device()))
+
+
+def resolved_spec(config: RunConfig) -> Spec:
+    return Spec(resolved(config, str(config.model.name), decide(config, this_device())), [], 1)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("dropout", ["off", "config"])
+def test_all_arms_have_the_same_dropouts(arm, dropout, tiny_phi, monkeypatch, tmp_path):
+    """Of the base model, 0.1 in Phi-2's config, and of the adapters."""
+    import torch
+
+    class Seen(Exception):
+        pass
+
+    def see(model, seed):
+        found = {n: m.p for n, m in model.named_modules() if type(m) is torch.nn.Dropout}
+        raise Seen(sorted((name.rpartition("layers.")[2], p) for name, p in found.items()))
+
+    monkeypatch.setattr(f"fasttune.benchmark.arms.{arm}.start_adapters", see)
+    model = ModelConfig(str(tiny_phi), quantization="none", precision="fp32", dropout=dropout)
+    config = RunConfig(model=model, lora=LoraConfig(r=2, targets=("fc1", "fc2"), dropout=0.05))
+    with pytest.raises(Seen) as seen:
+        ARMS[arm](resolved_spec(config), None, tmp_path)
+    [found] = seen.value.args
+    own = 0.0 if dropout == "off" else 0.1
+    assert found == sorted(
+        [("base_model.model.model.embed_dropout", 0.0)]
+        + [(f"{n}.resid_dropout", own) for n in (0, 1)]
+        + [(f"{n}.mlp.{m}.lora_dropout.default", 0.05) for n in (0, 1) for m in ("fc1", "fc2")]
+    )
+
+
+# Turns
+
+
+class FakeWorker:
+    """An arm without a process: notes what happens, and takes every step at once."""
+
+    def __init__(self, arm: str, events: list[str]) -> None:
+        self.arm, self.events = arm, events
+        self.answers: list[dict[str, float]] = [{"parameters": 7}]
+
+    def __enter__(self):
+        self.events.append(f"{self.arm} starts")
+        return self
+
+    def __exit__(self, *error):
+        self.events.append(f"{self.arm} ends")
+
+    def send(self, steps: int) -> None:
+        if steps:
+            self.events.append(f"{self.arm} {steps}")
+        self.answers += [{"seconds": 2.0, "loss": 1.0}] * steps or [{"peak_memory": 5}]
+
+    def receive(self):
+        return self.answers.pop(0)
+
+
+@pytest.fixture
+def events(monkeypatch) -> list[str]:
+    found: list[str] = []
+    monkeypatch.setattr("fasttune.benchmark.turns.Worker", lambda arm, _: FakeWorker(arm, found))
+    return found
+
+
+IN_TURNS = [
+    "plain starts", "fasttune starts", "plain 2", "fasttune 2", "fasttune 1", "plain 1",
+    "fasttune ends", "plain ends",
+]  # fmt: skip
+ONE_BY_ONE = [
+    "plain starts", "plain 2", "plain 1", "plain ends",
+    "fasttune starts", "fasttune 2", "fasttune 1", "fasttune ends",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("together", "expected"), [(True, IN_TURNS), (False, ONE_BY_ONE)])
+def test_arms_that_do_not_fit_together_train_one_after_the_other(together, expected, events):
+    rows = [Encoded([1, 2, 3], [-100, 2, 3], [], 1)] * 12
+    config = RunConfig(train=TrainConfig(batch_size=4))
+    spec = make_spec(rows, config, 2, False)
+    found = run_arms(["plain", "fasttune"], spec, 2, together)
+    assert events == expected
+    steps = [Step(2.0, 12, 1.0)] * 3
+    assert found == {arm: Outcome(steps, 7, 5) for arm in ("plain", "fasttune")}
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"), [(2.01, IN_TURNS), (1.99, ONE_BY_ONE), (None, ONE_BY_ONE)]
+)
+def test_the_plan_says_whether_the_arms_fit_together(
+    factor, expected, tiny_llama, data, events, tmp_path, monkeypatch, capsys
+):
+    """Two arms take twice what the plan counts for one; None is a model without a plan."""
+
+    def foresee(config, model, lengths, device):
+        memory = SimpleNamespace(peak=device.memory / factor)
+        return SimpleNamespace(choices=decide(config, device), memory=memory)
+
+    monkeypatch.setattr("fasttune.benchmark.turns.foresee", foresee if factor else lambda *_: None)
+    command = [
+        "bench", "--data", str(data), "--model", str(tiny_llama), "--arms", "plain,fasttune",
+        "--block", "2", "--rows", "12", "--output", str(tmp_path / "result"), "train.batch_size=4",
+    ]  # fmt: skip
+    assert fasttune(*command) == 0
+    said = capsys.readouterr().err
+    assert events == expected
+    assert ("they train one after the other" in said) == (expected == ONE_BY_ONE)
+
+
+def test_a_benchmark_started_as_several_processes_is_refused(tiny_llama, data, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(
+        "fasttune.benchmark.turns.Worker", lambda *_: pytest.fail("an arm was started")
+    )
+    assert fasttune("bench", "--data", str(data), "--model", str(tiny_llama)) == 2
+    assert capsys.readouterr().err.startswith("error: 2 processes were started")
 
 
 # Processes

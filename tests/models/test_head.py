@@ -112,3 +112,65 @@ def test_a_model_that_scales_its_logits_is_refused(kind, request, monkeypatch):
     with pytest.raises(FasttuneError) as caught:
         head.check_head(model)
     assert "loss of this architecture is not known" in str(caught.value)
+
+
+def test_a_model_with_dropout_in_training_is_accepted_and_stays_in_training(tiny_phi):
+    """Two passes of it differ: a comparison of them must not see that."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_phi, dtype=torch.float32).train()
+    assert model.model.layers[0].resid_dropout.p == 0.1
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        first, second = (model(input_ids=ids).logits for _ in range(2))
+    assert (first - second).abs().max() > 0.1
+    head.check_head(model)
+    assert model.training and model.model.layers[0].resid_dropout.training
+    head.check_head(model.eval())
+    assert not model.training
+
+
+# fp16: the gradient is formed before the loss is scaled
+
+SCALE = 65536.0  # where GradScaler begins
+MARGINS = {0.5: 4.125, 0.1: 6.3125, 1e-2: 8.75, 1e-4: 13.375, 1e-5: 15.625, 1e-6: 17.9375}
+"""1 - p[target] -> how far the target's logit lies above those of the 63 others."""
+
+
+def hadamard(size: int) -> torch.Tensor:
+    """Orthogonal rows of ones and minus ones."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_a_scaled_loss_in_fp16_has_the_gradients_of_fp32(bias):
+    """With errors down to 1e-6, which vanish where the gradient is kept in fp16."""
+    rows = hadamard(64)
+    model = Model(bias, None)
+    model.output = torch.nn.Linear(64, 64, bias=bias).half().requires_grad_(False)
+    model.output.weight.copy_(rows / 64)
+    if bias:
+        model.output.bias.fill_(0.25)
+    # The state m W[t] 64 has the logit m at t and 0 elsewhere, to the last bit in fp16 as well.
+    targets = torch.arange(len(MARGINS)) * 7 + 3
+    states = torch.tensor([*MARGINS.values()])[:, None] * rows[targets]
+    hidden = states.half()[None].requires_grad_()
+    losses = head.token_losses(model, hidden, torch.arange(len(targets)), targets)
+    (losses.mean() * SCALE).backward()
+    assert hidden.grad.dtype == torch.float16 and losses.dtype == torch.float32
+
+    exact = states.clone().requires_grad_()
+    weight = rows / 64
+    wanted = torch.nn.functional.cross_entropy(exact @ weight.T, targets, reduction="none")
+    (wanted.mean() * SCALE).backward()
+    assert torch.allclose(losses, wanted, rtol=1e-6, atol=0)
+    assert [float(1 - x.exp()) for x in -wanted] == pytest.approx([*MARGINS], rel=0.1)
+    largest = exact.grad.abs().amax(1, keepdim=True)
+    assert ((hidden.grad[0].float() - exact.grad).abs() <= 2**-10 * largest).all()
+
+    # The control: the same product, in fp16 and scaled afterwards.
+    error = (exact.detach() @ weight.T).softmax(1) - torch.eye(64)[targets]
+    naive = (error.half() @ weight.half()).float() / len(targets) * SCALE
+    assert not naive[-1].any() and exact.grad[-1].abs().min() > 1e-5
+    assert ((naive - exact.grad).abs() > 0.1 * largest).any(1).tolist()[-2:] == [True, True]

@@ -232,6 +232,54 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert not list(finished.folder.glob(".*"))  # nothing half written is left behind
 
 
+def test_the_manifest_holds_what_was_decided(finished):
+    assert finished.manifest["choices"] == {
+        "kind": "cpu",
+        "quantization": "nf4",
+        "dtype": "float32",
+        "autocast": False,
+        "loss_scaling": False,
+        "attention": "rows",
+        "grouped": True,
+        "optimizer": "adamw_torch",
+        "checkpointing": "off",
+    }
+
+
+@pytest.mark.parametrize(("setting", "state"), [("off", "off"), ("config", "on")])
+def test_a_run_says_what_was_decided_before_it_trains(
+    setting, state, tiny_phi, data, tmp_path, capsys
+):
+    arguments = settings(tiny_phi, data, tmp_path, "train.max_steps=1", "samples.count=0")
+    assert fasttune(*arguments, f"model.dropout={setting}") == 0
+    said = capsys.readouterr().err.splitlines()
+    lines = [
+        "choices: NF4 in float32, no autocast, adamw_torch, checkpointing off",
+        f"dropout of the base model {state} (resid_pdrop 0.1 in its config)",
+    ]
+    start = said.index(lines[0])
+    assert said[start : start + 2] == lines
+    assert any(line.startswith("training: ") for line in said[start + 2 :])
+
+
+def test_one_of_several_processes_is_refused_before_anything_is_loaded(
+    tiny_phi, data, tmp_path, monkeypatch, capsys
+):
+    """As torchrun and `accelerate launch` start them."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("load_tokenizer", "load_base"):
+        monkeypatch.setattr(f"fasttune.training.train.{name}", lambda *_: pytest.fail("loaded"))
+    assert fasttune(*settings(tiny_phi, data, tmp_path)) == 2
+    assert capsys.readouterr() == (
+        "",
+        "error: 2 processes were started, and a run takes one\n"
+        "  where: WORLD_SIZE=2\n"
+        "  what to do: start it without torchrun or accelerate launch; CUDA_VISIBLE_DEVICES "
+        "chooses the GPU\n",
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_metrics_hold_sections_and_their_mean(finished):
     train = [line for line in finished.metrics() if "loss" in line]
     evaluated = [line for line in finished.metrics() if "eval_loss" in line]
