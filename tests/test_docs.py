@@ -63,3 +63,13 @@ def test_files_and_folders_named_on_the_page_exist():
     assert named
     missing = [name for name in named if not any((place / name).exists() for place in places)]
     assert not missing
+
+
+def test_the_layers_on_the_page_are_those_the_linter_checks():
+    tomllib = pytest.importorskip("tomllib")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    (checked,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    section = ARCHITECTURE.read_text(encoding="utf-8").partition("## Layers")[2]
+    drawn = re.findall(r"^    (\w+(?: \| \w+)*)", section, re.MULTILINE)
+    assert drawn == checked
