@@ -1,6 +1,6 @@
 """The verbs of fasttune, for Python and for the command line.
 
-    config = fasttune.load_config("configs/demo.yaml", ["train.epochs=2"])
+    config = fasttune.load_config("configs/demo.yaml", ["train.max_steps=180"])
     job = fasttune.prepare(config)
     run = fasttune.train(job)
     fasttune.load(run).answer("Which day is June 3, 2031?").response
