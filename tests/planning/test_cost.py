@@ -10,7 +10,7 @@ import torch
 from fasttune.config import ModelConfig, load_config
 from fasttune.errors import FasttuneError
 from fasttune.machine import Device, available_ram, cpu_has_bf16, this_device
-from fasttune.models.architectures import TARGETS
+from fasttune.models.architectures import FAMILIES
 from fasttune.planning import cost
 from fasttune.planning.cost import Job
 from fasttune.planning.devices import GPUS, find_device
@@ -95,14 +95,6 @@ def test_on_a_cpu_rows_of_different_lengths_leave_holes_in_the_heap():
     assert cost.memory(varied, "cuda") == cost.memory(same, "cuda")
 
 
-def test_the_chunk_of_logits_is_the_one_that_the_losses_take():
-    from fasttune.models import head
-    from fasttune.models.fast import attention
-
-    assert cost.CHUNK == head.CHUNK
-    assert cost.SHORT == attention.SHORT
-
-
 @pytest.mark.parametrize("path", ["transformers", "fast", "fast fp32"])
 @pytest.mark.parametrize("kind", ["llama", "phi"])
 def test_widths_are_what_autograd_keeps(kind, path):
@@ -131,7 +123,7 @@ def test_widths_are_what_autograd_keeps(kind, path):
             "num_key_value_heads": 2 if kind == "llama" else 4,
         }
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=list(TARGETS[kind])))
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=list(FAMILIES[kind].targets)))
         model = model.to(dtype)
         inputs = {}
         if path != "transformers":

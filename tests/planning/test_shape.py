@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fasttune.errors import FasttuneError
-from fasttune.models.architectures import FAMILIES, TARGETS
+from fasttune.models.architectures import FAMILIES
+from fasttune.models.lora import choose_targets, linear_names
 from fasttune.planning.shape import BUILT_IN, UnknownArchitecture, read_shape, shape_of
 
 SMALL = {
@@ -45,11 +46,24 @@ def test_sizes_are_those_of_transformers(kind, changes):
     }
     assert {n.name: (n.inputs, n.outputs, n.bias) for n in shape.linears} == linears
     assert shape.parameters == sum(p.numel() for p in model.parameters())
-    assert set(linears) == set(TARGETS[kind])  # one table of names for planning and for LoRA
+    assert set(linears) == set(
+        FAMILIES[kind].targets
+    )  # one table of names for planning and for LoRA
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_targets_of_lora_are_all_linear_layers_of_a_block(kind):
+    with torch.device("meta"):
+        config = AutoConfig.for_model(kind, **SMALL, pad_token_id=0)
+        model = AutoModelForCausalLM.from_config(config)
+    assert choose_targets(model, ()) == list(FAMILIES[kind].targets)
+    assert {*linear_names(model)} == {*FAMILIES[kind].targets}
 
 
 def test_every_family_is_compared_with_transformers():
-    assert {kind for kind, _ in VARIANTS} == set(FAMILIES)
+    assert {kind for kind, _ in VARIANTS} == {
+        kind for kind, family in FAMILIES.items() if family.planned
+    }
 
 
 def test_phi_2():
@@ -92,8 +106,10 @@ def test_a_folder_is_read(tmp_path):
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path):
-    with pytest.raises(UnknownArchitecture, match="architecture 'mamba'"):
-        shape_of({"model_type": "mamba"}, "here")
+    for kind in ("mamba", "gemma2"):  # of the other one LoRA's targets are known
+        with pytest.raises(UnknownArchitecture, match=f"architecture '{kind}'") as caught:
+            shape_of({"model_type": kind}, "here")
+        assert caught.value.hint == "it knows phi, llama, mistral, qwen2, qwen3, gemma"
     with pytest.raises(FasttuneError, match="no size") as caught:
         shape_of({**SMALL, "model_type": "phi", "hidden_size": None}, "here")
     assert not isinstance(caught.value, UnknownArchitecture)

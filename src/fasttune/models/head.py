@@ -12,9 +12,7 @@ from typing import Any
 import torch
 
 from fasttune.errors import FasttuneError
-
-CHUNK = 256
-"""Rows of logits that exist at one time: 256 x 51200 in fp32 are 52 MB."""
+from fasttune.models.limits import CHUNK
 
 
 def causal_lm(model: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.models.architectures import TARGETS
+from fasttune.models.architectures import FAMILIES
 
 
 def linear_names(model: nn.Module) -> dict[str, int]:
@@ -32,7 +32,8 @@ def choose_targets(model: nn.Module, wanted: Sequence[str]) -> list[str]:
     """
     present = linear_names(model)
     model_type = getattr(getattr(model, "config", None), "model_type", "")
-    names = list(wanted or TARGETS.get(model_type, tuple(present)))
+    known = FAMILIES.get(model_type)
+    names = list(wanted or (known.targets if known else present))
     if missing := [name for name in names if name not in present]:
         raise FasttuneError(
             f"LoRA target '{missing[0]}' matches no layer of this {model_type or 'model'}",

@@ -10,18 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fasttune.machine import CONTEXT, GB, Device
+from fasttune.models.limits import CHUNK, SHORT
 from fasttune.planning.shape import BYTES, Shape
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits per weight in NF4 with double quantisation: 4 bits, an 8-bit scale per block of 64 weights
 and a 32-bit scale per 256 blocks (arXiv:2305.14314, section 3)."""
-
-CHUNK = 256
-"""Rows of logits that exist at one time; `models.head.CHUNK`, which imports torch."""
-
-SHORT = 512
-"""Rows of up to this many tokens keep their attention's scores on a CPU in bf16;
-`models.fast.attention.SHORT`."""
 
 LOGITS = 12
 """Bytes per logit of a chunk: the logits in fp32, their softmax and its gradient."""

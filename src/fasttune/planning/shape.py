@@ -11,7 +11,7 @@ from typing import Any
 from fasttune import hub
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import cache_dir
-from fasttune.models.architectures import FAMILIES, QKV
+from fasttune.models.architectures import FAMILIES
 from fasttune.models.demo import DEMO_MODEL
 from fasttune.models.tokenizer import CUDA_DEFAULT, cannot_load
 
@@ -178,11 +178,12 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
     """
     kind = str(config.get("model_type"))
     family = FAMILIES.get(kind)
-    if family is None:
+    if family is None or not family.planned:
+        known = [kind for kind, family in FAMILIES.items() if family.planned]
         raise UnknownArchitecture(
             f"the planner does not know the architecture '{kind}'",
             name,
-            f"it knows {', '.join(FAMILIES)}",
+            f"it knows {', '.join(known)}",
         )
     try:
         hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
@@ -196,12 +197,10 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
     attention = heads * head_dim
     keys = int(config.get("num_key_value_heads") or heads) * head_dim
     biases = set(family.biases)
-    biases |= {*QKV, family.output} if config.get("attention_bias") else set()
+    biases |= {*family.qkv, family.output} if config.get("attention_bias") else set()
     biases |= set(family.mlp) if config.get("mlp_bias") else set()
     sizes = [
-        ("q_proj", hidden, attention),
-        ("k_proj", hidden, keys),
-        ("v_proj", hidden, keys),
+        *zip(family.qkv, (hidden,) * 3, (attention, keys, keys), strict=True),
         (family.output, attention, hidden),
         *((up, hidden, wide) for up in family.mlp[:-1]),
         (family.mlp[-1], wide, hidden),

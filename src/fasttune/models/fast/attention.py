@@ -13,15 +13,10 @@ from typing import Any
 import torch
 
 from fasttune.encoding.batches import Layout
+from fasttune.models.limits import SHORT
 
 ROW_ATTENTION = "fasttune_rows"
 """transformers' name for it."""
-
-SHORT = 512
-"""Rows of up to this many tokens multiply whole matrices in bf16, as transformers' eager attention
-does. That takes 0.4 times as long, forward and backward, as the blocked kernel of
-scaled_dot_product_attention (230 tokens, 9 heads); the gradients of the demo model are then 4.4 %
-from those in fp32 instead of 3.8 %. Longer rows would keep too large a matrix."""
 
 
 def row_attention(
