@@ -27,8 +27,8 @@ from fasttune.errors import FasttuneError
 from fasttune.exports import export as exporting
 from fasttune.exports.card import base_licence
 from fasttune.exports.job import RunExport
-from fasttune.exports.readers import read_run
-from fasttune.exports.verify import Measured, compare, kl_divergence, measure
+from fasttune.exports.opening import open_run_model
+from fasttune.exports.verify import Measured, judge, kl_divergence, measure
 from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.exporter import EXACT, QUANTISED, Bounds
 from fasttune.plugins.template import Template, given, learn
@@ -177,7 +177,7 @@ def exported(run, plugins, tmp_path_factory):
 def expected(run, plugins):
     """The held-out rows and what the run makes of them."""
     rows = exporting.verification_rows(run, plugins, 2)
-    reader = read_run(run.model_config, run.adapter, plugins.template("reasoning"))
+    reader = open_run_model(run.model_config, run.adapter, plugins.template("reasoning"))
     return rows, measure(reader, rows)
 
 
@@ -208,7 +208,7 @@ def damaged(exported, tmp_path) -> Path:
 def verification(folder: Path, expected, run: Run, plugins):
     rows, measured = expected
     job = RunExport(run, plugins.template("reasoning"), folder, {})
-    return compare(measured, measure(job.open_merged(folder), rows, measured), EXACT)
+    return judge(measured, measure(job.open_merged(folder), rows, measured), EXACT)
 
 
 @pytest.mark.parametrize(
@@ -253,8 +253,8 @@ def test_a_newline_shifted_in_the_template_is_caught(run, expected):
             yield given("instruction", f"<|instruction|>\n{row['instruction']}<|reasoning|>")
             yield learn("reasoning", row.get("reasoning", ""))
 
-    reader = read_run(run.model_config, run.adapter, Shifted())
-    assert compare(measured, measure(reader, rows, measured), EXACT).prompts_equal == 0
+    reader = open_run_model(run.model_config, run.adapter, Shifted())
+    assert judge(measured, measure(reader, rows, measured), EXACT).prompts_equal == 0
 
 
 @pytest.mark.parametrize(
@@ -306,8 +306,8 @@ def sides(answer=(5, 6), lead=1.0, other=(5, 6), prompt=(1, 2), eos=(9,)):
         ({"eos": ()}, "stops at no id"),
     ],
 )
-def test_compare(case, failure):
-    found = compare(*sides(**case), EXACT)
+def test_judge(case, failure):
+    found = judge(*sides(**case), EXACT)
     assert found.verified is (failure is None)
     assert failure is None or failure in found.failures[0]
 
@@ -315,9 +315,9 @@ def test_compare(case, failure):
 def test_nan_and_another_vocabulary_fail():
     [old], [new] = sides()
     broken = dataclasses.replace(new, logits=np.full_like(new.logits, np.nan))
-    assert not compare([old], [broken], Bounds(logits=None, kl=1.0)).verified
+    assert not judge([old], [broken], Bounds(logits=None, kl=1.0)).verified
     short = dataclasses.replace(new, logits=new.logits[:, :-1])
-    assert not compare([old], [short], QUANTISED).verified
+    assert not judge([old], [short], QUANTISED).verified
 
 
 def test_kl_divergence_is_in_nats():
@@ -382,7 +382,7 @@ def test_the_card_works_in_a_process_without_fasttune(exported, run, plugins):
         text=True,
         check=True,
     )
-    reader = read_run(run.model_config, run.adapter, plugins.template("reasoning"))
+    reader = open_run_model(run.model_config, run.adapter, plugins.template("reasoning"))
     job = RunExport(run, plugins.template("reasoning"), exported.folder, {})
     ids = reader.prompt_ids({**job.example_row(), "system": run.config.system})
     assert json.loads(done.stdout.splitlines()[-1]) == reader.greedy(ids, 32)

@@ -137,18 +137,29 @@ class Watch:
         Watch.found.append(name)
 
 sys.meta_path.insert(0, Watch)
-import fasttune.{module}
+import {modules}
 print(*Watch.found)
 """
 
 
+def begun(*modules: str) -> list[str]:
+    """The modules whose import began with that of fasttune's, in order, in a process of its own."""
+    code = WATCHED.format(modules=", ".join(f"fasttune.{module}" for module in modules))
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
 @pytest.mark.parametrize("module", ["training.train", "generation.generator"])
 def test_unsloth_is_imported_before_what_it_patches(module):
-    code = WATCHED.format(module=module)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    begun = done.stdout.split()
-    at = begun.index("unsloth")
-    assert at < min(begun.index(name) for name in ("transformers", "trl", "peft"))
+    names = begun(module)
+    first = names.index("unsloth")
+    assert first < min(names.index(name) for name in ("transformers", "trl", "peft"))
+
+
+def test_other_packages_import_neither_unsloth_nor_what_it_patches():
+    names = begun("benchmark.arms.__main__", "benchmark.arms.plain", "models.fast.fast")
+    names += begun("exports.export", "inspection.survey", "losses", "api")
+    assert "torch" in names and not {"unsloth", "transformers", "trl", "peft"} & set(names)
 
 
 def test_unsloth_itself_compiles_where_it_is_told_to():

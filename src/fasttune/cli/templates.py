@@ -16,7 +16,7 @@ from fasttune.plugins.identity import PROBE_ROWS
 from fasttune.plugins.template import Segment
 
 if TYPE_CHECKING:
-    from fasttune.inspection.contract import Result
+    from fasttune.inspection.contract import Checked
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 SHOWN_ROW = PROBE_ROWS[2]  # the first one with a context
@@ -224,7 +224,7 @@ def _print_segments(segments: list[Segment]) -> None:
     console().print(table)
 
 
-def _print_results(title: str, results: list[Result]) -> None:
+def _print_results(title: str, results: list[Checked]) -> None:
     from rich.table import Table
     from rich.text import Text
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exports.card import model_card
 from fasttune.exports.job import RunExport
-from fasttune.exports.readers import read_run
-from fasttune.exports.verify import Exported, Verification, compare, measure
+from fasttune.exports.opening import open_run_model
+from fasttune.exports.verify import Exported, Verification, judge, measure
 from fasttune.files import atomic_folder, write_json, write_text
 from fasttune.job import prepare
 from fasttune.plugins.exporter import Exporter
@@ -118,9 +118,9 @@ def verification_rows(run: Run, plugins: Plugins, count: int) -> list[Row]:
 def _verify(exporter: Exporter, job: RunExport, rows: Sequence[Row]) -> Verification:
     log.info("verifying with %d rows: the run", len(rows))
     # One model at a time: the run's is gone before the export is loaded.
-    expected = measure(read_run(job.run.model_config, job.run.adapter, job.template), rows)
+    expected = measure(open_run_model(job.run.model_config, job.run.adapter, job.template), rows)
     log.info("verifying with %d rows: the export", len(rows))
-    return compare(expected, measure(exporter.open(job), rows, expected), exporter.bounds(job))
+    return judge(expected, measure(exporter.open(job), rows, expected), exporter.bounds(job))
 
 
 def _exporter(name: str, plugins: Plugins) -> Exporter:

@@ -12,7 +12,7 @@ from typing import Any
 from fasttune.errors import FasttuneError
 from fasttune.exports.chat_template.jinja import CompiledChat, compile_chat_template
 from fasttune.exports.merge import merged_bytes, run_tokenizer, write_merged
-from fasttune.exports.readers import ModelReader, read_merged, read_run
+from fasttune.exports.opening import ModelReader, open_merged_model, open_run_model
 from fasttune.exports.shards import base_folder, shards, stored_tensors
 from fasttune.plugins.exporter import EXACT, QUANTISED, ROUNDED, Bounds
 from fasttune.plugins.template import Row, Template, with_system
@@ -77,7 +77,7 @@ class RunExport:
 
     def open_merged(self, folder: Path) -> ModelReader:
         chat = self.chat_format() if (folder / CHAT_TEMPLATE).is_file() else None
-        return read_merged(folder, self.template, chat, self.run.config.system)
+        return open_merged_model(folder, self.template, chat, self.run.config.system)
 
     def write_adapter(self, folder: Path) -> None:
         for file in sorted(self.run.adapter.iterdir()):
@@ -85,7 +85,7 @@ class RunExport:
                 shutil.copy2(file, folder)
 
     def open_adapter(self, folder: Path) -> ModelReader:
-        return read_run(self.run.model_config, folder, self.template)
+        return open_run_model(self.run.model_config, folder, self.template)
 
     def bounds(self) -> Bounds:
         manifest = self.run.manifest

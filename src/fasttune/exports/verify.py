@@ -129,7 +129,7 @@ class Exported:
         return self.verification.as_dict()
 
 
-def compare(run: Sequence[Measured], export: Sequence[Measured], bounds: Bounds) -> Verification:
+def judge(run: Sequence[Measured], export: Sequence[Measured], bounds: Bounds) -> Verification:
     """Hold the figures of an export against those of its run, row by row."""
     failures: list[str] = []
     dlogits, kls, agreeing = [0.0], [], 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.errors import FasttuneError
-from fasttune.inspection.promises import TEXT, TOKENS, Keep, Status, describe, renders
+from fasttune.inspection.promises import TEXT, TOKENS, Keep, Severity, describe, renders
 from fasttune.plugins.identity import PROBE_ROWS
 from fasttune.plugins.template import Row, Segment, Template
 
@@ -24,7 +24,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Result:
+class Checked:
     """What came of one check.
 
     Attributes:
@@ -37,7 +37,7 @@ class Result:
     """
 
     check: str
-    status: Status
+    status: Severity
     message: str
     rows: list[str] = field(default_factory=list)
     hint: str = ""
@@ -45,7 +45,7 @@ class Result:
 
 def check_template(
     template: Template, tokenizer: Any = None, data: str | Path | None = None
-) -> list[Result]:
+) -> list[Checked]:
     """Check a template on the probe rows, and on the rows of `data` that can be used with it.
 
     Without a tokenizer only what can be told from the text is checked. `data` is left unread if the
@@ -56,7 +56,7 @@ def check_template(
     """
     probes = [(f"probe row {number}", row) for number, row in enumerate(PROBE_ROWS, 1)]
     rows: list[tuple[str, Row]] = list(probes)
-    results: list[Result] = []
+    results: list[Checked] = []
     if data is not None and not any(renders(template, row, None) for row in PROBE_ROWS):
         more, results = _read(data, template)
         rows += more
@@ -74,7 +74,7 @@ def check_template(
     return results
 
 
-def failed(results: Iterable[Result]) -> bool:
+def failed(results: Iterable[Checked]) -> bool:
     """Whether a check failed; warnings do not count."""
     return any(result.status == "failure" for result in results)
 
@@ -94,17 +94,17 @@ def _complaints(
 
 
 def _result(
-    check: str, severity: Status, promise: str, complaints: list[Complaint], hint: str
-) -> Result:
+    check: str, severity: Severity, promise: str, complaints: list[Complaint], hint: str
+) -> Checked:
     if not complaints:
-        return Result(check, "ok", promise)
+        return Checked(check, "ok", promise)
     shown = [": ".join(filter(None, complaint)) for complaint in complaints[:SHOWN]]
     if len(complaints) > SHOWN:
         shown.append(f"and {len(complaints) - SHOWN} more")
-    return Result(check, severity, f"not so: {promise}", shown, hint)
+    return Checked(check, severity, f"not so: {promise}", shown, hint)
 
 
-def _read(data: str | Path, template: Template) -> tuple[list[tuple[str, Row]], list[Result]]:
+def _read(data: str | Path, template: Template) -> tuple[list[tuple[str, Row]], list[Checked]]:
     """The usable rows of a source, and a result about the others, which no check will see."""
     from fasttune.data.load import load
 
@@ -129,7 +129,7 @@ MARKER = re.compile(r"<\|[^|<>\s]+\|>|</?[a-z_]+>|\[/?[A-Z_]+\]|(?m:^#+ [^\n\ue0
 INDENTED = re.compile(r"(?:^|\n)[ \t]+")
 
 
-def _own_text_results(template: Template, probes: list[tuple[str, Row]]) -> list[Result]:
+def _own_text_results(template: Template, probes: list[tuple[str, Row]]) -> list[Checked]:
     """What the template's own text is checked for; it takes rows whose columns are known."""
     own = {where: _own_segments(template, row) for where, row in probes}
     texts = ["".join(segment.text for segment in segments) for segments in own.values()]
@@ -174,8 +174,8 @@ def _own_segments(template: Template, row: Row) -> list[Segment]:
     return list(template.segments(masked))
 
 
-def _tokens_per_tag(template: Template, tokenizer: Any) -> Result:
+def _tokens_per_tag(template: Template, tokenizer: Any) -> Checked:
     counts = [
         f"{tag} {len(tokenizer(tag, add_special_tokens=False).input_ids)}" for tag in template.tags
     ]
-    return Result("tokens", "info", f"tokens of each tag: {', '.join(counts)}")
+    return Checked("tokens", "info", f"tokens of each tag: {', '.join(counts)}")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fasttune.encoding.encode import IGNORED, encode, encode_prompt
 from fasttune.plugins.template import Row, Segment, Template
 
-Status = Literal["ok", "info", "warning", "failure"]
+Severity = Literal["ok", "info", "warning", "failure"]
 
 # One promise each: the complaint about a row, or "". A later one relies on those before it.
 
@@ -95,9 +95,9 @@ def _in_one_go(template: Template, row: Row, tokenizer: Any) -> str:
 
 
 Keep = Callable[[Template, Row, Any], str]
-Check = tuple[str, Status, Keep, str, str]
+Promise = tuple[str, Severity, Keep, str, str]
 
-TEXT: tuple[Check, ...] = (
+TEXT: tuple[Promise, ...] = (
     (
         "renders",
         "failure",
@@ -142,7 +142,7 @@ TEXT: tuple[Check, ...] = (
     ),
 )
 
-TOKENS: tuple[Check, ...] = (
+TOKENS: tuple[Promise, ...] = (
     (
         "ids",
         "failure",

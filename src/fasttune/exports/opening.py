@@ -1,4 +1,4 @@
-"""What verification reads a run and its exports with: a transformers model and its tokenizer.
+"""What verification opens of a run and of its exports: a transformers model and its tokenizer.
 
 On a CPU both sides compute in fp32, whatever their weights were rounded to: what is left is the
 difference of the weights. On CUDA both compute in the dtype they were loaded in.
@@ -79,7 +79,7 @@ class ModelReader:
         return torch.tensor([list(ids)], device=next(self.model.parameters()).device)
 
 
-def read_run(config: ModelConfig, adapter: Path, template: Template) -> ModelReader:
+def open_run_model(config: ModelConfig, adapter: Path, template: Template) -> ModelReader:
     """The model as it was in training, base and adapter apart, and the template's own prompts.
 
     Raises:
@@ -99,7 +99,7 @@ def read_run(config: ModelConfig, adapter: Path, template: Template) -> ModelRea
     )
 
 
-def read_merged(
+def open_merged_model(
     folder: Path, template: Template, chat: ChatFormat | None, system: str | None = None
 ) -> ModelReader:
     """A model folder as any program with transformers reads it.
