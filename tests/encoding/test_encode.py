@@ -403,7 +403,7 @@ def test_rows_are_taken_two_batches_at_a_time_and_no_more(phi2_tokenizer, monkey
 
 
 def test_the_docs_say_how_many():
-    text = Path("docs/data.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
     assert f"rows are tokenized {BATCH} at a time" in text
 
 
