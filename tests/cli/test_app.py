@@ -41,11 +41,34 @@ def modules_after(*arguments: str) -> set[str]:
         ["preview", "--help"],
         ["generate", "--help"],
         ["runs", "list"],
+        ["plan", "--gpu", "t4"],
     ],
     ids=" ".join,
 )
 def test_a_command_that_computes_nothing_imports_nothing_heavy(arguments):
     assert modules_after(*arguments).isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["data"], ["preview", "-t", "alpaca"], ["templates", "check", "alpaca"]],
+    ids=" ".join,
+)
+def test_no_torch_before_tokens_are_counted(arguments):
+    code = (
+        "import sys\n"
+        "import fasttune.models.tokenizer as tokenizer\n"
+        "from fasttune.cli import main\n"
+        "def stop(name):\n"
+        "    print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])\n"
+        "    raise SystemExit\n"
+        "tokenizer.load_tokenizer = stop\n"
+        "main(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import given as forall
 from hypothesis import strategies as st
 
 from fasttune import Row, Segment, Template, given, learn
-from fasttune.config import DataConfig
+from fasttune.config import DataConfig, load_config
 from fasttune.data.load import Finding, load, load_divided, parse_columns, shipped
 from fasttune.data.split import data_hash, digest, divide
 from fasttune.errors import FasttuneError
@@ -642,3 +642,96 @@ def test_survey_counts_tokens_as_training_does(tmp_path, templates, phi2_tokeniz
     assert figures.columns["input"].rows == 1
     assert figures.columns["output"].characters.max == 6
     json.dumps(figures.as_dict())
+
+
+# One stream: rendered once, and laid over with the run's system text once
+
+
+class Counting(Template):
+    """Counts how often a row is rendered."""
+
+    name = "counting"
+    system = "Be brief."
+
+    def __init__(self) -> None:
+        self.rendered = 0
+
+    def segments(self, row: Row) -> Iterable[Segment]:
+        self.rendered += 1
+        yield given("system", f"{row.get('system') or self.system}\n")
+        yield given("instruction", f"{row['instruction']}\n")
+        yield learn("response", row.get("output", ""))
+
+
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_a_row_of_a_run_is_rendered_once(tmp_path, phi2_tokenizer, monkeypatch, system):
+    from fasttune.encoding.cache import encode_rows
+    from fasttune.encoding.encode import encode
+
+    monkeypatch.setenv("FASTTUNE_CACHE", str(tmp_path / "cache"))
+    path = write_jsonl(tmp_path / "a.jsonl", [*many(40), {"instruction": "no output"}])
+    template = Counting()
+    data = {"train": str(path), "eval_fraction": 0.25, "skip_bad_rows": True}
+    config = load_config(None, [("data", data), ("model.max_length", 16)])
+    found = load_divided(config.data, template, system)
+    encoded = [
+        encode_rows(rows, phi2_tokenizer, config, "training") for rows in (found.train, found.eval)
+    ]
+    data_hash(found.train)
+    assert [len(rows) for rows in encoded] == [30, 10]
+    assert template.rendered == 41
+    for rows, coded in zip((found.train, found.eval), encoded, strict=True):
+        assert list(coded) == [encode(template, row, phi2_tokenizer) for row in rows]
+
+
+def test_the_system_text_of_a_run_is_of_its_rows_but_moves_none(tmp_path):
+    """The hash a run was begun with includes it; the side of a row is decided by its own text."""
+    rows = [{"title": f"title {n}", "output": "same", "system": f"{n}"} for n in range(200)]
+
+    class Titled(Counting):
+        required = ("title", "output")
+
+        def segments(self, row: Row) -> Iterable[Segment]:
+            yield from super().segments({**row, "instruction": row["title"]})
+
+    data = DataConfig(train=str(write_jsonl(tmp_path / "a.jsonl", rows)), eval_fraction=0.3)
+    found = load_divided(data, Titled(), "Be kind.")
+    for side, places in zip((found.train, found.eval), sides(rows, 0.3), strict=True):
+        assert side == [{**rows[at], "system": "Be kind."} for at in places]
+        assert data_hash(side) == data_hash([{**rows[at], "system": "Be kind."} for at in places])
+        texts = [[s.text for s in side.segments(at)] for at in range(len(side))]
+        assert texts == [["Be kind.\n", f"{rows[at]['title']}\n", "same"] for at in places]
+
+
+@pytest.mark.parametrize(
+    ("system", "train", "held_out"),
+    [
+        (
+            None,
+            "84c1e56f9a46aab6b085ae82f77166d9e59c020e3afd63748393184807938859",
+            "4ecf80611a977b081282112e1fd10e14d0b60f1c81a100e375f739e4eadf4ee1",
+        ),
+        (
+            "Hi.",
+            "4af36141e6abb00bf3232975eceb53e5ef65db35adaf6093818428167e40b69c",
+            "5f9f2ac2cdca49f592afb131954dc6de03572dc074bb695992ffea4d4899b5ab",
+        ),
+    ],
+)
+def test_a_run_of_before_finds_the_rows_it_began_with(templates, tmp_path, system, train, held_out):
+    """The hashes that a manifest of the time before rows were stored with their renderings has."""
+    path = write_jsonl(tmp_path / "a.jsonl", many(40))
+    data = DataConfig(train=str(path), eval_fraction=0.25)
+    found = load_divided(data, templates["alpaca"], system)
+    assert (data_hash(found.train), data_hash(found.eval)) == (train, held_out)
+
+
+@pytest.mark.parametrize("segment", [3, "text", Segment("a", 5, True)])
+def test_a_template_that_yields_no_segments_of_text(tmp_path, segment):
+    class Odd(Counting):
+        def segments(self, row: Row) -> Iterable[Segment]:
+            yield segment
+
+    with pytest.raises(FasttuneError, match="no row can be used") as caught:
+        load(write_jsonl(tmp_path / "a.jsonl", ROWS[:1]), Odd())
+    assert f"template 'counting' fails: TypeError: {segment!r} is no segment" in caught.value.where

@@ -68,6 +68,12 @@ def test_renderings_lie_beside_their_rows():
     assert [chosen.segments(at) for at in range(2)] == renderings[:0:-1]
     assert chosen == [{"n": "2"}, {"n": "1"}]
 
+    class Marked(str):
+        """A template engine's own kind of text."""
+
+    found.append({"n": "3"}, [given_("a", Marked("x"))])
+    assert found.segments(3) == [given_("a", "x")]
+
 
 def test_a_system_text_is_laid_over_a_row():
     row = {"system": "old", "n": "0"}

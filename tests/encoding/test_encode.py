@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, settings
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from fasttune import FasttuneError, Template, learn
 from fasttune import given as given_
 from fasttune.encoding.encode import (
+    BATCH,
     IGNORED,
     Encoded,
     Span,
@@ -398,6 +400,11 @@ def test_rows_are_taken_two_batches_at_a_time_and_no_more(phi2_tokenizer, monkey
     rows = ({"instruction": str(n), "output": "x"} for n in range(100) if taken.append(n) is None)
     next(encode_many(map(Tagged().segments, rows), phi2_tokenizer))
     assert len(taken) == 4
+
+
+def test_the_docs_say_how_many():
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    assert f"rows are tokenized {BATCH} at a time" in text
 
 
 def test_a_row_that_cannot_be_encoded_stops_the_batch(phi2_tokenizer):

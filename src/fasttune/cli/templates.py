@@ -123,8 +123,6 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check that a template keeps its contract; exit status 1 if it does not."""
-    from transformers.utils import logging
-
     from fasttune.inspection.contract import check_template, failed
     from fasttune.models.tokenizer import load_tokenizer
 
@@ -138,8 +136,10 @@ def check(
     else:
         loaded, names = load_all(context), [template]
     templates = [loaded.template(name) for name in names]
-    logging.set_verbosity_error()  # its remarks on long rows are about using a model
     tokenizer = load_tokenizer(model)
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # its remarks on long rows are about using a model
     checked = {t.name: check_template(t, tokenizer, data) for t in templates}
     if as_json:
         print_json(

@@ -114,7 +114,11 @@ def check(
 def _rendered(template: Template, row: Row) -> tuple[list[Segment], str]:
     """The segments, and how the template fails if it does."""
     try:
-        return list(template.segments(row)), ""
+        segments = list(template.segments(row))
+        for segment in segments:
+            if not isinstance(segment, Segment) or not isinstance(segment.text, str):
+                raise TypeError(f"{segment!r} is no segment of text")
+        return segments, ""
     except Exception as error:  # a plugin's own code
         return [], f"template '{template.name}' fails: {type(error).__name__}: {error}"
 

@@ -62,7 +62,9 @@ class StoredRows(Rows):
 
     def append(self, row: Row, segments: Iterable[Segment] = ()) -> None:
         """Add a row and its rendering at the end."""
-        written = marshal.dumps((dict(row), [(s.name, s.text, s.train) for s in segments]))
+        # marshal takes no subclasses, such as a template engine's own kind of text.
+        plain = [(str(s.name), str(s.text), bool(s.train)) for s in segments]
+        written = marshal.dumps((dict(row), plain))
         self._file.seek(self._ends[-1])
         self._file.write(written)
         self._ends.append(self._ends[-1] + len(written))

@@ -30,7 +30,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """The result of a named check."""
 
     name: str
@@ -45,7 +45,7 @@ class Finding:
 Check = tuple[str, Callable[[], Result]]
 
 
-def diagnose(checks: Sequence[Check]) -> Iterator[Finding]:
+def diagnose(checks: Sequence[Check]) -> Iterator[Diagnosis]:
     """Run checks one after the other; one that crashes is a failure of its own and ends nothing.
 
     What libraries print while they are imported is swallowed.
@@ -66,4 +66,4 @@ def diagnose(checks: Sequence[Check]) -> Iterator[Finding]:
             except Exception as error:
                 what = str(error).strip().partition("\n")[0]
                 result = Result("failure", f"{type(error).__name__}: {what}")
-        yield Finding(name, result.status, result.detail, result.hint)
+        yield Diagnosis(name, result.status, result.detail, result.hint)
