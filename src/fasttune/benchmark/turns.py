@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -85,22 +85,32 @@ def bench(
     if not together:
         log.info("the arms do not fit together, as far as is known: they train one after the other")
     outcomes = run_arms(arms, spec, block, together)
+    result = _result(job, config, spec, block, outcomes)
+    with atomic_folder(target) as folder:
+        write_json(folder / "bench.json", result)
+        plot(result, folder / "bench.png")
+    return target, result
+
+
+def _result(
+    job: Job, config: RunConfig, spec: Spec, block: int, outcomes: Mapping[str, Outcome]
+) -> dict[str, Any]:
+    """What bench.json holds."""
     counts = {outcome.parameters for outcome in outcomes.values()}
     if len(counts) > 1:
         told = ", ".join(f"{arm} {outcome.parameters}" for arm, outcome in outcomes.items())
         raise FasttuneError("the arms train different numbers of parameters", told, "")
-    taken = {arm: outcome.steps for arm, outcome in outcomes.items()}
-    compared = figures(taken, block)
-    checkpointing = config.train.gradient_checkpointing
+    compared = figures({arm: outcome.steps for arm, outcome in outcomes.items()}, block)
     for arm, outcome in outcomes.items():
+        notebook = arm == "unsloth" and spec.notebook_checkpointing
         compared[arm] |= {
             "peak_memory_bytes": outcome.peak_memory,
             "gradient_checkpointing": "unsloth"
-            if arm == "unsloth" and notebook_checkpointing
-            else checkpointing,
+            if notebook
+            else config.train.gradient_checkpointing,
             "steps": [vars(step) for step in outcome.steps],
         }
-    result = {
+    return {
         "template": job.template.name,
         "model": job.model,
         "quantization": config.model.quantization,
@@ -120,10 +130,6 @@ def bench(
         "arms": compared,
         "config": config.as_dict(),
     }
-    with atomic_folder(target) as folder:
-        write_json(folder / "bench.json", result)
-        plot(result, folder / "bench.png")
-    return target, result
 
 
 def resolved(config: RunConfig, model: str, choices: Choices) -> RunConfig:

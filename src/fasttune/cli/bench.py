@@ -110,7 +110,7 @@ def _show(folder: Path, result: dict[str, Any]) -> None:
             f"{values['seconds_per_step']:.3f}",
             f"{speedup['median']:.2f}",
             f"{speedup['low']:.2f} … {speedup['high']:.2f}",
-            f"{values['peak_memory_bytes'] / 2**30:.2f} GiB",
+            f"{values['peak_memory_bytes'] / 1e9:.2f} GB",
             f"{values['first_loss']:.4f}",
             f"{values['final_loss']:.4f}",
             "-" if difference is None else f"{100 * difference:+.2f} %",

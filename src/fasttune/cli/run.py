@@ -151,7 +151,7 @@ def _summary(found: Run, manifest: dict[str, Any]) -> None:
     out.print(
         f"{manifest['steps']} steps, {manifest['tokens_per_second']:.0f} tokens/s, "
         f"{manifest['seconds']['train']:.0f} s, "
-        f"{manifest['peak_memory_bytes'] / 2**30:.1f} GiB at the peak"
+        f"{manifest['peak_memory_bytes'] / 1e9:.1f} GB at the peak"
     )
     if saved := manifest["shared_tokens_saved"]:
         out.print(f"{saved:,} tokens of shared beginnings were not computed again")

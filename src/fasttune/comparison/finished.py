@@ -19,10 +19,9 @@ from fasttune.comparison.plan import (
 from fasttune.data.split import data_hash
 from fasttune.encoding.cache import encode_rows
 from fasttune.errors import FasttuneError
-from fasttune.job import prepare
+from fasttune.job import Job, prepare
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.plugins.registry import Plugins
-from fasttune.plugins.template import Row
 from fasttune.runs import Run
 
 
@@ -36,48 +35,15 @@ def plan_runs(
             differ.
     """
     require_different("RUN", [str(run.folder.resolve()) for run in runs])
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.manifest["status"] != "done":
-            raise FasttuneError(
-                f"run '{run.name}' is not done; its status is {run.manifest['status']}",
-                str(run.folder),
-                f"finish it: fasttune run --resume {run.folder}",
-            )
-        run.check_template(plugins.identity(run.config.template))
-        groups.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
-    labels = _labels([group[0] for group in groups.values()])
-    formats: list[Format] = []
-    rows: tuple[Sequence[Row], Sequence[Row]] | None = None
-    kept: set[int] | None = None
-    for label, group in zip(labels, groups.values(), strict=True):
-        config = group[0].config
-        ready = prepare(config, plugins)
-        for run in group:
-            run.check_data(ready.train, ready.eval)
-        # A system text of the run's own is part of its format, not of the rows.
-        bare = prepare(replace(config, system=None), plugins) if config.system else ready
-        rows = rows or (bare.train, bare.eval)
-        _require_same_rows(rows, (bare.train, bare.eval), runs[0], group[0])
-        # A row that is too long in one format only was trained on in the others.
-        tokenizer = load_tokenizer(ready.model)
-        fits = {*encode_rows(ready.train, tokenizer, config, "training").places}
-        kept = fits if kept is None else kept
-        if fits != kept:
-            raise FasttuneError(
-                "the rows differ, as not the same ones are short enough",
-                f"{runs[0].folder}: trained on {len(kept)} rows\n"
-                f"{group[0].folder}: trained on {len(fits)} rows",
-                "train both on the same rows: fasttune compare --templates A,B",
-            )
-        by_seed = {run.config.seed: run for run in group}
-        if len(by_seed) < len(group):
-            raise FasttuneError(
-                "two of the runs differ in nothing, not even the seed",
-                "\n".join(str(run.folder) for run in group),
-                "leave one out",
-            )
-        formats.append(Format(label, ready, by_seed))
+    groups = _groups(runs, plugins)
+    labels = _labels([group[0] for group in groups])
+    formats = [
+        Format(label, _job(group, plugins), _by_seed(group))
+        for label, group in zip(labels, groups, strict=True)
+    ]
+    firsts = [group[0] for group in groups]
+    _require_same_rows(formats, firsts, plugins)
+    _require_same_fit(formats, firsts)
     if not formats[0].job.eval:
         raise FasttuneError(
             "the runs hold no rows out", str(runs[0].folder), "train with data.eval_fraction"
@@ -91,6 +57,41 @@ def plan_runs(
         ),
     }
     return make_plan(folder, formats, measuring, about, _differing(formats))
+
+
+def _groups(runs: Sequence[Run], plugins: Plugins) -> list[list[Run]]:
+    """The runs by their settings without the seed, all of them done and their templates as they
+    were."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.manifest["status"] != "done":
+            raise FasttuneError(
+                f"run '{run.name}' is not done; its status is {run.manifest['status']}",
+                str(run.folder),
+                f"finish it: fasttune run --resume {run.folder}",
+            )
+        run.check_template(plugins.identity(run.config.template))
+        groups.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
+    return list(groups.values())
+
+
+def _job(group: Sequence[Run], plugins: Plugins) -> Job:
+    """What the runs of one format began with."""
+    job = prepare(group[0].config, plugins)
+    for run in group:
+        run.check_data(job.train, job.eval)
+    return job
+
+
+def _by_seed(group: Sequence[Run]) -> dict[int, Run | None]:
+    by_seed: dict[int, Run | None] = {run.config.seed: run for run in group}
+    if len(by_seed) < len(group):
+        raise FasttuneError(
+            "two of the runs differ in nothing, not even the seed",
+            "\n".join(str(run.folder) for run in group),
+            "leave one out",
+        )
+    return by_seed
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -135,16 +136,39 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
     return found
 
 
-def _require_same_rows(
-    ours: tuple[Sequence[Row], Sequence[Row]],
-    theirs: tuple[Sequence[Row], Sequence[Row]],
-    first: Run,
-    other: Run,
-) -> None:
-    for what, left, right in zip(("training", "held-out"), ours, theirs, strict=True):
-        if data_hash(left) != data_hash(right):
+def _require_same_rows(formats: Sequence[Format], runs: Sequence[Run], plugins: Plugins) -> None:
+    """Insist on the same rows in all formats; a system text of the run's own is part of its format,
+    not of the rows."""
+    bare = [
+        prepare(replace(each.job.config, system=None), plugins)
+        if each.job.config.system
+        else each.job
+        for each in formats
+    ]
+    for job, run in zip(bare[1:], runs[1:], strict=True):
+        for what, left, right in (
+            ("training", bare[0].train, job.train),
+            ("held-out", bare[0].eval, job.eval),
+        ):
+            if data_hash(left) != data_hash(right):
+                raise FasttuneError(
+                    f"the {what} rows differ, so the runs cannot be compared",
+                    f"{runs[0].folder}: {len(left)} rows\n{run.folder}: {len(right)} rows",
+                    "train both on the same rows: fasttune compare --templates A,B",
+                )
+
+
+def _require_same_fit(formats: Sequence[Format], runs: Sequence[Run]) -> None:
+    """A row that is too long in one format only was trained on in the others."""
+    kept = [
+        {*encode_rows(job.train, load_tokenizer(job.model), job.config, "training").places}
+        for job in (each.job for each in formats)
+    ]
+    for fits, run in zip(kept[1:], runs[1:], strict=True):
+        if fits != kept[0]:
             raise FasttuneError(
-                f"the {what} rows differ, so the runs cannot be compared",
-                f"{first.folder}: {len(left)} rows\n{other.folder}: {len(right)} rows",
+                "the rows differ, as not the same ones are short enough",
+                f"{runs[0].folder}: trained on {len(kept[0])} rows\n"
+                f"{run.folder}: trained on {len(fits)} rows",
                 "train both on the same rows: fasttune compare --templates A,B",
             )

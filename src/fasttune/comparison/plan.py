@@ -109,14 +109,7 @@ def plan_templates(
     tokenizer = load_tokenizer(jobs[0].model)
     train = _shared([job.train for job in jobs], tokenizer, config, "training")
     held_out = _shared([job.eval for job in jobs], tokenizer, config, "held-out")
-    for what, shared in (("to train on", train), ("held out", held_out)):
-        if not shared[0].rows:
-            raise FasttuneError(
-                f"no row {what} can be used in all of the formats",
-                jobs[0].source,
-                "look at each with: fasttune data FILE --template NAME; data.eval_fraction sets "
-                "how many are held out",
-            )
+    _require_rows(jobs[0], train[0], held_out[0])
     means = [sum(side.lengths) / len(side.rows) for side in train]
     counts = [
         round(steps(len(train[0].rows), config) * (max(means) / mean if budget == "tokens" else 1))
@@ -150,6 +143,17 @@ def plan_templates(
         },
         [f"{left_out} rows cannot be used in every format and were left out."] if left_out else [],
     )
+
+
+def _require_rows(job: Job, train: _Side, held_out: _Side) -> None:
+    for what, side in (("to train on", train), ("held out", held_out)):
+        if not side.rows:
+            raise FasttuneError(
+                f"no row {what} can be used in all of the formats",
+                job.source,
+                "look at each with: fasttune data FILE --template NAME; data.eval_fraction sets "
+                "how many are held out",
+            )
 
 
 def _with_steps(config: RunConfig, count: int) -> RunConfig:

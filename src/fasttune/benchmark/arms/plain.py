@@ -18,38 +18,56 @@ from fasttune.models.lora import choose_targets
 
 def train(spec: Spec, pace: Pace, folder: Path) -> None:
     """transformers and PEFT in a short loop."""
-    import peft
     from torch.nn.utils import clip_grad_norm_
-    from torch.utils.data import DataLoader
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        BitsAndBytesConfig,
-        DataCollatorForSeq2Seq,
-        get_scheduler,
-    )
+    from transformers import AutoTokenizer, get_scheduler
 
-    config, lora, chosen = spec.config, spec.config.lora, spec.config.train
+    config, chosen = spec.config, spec.config.train
     device = torch.device(tensor_device())
     dtype = getattr(torch, DTYPES[config.model.precision])
-    quantized = config.model.quantization == "nf4"
-    checkpointing = chosen.gradient_checkpointing != "off"
     tokenizer = AutoTokenizer.from_pretrained(config.model.name)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
+    model = _model(config, dtype, device)
+    batches = _batches(spec, tokenizer)
+    optimizer = _optimizer(trainable(model), config)
+    scheduler = get_scheduler(chosen.schedule, optimizer, chosen.warmup_steps, spec.steps)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    pace.ready(count_trainable(model))
+    for _ in range(spec.steps):
+        parts = [next(batches).to(device) for _ in range(chosen.gradient_accumulation)]
+        learned = sum((part["labels"][:, 1:] != -100).sum() for part in parts)
+        total = 0.0
+        for part in parts:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = model(**part, num_items_in_batch=learned).loss
+            scaler.scale(loss).backward()
+            total += loss.item()
+        scaler.unscale_(optimizer)
+        clip_grad_norm_(trainable(model), chosen.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+        optimizer.zero_grad()
+        pace.step(total)
+
+
+def _model(config: RunConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """The base with fresh adapters, in training mode."""
+    import peft
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    lora = config.lora
+    quantized = config.model.quantization == "nf4"
+    checkpointing = config.train.gradient_checkpointing != "off"
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
     model = AutoModelForCausalLM.from_pretrained(
         config.model.name,
         dtype=dtype,
         device_map=device.type,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        if quantized
-        else None,
+        quantization_config=nf4 if quantized else None,
     )
     if config.model.dropout == "off":
         switch_dropout_off(model)
@@ -73,39 +91,22 @@ def train(spec: Spec, pace: Pace, folder: Path) -> None:
     )
     start_adapters(model, config.seed)
     model.config.use_cache = False
-    model.train()
+    return model.train()
 
-    examples = [{"input_ids": row.input_ids, "labels": row.labels} for row in spec.rows]
-    batches = _again_and_again(
-        DataLoader(
-            examples,
-            batch_size=chosen.batch_size,
-            collate_fn=DataCollatorForSeq2Seq(tokenizer),
-        )
+
+def _batches(spec: Spec, tokenizer: Any) -> Iterator[Any]:
+    """Padded batches of the rows in order, again and again."""
+    from torch.utils.data import DataLoader
+    from transformers import DataCollatorForSeq2Seq
+
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    loader = DataLoader(
+        [{"input_ids": row.input_ids, "labels": row.labels} for row in spec.rows],
+        batch_size=spec.config.train.batch_size,
+        collate_fn=DataCollatorForSeq2Seq(tokenizer),
     )
-    optimizer = _optimizer(trainable(model), config)
-    scheduler = get_scheduler(chosen.schedule, optimizer, chosen.warmup_steps, spec.steps)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    pace.ready(count_trainable(model))
-    for _ in range(spec.steps):
-        parts = [next(batches).to(device) for _ in range(chosen.gradient_accumulation)]
-        learned = sum((part["labels"][:, 1:] != -100).sum() for part in parts)
-        total = 0.0
-        for part in parts:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = model(**part, num_items_in_batch=learned).loss
-            scaler.scale(loss).backward()
-            total += loss.item()
-        scaler.unscale_(optimizer)
-        clip_grad_norm_(trainable(model), chosen.max_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        optimizer.zero_grad()
-        pace.step(total)
-
-
-def _again_and_again(loader: Any) -> Iterator[Any]:
     while True:
         yield from loader
 
