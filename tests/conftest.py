@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import logging
 import os
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -34,6 +38,49 @@ def listening():
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def cli(*arguments: object) -> Ended:
+    """Run the command line in this process; what it prints is printed, too, for capsys."""
+    from fasttune.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.raises(SystemExit) as stopped,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        main([str(argument) for argument in arguments])
+    sys.stdout.write(out.getvalue())
+    sys.stderr.write(err.getvalue())
+    return Ended(int(stopped.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def rows(count: int) -> list[dict[str, str]]:
+    """Rows of one kind, each with other numbers; every second one has an input."""
+    return [
+        {
+            "instruction": f"Add {n} and {n + 1}.",
+            "input": "" if n % 2 else "Two numbers.",
+            "reasoning": f"{n} + {n + 1} = {2 * n + 1}.",
+            "output": f"{2 * n + 1}",
+        }
+        for n in range(count)
+    ]
+
+
+def write_rows(file: Path, rows: list[dict[str, str]]) -> Path:
+    """The rows as JSON Lines."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
 
 
 def build_phi2_tokenizer():
@@ -100,53 +147,66 @@ PHI2 = {
 }
 
 
-@pytest.fixture(scope="session")
-def tiny_phi(tmp_path_factory, phi2_tokenizer) -> Path:
-    """A folder with microsoft/phi-2 itself, in fp16 as it is published, but for its size: hidden
-    320, 4 heads and 2 layers. Its dropout is that of the real one."""
+def tiny_model(kind: str, tokenizer=None, seed: int = 0, dtype: str = "float32", **sizes) -> Path:
+    """A folder with a random model of a kind, "phi" or "llama".
+
+    A Phi is microsoft/phi-2 by its config.json, dropout and all, but for its size: hidden 320, 4
+    heads and 2 layers. A Llama has hidden 128, grouped-query attention and 2 layers.
+
+    Args:
+        tokenizer: by default Phi-2's.
+        dtype: of the files.
+        sizes: any settings of the config.
+    """
     import torch
-    from transformers import AutoConfig, PhiForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = {
-        **PHI2,
-        "hidden_size": 320,
-        "intermediate_size": 1280,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "num_hidden_layers": 2,
-    }
-    folder = tmp_path_factory.mktemp("tiny-phi")
-    published = json.dumps(settings, indent=2) + "\n"
-    (folder / "config.json").write_text(published)
-    torch.manual_seed(0)
-    PhiForCausalLM(AutoConfig.from_pretrained(folder)).half().save_pretrained(folder)
-    (folder / "config.json").write_text(published)  # not as this transformers would write it
-    phi2_tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory, phi2_tokenizer) -> Path:
-    """A folder with a Llama of hidden 128, grouped-query attention and 2 layers, in fp32."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=51200,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        bos_token_id=50256,
-        eos_token_id=50256,
+    small = {
+        "phi": {
+            **PHI2,
+            "hidden_size": 320,
+            "intermediate_size": 1280,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "num_hidden_layers": 2,
+        },
+        "llama": {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": 51200,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "bos_token_id": 50256,
+            "eos_token_id": 50256,
+        },
+    }[kind]
+    folder = Path(tempfile.mkdtemp(prefix=f"tiny-{kind}-", dir=os.environ["FASTTUNE_CACHE"]))
+    written = json.dumps({**small, "torch_dtype": dtype, **sizes}, indent=2) + "\n"
+    (folder / "config.json").write_text(written)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.from_pretrained(folder), dtype=torch.float32
     )
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    phi2_tokenizer.save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    (folder / "config.json").write_text(written)  # not as this transformers would write it
+    (tokenizer or build_phi2_tokenizer()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_phi(phi2_tokenizer) -> Path:
+    """Phi-2 but for its size, in fp16 as it is published."""
+    return tiny_model("phi", phi2_tokenizer, dtype="float16")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(phi2_tokenizer) -> Path:
+    """A Llama in fp32."""
+    return tiny_model("llama", phi2_tokenizer)
 
 
 def choices_for(model, device=None, **more):

@@ -7,20 +7,18 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
-import fasttune.models.unsloth
-
 # isort: split
 import pytest
 
 from fasttune.benchmark.figures import Step, figures
 from fasttune.benchmark.pipe import Spec, Worker
 from fasttune.benchmark.turns import Outcome, make_spec, resolved, run_arms
-from fasttune.cli import main
 from fasttune.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.machine import this_device
 from fasttune.models.choices import decide
+from tests.conftest import cli
 
 
 @pytest.fixture
@@ -37,13 +35,6 @@ def data(tmp_path) -> Path:
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
-
-
-def fasttune(*arguments: str) -> int:
-    """Run the command line in this process and return its exit status."""
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return int(stopped.value.code or 0)
 
 
 # Figures
@@ -208,7 +199,7 @@ def test_the_plan_says_whether_the_arms_fit_together(
         "bench", "--data", str(data), "--model", str(tiny_llama), "--arms", "plain,fasttune",
         "--block", "2", "--rows", "12", "--output", str(tmp_path / "result"), "train.batch_size=4",
     ]  # fmt: skip
-    assert fasttune(*command) == 0
+    assert cli(*command).status == 0
     said = capsys.readouterr().err
     assert events == expected
     assert ("they train one after the other" in said) == (expected == ONE_BY_ONE)
@@ -219,7 +210,7 @@ def test_a_benchmark_started_as_several_processes_is_refused(tiny_llama, data, m
     monkeypatch.setattr(
         "fasttune.benchmark.turns.Worker", lambda *_: pytest.fail("an arm was started")
     )
-    assert fasttune("bench", "--data", str(data), "--model", str(tiny_llama)) == 2
+    assert cli("bench", "--data", str(data), "--model", str(tiny_llama)).status == 2
     assert capsys.readouterr().err.startswith("error: 2 processes were started")
 
 
@@ -245,14 +236,14 @@ def test_a_target_that_the_plan_does_not_find_starts_no_arm(misspelt, monkeypatc
     monkeypatch.setattr(
         "fasttune.benchmark.turns.Worker", lambda *_: pytest.fail("an arm was started")
     )
-    assert fasttune(*misspelt) == 2
+    assert cli(*misspelt).status == 2
     assert "error: LoRA target 'o_porj' matches no layer of this llama" in capsys.readouterr().err
 
 
 def test_an_arm_that_refuses_is_its_own_error(misspelt, tmp_path, monkeypatch, capsys):
     # As for an architecture that the planner does not know.
     monkeypatch.setattr("fasttune.benchmark.turns.foresee", lambda *_: None)
-    status = fasttune(*misspelt)
+    status = cli(*misspelt).status
     told = capsys.readouterr().err
     assert status == 2 and "Traceback" not in told
     assert "error: the plain arm failed: LoRA target 'o_porj' matches no layer" in told
@@ -272,7 +263,7 @@ def test_all_arms_take_the_same_steps_and_the_result_says_so(tiny_phi, data, tmp
         "train.gradient_accumulation=2", "train.epochs=2", "train.warmup_steps=1",
         "train.learning_rate=1e-2", "train.max_grad_norm=0.5",
     ]  # fmt: skip
-    assert fasttune(*command) == 0
+    assert cli(*command).status == 0
     printed = json.loads(capsys.readouterr().out)
     saved = json.loads((target / "bench.json").read_text())
     assert printed == {"folder": str(target), **saved}
@@ -294,5 +285,5 @@ def test_all_arms_take_the_same_steps_and_the_result_says_so(tiny_phi, data, tmp
         assert sum(step["tokens"] for step in values["steps"]) == 2 * saved["data"]["tokens"]
         assert values["largest_loss_difference"] <= 1e-3
 
-    assert fasttune(*command) == 2  # at once: a result is never overwritten
+    assert cli(*command).status == 2  # at once: a result is never overwritten
     assert "the result folder exists" in capsys.readouterr().err

@@ -7,20 +7,12 @@ import re
 
 import pytest
 
-from fasttune.cli import main
 from fasttune.machine import Device
 from fasttune.runs import find_run
 from tests.cli.test_app import HEAVY, modules_after
-from tests.conftest import listening
+from tests.conftest import cli, listening
 
 SMALL_RAM = Device("CPU", "cpu", 1.4e9, matmul=1e11)
-
-
-def fasttune(*arguments: str) -> int:
-    """Run the command line in this process and return its exit status."""
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return int(stopped.value.code or 0)
 
 
 @pytest.fixture
@@ -51,11 +43,11 @@ def small_ram(monkeypatch):
 
 
 def run(tiny_phi, data, tmp_path, *more):
-    return fasttune(
+    return cli(
         "run", "--template", "alpaca", "--data", data, "--model", str(tiny_phi),
         "--output", str(tmp_path / "runs"), "data.eval_fraction=0", "samples.count=0",
         "model.precision=fp32", "train.max_steps=1", *more,
-    )  # fmt: skip
+    ).status  # fmt: skip
 
 
 def test_a_plan_for_a_gpu_imports_nothing_heavy():
@@ -63,7 +55,7 @@ def test_a_plan_for_a_gpu_imports_nothing_heavy():
 
 
 def test_the_default_on_a_gpu_is_phi_2(capsys):
-    assert fasttune("plan", "--gpu", "a10g", "model.max_length=2048", "train.batch_size=2") == 0
+    assert cli("plan", "--gpu", "a10g", "model.max_length=2048", "train.batch_size=2").status == 0
     shown = capsys.readouterr().out
     assert "microsoft/phi-2: 2,779.7 M parameters, base in NF4, LoRA 23.59 M" in shown
     assert "4096 tokens in the largest" in shown and "checkpointing unsloth; fits" in shown
@@ -79,7 +71,7 @@ def test_the_default_on_a_gpu_is_phi_2(capsys):
 
 def test_json_has_the_parts_and_what_fits(capsys):
     arguments = ["plan", "--gpu", "16GB", "--json", "train.max_steps=10", "train.batch_size=1"]
-    assert fasttune(*arguments) == 0
+    assert cli(*arguments).status == 0
     plan = json.loads(capsys.readouterr().out)
     assert sum(plan["bytes"].values()) == pytest.approx(plan["peak_bytes"], abs=5)
     assert plan["fits"] and plan["steps"] == 10 and plan["rows"] is None
@@ -93,7 +85,7 @@ def test_json_has_the_parts_and_what_fits(capsys):
 
 def test_rows_are_counted_with_the_models_tokenizer(tiny_phi, data, capsys):
     arguments = ["plan", "-t", "alpaca", "-d", data, "-m", str(tiny_phi), "--gpu", "t4", "--json"]
-    assert fasttune(*arguments, "data.eval_fraction=0") == 0
+    assert cli(*arguments, "data.eval_fraction=0").status == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["rows"] == 12 and plan["steps"] == 3
     assert 100 < plan["step_tokens"] <= plan["peak_tokens"] < 1000
@@ -101,7 +93,7 @@ def test_rows_are_counted_with_the_models_tokenizer(tiny_phi, data, capsys):
 
 def test_without_a_tokenizer_every_row_is_as_long_as_it_may_be(data, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_CACHE", "/nowhere")
-    assert fasttune("plan", "-t", "alpaca", "-d", data, "--gpu", "t4", "--json") == 0
+    assert cli("plan", "-t", "alpaca", "-d", data, "--gpu", "t4", "--json").status == 0
     captured = capsys.readouterr()
     assert "rows not counted" in captured.err
     assert json.loads(captured.out)["peak_tokens"] == 4 * 1024
@@ -122,7 +114,7 @@ def test_without_a_tokenizer_every_row_is_as_long_as_it_may_be(data, monkeypatch
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_what_is_wrong_ends_with_status_2(arguments, expected, capsys):
-    assert fasttune("plan", *arguments) == 2
+    assert cli("plan", *arguments).status == 2
     assert expected in capsys.readouterr().err
 
 

@@ -8,18 +8,16 @@ import shutil
 from itertools import groupby
 from pathlib import Path
 
-import fasttune.models.unsloth
-
 # isort: split
 import pytest
 
-from fasttune.cli import main
 from fasttune.comparison.finished import plan_runs
 from fasttune.comparison.plan import Measuring, plan_templates
 from fasttune.config import load_config
 from fasttune.errors import FasttuneError
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, list_runs
+from tests.conftest import cli
 
 PLUGINS = load_plugins()
 
@@ -51,12 +49,6 @@ def settings(tiny_phi: Path) -> list[str]:
         "data.eval_fraction=0.4", "train.batch_size=2", "train.max_steps=4", "train.warmup_steps=1",
         "train.learning_rate=1e-2",
     ]  # fmt: skip
-
-
-def fasttune(*words: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([*words])
-    return int(stopped.value.code or 0)
 
 
 def plan(tiny_phi, data, *overrides, templates=("alpaca", "reasoning"), **more):
@@ -172,7 +164,7 @@ def test_no_format_may_stop_early(tiny_phi, data):
 )
 def test_bad_input_is_one_error(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert fasttune("compare", *words) == 2
+    assert cli("compare", *words).status == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert list(tmp_path.iterdir()) == []
 
@@ -203,7 +195,7 @@ def compared(tiny_phi, data, tmp_path_factory) -> tuple[Path, list[str]]:
         return collate(self, examples)
 
     patch.setattr(Collator, "__call__", noting)
-    assert fasttune(*command) == 130
+    assert cli(*command).status == 130
     interrupted = {
         run.config.template + str(run.config.seed): run for run in list_runs(folder / "runs")
     }
@@ -214,7 +206,7 @@ def compared(tiny_phi, data, tmp_path_factory) -> tuple[Path, list[str]]:
     ]
     kept = {file: file.stat().st_mtime_ns for file in (folder / "answers").iterdir()}
     assert len(kept) == 4  # two untuned, two tuned
-    assert fasttune(*command) == 0
+    assert cli(*command).status == 0
     patch.undo()
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
     write(folder.parent / "batches.jsonl", batches)  # type: ignore[arg-type]
@@ -254,7 +246,7 @@ def test_the_formats_saw_the_same_rows_in_the_same_order(compared, phi2_tokenize
 @pytest.mark.slow
 def test_the_result_as_json(compared, capsys):
     folder, command = compared
-    assert fasttune(*command, "--json") == 0  # everything is there: nothing is done again
+    assert cli(*command, "--json").status == 0  # everything is there: nothing is done again
     result = json.loads(capsys.readouterr().out)
     saved = json.loads((folder / "comparison.json").read_text())
     assert result == {"folder": str(folder), **saved}
@@ -280,7 +272,7 @@ def test_the_result_as_json(compared, capsys):
 @pytest.mark.slow
 def test_the_table_in_the_terminal(compared, capsys):
     folder, command = compared
-    assert fasttune(*command) == 0
+    assert cli(*command).status == 0
     out = capsys.readouterr().out
     assert "bits_per_byte ↓" in out and "alpaca, untuned" in out
     assert "reasoning is better than reasoning, untuned on" in out
@@ -300,7 +292,7 @@ def test_runs_that_exist_are_compared_by_their_seeds(compared, capsys, tmp_path)
         "-o",
         str(tmp_path / "c"),
     ]
-    assert fasttune("compare", *runs, *measure, "--json") == 0
+    assert cli("compare", *runs, *measure, "--json").status == 0
     result = json.loads(capsys.readouterr().out)
     saved = json.loads((folder / "comparison.json").read_text())
     for label in ("alpaca", "reasoning"):
@@ -313,10 +305,10 @@ def test_runs_on_other_rows_are_refused(compared, tiny_phi, tmp_path, capsys):
     folder, _ = compared
     other = write(tmp_path / "other.jsonl", rows(29))
     words = ["-d", str(other), "-t", "alpaca", "-o", str(tmp_path / "runs"), "samples.count=0"]
-    assert fasttune("run", *words, *settings(tiny_phi), "train.max_steps=1") == 0
+    assert cli("run", *words, *settings(tiny_phi), "train.max_steps=1").status == 0
     [run] = list_runs(tmp_path / "runs")
     first = list_runs(folder / "runs")[0]
-    assert fasttune("compare", str(first.folder), str(run.folder)) == 2
+    assert cli("compare", str(first.folder), str(run.folder)).status == 2
     assert "rows differ" in capsys.readouterr().err
 
 
@@ -324,7 +316,7 @@ def test_runs_on_other_rows_are_refused(compared, tiny_phi, tmp_path, capsys):
 def test_a_folder_of_another_comparison_is_left_alone(compared, capsys):
     folder, command = compared
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    assert fasttune(*command, "lora.r=8") == 2
+    assert cli(*command, "lora.r=8").status == 2
     assert "holds another comparison" in capsys.readouterr().err
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
@@ -338,11 +330,11 @@ def test_saved_answers_are_read_back_while_they_are_true(compared, tmp_path, cap
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
     words = [str(moved) if word == str(folder) else word for word in command]
-    assert fasttune(*words) == 0
+    assert cli(*words).status == 0
     said = capsys.readouterr().err
     assert "training" not in said and "answering" not in said
     monkeypatch.setattr(Reasoning, "parse", lambda self, text: {"reasoning": "", "response": text})
-    assert fasttune(*words) == 0
+    assert cli(*words).status == 0
     said = capsys.readouterr().err
     assert "training" not in said and said.count("answering") == 3  # untuned, and two seeds
     saved = json.loads((moved / "answers" / "reasoning-seed-1.json").read_text())
@@ -356,7 +348,7 @@ def test_the_answers_of_a_run_that_is_gone_are_not_used(compared, tmp_path, caps
     shutil.copytree(folder, copy)
     lost = next(run for run in list_runs(copy / "runs") if run.config.template == "alpaca")
     shutil.rmtree(lost.folder)
-    assert fasttune(*[str(copy) if word == str(folder) else word for word in command]) == 0
+    assert cli(*[str(copy) if word == str(folder) else word for word in command]).status == 0
     said = capsys.readouterr().err
     assert said.count("training alpaca") == 1 and said.count("answering") == 1
 
@@ -372,5 +364,5 @@ def test_runs_of_one_name_and_runs_that_are_not_done(compared, tmp_path, capsys)
     labels = [each.label for each in plan_runs(both, Measuring(), PLUGINS).formats]
     assert labels == [str(run.folder) for run in both]
     both[0].update({"status": "interrupted"})
-    assert fasttune("compare", *(str(run.folder) for run in both)) == 2
+    assert cli("compare", *(str(run.folder) for run in both)).status == 2
     assert "is not done; its status is interrupted" in capsys.readouterr().err

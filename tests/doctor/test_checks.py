@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from fasttune import FasttuneError, hub
-from fasttune.cli import main
 from fasttune.doctor import libraries, machine
 from fasttune.doctor.checks import Result, diagnose
 from fasttune.doctor.machine import CHECKS
 from fasttune.machine import Device
 from fasttune.planning.devices import GPUS
+from tests.conftest import cli
 
 
 def no_version(monkeypatch, name):
@@ -80,17 +80,11 @@ def test_a_crash_is_that_checks_failure_and_not_the_end(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def run(*arguments):
-    with pytest.raises(SystemExit) as caught:
-        main(["doctor", *arguments])
-    return caught.value.code
-
-
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warning", 0), ("failure", 1)])
 def test_exit_status_and_json(monkeypatch, capsys, status, code):
     result = Result(status, "what was found", "what to do")
     monkeypatch.setattr(machine, "CHECKS", [("one", lambda: result)])
-    assert run("--json") == code
+    assert cli("doctor", "--json").status == code
     one, plugins = json.loads(capsys.readouterr().out)
     assert one == {
         "name": "one",
@@ -105,7 +99,7 @@ def test_table(monkeypatch, capsys):
     monkeypatch.setattr(
         machine, "CHECKS", [("one", lambda: Result("failure", "a [red] thing", "mend it"))]
     )
-    assert run() == 1
+    assert cli("doctor").status == 1
     captured = capsys.readouterr()
     assert "a [red] thing" in captured.out and "-> mend it" in captured.out
     assert "Traceback" not in captured.err
@@ -116,15 +110,15 @@ def test_offline_leaves_the_hub_alone(monkeypatch, capsys):
         raise AssertionError("asked")
 
     monkeypatch.setattr(machine, "CHECKS", [("Hub", ask)])
-    assert run("--json", "--offline") == 0
+    assert cli("doctor", "--json", "--offline").status == 0
     assert [finding["name"] for finding in json.loads(capsys.readouterr().out)] == ["plugins"]
-    assert run("--json") == 1
+    assert cli("doctor", "--json").status == 1
 
 
 def test_a_broken_plugin_is_a_failure(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(machine, "CHECKS", [])
     (tmp_path / "broken.py").write_text("1 / 0\n")
-    assert run("--json", "--plugins-dir", str(tmp_path)) == 1
+    assert cli("doctor", "--json", "--plugins-dir", str(tmp_path)).status == 1
     (finding,) = json.loads(capsys.readouterr().out)
     assert finding["status"] == "failure"
     assert "broken.py" in finding["detail"] and "ZeroDivisionError" in finding["detail"]
@@ -132,7 +126,7 @@ def test_a_broken_plugin_is_a_failure(tmp_path, capsys, monkeypatch):
 
 def test_plugins_that_cannot_even_be_listed_are_a_failure(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(machine, "CHECKS", [])
-    assert run("--json", "--plugins-dir", str(tmp_path / "absent")) == 1
+    assert cli("doctor", "--json", "--plugins-dir", str(tmp_path / "absent")).status == 1
     assert "no such plugins folder" in json.loads(capsys.readouterr().out)[0]["detail"]
 
 

@@ -21,7 +21,6 @@ import fasttune.models.unsloth  # noqa: F401  before transformers and PEFT
 import torch
 from safetensors.torch import load_file, save_file
 
-from fasttune.cli import main
 from fasttune.config import DataConfig, ModelConfig, RunConfig, SamplesConfig, dump_config
 from fasttune.errors import FasttuneError
 from fasttune.exports import export as exporting
@@ -33,7 +32,7 @@ from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.exporter import EXACT, QUANTISED, Bounds
 from fasttune.plugins.template import Template, given, learn
 from fasttune.runs import Run
-from tests.conftest import listening
+from tests.conftest import cli, listening, tiny_model
 
 EOS = 256
 TARGETS = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]
@@ -66,25 +65,15 @@ def plugins():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    from transformers import PhiConfig, PhiForCausalLM
-
-    torch.manual_seed(0)
-    config = PhiConfig(
+    folder = tiny_model(
+        "phi",
+        build_byte_tokenizer(),
         vocab_size=EOS + 8,
-        hidden_size=320,
         intermediate_size=640,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        partial_rotary_factor=0.4,
-        max_position_embeddings=2048,
         bos_token_id=EOS,
         eos_token_id=EOS + 1,
     )
-    folder = tmp_path_factory.mktemp("models") / "tiny-phi-2"
-    PhiForCausalLM(config).save_pretrained(folder)
-    tokenizer = build_byte_tokenizer()
-    tokenizer.save_pretrained(folder)
-    return folder
+    return folder.rename(tmp_path_factory.mktemp("models") / "tiny-phi-2")
 
 
 @pytest.fixture(scope="module")
@@ -450,16 +439,10 @@ def plugins_dir(tmp_path) -> Path:
     return folder
 
 
-def command(*arguments) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return stopped.value.code
-
-
 def test_a_failed_export_is_kept_and_marked(run, tmp_path, plugins_dir, capsys):
     target = tmp_path / "out"
     arguments = ["--to", "tampering", "-o", target, "--rows", 1, "--plugins-dir", plugins_dir]
-    assert command("export", run.folder, *arguments) == 1
+    assert cli("export", run.folder, *arguments).status == 1
     printed = capsys.readouterr().out
     assert "NOT verified" in printed and "stops at" in printed
     record = json.loads((target / exporting.RECORD).read_text())
@@ -475,7 +458,7 @@ def test_an_export_that_cannot_be_opened_is_kept_and_marked(
         raise FasttuneError("no program here opens it", str(folder), "install one")
 
     monkeypatch.setattr(RunExport, "open_merged", closed)
-    assert command("export", run.folder, "-o", tmp_path / "out", "--rows", "1") == 1
+    assert cli("export", run.folder, "-o", tmp_path / "out", "--rows", "1").status == 1
     assert "NOT verified: no program here opens it" in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "verification.json").read_text())
     assert record["verified"] is False and "install one" in record["reason"]
@@ -498,7 +481,7 @@ def test_a_killed_export_leaves_nothing_under_its_name(run, tmp_path, plugins_di
     process.wait()
     assert not target.exists()
     [left] = tmp_path.glob(".out.*.tmp")
-    assert command("export", run.folder, "--to", "quick", *options) == 0
+    assert cli("export", run.folder, "--to", "quick", *options).status == 0
     assert (target / "whole.bin").is_file() and not (target / "half.bin").exists()
     assert str(left) in capsys.readouterr().err
 
@@ -578,10 +561,10 @@ def test_rows_that_cannot_be_read_are_told_before_anything_is_written(make_run, 
 
 
 def test_list(plugins_dir, capsys):
-    assert command("export", "--list", "--json", "--plugins-dir", plugins_dir) == 0
+    assert cli("export", "--list", "--json", "--plugins-dir", plugins_dir).status == 0
     listed = {form["name"]: form for form in json.loads(capsys.readouterr().out)}
     assert listed["merged"]["options"] == {"into": ["original", "dequantized"]}
     assert listed["slow"]["plugin"] == "slow"
-    assert command("export", "--list") == 0
+    assert cli("export", "--list").status == 0
     assert "--into original|dequantized" in capsys.readouterr().out
-    assert command("export") == 2
+    assert cli("export").status == 2

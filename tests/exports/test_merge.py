@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fasttune.errors import FasttuneError
 from fasttune.exports import merge, shards
+from tests.conftest import tiny_model
 
 VOCABULARY = 512
 EOS = 7
@@ -21,43 +22,23 @@ IDS = torch.tensor([[50, 100, 500, 7, 42, 51]])
 
 
 @pytest.fixture(scope="module")
-def small_phi(tmp_path_factory) -> Path:
-    """A Phi of hidden 320 with a vocabulary that suits copying, in fp32."""
-    from transformers import PhiConfig, PhiForCausalLM
-
-    torch.manual_seed(0)
-    config = PhiConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=320,
-        intermediate_size=640,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        partial_rotary_factor=0.4,
-    )
-    folder = tmp_path_factory.mktemp("small-phi")
-    PhiForCausalLM(config).save_pretrained(folder)
-    return folder
+def small_phi() -> Path:
+    """A Phi with a vocabulary that suits copying, in fp32."""
+    return tiny_model("phi", vocab_size=VOCABULARY, intermediate_size=640)
 
 
 @pytest.fixture(scope="module")
-def tiny_llama(tmp_path_factory) -> Path:
+def tiny_llama() -> Path:
     """A Llama of hidden 64 with tied embeddings, in fp32."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(1)
-    config = LlamaConfig(
+    return tiny_model(
+        "llama",
+        seed=1,
         vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         tie_word_embeddings=True,
         eos_token_id=EOS - 1,  # not the tokenizer's
     )
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 
 from fasttune import FasttuneError, Template, given, learn
-from fasttune.cli import main
 from fasttune.data.load import Loaded
 from fasttune.data.rows import StoredRows
 from fasttune.encoding.encode import encode
 from fasttune.inspection.preview import pick, pieces, preview, visible
 from fasttune.inspection.preview_html import to_html
 from fasttune.inspection.preview_terminal import TerminalPreview
+from tests.conftest import cli
 
 
 class Short(Template):
@@ -297,14 +297,8 @@ def model(tmp_path, phi2_tokenizer):
     return str(folder)
 
 
-def run(*arguments):
-    with pytest.raises(SystemExit) as caught:
-        main(["preview", *arguments])
-    return caught.value.code
-
-
 def test_command_shows_a_shipped_row(capsys, model):
-    assert run("-t", "reasoning", "--model", model, "--row", "2") == 0
+    assert cli("preview", "-t", "reasoning", "--model", model, "--row", "2").status == 0
     out = capsys.readouterr().out
     assert "template reasoning, row 2, tokenizer of phi-2" in out
     assert "▌ response, trained" in out
@@ -318,7 +312,7 @@ def test_command_json_map_and_system(capsys, model, tmp_path, phi2_tokenizer, re
     data.write_text(json.dumps(moved) + "\n" + json.dumps(moved | {"output": "x"}) + "\n")
     arguments = ["-t", "reasoning", "--model", model, "--data", str(data), "--json"]
     arguments += ["--map", "instruction=frage", "--system", "Be brief.", "--max-length", "30"]
-    assert run(*arguments, "--rows", "2") == 0
+    assert cli("preview", *arguments, "--rows", "2").status == 0
     first, second = json.loads(capsys.readouterr().out)
     assert (first["row"], second["row"], first["too_long"]) == (1, 2, True)
     assert first["text"].startswith("<|system|>Be brief.\n<|instruction|>How many")
@@ -332,7 +326,7 @@ def test_command_json_map_and_system(capsys, model, tmp_path, phi2_tokenizer, re
 
 def test_command_writes_html(capsys, model, tmp_path):
     target = tmp_path / "sub" / "page.html"
-    assert run("-t", "alpaca", "--model", model, "--html", str(target)) == 0
+    assert cli("preview", "-t", "alpaca", "--model", model, "--html", str(target)).status == 0
     assert capsys.readouterr().out == f"{target}\n"
     assert Page(target.read_text(encoding="utf-8")).headings[0] == "preamble"
     assert [path.name for path in target.parent.iterdir()] == ["page.html"]
@@ -348,7 +342,7 @@ def test_command_writes_html(capsys, model, tmp_path):
     ],
 )
 def test_command_refuses(capsys, model, arguments, complaint):
-    assert run(*arguments, "--model", model) == 2
+    assert cli("preview", *arguments, "--model", model).status == 2
     captured = capsys.readouterr()
     assert complaint in captured.err and not captured.out
 

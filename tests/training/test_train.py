@@ -7,8 +7,6 @@ import math
 import shutil
 from pathlib import Path
 
-import fasttune.models.unsloth
-
 # isort: split
 import pytest
 import torch
@@ -16,7 +14,6 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fasttune.cli import main
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.encoding.batches import features, learned, pack, section_names
 from fasttune.encoding.encode import IGNORED, encode
@@ -26,36 +23,15 @@ from fasttune.models.load import add_lora, load_base
 from fasttune.models.sections import SectionLoss
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, find_run
-from tests.conftest import choices_for
+from tests.conftest import choices_for, cli, rows, write_rows
 
 SIX_STEPS = ("train.max_steps=6", "train.eval_steps=3", "train.save_steps=3")
 PHI_TARGETS = {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}
 
 
-def rows(count: int) -> list[dict[str, str]]:
-    return [
-        {
-            "instruction": f"Add {n} and {n + 1}.",
-            "input": "" if n % 2 else "Two numbers.",
-            "reasoning": f"{n} + {n + 1} = {2 * n + 1}.",
-            "output": f"{2 * n + 1}",
-        }
-        for n in range(count)
-    ]
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
-    return file
-
-
-def fasttune(*arguments: str) -> int:
-    """Run the command line in this process and return its exit status."""
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return int(stopped.value.code or 0)
+    return write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", rows(40))
 
 
 def settings(tiny_phi: Path, data: Path, output: Path, *more: str) -> list[str]:
@@ -71,7 +47,7 @@ def settings(tiny_phi: Path, data: Path, output: Path, *more: str) -> list[str]:
 def finished(tiny_phi, data, tmp_path_factory) -> Run:
     """A run of six steps in NF4."""
     output = tmp_path_factory.mktemp("runs")
-    status = fasttune(*settings(tiny_phi, data, output, *SIX_STEPS))
+    status = cli(*settings(tiny_phi, data, output, *SIX_STEPS)).status
     assert status == 0
     return find_run("last", output)
 
@@ -251,7 +227,7 @@ def test_a_run_says_what_was_decided_before_it_trains(
     setting, state, tiny_phi, data, tmp_path, capsys
 ):
     arguments = settings(tiny_phi, data, tmp_path, "train.max_steps=1", "samples.count=0")
-    assert fasttune(*arguments, f"model.dropout={setting}") == 0
+    assert cli(*arguments, f"model.dropout={setting}").status == 0
     said = capsys.readouterr().err.splitlines()
     lines = [
         "choices: NF4 in float32, no autocast, adamw_torch, checkpointing off",
@@ -269,7 +245,7 @@ def test_one_of_several_processes_is_refused_before_anything_is_loaded(
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("load_tokenizer", "load_base"):
         monkeypatch.setattr(f"fasttune.training.train.{name}", lambda *_: pytest.fail("loaded"))
-    assert fasttune(*settings(tiny_phi, data, tmp_path)) == 2
+    assert cli(*settings(tiny_phi, data, tmp_path)).status == 2
     assert capsys.readouterr() == (
         "",
         "error: 2 processes were started, and a run takes one\n"
@@ -346,23 +322,23 @@ def test_a_run_resumed_after_ctrl_c_has_the_losses_of_one_without_a_break(
     folder.mkdir()
     (folder / "interrupting.py").write_text(INTERRUPTING)
     arguments = settings(tiny_phi, data, tmp_path / "runs", *SIX_STEPS)
-    assert fasttune(*arguments, "--plugins-dir", str(folder)) == 130
+    assert cli(*arguments, "--plugins-dir", str(folder)).status == 130
     run = find_run("last", tmp_path / "runs")
     assert f"fasttune run --resume {run.folder}" in capsys.readouterr().err
     assert run.manifest["status"] == "interrupted" and run.manifest["steps"] == 4
     assert run.last_checkpoint().name == "checkpoint-4"
 
-    assert fasttune("generate", str(run.folder), "Hello") == 2
+    assert cli("generate", str(run.folder), "Hello").status == 2
     assert "has no adapter; its status is interrupted" in capsys.readouterr().err
     run.log({"step": 5, "loss": 99.0})  # as if it had been stopped hard after a later step
 
     rows_there = data.read_text()
     data.write_text(rows_there.replace("Add 7 and 8.", "Add 8 and 7."))
-    assert fasttune("run", "--resume", str(run.folder)) == 2
+    assert cli("run", "--resume", str(run.folder)).status == 2
     assert "the rows are not those the run began with" in capsys.readouterr().err
     data.write_text(rows_there)
 
-    assert fasttune("run", "--resume", str(run.folder)) == 0
+    assert cli("run", "--resume", str(run.folder)).status == 0
     assert run.manifest["status"] == "done" and run.manifest["steps"] == 6
     assert len(run.metrics()) == len(finished.metrics())
     for one, other in zip(finished.metrics(), run.metrics(), strict=True):
@@ -370,7 +346,7 @@ def test_a_run_resumed_after_ctrl_c_has_the_losses_of_one_without_a_break(
         assert other["step"] == one["step"]
         assert other[key] == pytest.approx(one[key], abs=1e-4)
     capsys.readouterr()
-    assert fasttune("run", "--resume", str(run.folder)) == 2
+    assert cli("run", "--resume", str(run.folder)).status == 2
     assert "is done" in capsys.readouterr().err
 
 
@@ -380,7 +356,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(tiny_phi, data, tmp_path
         "train.early_stopping=2", "train.learning_rate=3.0", "train.schedule=constant",
         "train.warmup_steps=0", "train.max_grad_norm=1000", "samples.count=0",
     )  # fmt: skip
-    assert fasttune(*arguments, "--json") == 0
+    assert cli(*arguments, "--json").status == 0
     run = find_run("last", tmp_path)
     evaluated = [line["eval_loss"] for line in run.metrics() if "eval_loss" in line]
     assert run.manifest["steps"] < 30
@@ -389,7 +365,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(tiny_phi, data, tmp_path
 
 def test_overlong_rows_are_counted(tiny_phi, data, tmp_path, capsys):
     arguments = settings(tiny_phi, data, tmp_path, "train.max_steps=1", "samples.count=0")
-    assert fasttune(*arguments, "model.max_length=20") == 2
+    assert cli(*arguments, "model.max_length=20").status == 2
     error = capsys.readouterr().err
     assert "dropped" in error and "no training row has 20 tokens" in error
     assert not list(tmp_path.iterdir())  # no run folder is left behind
@@ -401,7 +377,7 @@ def test_a_run_that_fails_says_so(tiny_phi, data, tmp_path, monkeypatch, capsys)
 
     monkeypatch.setattr("fasttune.training.train.save_adapter", full)
     arguments = settings(tiny_phi, data, tmp_path, "train.max_steps=1", "samples.count=0")
-    assert fasttune(*arguments) == 1
+    assert cli(*arguments).status == 1
     assert "error: no space left on the device" in capsys.readouterr().err
     run = find_run("last", tmp_path)
     assert run.manifest["status"] == "failed" and not run.adapter.exists()
@@ -414,9 +390,9 @@ def test_rows_that_hold_the_eos_token_are_refused_or_left_out(tiny_phi, tmp_path
     arguments = settings(
         tiny_phi, file, tmp_path, "train.max_steps=1", "samples.count=0", "data.eval_fraction=0"
     )
-    assert fasttune(*arguments) == 2
+    assert cli(*arguments).status == 2
     assert "1 training rows hold the text <|endoftext|>" in capsys.readouterr().err
-    assert fasttune(*arguments, "data.skip_bad_rows=true") == 0
+    assert cli(*arguments, "data.skip_bad_rows=true").status == 0
     assert find_run("last", tmp_path).manifest["data"]["train_rows"] == 10
 
 
@@ -459,8 +435,10 @@ def test_the_defaults_on_cuda(name, bf16, capability, dtype, monkeypatch, tmp_pa
 # Using the result
 
 
-def test_generate_streams_sections_and_the_reason_it_stopped(finished, capsys):
-    assert fasttune("generate", str(finished.folder), "Add 3 and 4.", "--max-new-tokens", "5") == 0
+def test_generate_streams_sections_and_the_reason_it_stopped(finished):
+    assert (
+        cli("generate", str(finished.folder), "Add 3 and 4.", "--max-new-tokens", "5").status == 0
+    )
     output = capsys.readouterr().out
     assert "reasoning" in output and "response" in output
     assert "stopped" in output and ("length: ran out" in output or "eos: ended" in output)
@@ -475,9 +453,9 @@ def test_the_pipeline_gives_the_same_greedy_tokens(finished, capsys):
         "12",
         "--json",
     ]
-    assert fasttune(*arguments) == 0
+    assert cli(*arguments).status == 0
     direct = json.loads(capsys.readouterr().out)
-    assert fasttune(*arguments, "--via", "pipeline") == 0
+    assert cli(*arguments, "--via", "pipeline").status == 0
     assert json.loads(capsys.readouterr().out) == direct
 
 
@@ -491,32 +469,31 @@ def test_a_batch_of_a_file_answers_as_one_by_one_and_in_order(finished, tmp_path
     file.write_text("".join(json.dumps(row) + "\n" for row in prompts))
     options = ["--max-new-tokens", "10"]
     run = str(finished.folder)
-    assert fasttune("generate", run, "--file", str(file), "-o", str(answers), *options) == 0
+    assert cli("generate", run, "--file", str(file), "-o", str(answers), *options).status == 0
     capsys.readouterr()
     answered = [json.loads(line) for line in answers.read_text().splitlines()]
     assert [row["instruction"] for row in answered] == [row["instruction"] for row in prompts]
     for row, answer in zip(prompts, answered, strict=True):
         arguments = [row["instruction"], "--input", row.get("input", ""), "--json", *options]
-        assert fasttune("generate", run, *arguments) == 0
+        assert cli("generate", run, *arguments).status == 0
         alone = json.loads(capsys.readouterr().out)
         assert answer["answer"] == {key: alone[key] for key in answer["answer"]}
 
 
 def test_raw_prints_the_completion_alone(finished, capsys):
     arguments = ["generate", str(finished.folder), "Add 3 and 4.", "--max-new-tokens", "6"]
-    assert fasttune(*arguments, "--raw") == 0
+    assert cli(*arguments, "--raw").status == 0
     raw = capsys.readouterr().out
-    assert fasttune(*arguments, "--json") == 0
+    assert cli(*arguments, "--json").status == 0
     assert raw == json.loads(capsys.readouterr().out)["text"] + "\n"
 
 
-def test_sampling_is_reproducible_by_its_seed(finished, capsys):
+def test_sampling_is_reproducible_by_its_seed(finished):
     def sample(seed: str) -> str:
-        fasttune(
-            "generate", str(finished.folder), "Add 3 and 4.", "--raw", "--temperature", "2",
+        return cli(
+            "generate", finished.folder, "Add 3 and 4.", "--raw", "--temperature", "2",
             "--max-new-tokens", "12", "--seed", seed,
-        )  # fmt: skip
-        return capsys.readouterr().out
+        ).out  # fmt: skip
 
     assert sample("1") == sample("1") != sample("2")
 
@@ -527,10 +504,10 @@ def test_another_rendering_is_refused_with_both_hashes(finished, tmp_path, capsy
     run = Run(changed)
     trained = run.manifest["template"]
     run.update({"template": {**trained, "rendering": "0" * 64}})
-    assert fasttune("generate", str(changed), "Hello", "--max-new-tokens", "2") == 2
+    assert cli("generate", str(changed), "Hello", "--max-new-tokens", "2").status == 2
     error = capsys.readouterr().err
     assert "0" * 64 in error and trained["rendering"] in error and "--force" in error
-    assert fasttune("generate", str(changed), "Hello", "--max-new-tokens", "2", "--force") == 0
+    assert cli("generate", str(changed), "Hello", "--max-new-tokens", "2", "--force").status == 0
 
 
 def test_a_base_model_answers_too(tiny_phi, capsys):
@@ -544,7 +521,7 @@ def test_a_base_model_answers_too(tiny_phi, capsys):
         "3",
         "--json",
     ]
-    assert fasttune(*arguments) == 0
+    assert cli(*arguments).status == 0
     assert json.loads(capsys.readouterr().out)["prompt"].endswith("### Response:\n")
 
 
@@ -552,17 +529,17 @@ def test_chat_reads_questions_until_the_end(finished, monkeypatch, capsys):
     import io
 
     monkeypatch.setattr("sys.stdin", io.StringIO("Add 1 and 2.\n/input x y\n/what\nAnd now?\n"))
-    assert fasttune("chat", str(finished.folder), "--max-new-tokens", "3") == 0
+    assert cli("chat", str(finished.folder), "--max-new-tokens", "3").status == 0
     output = capsys.readouterr().out
     assert output.count("tokens]") == 2 and "commands: /input TEXT" in output
 
 
 def test_runs_are_listed_and_shown(finished, capsys):
     parent = str(finished.folder.parent)
-    assert fasttune("runs", "list", "-o", parent) == 0
+    assert cli("runs", "list", "-o", parent).status == 0
     assert finished.name[:20] in capsys.readouterr().out
-    assert fasttune("runs", "show", finished.name, "-o", parent, "--json") == 0
+    assert cli("runs", "show", finished.name, "-o", parent, "--json").status == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["config"]["lora"]["r"] == 16 and len(shown["metrics"]) == 9
-    assert fasttune("runs", "show", "reasonin", "-o", parent) == 2
+    assert cli("runs", "show", "reasonin", "-o", parent).status == 2
     assert "known:" in capsys.readouterr().err

@@ -17,31 +17,27 @@ from fasttune_plugins.gguf.write import K_QUANTS, QUANTS, write_gguf  # noqa: E4
 from fasttune_plugins.ollama import modelfile  # noqa: E402
 
 from fasttune import FasttuneError  # noqa: E402
+from tests.conftest import tiny_model  # noqa: E402
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
 @pytest.fixture(scope="module")
-def tiny_llama(tmp_path_factory, phi2_tokenizer) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(1)
-    config = LlamaConfig(
+def tiny_llama(phi2_tokenizer) -> Path:
+    return tiny_model(
+        "llama",
+        phi2_tokenizer,
+        seed=1,
+        dtype="bfloat16",
         vocab_size=50295,
         hidden_size=96,
         intermediate_size=160,
-        num_hidden_layers=2,
         num_attention_heads=6,
         num_key_value_heads=2,
         rope_theta=12345.0,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
     )
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    phi2_tokenizer.save_pretrained(folder)
-    return folder
 
 
 def read(folder: Path, tmp_path: Path, quant: str, chat: str | None = None):
