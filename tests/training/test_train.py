@@ -436,10 +436,8 @@ def test_the_defaults_on_cuda(name, bf16, capability, dtype, monkeypatch, tmp_pa
 
 
 def test_generate_streams_sections_and_the_reason_it_stopped(finished):
-    assert (
-        cli("generate", str(finished.folder), "Add 3 and 4.", "--max-new-tokens", "5").status == 0
-    )
-    output = capsys.readouterr().out
+    status, output, _ = cli("generate", finished.folder, "Add 3 and 4.", "--max-new-tokens", "5")
+    assert status == 0
     assert "reasoning" in output and "response" in output
     assert "stopped" in output and ("length: ran out" in output or "eos: ended" in output)
 
