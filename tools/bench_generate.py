@@ -123,7 +123,8 @@ def make_arms(
     def through_pipeline(rows: list[dict[str, str]]) -> list[str]:
         texts = []
         for row in rows:
-            [result] = one(template.prompt(row), generation_config=config, return_tensors=True)
+            with generator.choices.autocasting(model.device.type):
+                [result] = one(template.prompt(row), generation_config=config, return_tensors=True)
             ids = result["generated_token_ids"][len(encode_prompt(template, row, tokenizer)) :]
             texts.append(generator.read(row, ids).text)
         return texts
@@ -135,7 +136,8 @@ def make_arms(
             part = rows[start : start + batch_size]
             inputs = left_pad([encode_prompt(template, row, tokenizer) for row in part])
             on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-            output = model.generate(**on_device, generation_config=config)
+            with generator.choices.autocasting(model.device.type):
+                output = model.generate(**on_device, generation_config=config)
             new_ids = output[:, inputs["input_ids"].shape[1] :].tolist()
             texts += [generator.read(row, ids).text for row, ids in zip(part, new_ids, strict=True)]
         return texts

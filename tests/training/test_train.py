@@ -350,6 +350,28 @@ def test_a_run_resumed_after_ctrl_c_has_the_losses_of_one_without_a_break(
     assert "is done" in capsys.readouterr().err
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_with(finished, tmp_path, monkeypatch, capsys):
+    """Here "auto" would be another one, or none for its NF4."""
+    moved = Run(Path(shutil.copytree(finished.folder, tmp_path / "moved")))
+    file = moved.folder / "config.yaml"
+    text = file.read_text().replace("precision: fp32", "precision: auto")
+    file.write_text(text.replace("quantization: nf4", "quantization: auto"))
+    moved.update({"status": "interrupted"})
+    assert moved.config.model.precision == moved.config.model.quantization == "auto"
+
+    def stop(job, device):
+        assert (job.config.model.quantization, job.config.model.precision) == ("nf4", "fp32")
+        raise FasttuneError("seen", "", "")
+
+    monkeypatch.setattr("fasttune.training.train.load", stop)
+    assert fasttune("run", "--resume", str(moved.folder)) == 2
+    assert "error: seen" in capsys.readouterr().err
+    moved.update({"dtype": "float16"})  # as on a T4
+    monkeypatch.undo()
+    assert fasttune("run", "--resume", str(moved.folder)) == 2
+    assert "model.precision=fp16, on CPU" in capsys.readouterr().err
+
+
 def test_early_stopping_ends_the_run_and_keeps_the_best(tiny_phi, data, tmp_path):
     arguments = settings(
         tiny_phi, data, tmp_path, "train.max_steps=30", "train.eval_steps=1",

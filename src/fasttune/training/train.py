@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,8 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
             left to train on. Then there is no run folder.
     """
     require_one_process()
+    if resumed is not None:  # "auto" may stand for something else here
+        job = replace(job, config=replace(job.config, model=resumed.model_config))
     ready = load(job, device or this_device())
     run = resumed or create_run(job.config, job.model)
     run.update(_facts(job, ready) | ({} if resumed else {"started": now()}))
