@@ -364,11 +364,11 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(finished, tmp_path, m
         raise FasttuneError("seen", "", "")
 
     monkeypatch.setattr("fasttune.training.train.load", stop)
-    assert fasttune("run", "--resume", str(moved.folder)) == 2
+    assert cli("run", "--resume", moved.folder).status == 2
     assert "error: seen" in capsys.readouterr().err
     moved.update({"dtype": "float16"})  # as on a T4
     monkeypatch.undo()
-    assert fasttune("run", "--resume", str(moved.folder)) == 2
+    assert cli("run", "--resume", moved.folder).status == 2
     assert "model.precision=fp16, on CPU" in capsys.readouterr().err
 
 
