@@ -211,8 +211,10 @@ def test_a_plan_for_phi_2_needs_no_hub(broken, rows):
         ("plan", "--model", "nobody/nothing"),
         ("data", "--template", "alpaca", "--model", "nobody/nothing", "ROWS"),
         ("data", "nobody/nothing"),
+        ("run", "--template", "alpaca", "--data", "ROWS", "--model", "nobody/nothing"),
+        ("generate", "nobody/nothing", "hello"),
     ],
-    ids=["shape", "tokenizer", "data set"],
+    ids=["shape", "tokenizer", "data set", "run", "generate"],
 )
 def test_what_only_the_hub_has_fails_after_one_try_in_three_lines(broken, rows, arguments):
     words = [rows if word == "ROWS" else word for word in arguments]
@@ -223,6 +225,18 @@ def test_what_only_the_hub_has_fails_after_one_try_in_three_lines(broken, rows, 
     assert UNREACHED in where and "cache does not hold" in where
     assert hint.startswith("  what to do: ")
     assert broken.calls == 1
+
+
+def test_it_fails_before_anything_is_imported_that_takes_long(broken):
+    told = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {CALL}"
+    done = subprocess.run(
+        [sys.executable, "-c", told, "generate", "nobody/nothing", "hello"],
+        env={**os.environ, **broken.environment, "HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and UNREACHED in done.stderr
+    assert done.stdout == "False\n"
 
 
 def test_a_cached_model_is_taken_without_the_hub(broken, rows, tiny_phi, tmp_path):

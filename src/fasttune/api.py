@@ -156,10 +156,12 @@ def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -
         FasttuneError: the run does not fit this machine, the model cannot be loaded, or the run
             cannot be gone on with.
     """
+    from fasttune.models.tokenizer import require_model
     from fasttune.runs import Run
 
     resumed = job if isinstance(job, Run) else None
     chosen = _interrupted(job, plugins or load_plugins(), force) if isinstance(job, Run) else job
+    require_model(chosen.model)
     from fasttune.training import train as training
 
     return training.train(chosen, resumed)
@@ -237,13 +239,15 @@ def find(
         force: take the run although its template renders otherwise now.
 
     Raises:
-        FasttuneError: there is no such run or template, the run has no adapter, or its template
-            renders otherwise.
+        FasttuneError: there is no such run or template, the run has no adapter, its template
+            renders otherwise, or only the Hub has the model and cannot be reached.
     """
+    from fasttune.models.tokenizer import require_model
     from fasttune.runs import Run, find_run, is_run
 
     plugins = plugins or load_plugins()
     if isinstance(name, str) and not is_run(name):
+        require_model(name)
         return Source(
             ModelConfig(name=name), plugins.template(template or "reasoning"), None, system
         )
@@ -257,6 +261,8 @@ def find(
         )
     run.check_template(plugins.identity(config.template), force)
     run.check_adapter()
+    if run.model_config.name:
+        require_model(run.model_config.name)
     return Source(
         run.model_config,
         plugins.template(config.template),

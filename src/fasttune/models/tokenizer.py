@@ -42,8 +42,7 @@ def load_tokenizer(name: str | None) -> Any:
         FasttuneError: it cannot be loaded.
     """
     model = resolve_model(name)
-    if hub.reach(model) and not hub.in_cache(model):
-        raise not_in_cache(model)
+    require_model(model)
     from transformers import AutoTokenizer
 
     try:
@@ -51,6 +50,17 @@ def load_tokenizer(name: str | None) -> Any:
     except Exception as error:  # transformers, tokenizers and huggingface_hub have their own
         raise cannot_load(model, error) from error
     return tokenizer
+
+
+def require_model(model: str) -> None:
+    """Refuse a model that only the Hub has where it cannot be asked, before anything is imported
+    that takes long.
+
+    Raises:
+        FasttuneError: the Hub cannot be reached, and its cache holds nothing of the model.
+    """
+    if hub.reach(model) and not hub.in_cache(model):
+        raise not_in_cache(model)
 
 
 def not_in_cache(model: str) -> FasttuneError:
