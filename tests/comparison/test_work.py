@@ -67,7 +67,10 @@ def test_every_format_gets_the_same_rows_in_the_same_order(tiny_phi, data):
     alpaca, reasoning = plan(tiny_phi, data).formats
     assert alpaca.job.train == reasoning.job.train
     assert alpaca.job.eval == reasoning.job.eval
-    assert alpaca.config.train.max_steps == reasoning.config.train.max_steps == 6
+    for job in (alpaca.job, reasoning.job):  # each as its own template renders them
+        for at in (0, len(job.train) - 1):
+            assert job.train.segments(at) == list(job.template.segments(job.train[at]))
+    assert alpaca.job.config.train.max_steps == reasoning.job.config.train.max_steps == 6
 
 
 def test_a_row_that_one_format_cannot_use_is_left_out_of_all(tiny_phi, tmp_path):
@@ -87,7 +90,7 @@ def test_tokens_are_counted_as_they_are_trained(tiny_phi, tmp_path):
     file = write(tmp_path / "rows.jsonl", data)
     settings = ("model.max_length", 64), ("train.max_steps", 100), ("data.overlong", "truncate")
     taken = {
-        each.label: each.config.train.max_steps
+        each.label: each.job.config.train.max_steps
         for each in plan(tiny_phi, file, *settings, budget="tokens").formats
     }
     assert taken["reasoning"] == 100 and 100 < taken["alpaca"] < 200
@@ -112,8 +115,8 @@ def test_a_budget_of_tokens_gives_short_formats_more_steps(tiny_phi, data, phi2_
     for each in found.formats:
         template, train = each.job.template, each.job.train
         tokens = sum(len(encode(template, row, phi2_tokenizer)) for row in train)
-        taken[each.label] = each.config.train.max_steps * tokens
-    assert {f.config.train.max_steps for f in found.formats} > {100}
+        taken[each.label] = each.job.config.train.max_steps * tokens
+    assert {f.job.config.train.max_steps for f in found.formats} > {100}
     assert taken["alpaca"] == pytest.approx(taken["reasoning"], rel=0.01)
 
 

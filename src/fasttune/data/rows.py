@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import marshal
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from tempfile import SpooledTemporaryFile
 from typing import Any, TypeVar, overload
 
@@ -32,14 +33,20 @@ class Lazy(Sequence[T]):
         chosen = range(len(self))[place]
         return [self.row(at) for at in chosen] if isinstance(chosen, range) else self.row(chosen)
 
+    def __iter__(self) -> Iterator[T]:
+        return map(self.row, range(len(self)))
+
 
 class Rows(Lazy[Row]):
     """Rows of text and how a template renders them; equal to any sequence with the same rows."""
 
     @abstractmethod
+    def rendering(self, place: int) -> str:
+        """The segments of the row at a place as a JSON text, made when the row was checked."""
+
     def segments(self, place: int) -> list[Segment]:
-        """The rendering of the row at a place, made when the row was checked; empty without a
-        template."""
+        """The segments of the row at a place; none without a template."""
+        return [Segment(*each) for each in json.loads(self.rendering(place))]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
@@ -62,9 +69,8 @@ class StoredRows(Rows):
 
     def append(self, row: Row, segments: Iterable[Segment] = ()) -> None:
         """Add a row and its rendering at the end."""
-        # marshal takes no subclasses, such as a template engine's own kind of text.
-        plain = [(str(s.name), str(s.text), bool(s.train)) for s in segments]
-        written = marshal.dumps((dict(row), plain))
+        rendering = json.dumps([[s.name, s.text, s.train] for s in segments])
+        written = marshal.dumps((dict(row), rendering))
         self._file.seek(self._ends[-1])
         self._file.write(written)
         self._ends.append(self._ends[-1] + len(written))
@@ -73,8 +79,9 @@ class StoredRows(Rows):
         row: dict[str, str] = self._read(place)[0]
         return row
 
-    def segments(self, place: int) -> list[Segment]:
-        return [Segment(*each) for each in self._read(place)[1]]
+    def rendering(self, place: int) -> str:
+        rendering: str = self._read(place)[1]
+        return rendering
 
     def _read(self, place: int) -> Any:
         self._file.seek(self._ends[place])
@@ -93,8 +100,8 @@ class ChosenRows(Rows):
     def row(self, place: int) -> Row:
         return self._rows.row(self._places[place])
 
-    def segments(self, place: int) -> list[Segment]:
-        return self._rows.segments(self._places[place])
+    def rendering(self, place: int) -> str:
+        return self._rows.rendering(self._places[place])
 
     def __len__(self) -> int:
         return len(self._places)

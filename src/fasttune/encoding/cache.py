@@ -109,8 +109,7 @@ def encode_rows(rows: Rows, tokenizer: Any, config: RunConfig, what: str) -> Enc
             ending.append(at)
             continue
         usable.append(at)
-        segments = [[s.name, s.text, s.train] for s in rows.segments(at)]
-        rendered.update(json.dumps(segments).encode() + b"\n")
+        rendered.update(rows.rendering(at).encode() + b"\n")
     if ending and not config.data.skip_bad_rows:
         raise FasttuneError(
             f"{len(ending)} {what} rows hold the text {eos}, which would end them early",
