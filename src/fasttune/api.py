@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fasttune import config as settings
 from fasttune.config import ModelConfig, RunConfig
 from fasttune.errors import FasttuneError
+from fasttune.logs import muted
 
 if TYPE_CHECKING:
     from fasttune.comparison.result import Comparison
@@ -365,12 +366,14 @@ def compare(
     names = [each for each in of if isinstance(each, str)]
     if runs and names:
         raise FasttuneError("templates and runs are mixed", ", ".join(names), "give one kind")
-    if runs:
-        made = plan_runs(runs, measuring, plugins, folder)
-    else:
-        config = config or RunConfig()
-        numbers = [config.seed] if seeds is None else seeds
-        made = plan_templates(config, names, numbers, budget, measuring, plugins, folder)
+    config = config or RunConfig()
+    numbers = [config.seed] if seeds is None else seeds
+    with muted("fasttune.encoding"):
+        made = (
+            plan_runs(runs, measuring, plugins, folder)
+            if runs
+            else plan_templates(config, names, numbers, budget, measuring, plugins, folder)
+        )
     from fasttune.comparison.work import run_comparison
 
     return run_comparison(made)

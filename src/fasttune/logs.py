@@ -7,6 +7,8 @@ itself what becomes of that; the command line calls `show`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,20 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         console().print(self.format(record), markup=False, soft_wrap=True)
+
+
+@contextmanager
+def muted(*names: str) -> Iterator[None]:
+    """Within the block these loggers tell what went wrong only."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def show(level: int) -> None:

@@ -16,8 +16,8 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -30,12 +30,16 @@ from fasttune.errors import FasttuneError
 from fasttune.files import write_json, write_text
 from fasttune.generation.generator import Generator
 from fasttune.generation.likelihood import evaluate
+from fasttune.logs import muted
 from fasttune.plugins.metric import Answer, Likelihood, as_dict
 from fasttune.plugins.template import Row
 from fasttune.runs import Run, list_runs
 from fasttune.training.train import train
 
 log = logging.getLogger(__name__)
+
+TALKATIVE = ("fasttune.encoding", "fasttune.planning", "fasttune.training.train")
+"""What a training says of itself before its steps, which are shown: there are many trainings."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -135,7 +139,7 @@ class _Work:
             if run is not started:
                 shutil.rmtree(run.folder)  # stopped before its first checkpoint: nothing is in it
         log.info("[%d/%d] training %s, seed %d", self.begun + 1, self.total, each.label, seed)
-        with _steps_alone():
+        with muted(*TALKATIVE):
             run = train(replace(each.job, config=config), resumed=started)
         gc.collect()  # the model and its trainer refer to each other
         if run.manifest["status"] != "done":
@@ -172,22 +176,6 @@ class _Work:
         saved = {"run": run and run.name, "answers": [_as_dict(answer) for answer in answers]}
         write_json(file, saved)
         return answers
-
-
-@contextmanager
-def _steps_alone() -> Iterator[None]:
-    """Of the many trainings show the steps, not what each says of itself before them."""
-    talkative = [
-        logging.getLogger(f"fasttune.{n}") for n in ("encoding", "planning", "training.train")
-    ]
-    levels = [logger.level for logger in talkative]
-    for logger in talkative:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(talkative, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _slug(name: str) -> str:
