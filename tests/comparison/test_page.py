@@ -7,68 +7,16 @@ import math
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
 
 import pytest
 
-from fasttune import Answer, Metric
+from fasttune import Answer
 from fasttune.comparison.charts import COLOURS
 from fasttune.comparison.page import _number, to_html
 from fasttune.comparison.result import Arm, compare_arms
-from fasttune.plugins.metric import Likelihood
 from fasttune.text.repetition import longest_repeat
-
-LONG = "reasoning-SmolLM2-135M-Instruct-20261123-112004"  # a run's name, where templates are alike
-EVIL = "<script>window.evil = 1</script></script><img src=x onerror='evil = 1'>"
-LOOP = "It is Monday. Then I go on and on and on and on and on."
-JAPANESE = "東京は日本の首都です。人口が多い。"
-ARABIC = "القاهرة هي عاصمة مصر وتقع على نهر النيل."
-ROWS = [
-    {"instruction": "What is the capital of Japan?", "output": "Tokyo", "task": "capital"},
-    {
-        "instruction": "日本の首都はどこですか？",
-        "output": JAPANESE,
-        "reasoning": "首都を思い出す。",
-    },
-    {"instruction": "ما هي عاصمة مصر؟", "input": "مصر بلد في أفريقيا", "output": ARABIC},
-    {"instruction": f"{EVIL} {'much ' * 40}", "input": "a" * 300, "output": EVIL},
-    {"instruction": "Say a \"quote\" & 'another'.", "output": '"'},
-]
-METRICS = [
-    Metric("stops", "share that ended with EOS", lambda answer: answer.stop == "eos", "higher"),
-    Metric("exact", "equal", lambda answer: answer.response == answer.row["output"], "higher"),
-    Metric(
-        "bits_per_byte",
-        "bits of the reference",
-        lambda a: (a.likelihood.bits, a.likelihood.bytes) if a.likelihood else None,
-        "lower",
-    ),
-    Metric("length", "mean tokens", lambda answer: answer.tokens),
-]
-
-
-def answers(right: bool, *, sections: bool = False, likely: bool = True, loops: bool = False):
-    found = []
-    for row in ROWS:
-        response = row["output"] if right or row["output"] == EVIL else "wrong"
-        text = f"thinking about it\n<|response|>{response}" if sections else response
-        parsed = {"reasoning": "thinking about it"} if sections else {}
-        cost = Likelihood(4.0 if right else 40.0, 4.0, 8, 0.5) if likely else None
-        answer = Answer(row, text, {**parsed, "response": response}, "eos", len(text), cost)
-        found.append(answer)
-    if loops:
-        found[2] = Answer(ROWS[2], LOOP, {"response": LOOP}, "length", 40)
-        found[4] = Answer(ROWS[4], "", {"response": ""}, "length", 0)
-    return found
-
-
-def logged(*sections: str):
-    lines = [{"step": 0, **{f"eval_loss_{name}": 3.0 for name in sections}}]
-    return lines + [
-        {"step": step, "loss": 2.0, **{f"loss_{name}": 3 / step for name in sections}}
-        for step in range(1, 9)
-    ]
+from tests.comparison.arms import ARABIC, EVIL, JAPANESE, LONG, LOOP, METRICS, ROWS, answers, logged
+from tests.comparison.pages import Page, table
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,68 +45,9 @@ def text(comparison):
     return to_html(comparison)
 
 
-VOID = {"meta", "input", "link", "img", "br", "wbr"}
-
-
-@dataclass
-class Node:
-    tag: str
-    attributes: dict[str, str | None]
-    children: list[Node | str] = field(default_factory=list)
-
-    def find(self, tag="", css="", **attributes):
-        """All elements below with that tag, class and attributes, in order."""
-        for child in self.children:
-            if isinstance(child, Node):
-                classes = (child.attributes.get("class") or "").split()
-                wanted = all(child.attributes.get(k) == v for k, v in attributes.items())
-                if wanted and tag in ("", child.tag) and (not css or css in classes):
-                    yield child
-                yield from child.find(tag, css, **attributes)
-
-    @property
-    def text(self) -> str:
-        return "".join(c if isinstance(c, str) else c.text for c in self.children)
-
-
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.open = [Node("", {})]
-        self.feed(text)
-        assert len(self.open) == 1, "an element is not closed"
-
-    @property
-    def root(self):
-        return self.open[0]
-
-    def handle_starttag(self, tag, attributes):
-        node = Node(tag, dict(attributes))
-        self.open[-1].children.append(node)
-        if tag not in VOID:
-            self.open.append(node)
-
-    def handle_startendtag(self, tag, attributes):
-        self.open[-1].children.append(Node(tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop().tag == tag
-
-    def handle_data(self, data):
-        self.open[-1].children.append(data)
-
-
 @pytest.fixture(scope="module")
 def page(text):
     return Page(text).root
-
-
-def table(page, name):
-    [region] = page.find(role="region", **{"aria-label": name})
-    return {
-        next(line.find("th")).text: [cell.text for cell in line.find("td")]
-        for line in list(region.find("tr"))[1:]
-    }
 
 
 def test_needs_nothing_else(text, page):
