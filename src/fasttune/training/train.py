@@ -241,6 +241,7 @@ class Training:
         best = {} if state.best_metric is None else {"best_eval_loss": state.best_metric}
         return best | {
             "steps": state.global_step,
+            "attention": trainer.fast.attention,
             "tokens_per_second": round(trainer.progress.tokens_per_second, 1),
             "shared_tokens_saved": trainer.saved_tokens,
             "peak_memory_bytes": peak_memory(),
