@@ -427,7 +427,6 @@ def test_the_defaults_on_cuda(name, bf16, capability, dtype, monkeypatch, tmp_pa
     from fasttune.config import RunConfig
     from fasttune.machine import this_device
     from fasttune.models import tokenizer
-    from fasttune.models.fast.fast import FastPath, speed_up
     from fasttune.training.settings import training_arguments
 
     def supported(including_emulation=True):
@@ -447,8 +446,6 @@ def test_the_defaults_on_cuda(name, bf16, capability, dtype, monkeypatch, tmp_pa
     choices = choices_for(ModelConfig())
     assert (choices.quantized, choices.dtype) == (True, dtype)
     monkeypatch.setattr("fasttune.training.settings.SFTConfig", dict)
-    fast = speed_up(model=None, choices=choices)  # Unsloth's patches do it there
-    assert fast == FastPath(by_row=False, groups=0, norms=0)
     arguments = training_arguments(RunConfig(), Run(tmp_path), True, choices)
     assert arguments["optim"] == "adamw_8bit" and arguments["gradient_checkpointing"] is True
     assert (arguments["bf16"], arguments["fp16"]) == (bf16, not bf16)

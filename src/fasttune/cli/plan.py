@@ -139,7 +139,8 @@ def _step(made: Forecast) -> list[str]:
     job, time = made.job, made.time
     per_token = cost.flops_per_token(job)
     lines = [
-        f"{per_token * job.step_tokens / 1e12:.3g} TFLOP, {per_token / 1e9:.2f} GFLOP a token",
+        f"{per_token * job.step_tokens / 1e12:.3g} TFLOP, {per_token / 1e9:.2f} GFLOP a token, "
+        f"{job.scored:.0f} keys a query",
         f"{cost.dequantized_bytes(job, made.device.kind) / 1e9:.1f} GB dequantised",
     ]
     if time is None:

@@ -70,6 +70,8 @@ class Job:
         step_tokens: tokens of a mean optimiser step.
         attended: tokens that a token's row has, averaged over tokens: T for rows of one length,
             sum T^2 / sum T otherwise.
+        masked: tokens of a mean pack whose rows are kept apart by one dense mask; 0 where rows
+            attend by themselves.
         batches: batches in an optimiser step.
         rank: of LoRA.
         targets: of LoRA; none are all.
@@ -84,6 +86,7 @@ class Job:
     peak_tokens: int
     step_tokens: float
     attended: float
+    masked: float = 0.0
     batches: int = 1
     rank: int = 16
     targets: tuple[str, ...] = ()
@@ -93,6 +96,12 @@ class Job:
     def number_bytes(self) -> int:
         """Bytes of a number in the compute dtype."""
         return BYTES[self.dtype]
+
+    @property
+    def scored(self) -> float:
+        """Keys that a token's query is multiplied with: half of its row on average, since later
+        ones are skipped, or with a dense mask the whole pack."""
+        return self.masked or self.attended / 2
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,8 @@ def memory(job: Job, kind: str) -> Memory:
     files hold the compute dtype they stay mapped: the embeddings are read from there. Adapters in
     fp32: 4 bytes, 4 for the gradient, and the optimiser's. Activations: h * bytes * tokens * L * k;
     with checkpointing the inputs of the blocks, h * bytes * tokens * L, and k for one block at a
-    time; on a CPU also what the heap loses to `HOLES`.
+    time; on a CPU also what the heap loses to `HOLES`. A dense mask over the pack becomes a tensor
+    of numbers in every block that keeps its activations: bytes * tokens^2.
     """
     shape, number = job.shape, job.number_bytes
     cuda = kind == "cuda"
@@ -208,10 +218,11 @@ def memory(job: Job, kind: str) -> Memory:
     loss = min(job.peak_tokens, CHUNK) * shape.vocab * LOGITS + width
     again = width * block if job.checkpointing else 0.0
     again += shape.largest_linear * number if job.quantized and cuda else 0.0
+    masks = job.peak_tokens**2 * number * (1 if job.checkpointing else shape.layers)
     return Memory(
         weights=weights,
         adapters=float(lora_parameters(job) * (8 + job.optimizer_bytes)),
-        activations=float(width * shape.layers * kept),
+        activations=float(width * shape.layers * kept + (masks if job.masked else 0)),
         # glibc keeps what the loss frees, and a block's backward pass does not fit into the holes.
         working=max(float(loss), again) if cuda else loss + again,
         process=PROCESS[kind],
@@ -227,16 +238,17 @@ def lora_parameters(job: Job) -> int:
 def flops_per_token(job: Job) -> float:
     """Floating point operations of training on one token.
 
-    With a the width of the queries and T the tokens of the row (causal: half of them are seen):
-    forward 2P + 2TaL + 2 LoRA + 2hV; backward 2P + 5TaL + 4 LoRA + 2hV, since the frozen weights
-    take no gradient; checkpointing repeats the forward pass without the head.
+    With a the width of the queries and S the keys that a query is multiplied with: forward
+    2P + 4SaL + 2 LoRA + 2hV; backward 2P + 10SaL + 4 LoRA + 2hV, since the frozen weights take no
+    gradient; checkpointing repeats the forward pass without the head. S is T/2 in a row of T tokens
+    that attends by itself, and all of a pack under a dense mask, whose zeros are computed too.
     """
     shape = job.shape
     matrices, head = 2 * shape.linear_weights, 2 * shape.hidden * shape.vocab
-    attention = job.attended * shape.attention * shape.layers
+    attention = job.scored * shape.attention * shape.layers
     lora = lora_parameters(job)
-    blocks = matrices + 2 * attention + 2 * lora
-    backward = matrices + 5 * attention + 4 * lora
+    blocks = matrices + 4 * attention + 2 * lora
+    backward = matrices + 10 * attention + 4 * lora
     return blocks + head + backward + head + (blocks if job.checkpointing else 0)
 
 

@@ -41,6 +41,10 @@ def job_of(
     # A pack takes rows of the whole step, up to a batch of the longest that are allowed.
     budget = max(chosen.batch_size * config.model.max_length, tokens[0])
     packed = min(sum(tokens[:step_rows]) if lengths else budget, budget)
+    packs = ceil(step_tokens / budget)
+    # All others that can be planned for are in Unsloth's own layers on a GPU, which need no mask;
+    # nor does a row by itself.
+    masked = choices.attention == "mask" and shape.model_type == "phi" and packs < step_rows
     shape.adapted(config.lora.targets)
     return Job(
         shape=shape,
@@ -51,7 +55,8 @@ def job_of(
         peak_tokens=packed if chosen.packing else rows * tokens[0],
         step_tokens=step_tokens,
         attended=sum(n * n for n in tokens) / sum(tokens),
-        batches=ceil(step_tokens / budget) if chosen.packing else chosen.gradient_accumulation,
+        masked=step_tokens / packs if chosen.packing and masked else 0.0,
+        batches=packs if chosen.packing else chosen.gradient_accumulation,
         rank=config.lora.r,
         targets=config.lora.targets,
         varied=tokens[0] != tokens[-1],
@@ -127,13 +132,11 @@ def largest_batch(
     """The most rows of `length` tokens that fit in a batch, with the margin; 0 if none does."""
     word = "on" if checkpointing else "off"
     asked = replace(
-        _with(config, gradient_checkpointing=word, batch_size=1),
-        model=replace(config.model, max_length=length),
+        _with(config, gradient_checkpointing=word), model=replace(config.model, max_length=length)
     )
-    job = job_of(asked, shape, device)
 
     def fits(rows: int) -> bool:
-        return _fits(replace(job, peak_tokens=rows * length), device)
+        return _fits(job_of(_with(asked, batch_size=rows), shape, device), device)
 
     if not fits(1):
         return 0

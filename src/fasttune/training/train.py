@@ -34,7 +34,7 @@ from fasttune.machine import (
 )
 from fasttune.models.choices import decide
 from fasttune.models.dropout import base_dropout
-from fasttune.models.fast.fast import speed_up
+from fasttune.models.fast.fast import check_packing, speed_up
 from fasttune.models.head import check_head
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.lora import Coverage
@@ -241,6 +241,7 @@ class Training:
         best = {} if state.best_metric is None else {"best_eval_loss": state.best_metric}
         return best | {
             "steps": state.global_step,
+            "attention": trainer.fast.attention,
             "tokens_per_second": round(trainer.progress.tokens_per_second, 1),
             "shared_tokens_saved": trainer.saved_tokens,
             "peak_memory_bytes": peak_memory(),
@@ -272,7 +273,7 @@ def make_trainer(
         callbacks: among them the one that counts the tokens, a `Progress`.
 
     Raises:
-        FasttuneError: the architecture's loss is not known.
+        FasttuneError: the architecture's loss is not known, or its packed rows see each other.
     """
     model, tokenizer, choices = generator.model, generator.tokenizer, generator.choices
     # Where transformers' TensorBoard callback writes; otherwise it takes ./runs, among our own.
@@ -282,6 +283,8 @@ def make_trainer(
     FastLanguageModel.for_training(model)
     check_head(model)
     fast = speed_up(model, choices)
+    if config.train.packing:
+        check_packing(model, fast, choices)
     with quiet():
         trainer = Trainer(
             model=model,

@@ -71,10 +71,7 @@ class Trainer(SFTTrainer):
         """The loss of each trained token of a batch, [learned], noted per section."""
         names = ("input_ids", "position_ids", "attention_mask")
         inputs = {name: batch[name] for name in names if name in batch}
-        if self.fast.by_row and "row_layout" in batch:
-            inputs["row_layout"] = batch["row_layout"]
-            # transformers makes no mask of its own where it is given one in 4D; none is read.
-            inputs["attention_mask"] = torch.empty(1, 1, 1, 1)
+        inputs |= self.fast.row_inputs(batch.get("row_layout"))
         hidden = self._decoder(**inputs, use_cache=False).last_hidden_state
         losses = token_losses(causal_lm(self.model), hidden, batch["places"], batch["targets"])
         into.add(losses, batch["owners"])

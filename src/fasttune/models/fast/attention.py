@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fasttune.encoding.batches import Layout
+from fasttune.models.fast.blocks import BLOCK_ATTENTION
 from fasttune.models.limits import SHORT
 
 ROW_ATTENTION = "fasttune_rows"
@@ -77,8 +78,7 @@ def _causal_mask(dtype: torch.dtype) -> torch.Tensor:
 
 
 def attend_by_row(model: Any) -> bool:
-    """Let a transformers model attend row by row, where the architecture's attention is plain: no
-    window, no cap, through transformers' interface.
+    """Let a transformers model attend row by row, where the architecture's attention is plain.
 
     Returns:
         Whether it does.
@@ -86,15 +86,28 @@ def attend_by_row(model: Any) -> bool:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+    if obstacle(model):
+        return False
+    AttentionInterface.register(ROW_ATTENTION, row_attention)
+    AttentionMaskInterface.register(ROW_ATTENTION, sdpa_mask)
+    model.config._attn_implementation = ROW_ATTENTION
+    return True
+
+
+def obstacle(model: Any, windows: bool = False) -> str:
+    """What an architecture's attention has that an attention of our own would leave out; empty
+    where it is plain.
+
+    Args:
+        windows: sliding windows count as plain.
+    """
     config = model.config
-    plain = (
-        bool(getattr(model, "_supports_attention_backend", False))
-        and config._attn_implementation in ("sdpa", ROW_ATTENTION)
-        and not getattr(config, "sliding_window", None)
-        and not getattr(config, "attn_logit_softcapping", None)
-    )
-    if plain:
-        AttentionInterface.register(ROW_ATTENTION, row_attention)
-        AttentionMaskInterface.register(ROW_ATTENTION, sdpa_mask)
-        config._attn_implementation = ROW_ATTENTION
-    return plain
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its attention is not behind transformers' interface"
+    if config._attn_implementation not in ("sdpa", ROW_ATTENTION, BLOCK_ATTENTION):
+        return f"its attention is {config._attn_implementation}"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "its attention is capped"
+    if getattr(config, "sliding_window", None) and not windows:
+        return "its attention has a sliding window"
+    return ""

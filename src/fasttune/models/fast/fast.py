@@ -1,6 +1,6 @@
-"""What makes a training step on a CPU fast, put onto a model with fresh adapters.
+"""What makes a training step fast, put onto a model with fresh adapters.
 
-On CUDA Unsloth's own patches do this work and the model is left as it is.
+On CUDA that is the attention of packed rows alone; the rest of the model is as Unsloth has made it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,29 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from fasttune.models.choices import Choices
-from fasttune.models.fast.attention import attend_by_row
+import torch
+
+from fasttune.encoding.batches import Layout, pack
+from fasttune.errors import FasttuneError
+from fasttune.models.choices import Attention, Choices
+from fasttune.models.fast.attention import attend_by_row, obstacle
+from fasttune.models.fast.blocks import attend_by_length, attend_in_blocks
 from fasttune.models.fast.grouped import group_lora
 from fasttune.models.fast.norm import fuse_norms
-from fasttune.models.head import causal_lm
+from fasttune.models.head import causal_lm, decoder
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+LEAK = 0.1
+"""Share of its length by which a row's state may change with its neighbours. Rounding in 16 bits
+makes up to 0.01, a leak 0.4 in a tiny Gemma and above 1 in others."""
+
+SAID = {
+    "rows": "rows attend one by one",
+    "varlen": "variable-length attention",
+    "memory_efficient": "xformers' attention in blocks",
+    "mask": "one mask for all rows of a pack",
+}
 
 
 @dataclass(frozen=True)
@@ -24,17 +40,43 @@ class FastPath:
     """Which parts of the fast path a model takes.
 
     Attributes:
-        by_row: packed rows attend one by one, and may share their beginning.
+        attention: how the rows of a pack are kept apart, see `Choices.attention`.
+        why: what stood against the attention that was chosen; empty where that one is on.
         groups: how many groups of LoRA layers are computed together; 0 leaves them to PEFT.
         norms: how many RMSNorms are fused.
     """
 
-    by_row: bool
-    groups: int
-    norms: int
+    attention: Attention
+    why: str = ""
+    groups: int = 0
+    norms: int = 0
+
+    @property
+    def by_row(self) -> bool:
+        """Packed rows attend one by one, and may share their beginning."""
+        return self.attention == "rows"
+
+    def row_inputs(self, layout: Layout | None) -> dict[str, Any]:
+        """What the decoder must be given beside ids and restarting positions.
+
+        Args:
+            layout: of the pack; None for padded rows, whose mask is all they need.
+        """
+        if layout is None or self.attention == "mask":
+            return {}
+        if self.attention == "rows":
+            rows: dict[str, Any] = {"row_layout": layout}
+        else:
+            # On the CPU: Unsloth reads the longest without waiting for the GPU.
+            lengths = [end - start for start, end in layout.rows]
+            rows = {"packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32)}
+        if self.attention != "varlen":
+            # transformers makes no mask of its own where it is given one in 4D; none is read.
+            rows["attention_mask"] = torch.empty(1, 1, 1, 1)
+        return rows
 
     def __str__(self) -> str:
-        rows = "rows attend one by one" if self.by_row else "one mask for all rows of a pack"
+        rows = SAID[self.attention] + (f" ({self.why})" if self.why else "")
         lora = f"LoRA in {self.groups} groups" if self.groups else "LoRA layer by layer"
         return f"{rows}, {lora}" + (f", {self.norms} norms fused" if self.norms else "")
 
@@ -45,15 +87,72 @@ def speed_up(model: Any, choices: Choices) -> FastPath:
     Args:
         model: with PEFT's adapters.
     """
-    if choices.kind != "cpu":
-        return FastPath(by_row=False, groups=0, norms=0)
     inner = causal_lm(model)
-    by_row = attend_by_row(inner)
+    on, why = _switch_attention(inner, choices)
+    if choices.kind != "cpu":
+        return FastPath(on, why)
     groups = len(group_lora(model)) if choices.grouped else 0
     give_back_freed_memory()
     if not inner.is_gradient_checkpointing:
         keep_freed_memory()
-    return FastPath(by_row, groups, fuse_norms(inner))
+    return FastPath(on, why, groups, fuse_norms(inner))
+
+
+def _switch_attention(model: Any, choices: Choices) -> tuple[Attention, str]:
+    """Put a model's packed rows onto the chosen attention: what is on then, and why another."""
+    chosen = choices.attention
+    if decoder(model).forward.__module__.startswith("unsloth."):
+        return "varlen", ""  # Llama and its kin in Unsloth's own layers, on every GPU
+    if model.config._attn_implementation.startswith("flash_attention"):
+        return "varlen", ""  # transformers finds the rows by their positions
+    if chosen == "mask":
+        return chosen, ""
+    why = obstacle(model, windows=chosen == "varlen")
+    if not why and chosen == "varlen":
+        why = attend_by_length()
+    elif not why and chosen == "memory_efficient":
+        why = attend_in_blocks(model, getattr(torch, choices.dtype))
+    elif not why:
+        attend_by_row(model)
+    return ("mask", why) if why else (chosen, "")
+
+
+@torch.no_grad()
+def check_packing(model: Any, fast: FastPath, choices: Choices) -> None:
+    """Make sure that rows of a pack do not see each other, with the kernels that train them.
+
+    Two rows change places, and the first one's last token is another: all other states stay.
+
+    Raises:
+        FasttuneError: they do not. Some architectures carry a state on from row to row.
+    """
+    run = decoder(model)
+    device = next(run.parameters()).device
+    long, short = [*range(20, 32)], [*range(32, 41)]
+
+    def states(*rows: list[int]) -> list[torch.Tensor]:
+        batch = pack([{"input_ids": r, "labels": r, "sections": r} for r in rows])
+        layout: Layout = batch["row_layout"]
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "position_ids")}
+        with choices.autocasting(device.type):
+            output = run(**inputs, **fast.row_inputs(layout), use_cache=False)
+        hidden = output.last_hidden_state[0]
+        return [hidden[start:end].float() for start, end in layout.rows]
+
+    training = model.training
+    model.eval()  # two passes with dropout would be two functions
+    first, second = states(long, short)
+    second_again, first_again = states(short, [*long[:-1], 41])
+    model.train(training)
+    expected = torch.cat([first[:-1], second])
+    change = torch.cat([first_again[:-1], second_again]) - expected
+    worst = float((change.norm(dim=1) / expected.norm(dim=1)).max())
+    if not worst < LEAK:
+        raise FasttuneError(
+            f"packed rows see each other in this architecture: states change by {worst:.0%}",
+            f"model type '{causal_lm(model).config.model_type}', {SAID[fast.attention]}",
+            "train.packing=false gives each row a place of its own",
+        )
 
 
 def give_back_freed_memory() -> None:
