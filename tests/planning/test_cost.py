@@ -12,16 +12,16 @@ from fasttune.errors import FasttuneError
 from fasttune.machine import Device, available_ram, cpu_has_bf16, this_device
 from fasttune.models.architectures import FAMILIES
 from fasttune.planning import cost
-from fasttune.planning.cost import Job
+from fasttune.planning.cost import Workload
 from fasttune.planning.devices import GPUS, find_device
-from fasttune.planning.fit import decide_checkpointing, job_of, largest_batch, suggest
+from fasttune.planning.fit import decide_checkpointing, largest_batch, suggest, workload_of
 from fasttune.planning.forecast import forecast
 from fasttune.planning.shape import read_shape, shape_of
 
 PHI2 = read_shape("microsoft/phi-2")
 DEMO = read_shape("SmolLM2-135M-Instruct")
 GB = 10**9
-TWO_OF_2048 = Job(
+TWO_OF_2048 = Workload(
     shape=PHI2,
     quantized=True,
     dtype="bfloat16",
@@ -85,7 +85,7 @@ def test_loading_counts_where_it_takes_more_than_training():
 def test_on_a_cpu_rows_of_different_lengths_leave_holes_in_the_heap():
     lengths = {False: [200, 200], True: [100, 300]}
     alike, varied = (
-        job_of(config(train__batch_size=2), DEMO, Device("CPU", "cpu", 64 * GB), found)
+        workload_of(config(train__batch_size=2), DEMO, Device("CPU", "cpu", 64 * GB), found)
         for found in lengths.values()
     )
     assert [alike.varied, varied.varied] == list(lengths)
@@ -226,13 +226,13 @@ def gpu(memory: float) -> Device:
 
 
 def test_the_longest_rows_count_for_memory_and_the_mean_for_time():
-    job = job_of(config(train__batch_size=2), PHI2, gpu(16), [100, 300, 200])
-    assert (job.peak_tokens, job.step_tokens, job.attended) == (500, 400, 140_000 / 600)
+    work = workload_of(config(train__batch_size=2), PHI2, gpu(16), [100, 300, 200])
+    assert (work.peak_tokens, work.step_tokens, work.attended) == (500, 400, 140_000 / 600)
     padded = config(train__batch_size=2, train__packing=False)
-    assert job_of(padded, PHI2, gpu(16), [100, 300, 200]).peak_tokens == 600
+    assert workload_of(padded, PHI2, gpu(16), [100, 300, 200]).peak_tokens == 600
     few = config(train__batch_size=8, train__gradient_accumulation=2)
-    assert job_of(few, PHI2, gpu(16), [100, 300]).peak_tokens == 400
-    assert job_of(few, PHI2, gpu(16)).peak_tokens == 8 * 1024
+    assert workload_of(few, PHI2, gpu(16), [100, 300]).peak_tokens == 400
+    assert workload_of(few, PHI2, gpu(16)).peak_tokens == 8 * 1024
 
 
 def test_auto_checkpoints_only_where_memory_needs_it():
@@ -291,7 +291,7 @@ def test_the_largest_batch_is_the_largest():
     count = largest_batch(asked, PHI2, gpu(16), 512, checkpointing=True)
     fitting, over = (
         cost.memory(
-            job_of(
+            workload_of(
                 config(
                     model__max_length=512,
                     train__batch_size=rows,

@@ -153,8 +153,8 @@ def test_a_gpus_memory_is_what_others_leave_with_the_context(cuda):
 def test_a_plan_and_the_measured_peak_count_the_same_of_a_gpu(cuda, monkeypatch):
     from fasttune.planning.shape import read_shape
 
-    job = cost.Job(read_shape("microsoft/phi-2"), True, "float16", 2, True, 2048, 2048, 2048)
-    planned = cost.memory(job, "cuda")
+    work = cost.Workload(read_shape("microsoft/phi-2"), True, "float16", 2, True, 2048, 2048, 2048)
+    planned = cost.memory(work, "cuda")
     tensors = planned.weights + planned.training
     # what the allocator holds at the peak: tensors, and what of its blocks they do not fill
     reserved = int(tensors + cost.RESERVED)

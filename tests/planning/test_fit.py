@@ -10,7 +10,7 @@ import torch
 from fasttune.config import ModelConfig, RunConfig, TrainConfig
 from fasttune.planning import cost
 from fasttune.planning.devices import GPUS
-from fasttune.planning.fit import job_of, largest_batch
+from fasttune.planning.fit import largest_batch, workload_of
 from fasttune.planning.forecast import forecast
 from fasttune.planning.shape import read_shape
 
@@ -26,11 +26,11 @@ def phi(precision="auto", batch_size=8, length=200, **more):
 
 @pytest.mark.parametrize("gpu", ["t4", "a100"])
 def test_rows_that_attend_by_themselves_cost_what_they_cost_alone(gpu):
-    job = job_of(phi(), PHI2, GPUS[gpu], [100, 300] * 100)
+    work = workload_of(phi(), PHI2, GPUS[gpu], [100, 300] * 100)
     attended = (100**2 + 300**2) / 400
-    assert (job.attended, job.masked, job.scored) == (attended, 0, attended / 2)
-    alone = job_of(phi(batch_size=1, length=300), PHI2, GPUS[gpu], [100, 300] * 100)
-    assert cost.flops_per_token(job) == cost.flops_per_token(alone)
+    assert (work.attended, work.masked, work.scored) == (attended, 0, attended / 2)
+    alone = workload_of(phi(batch_size=1, length=300), PHI2, GPUS[gpu], [100, 300] * 100)
+    assert cost.flops_per_token(work) == cost.flops_per_token(alone)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def test_rows_that_attend_by_themselves_cost_what_they_cost_alone(gpu):
 def test_a_mask_costs_the_whole_pack(rows, length, more):
     """Queries are multiplied with all keys of the pack, and nothing is skipped: S is twice T."""
     t4 = GPUS["t4"]
-    apart = job_of(phi(batch_size=rows, length=length), PHI2, t4)
-    masked = job_of(phi("fp32", batch_size=rows, length=length), PHI2, t4)
+    apart = workload_of(phi(batch_size=rows, length=length), PHI2, t4)
+    masked = workload_of(phi("fp32", batch_size=rows, length=length), PHI2, t4)
     assert masked.masked == masked.scored == rows * length and apart.scored == length / 2
     added = cost.flops_per_token(masked) - cost.flops_per_token(apart)
     assert added == 14 * (rows * length - length / 2) * 2560 * 32
@@ -58,20 +58,20 @@ def test_a_mask_costs_the_whole_pack(rows, length, more):
     ],
 )
 def test_without_several_rows_in_a_pack_there_is_no_mask(config):
-    assert job_of(config, PHI2, GPUS["t4"]).masked == 0
+    assert workload_of(config, PHI2, GPUS["t4"]).masked == 0
 
 
 def test_unsloths_own_layers_need_no_mask_in_fp32_either():
     llama = read_shape("SmolLM2-135M-Instruct")
-    assert job_of(phi("fp32"), llama, GPUS["t4"]).masked == 0
+    assert workload_of(phi("fp32"), llama, GPUS["t4"]).masked == 0
 
 
 def test_every_block_keeps_the_mask_as_numbers():
-    job = job_of(phi("fp32"), PHI2, GPUS["t4"])
-    plain = replace(job, masked=0.0)
+    work = workload_of(phi("fp32"), PHI2, GPUS["t4"])
+    plain = replace(work, masked=0.0)
     for checkpointing, masks in ((False, 32), (True, 1)):
         with_mask, without = (
-            cost.memory(replace(j, checkpointing=checkpointing), "cuda") for j in (job, plain)
+            cost.memory(replace(j, checkpointing=checkpointing), "cuda") for j in (work, plain)
         )
         assert with_mask.activations - without.activations == masks * 4 * 1600**2
 
@@ -101,5 +101,5 @@ def test_the_largest_batch_counts_the_mask_of_its_rows():
     for rows, fits in ((most, True), (most + 1, False)):
         asked = phi("fp32", batch_size=rows, length=256)
         asked = replace(asked, train=replace(asked.train, gradient_checkpointing="on"))
-        memory = cost.memory(job_of(asked, PHI2, t4), "cuda").peak
+        memory = cost.memory(workload_of(asked, PHI2, t4), "cuda").peak
         assert (memory <= 0.9 * t4.memory) == fits

@@ -73,7 +73,7 @@ def _largest(made: Forecast) -> list[dict[str, int]]:
     """Rows in the largest batch that fits, by their length, without and with checkpointing."""
     from fasttune.planning.fit import largest_batch
 
-    shape, device = made.job.shape, made.device
+    shape, device = made.workload.shape, made.device
     return [
         {
             "tokens": length,
@@ -93,11 +93,11 @@ def _show(made: Forecast) -> None:
     from fasttune.planning import cost
     from fasttune.planning.forecast import spell
 
-    out, job, device = console(), made.job, made.device
-    shape, base = job.shape, "NF4" if job.quantized else f"{8 * job.number_bytes} bits"
+    out, work, device = console(), made.workload, made.device
+    shape, base = work.shape, "NF4" if work.quantized else f"{8 * work.number_bytes} bits"
     out.print(
         f"{shape.name}: {shape.parameters / 1e6:,.1f} M parameters, base in {base}, "
-        f"LoRA {cost.lora_parameters(job) / 1e6:.2f} M",
+        f"LoRA {cost.lora_parameters(work) / 1e6:.2f} M",
         markup=False,
     )
     rows = "rows" if made.rows is None else f"of {made.rows} rows"
@@ -106,8 +106,8 @@ def _show(made: Forecast) -> None:
         + (f" ({device.source})" if device.source else "")
     )
     out.print(
-        f"batches {rows}: {job.peak_tokens} tokens in the largest, "
-        f"{job.step_tokens:.0f} in a mean step"
+        f"batches {rows}: {work.peak_tokens} tokens in the largest, "
+        f"{work.step_tokens:.0f} in a mean step"
     )
     out.print("\n[bold]memory at the peak[/bold]")
     parts = {**made.memory.parts(), "in all": made.memory.peak}
@@ -136,12 +136,12 @@ def _step(made: Forecast) -> list[str]:
     from fasttune.planning import cost
     from fasttune.planning.forecast import spell
 
-    job, time = made.job, made.time
-    per_token = cost.flops_per_token(job)
+    work, time = made.workload, made.time
+    per_token = cost.flops_per_token(work)
     lines = [
-        f"{per_token * job.step_tokens / 1e12:.3g} TFLOP, {per_token / 1e9:.2f} GFLOP a token, "
-        f"{job.scored:.0f} keys a query",
-        f"{cost.dequantized_bytes(job, made.device.kind) / 1e9:.1f} GB dequantised",
+        f"{per_token * work.step_tokens / 1e12:.3g} TFLOP, {per_token / 1e9:.2f} GFLOP a token, "
+        f"{work.scored:.0f} keys a query",
+        f"{cost.dequantized_bytes(work, made.device.kind) / 1e9:.1f} GB dequantised",
     ]
     if time is None:
         return [*lines, "no time: the peak of this device is not known"]

@@ -58,7 +58,7 @@ sizes come and go. Fitted to the demo model and a Llama; how much it is differs 
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """A training step, as far as its costs depend on it.
 
     Attributes:
@@ -188,7 +188,7 @@ def _relative(shape: Shape) -> tuple[float, float, float]:
     return shape.attention / h, shape.keys / h, shape.intermediate / h
 
 
-def memory(job: Job, kind: str) -> Memory:
+def memory(work: Workload, kind: str) -> Memory:
     """The parts of the peak on a device of the kind "cuda" or "cpu".
 
     Weights: NF4 for the blocks' matrices, if quantised; embeddings, head, norms and biases in the
@@ -199,30 +199,30 @@ def memory(job: Job, kind: str) -> Memory:
     time; on a CPU also what the heap loses to `HOLES`. A dense mask over the pack becomes a tensor
     of numbers in every block that keeps its activations: bytes * tokens^2.
     """
-    shape, number = job.shape, job.number_bytes
+    shape, number = work.shape, work.number_bytes
     cuda = kind == "cuda"
     weights = float(shape.other_parameters * number)
-    if job.quantized:
+    if work.quantized:
         weights += shape.linear_weights * NF4_BITS / 8
-    if not job.quantized or not cuda:
+    if not work.quantized or not cuda:
         weights += shape.linear_weights * number
-    mapped = not cuda and shape.stored == job.dtype
-    if job.quantized and mapped:
+    mapped = not cuda and shape.stored == work.dtype
+    if work.quantized and mapped:
         weights += shape.linear_weights * number
-    width = shape.hidden * number * job.peak_tokens
-    slack = VARIED_SLACK if job.varied else CPU_SLACK
-    block = widths(shape) if cuda else slack * fast_widths(shape, job.attended, job.number_bytes)
+    width = shape.hidden * number * work.peak_tokens
+    slack = VARIED_SLACK if work.varied else CPU_SLACK
+    block = widths(shape) if cuda else slack * fast_widths(shape, work.attended, work.number_bytes)
     kept = block
-    if job.checkpointing:
+    if work.checkpointing:
         kept = 1 if cuda else 1 + HOLES
-    loss = min(job.peak_tokens, CHUNK) * shape.vocab * LOGITS + width
-    again = width * block if job.checkpointing else 0.0
-    again += shape.largest_linear * number if job.quantized and cuda else 0.0
-    masks = job.peak_tokens**2 * number * (1 if job.checkpointing else shape.layers)
+    loss = min(work.peak_tokens, CHUNK) * shape.vocab * LOGITS + width
+    again = width * block if work.checkpointing else 0.0
+    again += shape.largest_linear * number if work.quantized and cuda else 0.0
+    masks = work.peak_tokens**2 * number * (1 if work.checkpointing else shape.layers)
     return Memory(
         weights=weights,
-        adapters=float(lora_parameters(job) * (8 + job.optimizer_bytes)),
-        activations=float(width * shape.layers * kept + (masks if job.masked else 0)),
+        adapters=float(lora_parameters(work) * (8 + work.optimizer_bytes)),
+        activations=float(width * shape.layers * kept + (masks if work.masked else 0)),
         # glibc keeps what the loss frees, and a block's backward pass does not fit into the holes.
         working=max(float(loss), again) if cuda else loss + again,
         process=PROCESS[kind],
@@ -231,11 +231,11 @@ def memory(job: Job, kind: str) -> Memory:
     )
 
 
-def lora_parameters(job: Job) -> int:
-    return job.shape.lora_parameters(job.rank, job.targets)
+def lora_parameters(work: Workload) -> int:
+    return work.shape.lora_parameters(work.rank, work.targets)
 
 
-def flops_per_token(job: Job) -> float:
+def flops_per_token(work: Workload) -> float:
     """Floating point operations of training on one token.
 
     With a the width of the queries and S the keys that a query is multiplied with: forward
@@ -243,23 +243,23 @@ def flops_per_token(job: Job) -> float:
     gradient; checkpointing repeats the forward pass without the head. S is T/2 in a row of T tokens
     that attends by itself, and all of a pack under a dense mask, whose zeros are computed too.
     """
-    shape = job.shape
+    shape = work.shape
     matrices, head = 2 * shape.linear_weights, 2 * shape.hidden * shape.vocab
-    attention = job.scored * shape.attention * shape.layers
-    lora = lora_parameters(job)
+    attention = work.scored * shape.attention * shape.layers
+    lora = lora_parameters(work)
     blocks = matrices + 4 * attention + 2 * lora
     backward = matrices + 10 * attention + 4 * lora
-    return blocks + head + backward + head + (blocks if job.checkpointing else 0)
+    return blocks + head + backward + head + (blocks if work.checkpointing else 0)
 
 
-def dequantized_bytes(job: Job, kind: str) -> float:
+def dequantized_bytes(work: Workload, kind: str) -> float:
     """Bytes written by dequantisation in an optimiser step: every matrix once for each pass over
     it, forward, backward and again where blocks are computed again. None on a CPU, which keeps
     them."""
-    if not job.quantized or kind == "cpu":
+    if not work.quantized or kind == "cpu":
         return 0.0
-    passes = (3 if job.checkpointing else 2) * job.batches
-    return float(passes * job.shape.linear_weights * job.number_bytes)
+    passes = (3 if work.checkpointing else 2) * work.batches
+    return float(passes * work.shape.linear_weights * work.number_bytes)
 
 
 @dataclass(frozen=True)
@@ -279,18 +279,18 @@ class Time:
         return self.bound / EFFICIENCY
 
 
-def time(job: Job, device: Device) -> Time | None:
+def time(work: Workload, device: Device) -> Time | None:
     """The time bound of an optimiser step; None where the device's speed is not known, which it is
     on a GPU in 16 bits only.
 
     Arithmetic at the peak of dense matrix products; dequantisation reads NF4 and writes the compute
     dtype at the peak of the memory.
     """
-    if device.matmul is None or (device.kind == "cuda" and job.number_bytes == 4):
+    if device.matmul is None or (device.kind == "cuda" and work.number_bytes == 4):
         return None
-    written = dequantized_bytes(job, device.kind)
-    moved = written * (1 + NF4_BITS / 8 / job.number_bytes)
+    written = dequantized_bytes(work, device.kind)
+    moved = written * (1 + NF4_BITS / 8 / work.number_bytes)
     return Time(
-        matmul=flops_per_token(job) * job.step_tokens / device.matmul,
+        matmul=flops_per_token(work) * work.step_tokens / device.matmul,
         dequantisation=moved / device.bandwidth if device.bandwidth else 0.0,
     )

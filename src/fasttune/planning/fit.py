@@ -11,7 +11,7 @@ from typing import Any
 from fasttune.config import RunConfig
 from fasttune.machine import Device
 from fasttune.models.choices import decide
-from fasttune.planning.cost import Job, memory
+from fasttune.planning.cost import Workload, memory
 from fasttune.planning.shape import Shape
 
 MARGIN = 0.9
@@ -19,9 +19,9 @@ MARGIN = 0.9
 within 15 %. A run is refused only above the whole memory."""
 
 
-def job_of(
+def workload_of(
     config: RunConfig, shape: Shape, device: Device, lengths: Sequence[int] | None = None
-) -> Job:
+) -> Workload:
     """The step of a run, with `train.gradient_checkpointing: auto` as off.
 
     The largest batch or pack counts for memory: the longest rows together. The mean counts for
@@ -46,7 +46,7 @@ def job_of(
     # nor does a row by itself.
     masked = choices.attention == "mask" and shape.model_type == "phi" and packs < step_rows
     shape.adapted(config.lora.targets)
-    return Job(
+    return Workload(
         shape=shape,
         quantized=choices.quantized,
         dtype=choices.dtype,
@@ -70,7 +70,7 @@ def decide_checkpointing(
     offloaded checkpointing on CUDA and torch's on a CPU. Any other setting stays."""
     if config.train.gradient_checkpointing != "auto":
         return config
-    if _fits(job_of(config, shape, device, lengths), device):
+    if _fits(workload_of(config, shape, device, lengths), device):
         return _with(config, gradient_checkpointing="off")
     return _with(config, gradient_checkpointing="unsloth" if device.kind == "cuda" else "on")
 
@@ -82,13 +82,13 @@ def suggest(
     none of them is enough."""
     for words, changed in _changes(config, device.kind):
         shorter = lengths and [min(n, changed.model.max_length) for n in lengths]
-        if _fits(job_of(changed, shape, device, shorter), device):
+        if _fits(workload_of(changed, shape, device, shorter), device):
             return words
     return ()
 
 
-def _fits(job: Job, device: Device) -> bool:
-    return memory(job, device.kind).peak <= MARGIN * device.memory
+def _fits(work: Workload, device: Device) -> bool:
+    return memory(work, device.kind).peak <= MARGIN * device.memory
 
 
 def _changes(config: RunConfig, kind: str) -> Iterator[tuple[tuple[str, ...], RunConfig]]:
@@ -136,7 +136,7 @@ def largest_batch(
     )
 
     def fits(rows: int) -> bool:
-        return _fits(job_of(_with(asked, batch_size=rows), shape, device), device)
+        return _fits(workload_of(_with(asked, batch_size=rows), shape, device), device)
 
     if not fits(1):
         return 0

@@ -13,9 +13,9 @@ from fasttune.errors import FasttuneError
 from fasttune.machine import GB, Device
 from fasttune.models.choices import Choices, decide
 from fasttune.planning import cost
-from fasttune.planning.cost import Job, Memory, Time
+from fasttune.planning.cost import Memory, Time, Workload
 from fasttune.planning.devices import measured_matmul, with_figures
-from fasttune.planning.fit import decide_checkpointing, job_of, suggest
+from fasttune.planning.fit import decide_checkpointing, suggest, workload_of
 from fasttune.planning.shape import Shape, UnknownArchitecture, read_shape
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Forecast:
 
     config: RunConfig
     device: Device
-    job: Job
+    workload: Workload
     memory: Memory
     time: Time | None
     rows: int | None
@@ -56,10 +56,10 @@ class Forecast:
         """The short form: memory with its largest parts, the decisions, steps and time."""
         largest = sorted(self.memory.parts().items(), key=lambda part: -part[1])
         named = ", ".join(f"{name} {size / GB:.1f}" for name, size in largest if size >= 0.05 * GB)
-        base = "in NF4" if self.job.quantized else "unquantised"
+        base = "in NF4" if self.workload.quantized else "unquantised"
         said = [
             f"plan: {self.memory.peak / GB:.1f} of {self.device.memory / GB:.1f} GB ({named})",
-            f"base {base}, checkpointing {'on' if self.job.checkpointing else 'off'}",
+            f"base {base}, checkpointing {'on' if self.workload.checkpointing else 'off'}",
         ]
         if self.steps is not None:
             said.append(f"{self.steps} steps")
@@ -100,28 +100,32 @@ class Forecast:
     def as_dict(self) -> dict[str, Any]:
         """JSON values: bytes, FLOPs, seconds."""
         time = self.time
-        shape = self.job.shape
+        shape = self.workload.shape
         return {
             "model": shape.name,
             "parameters": shape.parameters,
-            "lora_parameters": cost.lora_parameters(self.job),
+            "lora_parameters": cost.lora_parameters(self.workload),
             "device": asdict(self.device),
-            "quantization": "nf4" if self.job.quantized else "none",
-            "number_bytes": self.job.number_bytes,
+            "quantization": "nf4" if self.workload.quantized else "none",
+            "number_bytes": self.workload.number_bytes,
             "gradient_checkpointing": self.config.train.gradient_checkpointing,
             "attention": self.choices.attention,
-            "peak_tokens": self.job.peak_tokens,
+            "peak_tokens": self.workload.peak_tokens,
             "peak_bytes": round(self.memory.peak),
             "bytes": {name: round(size) for name, size in self.memory.parts().items()},
             "fits": self.fits,
             "suggestion": list(self.suggestion),
             "rows": self.rows,
             "steps": self.steps,
-            "step_tokens": round(self.job.step_tokens, 1),
-            "keys_per_query": round(self.job.scored, 1),
-            "flops_per_token": round(cost.flops_per_token(self.job)),
-            "flops_per_step": round(cost.flops_per_token(self.job) * self.job.step_tokens),
-            "dequantized_bytes_per_step": round(cost.dequantized_bytes(self.job, self.device.kind)),
+            "step_tokens": round(self.workload.step_tokens, 1),
+            "keys_per_query": round(self.workload.scored, 1),
+            "flops_per_token": round(cost.flops_per_token(self.workload)),
+            "flops_per_step": round(
+                cost.flops_per_token(self.workload) * self.workload.step_tokens
+            ),
+            "dequantized_bytes_per_step": round(
+                cost.dequantized_bytes(self.workload, self.device.kind)
+            ),
             "seconds_per_step": time
             and {"bound": time.bound, "expected": time.expected, "efficiency": cost.EFFICIENCY},
         }
@@ -146,16 +150,16 @@ def forecast(
         FasttuneError: a LoRA target is no matrix of the model.
     """
     decided = decide_checkpointing(config, shape, device, lengths)
-    job = job_of(decided, shape, device, lengths)
+    work = workload_of(decided, shape, device, lengths)
     known = lengths is not None or config.train.max_steps is not None
     if device.kind == "cpu" and device.matmul is None:
-        device = replace(device, matmul=measured_matmul(bf16=job.number_bytes == 2))
+        device = replace(device, matmul=measured_matmul(bf16=work.number_bytes == 2))
     made = Forecast(
         config=decided,
         device=device,
-        job=job,
-        memory=cost.memory(job, device.kind),
-        time=cost.time(job, device),
+        workload=work,
+        memory=cost.memory(work, device.kind),
+        time=cost.time(work, device),
         rows=None if lengths is None else len(lengths),
         steps=steps(len(lengths or ()), config) if known else None,
         suggestion=(),
