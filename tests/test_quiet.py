@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from fasttune.quiet import quiet
+from fasttune.quiet import library_prints, quiet
 
 
 def test_what_is_printed_inside_is_kept_from_the_terminal(capfd):
@@ -52,3 +52,13 @@ def test_a_letter_that_the_terminal_lacks_is_no_error():
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | ascii_only
     )
     assert (done.stdout, done.stderr) == ("after\n", "")
+
+
+def test_standard_output_stays_the_commands_own(capfd, caplog):
+    with caplog.at_level(logging.DEBUG, "fasttune"), library_prints():
+        print("Unsloth: Will smartly offload gradients to save VRAM!")
+        print("Unsloth: block compile failed\nand half a line of a callback", end="")
+    print("after")
+    told = "Unsloth: block compile failed\nand half a line of a callback\n"
+    assert capfd.readouterr() == ("after\n", told)
+    assert caplog.messages == ["Unsloth: Will smartly offload gradients to save VRAM!"]

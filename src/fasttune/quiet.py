@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -10,6 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from fasttune.errors import FasttuneError
+
+log = logging.getLogger(__name__)
+
+CHATTER = ("Unsloth: Will smartly offload", "Unsloth: Double buffering enabled")
+"""What Unsloth prints in every training with offloaded checkpointing."""
 
 
 @contextmanager
@@ -52,3 +58,39 @@ def quiet() -> Iterator[None]:
             if failed:
                 sink.seek(0)
                 sys.stderr.write(sink.read())
+
+
+@contextmanager
+def library_prints() -> Iterator[None]:
+    """Keep standard output for what a command prints: what libraries print while they work, or a
+    plugin, goes to standard error, and what Unsloth always says to the log (`--verbose`)."""
+    with redirect_stdout(_Printed()) as printed:
+        try:
+            yield
+        finally:
+            printed.close()
+
+
+class _Printed(io.TextIOBase):
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._pass_on(line)
+        return len(text)
+
+    def close(self) -> None:
+        if self._rest:
+            self._pass_on(self._rest)
+        self._rest = ""
+
+    def _pass_on(self, line: str) -> None:
+        if line.startswith(CHATTER):
+            log.debug(line)
+        else:
+            print(line, file=sys.stderr)

@@ -7,12 +7,15 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from fasttune import hub
+from fasttune.config import ModelConfig
 from fasttune.errors import FasttuneError, reason
 from fasttune.models import load
 from fasttune.models.tokenizer import cannot_load
+from tests.conftest import choices_for
 
 OFFLINE = OfflineModeIsEnabled("Cannot reach https://hub.example: offline mode is enabled.")
 
@@ -175,3 +178,22 @@ def test_a_failing_import_of_unsloth_needs_no_message(monkeypatch):
     with pytest.raises(FasttuneError, match="Unsloth cannot be used") as caught:
         unsloth._import()
     assert caught.value.where == "NotImplementedError"
+
+
+@pytest.mark.parametrize(
+    ("quantized", "dtype", "said"),
+    [
+        (False, torch.bfloat16, "without quantising it"),
+        (True, torch.float16, "Unsloth loaded the model in float16"),
+    ],
+)
+def test_a_model_that_is_loaded_otherwise_than_chosen_is_refused(
+    quantized, dtype, said, tiny_phi, monkeypatch
+):
+    """Unsloth prints a line and goes on: without bitsandbytes, or in fp16 where bf16 is missing."""
+    model = SimpleNamespace(is_loaded_in_4bit=quantized, dtype=dtype)
+    loader = SimpleNamespace(from_pretrained=lambda **_: (model, None))
+    monkeypatch.setattr(load, "FastLanguageModel", loader)
+    config = ModelConfig(name=str(tiny_phi), quantization="nf4", precision="bf16")
+    with pytest.raises(FasttuneError, match=said):
+        load.load_base(config, choices_for(config))

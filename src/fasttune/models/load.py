@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fasttune.config import LoraConfig, ModelConfig
+from fasttune.errors import FasttuneError
 from fasttune.machine import tensor_device
 from fasttune.models.choices import Choices
 from fasttune.models.dropout import switch_dropout_off
@@ -25,7 +26,7 @@ def load_base(config: ModelConfig, choices: Choices) -> tuple[Any, Any]:
     same rows unpacked, and goes on where it was interrupted.
 
     Raises:
-        FasttuneError: Unsloth or transformers cannot load it.
+        FasttuneError: Unsloth or transformers cannot load it, or load it otherwise than chosen.
     """
     name = resolve_model(config.name)
     tokenizer = load_tokenizer(name)
@@ -45,6 +46,7 @@ def load_base(config: ModelConfig, choices: Choices) -> tuple[Any, Any]:
             )
         except Exception as error:  # Unsloth, transformers and safetensors each have their own
             raise cannot_load(name, error) from error
+    _require_as_chosen(model, choices)
     for settings in (model.config, model.generation_config):
         settings.pad_token_id = tokenizer.pad_token_id
         settings.eos_token_id = tokenizer.eos_token_id
@@ -52,6 +54,26 @@ def load_base(config: ModelConfig, choices: Choices) -> tuple[Any, Any]:
     if config.dropout == "off":
         switch_dropout_off(model)
     return model, tokenizer
+
+
+def _require_as_chosen(model: Any, choices: Choices) -> None:
+    """Unsloth says so in a line, and goes on, where it loads in another way than it was told.
+
+    Raises:
+        FasttuneError: the model is not quantised although that was chosen, or in another dtype.
+    """
+    if choices.quantized and not getattr(model, "is_loaded_in_4bit", False):
+        raise FasttuneError(
+            "Unsloth loaded the model without quantising it",
+            f"model.quantization=nf4, on {choices.kind}",
+            "`fasttune doctor` tells what bitsandbytes lacks; or take model.quantization=none",
+        )
+    if model.dtype != getattr(torch, choices.dtype):
+        raise FasttuneError(
+            f"Unsloth loaded the model in {str(model.dtype).removeprefix('torch.')}",
+            f"{choices.dtype} was chosen, on {choices.kind}",
+            "set model.precision to what this model takes here: fp32, bf16 or fp16",
+        )
 
 
 def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple[Any, Coverage]:

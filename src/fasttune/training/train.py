@@ -44,7 +44,7 @@ from fasttune.planning.forecast import Forecast, foresee
 from fasttune.plugins.identity import Identity
 from fasttune.plugins.metric import Answer
 from fasttune.plugins.template import Row
-from fasttune.quiet import quiet
+from fasttune.quiet import library_prints, quiet
 from fasttune.runs import Run, create_run, now
 from fasttune.training.callbacks import Interrupt, Progress, RunLog
 from fasttune.training.report import write_samples
@@ -198,7 +198,7 @@ class Training:
             config, self.generator, train_rows, eval_rows, sections, run, callbacks
         )
         log.info("training: %s", trainer.fast)
-        with self._timed("train"), interrupt, progress:
+        with self._timed("train"), interrupt, library_prints(), progress:
             held_out, resumed = bool(eval_rows), self.checkpoint is not None
             if held_out and not resumed:
                 trainer.evaluate()
