@@ -424,3 +424,46 @@ def test_a_merged_export_is_verified(a10g):
     assert "verified" in a10g["merged"].out.splitlines()
     verification = json.loads((a10g.standing / "merged" / "verification.json").read_text())
     assert verification["verified"] is True
+
+
+# The long form
+
+
+@pytest.mark.skipif(not os.environ.get("FASTTUNE_REHEARSE_LONG"), reason="make rehearse")
+@pytest.mark.parametrize("card", CARDS)
+def test_at_length(card, props, tmp_path):
+    """With the blocks compiled, and with settings that the short form leaves out."""
+    question, limit = QUESTION["instruction"], ("--max-new-tokens", TOKENS)
+    trained = {
+        "run": props.run(),
+        "unquantised": props.run("-o", "unquantised", UNQUANTISED),
+        "padded": props.run("-o", "padded", "train.packing=false"),
+        "checkpointed": props.run("-o", "checkpointed", "train.gradient_checkpointing=on"),
+        "offloaded": props.run(
+            "-o", "offloaded", "train.gradient_checkpointing=unsloth", "model.max_length=512"
+        ),
+    }
+    work = {
+        **trained,
+        **props.answers(),
+        "sampled": command("generate", "last", question, "--temperature", "1", *limit),
+        "pipeline": command("generate", "last", question, "--via", "pipeline", *limit),
+        "gguf": command("export", "last", "--to", "gguf", "--output", "gguf", "--no-verify"),
+        "compared": command(
+            "compare", "--templates", "alpaca,reasoning", "--seeds", "1", "-d", props.rows,
+            "-m", props.model, "train.max_steps=2", "data.eval_fraction=0.4", "--rows", "2",
+            "--max-new-tokens", "4", "-o", "compared",
+        ),
+    }  # fmt: skip
+    rehearsal = Rehearsal(card, tmp_path, work, compiled=True)
+    try:
+        folders = ("runs", *list(trained)[1:])
+        assert_tidy(rehearsal, {}, *folders, "answers.jsonl", "gguf", "compared")
+        for name in trained:
+            quantized = name != "unquantised"
+            assert_the_cards_code(rehearsal[name], CARDS[card], quantized, trained=True)
+        found = texts(rehearsal)
+        assert all(each[0] == found["file"][0] for each in found.values())
+        assert (rehearsal.standing / "compared" / "report.html").is_file()
+    finally:
+        rehearsal.stop()
