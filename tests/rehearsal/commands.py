@@ -10,6 +10,7 @@ models were loaded.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ trainers = []
 
 def note_models(load):
     """What `load_base` gave since the last command."""
+    gc.freeze()  # Unsloth collects garbage 18 times a load, half a second each in so many objects
     load_base = load.load_base
 
     def noting(config, choices):
