@@ -54,7 +54,10 @@ def test_a_letter_that_the_terminal_lacks_is_no_error():
     assert (done.stdout, done.stderr) == ("after\n", "")
 
 
-def test_standard_output_stays_the_commands_own(capfd, caplog):
+def test_standard_output_stays_the_commands_own(capfd, caplog, monkeypatch):
+    # Without the handler that a command of an earlier test has put up.
+    monkeypatch.setattr(logging.getLogger("fasttune"), "handlers", [])
+    monkeypatch.setattr(logging.getLogger("fasttune"), "propagate", True)
     with caplog.at_level(logging.DEBUG, "fasttune"), library_prints():
         print("Unsloth: Will smartly offload gradients to save VRAM!")
         print("Unsloth: block compile failed\nand half a line of a callback", end="")
