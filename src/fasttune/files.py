@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -11,6 +12,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from fasttune.errors import FasttuneError
+
+NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
+"""Letters, digits, `-`, `_` and `.`, not starting with a dot."""
+
+
+def valid_name(name: object) -> bool:
+    """Whether this may name a template, a plugin or a run: it becomes part of a file's name and
+    must not lead out of the folder."""
+    return isinstance(name, str) and NAME.fullmatch(name) is not None
+
+
+def require_name(name: object, what: str, where: str) -> None:
+    """Refuse what is no name.
+
+    Args:
+        what: what it is to name, as "a template".
+        where: where it stands.
+
+    Raises:
+        FasttuneError: see `valid_name`.
+    """
+    if not valid_name(name):
+        raise FasttuneError(
+            f"{name!r} is no name for {what}",
+            where,
+            "use letters, digits, - _ and ., not starting with a dot; at most 100 characters",
+        )
 
 
 @contextmanager
