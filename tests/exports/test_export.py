@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,32 @@ def test_merged_is_verified_and_written_whole(exported):
     assert names >= {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"}
     assert exporting.MARKER not in names
     assert [f.name for f in exported.folder.parent.iterdir()] == ["merged"]
+
+
+def test_the_model_of_the_run_is_gone_before_the_export_is_loaded(
+    run, plugins, tmp_path, monkeypatch
+):
+    opened, alive = [], []
+
+    def noting(*args):
+        reader = open_run_model(*args)
+        opened.append(weakref.ref(reader.model.get_base_model()))
+        return reader
+
+    monkeypatch.setattr(exporting, "open_run_model", noting)
+    merged = plugins.exporters["merged"][0]
+    load = merged.open
+    monkeypatch.setattr(
+        type(merged),
+        "open",
+        lambda self, job: alive.append(opened[0]() is not None) or load(job),
+    )
+    gc.disable()  # what frees memory by chance
+    try:
+        export(run, "merged", plugins, tmp_path / "merged")
+    finally:
+        gc.enable()
+    assert alive == [False]
 
 
 # Verification must be able to fail. Each case damages a copy of a good export.

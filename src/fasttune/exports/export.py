@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -119,6 +120,7 @@ def _verify(exporter: Exporter, job: RunExport, rows: Sequence[Row]) -> Verifica
     log.info("verifying with %d rows: the run", len(rows))
     # One model at a time: the run's is gone before the export is loaded.
     expected = measure(open_run_model(job.run.model_config, job.run.adapter, job.template), rows)
+    gc.collect()  # PEFT's and Unsloth's wrappers refer to each other
     log.info("verifying with %d rows: the export", len(rows))
     return judge(expected, measure(exporter.open(job), rows, expected), exporter.bounds(job))
 
