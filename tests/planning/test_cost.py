@@ -46,11 +46,20 @@ def test_phi_2_with_two_rows_of_2048():
     # 2 516.6 M weights in 4.127 bits, and 263.1 M parameters in 16
     assert memory.weights == pytest.approx(1.298 * GB + 0.526 * GB, rel=1e-3)
     assert memory.adapters == 23_592_960 * 16
-    # 28.5 widths of 2560 x 2 bytes for 4096 tokens and 32 layers
-    assert memory.activations == pytest.approx(19.13 * GB, rel=1e-3)
-    assert memory.peak == pytest.approx(22.4 * GB, rel=0.04)
+    # 16.5 widths of 2560 x 2 bytes for 4096 tokens and 32 layers, and 2 516.6 M weights in 16 bits
+    assert memory.activations == pytest.approx(11.07 * GB + 5.03 * GB, rel=1e-3)
+    assert memory.peak == pytest.approx(19.5 * GB, rel=0.01)
     assert cost.memory(CHECKPOINTED, "cuda").activations == pytest.approx(0.671 * GB, rel=1e-3)
-    assert cost.memory(CHECKPOINTED, "cuda").peak == pytest.approx(4.5 * GB, rel=0.02)
+    assert cost.memory(CHECKPOINTED, "cuda").peak == pytest.approx(4.38 * GB, rel=0.01)
+
+
+def test_what_is_out_of_nf4_at_once_on_a_gpu():
+    block = 2 * PHI2.linear_weights / 32
+    assert cost.dequantized_held(TWO_OF_2048) == 32 * block
+    assert cost.dequantized_held(CHECKPOINTED) == block
+    llama = replace(TWO_OF_2048, shape=DEMO)  # in Unsloth's own layers: the largest of the MLP's
+    assert cost.dequantized_held(llama) == 2 * 576 * 1536
+    assert cost.dequantized_held(replace(TWO_OF_2048, quantized=False)) == 0
 
 
 def test_nf4_has_4_127_bits_a_weight():
@@ -99,6 +108,7 @@ def test_on_a_cpu_rows_of_different_lengths_leave_holes_in_the_heap():
 @pytest.mark.parametrize("kind", ["llama", "phi"])
 def test_widths_are_what_autograd_keeps(kind, path):
     """Tensors saved by a block with LoRA, by the difference of two depths."""
+    from fasttune.models.activation import fuse_gelu
     from fasttune.models.fast.fast import speed_up
 
     # isort: split
@@ -123,6 +133,7 @@ def test_widths_are_what_autograd_keeps(kind, path):
             "num_key_value_heads": 2 if kind == "llama" else 4,
         }
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
+        assert fuse_gelu(model) == (count if kind == "phi" else 0)
         model = get_peft_model(model, LoraConfig(r=2, target_modules=list(FAMILIES[kind].targets)))
         model = model.to(dtype)
         inputs = {}
@@ -145,13 +156,14 @@ def test_widths_are_what_autograd_keeps(kind, path):
         saved.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
     counted = (saved[1] - saved[0]) / 2 / (dtype.itemsize * hidden * tokens)
     shape = shape_of({**settings, "model_type": kind}, kind)
-    # Besides the wide tensors there are LoRA's inner ones, r a matrix, and a few numbers a token.
+    # Besides the wide tensors there are LoRA's inner ones, r a matrix, and a few numbers a token;
+    # layers in NF4, which transformers' widths are for, keep 1.4 widths more in Phi.
     expected = (
         cost.widths(shape)
         if path == "transformers"
         else cost.fast_widths(shape, tokens / 2, dtype.itemsize)
     )
-    assert counted == pytest.approx(expected, rel=0.06)
+    assert counted == pytest.approx(expected, abs=1.5)
 
 
 # Arithmetic and time
@@ -311,7 +323,7 @@ def test_the_largest_batch_is_the_largest():
 def test_the_short_form_says_what_was_decided():
     asked = config(model__max_length=2048, train__batch_size=2, train__max_steps=90)
     line = forecast(asked, PHI2, GPUS["a100"]).line()
-    assert line.startswith("plan: 22.4 of 40.0 GB (activations 19.1, weights 1.8")
+    assert line.startswith("plan: 19.3 of 40.0 GB (activations 16.1, weights 1.8")
     assert "base in NF4, checkpointing off, 90 steps, at least" in line
     on_cpu = forecast(asked, DEMO, Device("CPU", "cpu", 64 * GB, matmul=1e11)).line()
     assert "base unquantised" in on_cpu and "at least" in on_cpu

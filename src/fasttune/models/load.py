@@ -11,6 +11,7 @@ import torch
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.errors import FasttuneError
 from fasttune.machine import tensor_device
+from fasttune.models.activation import fuse_gelu
 from fasttune.models.choices import Choices
 from fasttune.models.dropout import switch_dropout_off
 from fasttune.models.lora import Coverage, choose_targets, coverage, linear_names
@@ -53,6 +54,7 @@ def load_base(config: ModelConfig, choices: Choices) -> tuple[Any, Any]:
     model.generation_config.max_length = None  # Unsloth's; `max_new_tokens` is what counts
     if config.dropout == "off":
         switch_dropout_off(model)
+    fuse_gelu(model)
     return model, tokenizer
 
 

@@ -38,10 +38,10 @@ and the trainer with the kernels' own buffers. CUDA: so that a plan's peak count
 `machine.peak_memory` measures, all that the allocator reserves and the context, which is not of
 the allocator's."""
 
-PHI_WIDTHS = 28.5
-"""Widths that a block of transformers' Phi keeps for its backward pass, with an MLP of 4 h: counted
-on NF4 layers with LoRA. 20 of them are the MLP's: `gelu_new` keeps its input, half of it, the tanh
-and one more than it, and LoRA on fc2 the result."""
+PHI_WIDTHS = 16.5
+"""Widths that a block of transformers' Phi keeps for its backward pass, with an MLP of 4 h and
+`models.activation.fuse_gelu`: counted on NF4 layers with LoRA. 8 of them are the MLP's: the input
+of gelu, and its result for fc2."""
 
 CPU_SLACK = 1.2
 """On a CPU what is freed goes back late: activations take so many times what is counted. This and
@@ -114,7 +114,7 @@ class Memory:
         activations: what is kept from the forward to the backward pass.
         working: the larger of what the loss takes (a chunk of logits, the gradient of the hidden
             states) and what the backward pass of one block does (its activations computed again,
-            one matrix out of NF4); on a CPU both.
+            what is out of NF4 for it); on a CPU both.
         process: the process itself.
         loading: what loading holds beside weights and process, before there is a batch.
     """
@@ -163,7 +163,7 @@ def widths(shape: Shape) -> float:
     a, g, m = _relative(shape)
     if shape.gated:
         return 6 + 2 * a + 2 * g + 4 * m
-    return PHI_WIDTHS + 5 * (m - 4)
+    return PHI_WIDTHS + 2 * (m - 4)
 
 
 def fast_widths(shape: Shape, attended: float, number_bytes: int) -> float:
@@ -172,14 +172,14 @@ def fast_widths(shape: Shape, attended: float, number_bytes: int) -> float:
     A norm keeps its input and its output, which all layers that read it share (2 each; Phi has one
     norm). Attention keeps q, k, v and its output (2a + 2g) and, in bf16 for short rows, the scores:
     heads x attended numbers a token. Otherwise k and v are kept for all heads and the output twice
-    (5a). The MLP keeps 4m where it is gated, 5m in Phi.
+    (5a). The MLP keeps 4m where it is gated, 2m in Phi.
     """
     a, g, m = _relative(shape)
     if number_bytes == 2 and attended <= SHORT:
         attention = 2 * a + 2 * g + attended * shape.heads / shape.hidden
     else:
         attention = 5 * a
-    return (4 if shape.gated else 2) + attention + (4 if shape.gated else 5) * m
+    return (4 if shape.gated else 2) + attention + (4 if shape.gated else 2) * m
 
 
 def _relative(shape: Shape) -> tuple[float, float, float]:
@@ -197,7 +197,8 @@ def memory(work: Workload, kind: str) -> Memory:
     fp32: 4 bytes, 4 for the gradient, and the optimiser's. Activations: h * bytes * tokens * L * k;
     with checkpointing the inputs of the blocks, h * bytes * tokens * L, and k for one block at a
     time; on a CPU also what the heap loses to `HOLES`. A dense mask over the pack becomes a tensor
-    of numbers in every block that keeps its activations: bytes * tokens^2.
+    of numbers in every block that keeps its activations: bytes * tokens^2. On CUDA what is
+    dequantised comes to `dequantized_held`.
     """
     shape, number = work.shape, work.number_bytes
     cuda = kind == "cuda"
@@ -217,18 +218,38 @@ def memory(work: Workload, kind: str) -> Memory:
         kept = 1 if cuda else 1 + HOLES
     loss = min(work.peak_tokens, CHUNK) * shape.vocab * LOGITS + width
     again = width * block if work.checkpointing else 0.0
-    again += shape.largest_linear * number if work.quantized and cuda else 0.0
+    held = dequantized_held(work) if cuda else 0.0
+    if work.checkpointing or shape.in_unsloth:
+        again += held  # for one block, or one matrix, at a time
+        held = 0.0
     masks = work.peak_tokens**2 * number * (1 if work.checkpointing else shape.layers)
     return Memory(
         weights=weights,
         adapters=float(lora_parameters(work) * (8 + work.optimizer_bytes)),
-        activations=float(width * shape.layers * kept + (masks if work.masked else 0)),
+        activations=float(width * shape.layers * kept + (masks if work.masked else 0) + held),
         # glibc keeps what the loss frees, and a block's backward pass does not fit into the holes.
         working=max(float(loss), again) if cuda else loss + again,
         process=PROCESS[kind],
         # Files of another dtype are mapped into memory while they are converted.
         loading=0.0 if cuda or mapped else float(shape.parameters * shape.stored_bytes),
     )
+
+
+def dequantized_held(work: Workload) -> float:
+    """Bytes of the base that are out of NF4 at once on CUDA.
+
+    Unsloth's own layers have one matrix at a time. The blocks that it compiles, Phi's among them,
+    keep every matrix from the forward to the backward pass, as autograd does of a product's
+    factors; with checkpointing those of one block. A compiler may do with fewer: it is an upper
+    bound.
+    """
+    shape = work.shape
+    if not work.quantized:
+        return 0.0
+    if shape.in_unsloth:
+        return float(shape.largest_linear * work.number_bytes)
+    blocks = 1 if work.checkpointing else shape.layers
+    return float(shape.linear_weights / shape.layers * blocks * work.number_bytes)
 
 
 def lora_parameters(work: Workload) -> int:

@@ -42,9 +42,8 @@ def workload_of(
     budget = max(chosen.batch_size * config.model.max_length, tokens[0])
     packed = min(sum(tokens[:step_rows]) if lengths else budget, budget)
     packs = ceil(step_tokens / budget)
-    # All others that can be planned for are in Unsloth's own layers on a GPU, which need no mask;
-    # nor does a row by itself.
-    masked = choices.attention == "mask" and shape.model_type == "phi" and packs < step_rows
+    # Unsloth's own layers need no mask, nor does a row by itself.
+    masked = choices.attention == "mask" and not shape.in_unsloth and packs < step_rows
     shape.adapted(config.lora.targets)
     return Workload(
         shape=shape,

@@ -132,6 +132,12 @@ class Shape:
         return self.linear_weights + self.other_parameters
 
     @property
+    def in_unsloth(self) -> bool:
+        """Whether Unsloth has layers of its own for it on a GPU, instead of compiling those of
+        transformers: of what can be planned for, all but Phi."""
+        return self.model_type != "phi"
+
+    @property
     def largest_linear(self) -> int:
         """Weights of the largest matrix of a block."""
         return max(linear.weights for linear in self.linears)
