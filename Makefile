@@ -15,8 +15,9 @@ demo: $(READY)
 	$(BIN)/fasttune run --config configs/demo.yaml
 	$(BIN)/fasttune generate last "Which day of the week is June 3, 2031?" --input "June 1, 2031 is a Sunday."
 
+# Two processes, since most tests compute on one core.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What a run takes on a T4, an A10G and an H100, as far as it can be walked without one: some 20 minutes.
 rehearse: $(READY)

@@ -18,9 +18,16 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each
 # A person's own plugins and cached rows must not change what the tests see, nor tests their cache.
 os.environ["FASTTUNE_CACHE"] = tempfile.mkdtemp(prefix="fasttune-tests-")
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="fasttune-tests-")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first, so that other tests run beside it."""
+    items.sort(key=lambda item: "rehearsal" not in item.nodeid)
 
 
 @contextmanager

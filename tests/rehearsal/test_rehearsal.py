@@ -152,14 +152,24 @@ class Props:
     asked: Path
     plugins: Path
 
-    def run(self, *settings: str) -> dict:
-        """A run of three steps, of which the last is evaluated."""
-        return command(
-            "run", "-t", "reasoning", "-d", self.rows, "-m", self.model, "lora.r=4",
+    @property
+    def settings(self) -> list:
+        """Three steps, of which the last is evaluated."""
+        return [
+            "-d", self.rows, "-m", self.model, "lora.r=4",
             "data.eval_fraction=0.2", "model.max_length=128", "train.batch_size=2",
             "train.max_steps=3", "train.eval_steps=3", "train.save_steps=3",
             "train.warmup_steps=1", "train.learning_rate=1e-2", "samples.count=1",
-            "samples.max_new_tokens=4", *settings,
+            "samples.max_new_tokens=4",
+        ]  # fmt: skip
+
+    def run(self, *settings: str) -> dict:
+        return command("run", "-t", "reasoning", *self.settings, *settings)
+
+    def compared(self, *settings: str) -> dict:
+        return command(
+            "compare", "--templates", "reasoning,alpaca", "--no-include-base", "--rows", 2,
+            "--max-new-tokens", 4, "-o", "compared", *self.settings, *settings,
         )  # fmt: skip
 
     def answers(self, run: str = "last") -> dict[str, dict]:
@@ -168,7 +178,6 @@ class Props:
         file = ("--file", self.asked, "-o", "answers.jsonl")
         return {
             "streamed": command("generate", run, question, "--raw", *limit),
-            "json": command("generate", run, question, "--json", *limit),
             "file": command("generate", run, *file, *limit),
             "chat": command("chat", run, *limit, input=f"{question}\n"),
         }
@@ -231,7 +240,7 @@ def processes(tmp_path_factory, props):
     """The short form: a run on an A10G as a person would have it, and on a T4 what can be held
     against the reference, at the same time."""
     a10g = {
-        "unbroken": props.run("-o", "unbroken"),
+        "compared": props.compared(),
         "interrupted": props.run("--plugins-dir", props.plugins),
         "resumed": command("run", "--resume", "last", "--json"),
         **props.answers(),
@@ -241,7 +250,6 @@ def processes(tmp_path_factory, props):
         **take_steps(props, STEPS),
         "plain": props.run(EXACT, UNQUANTISED),
         **props.answers(),
-        "halved": props.run("-o", "halved", "--json"),
     }
     homes = [tmp_path_factory.mktemp(name) for name in ("a10g", "t4")]
     started = [
@@ -275,9 +283,9 @@ def expected(t4, props) -> list[str]:
     return answers
 
 
-def run_of(rehearsal: Rehearsal, folder: str) -> Run:
-    [found] = (rehearsal.standing / folder).iterdir()
-    return Run(found)
+def run_of(rehearsal: Rehearsal, folder: str, pattern: str = "*") -> Run:
+    [found] = (rehearsal.standing / folder).rglob(f"{pattern}/manifest.json")
+    return Run(found.parent)
 
 
 # What has to hold
@@ -343,7 +351,6 @@ def texts(rehearsal: Rehearsal) -> dict[str, list[str]]:
     lines = (rehearsal.standing / "answers.jsonl").read_text().splitlines()
     return {
         "streamed": [rehearsal["streamed"].out.removesuffix("\n")],
-        "json": [json.loads(rehearsal["json"].out)["text"]],
         "chat": [rehearsal["chat"].out.rpartition("\n[")[0]],
         "file": [json.loads(line)["answer"]["text"] for line in lines],
     }
@@ -353,43 +360,44 @@ def texts(rehearsal: Rehearsal) -> dict[str, list[str]]:
 
 
 def test_commands_on_an_a10g_end_well_and_leave_only_what_was_asked_for(a10g):
-    left = ("unbroken", "runs", "answers.jsonl", "merged")
+    left = ("compared", "runs", "answers.jsonl", "merged")
     assert_tidy(a10g, {"interrupted": 130}, *left)
 
 
 def test_commands_on_a_t4_end_well_and_leave_only_what_was_asked_for(t4):
-    assert_tidy(t4, {}, "runs", "halved", "answers.jsonl")
+    assert_tidy(t4, {}, "runs", "answers.jsonl")
 
 
 def test_a_run_takes_the_code_and_the_choices_of_the_card(a10g, t4):
-    for name in ("unbroken", "interrupted", "resumed"):
+    for name in ("compared", "interrupted", "resumed"):
         assert_the_cards_code(a10g[name], "bfloat16", quantized=True, trained=True)
     assert_the_cards_code(t4["plain"], "float32", quantized=False, trained=True)
-    assert_the_cards_code(t4["halved"], "float16", quantized=True, trained=True)
-    for rehearsal, folder, dtype, quantized in (
-        (a10g, "runs", "bfloat16", True),
-        (t4, "runs", "float32", False),
-        (t4, "halved", "float16", True),
-    ):
-        assert_the_cards_choices(run_of(rehearsal, folder).manifest, dtype, quantized)
+    for rehearsal, dtype, quantized in ((a10g, "bfloat16", True), (t4, "float32", False)):
+        assert_the_cards_choices(run_of(rehearsal, "runs").manifest, dtype, quantized)
 
 
 def test_answers_take_the_code_of_the_card(a10g, t4):
-    for name in ("streamed", "json", "file", "chat"):
+    for name in ("streamed", "file", "chat"):
         assert_the_cards_code(a10g[name], "bfloat16", quantized=True)
         assert_the_cards_code(t4[name], "float32", quantized=False)
 
 
-def test_json_is_all_that_standard_output_gets(a10g, t4):
-    assert json.loads(a10g["resumed"].out)["status"] == "done"
-    manifest = json.loads(t4["halved"].out)
+def test_json_is_all_that_standard_output_gets(a10g):
+    manifest = json.loads(a10g["resumed"].out)
     assert manifest["status"] == "done" and manifest["steps"] == 3
+
+
+def test_a_comparison_has_a_verdict_and_a_report(a10g):
+    ended = a10g["compared"]
+    assert "reasoning" in ended.out and "alpaca" in ended.out
+    assert (a10g.standing / "compared" / "report.html").is_file()
 
 
 def test_a_run_resumed_after_ctrl_c_has_the_losses_of_an_unbroken_one(a10g):
     assert "interrupted; go on with: fasttune run --resume" in a10g["interrupted"].err
     a10g.wait()
-    unbroken, resumed = (run_of(a10g, folder).metrics() for folder in ("unbroken", "runs"))
+    unbroken = run_of(a10g, "compared", "reasoning-*").metrics()
+    resumed = run_of(a10g, "runs").metrics()
     assert [line["step"] for line in resumed] == [0, 1, 2, 3, 3]
     for one, other in zip(unbroken, resumed, strict=True):
         key = "eval_loss" if "eval_loss" in one else "loss"
@@ -435,7 +443,7 @@ def test_at_length(card, props, tmp_path):
     """With the blocks compiled, and with settings that the short form leaves out."""
     question, limit = QUESTION["instruction"], ("--max-new-tokens", TOKENS)
     trained = {
-        "run": props.run(),
+        "run": props.run("--json"),
         "unquantised": props.run("-o", "unquantised", UNQUANTISED),
         "padded": props.run("-o", "padded", "train.packing=false"),
         "checkpointed": props.run("-o", "checkpointed", "train.gradient_checkpointing=on"),
@@ -449,12 +457,8 @@ def test_at_length(card, props, tmp_path):
         "sampled": command("generate", "last", question, "--temperature", "1", *limit),
         "pipeline": command("generate", "last", question, "--via", "pipeline", *limit),
         "gguf": command("export", "last", "--to", "gguf", "--output", "gguf", "--no-verify"),
-        "compared": command(
-            "compare", "--templates", "alpaca,reasoning", "--seeds", "1", "-d", props.rows,
-            "-m", props.model, "train.max_steps=2", "data.eval_fraction=0.4", "--rows", "2",
-            "--max-new-tokens", "4", "-o", "compared",
-        ),
-    }  # fmt: skip
+        "compared": props.compared(),
+    }
     rehearsal = Rehearsal(card, tmp_path, work, compiled=True)
     try:
         folders = ("runs", *list(trained)[1:])
