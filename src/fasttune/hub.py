@@ -126,6 +126,19 @@ def lacks(name: str, error: BaseException) -> bool:
     return False
 
 
+def file(model: str, name: str) -> Path | None:
+    """A small file of a model on the Hub, from the cache where the Hub is not asked; None where it
+    cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    if not may_know(model):
+        return None
+    try:
+        return Path(hf_hub_download(model, name))
+    except (OSError, ValueError):  # of huggingface_hub, whose errors are these, and the network
+        return None
+
+
 def in_cache(model: str) -> bool:
     """Whether the Hub's cache holds anything of a model."""
     from huggingface_hub import constants

@@ -34,7 +34,7 @@ from fasttune.exports.shards import (
 )
 from fasttune.files import write_json
 from fasttune.machine import tensor_device
-from fasttune.models.tokenizer import cannot_load
+from fasttune.models.tokenizer import cannot_load, require_no_code
 
 log = logging.getLogger(__name__)
 
@@ -182,8 +182,9 @@ def run_tokenizer(adapter: Path) -> Any:
     """The tokenizer that was saved with an adapter."""
     from transformers import AutoTokenizer
 
+    require_no_code(str(adapter))
     try:
-        return AutoTokenizer.from_pretrained(adapter)
+        return AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise cannot_load(str(adapter), error) from error
 
@@ -193,7 +194,8 @@ def linear_weights(base: Path) -> set[str]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     head = model.get_output_embeddings()
     return {
         f"{name}.weight"

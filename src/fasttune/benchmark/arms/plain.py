@@ -24,7 +24,7 @@ def train(spec: Spec, pace: Pace, folder: Path) -> None:
     config, chosen = spec.config, spec.config.train
     device = torch.device(tensor_device())
     dtype = getattr(torch, DTYPES[config.model.precision])
-    tokenizer = AutoTokenizer.from_pretrained(config.model.name)
+    tokenizer = AutoTokenizer.from_pretrained(config.model.name, trust_remote_code=False)
     model = _model(config, dtype, device)
     batches = _batches(spec, tokenizer)
     optimizer = _optimizer(trainable(model), config)
@@ -67,6 +67,7 @@ def _model(config: RunConfig, dtype: torch.dtype, device: torch.device) -> Any:
         config.model.name,
         dtype=dtype,
         device_map=device.type,
+        trust_remote_code=False,
         quantization_config=nf4 if quantized else None,
     )
     if config.model.dropout == "off":

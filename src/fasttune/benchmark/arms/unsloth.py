@@ -31,6 +31,7 @@ def train(spec: Spec, pace: Pace, folder: Path) -> None:
         max_seq_length=config.model.max_length,
         dtype=dtype,
         load_in_4bit=choices.quantized,
+        trust_remote_code=False,
     )
     if config.model.dropout == "off":
         switch_dropout_off(model)
