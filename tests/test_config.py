@@ -53,7 +53,7 @@ def test_a_dumped_config_reads_back_equal(tmp_path):
         ("train.epoch=2", "did you mean 'epochs'"),
         ("lorra.r=2", "did you mean 'lora'"),
         ("lora.r=many", "a whole number"),
-        ("lora.r=0", "1 or more"),
+        ("lora.r=0", "from 1 to"),
         ("lora.r=1.5", "a whole number"),
         ("lora.dropout=1", "below 1"),
         ("train.learning_rate=-1", "above 0"),

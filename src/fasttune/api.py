@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fasttune import config as settings
-from fasttune.config import ModelConfig, RunConfig
+from fasttune.config import ModelConfig, Override, RunConfig
 from fasttune.errors import FasttuneError
 from fasttune.logs import muted
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def load_config(
-    path: str | Path | None = None, overrides: Sequence[str | tuple[str, Any]] = ()
+    path: str | Path | None = None, overrides: Sequence[str | Override | tuple[str, Any]] = ()
 ) -> RunConfig:
     """Defaults, then the YAML file, then the overrides: later wins.
 
@@ -46,8 +46,10 @@ def load_config(
     Raises:
         FasttuneError: the file cannot be read, or a key or value is not known.
     """
-    pairs = [settings.parse_override(o) if isinstance(o, str) else o for o in overrides]
-    return settings.load_config(Path(path) if path is not None else None, pairs)
+    return settings.load_config(
+        Path(path) if path is not None else None,
+        [settings.parse_override(o) if isinstance(o, str) else o for o in overrides],
+    )
 
 
 def load_plugins(folder: Path | None = None, config: Path | None = None) -> Plugins:

@@ -7,12 +7,14 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.errors import FasttuneError, did_you_mean, reason
+from fasttune.files import valid_name
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """torch's names of the precisions."""
@@ -96,77 +98,158 @@ class RunConfig:
         return _plain(dataclasses.asdict(self))
 
 
-# key -> (test, what is wanted). Whatever is not a matter of type.
-_RANGES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
-    **dict.fromkeys(
-        (
-            "model.max_length",
-            "lora.r",
-            "data.limit",
-            "train.max_steps",
-            "train.batch_size",
-            "train.gradient_accumulation",
-            "train.log_steps",
-            "train.eval_steps",
-            "train.eval_batch_size",
-            "train.early_stopping",
-            "train.save_steps",
-            "train.save_total_limit",
-            "samples.max_new_tokens",
-            "samples.batch_size",
-        ),
-        (lambda value: value >= 1, "a whole number of 1 or more"),
-    ),
-    **dict.fromkeys(
-        ("lora.alpha", "train.epochs", "train.learning_rate", "train.max_grad_norm"),
-        (lambda value: 0 < value < float("inf"), "a number above 0"),
-    ),
-    **dict.fromkeys(
-        ("train.weight_decay", "train.warmup_steps", "samples.count", "data.split_seed"),
-        (lambda value: value >= 0, "0 or more"),
-    ),
-    "seed": (lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
-    "lora.dropout": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
-    "data.eval_fraction": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+OPTIMIZERS = (
+    "adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor",
+    "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd", "adagrad",
+    "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit",
+    "paged_adamw_32bit", "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit",
+    "paged_lion_32bit", "paged_lion_8bit", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor",
+    "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo",
+    "adalomo", "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd",
+    "apollo_adamw", "apollo_adamw_layerwise", "stable_adamw",
+)  # fmt: skip
+"""transformers' OptimizerNames, kept here because importing them imports torch."""
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+Check = Callable[[Any], None]
+"""Raises ValueError, with what is wanted instead, for a value that a setting does not take."""
+
+
+def whole(low: int, high: int) -> Check:
+    """A whole number within bounds, both included."""
+
+    def check(value: Any) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+
+    return check
+
+
+def number(low: float, high: float, above: bool = False, below: bool = False) -> Check:
+    """A finite number within bounds, both included but for those that are `above` or `below`."""
+
+    def check(value: Any) -> None:
+        if not low <= value <= high or (above and value == low) or (below and value == high):
+            start = f"above {low:g}" if above else f"from {low:g}"
+            raise ValueError(f"a number {start} {'to below' if below else 'to'} {high:g}")
+
+    return check
+
+
+def one_of(known: Sequence[str]) -> Check:
+    """A known word, or words of which each is known."""
+
+    def check(value: Any) -> None:
+        for word in [value] if isinstance(value, str) else value:
+            if word not in known:
+                raise ValueError(f"a known name; {did_you_mean(word, [*known])}")
+
+    return check
+
+
+def _filled(value: Any) -> None:
+    if not value.strip():
+        raise ValueError("a text that is not empty")
+
+
+def _a_name(value: Any) -> None:
+    if not valid_name(value):
+        raise ValueError("a name: letters, digits, - _ and ., not starting with a dot")
+
+
+MANY, SEEDS = 10**6, 2**32 - 1
+CHECKS: dict[str, Check] = {
+    "template": _a_name,
+    "seed": whole(0, SEEDS),
+    "output": _filled,
+    "model.name": _filled,
+    "model.max_length": whole(1, 10 * MANY),
+    "lora.r": whole(1, 2**16),
+    "lora.alpha": number(0, MANY, above=True),
+    "lora.dropout": number(0, 1, below=True),
+    "data.train": _filled,
+    "data.eval": _filled,
+    "data.eval_fraction": number(0, 1, below=True),
+    "data.split_seed": whole(0, SEEDS),
+    "data.limit": whole(1, 1000 * MANY),
+    "train.epochs": number(0, MANY, above=True),
+    "train.max_steps": whole(1, 1000 * MANY),
+    "train.batch_size": whole(1, MANY),
+    "train.gradient_accumulation": whole(1, MANY),
+    "train.learning_rate": number(0, 100, above=True),
+    "train.warmup_steps": whole(0, 1000 * MANY),
+    "train.weight_decay": number(0, 100),
+    "train.max_grad_norm": number(0, MANY, above=True),
+    "train.optimizer": one_of(("auto", *OPTIMIZERS)),
+    "train.log_steps": whole(1, 1000 * MANY),
+    "train.eval_steps": whole(1, 1000 * MANY),
+    "train.eval_batch_size": whole(1, MANY),
+    "train.early_stopping": whole(1, MANY),
+    "train.save_steps": whole(1, 1000 * MANY),
+    "train.save_total_limit": whole(1, MANY),
+    "train.report_to": one_of(TRACKERS),
+    "samples.count": whole(0, MANY),
+    "samples.max_new_tokens": whole(1, MANY),
+    "samples.batch_size": whole(1, MANY),
 }
+"""What a setting takes beyond its type; with no key here its type says it all."""
+
+FILE_BYTES, NESTING = 2**20, 20
+"""What a config may have at the most: it is read whole, and by recursion."""
 
 
-def load_config(path: Path | None = None, overrides: Sequence[tuple[str, Any]] = ()) -> RunConfig:
+class Override(NamedTuple):
+    """A setting given beside the file.
+
+    Attributes:
+        key: dotted, as "train.epochs".
+        value: text is read as YAML where the setting takes no text.
+        origin: where it was given, for messages, as "--model phi" or "train.epochs=2".
+    """
+
+    key: str
+    value: Any
+    origin: str = ""
+
+
+def load_config(
+    path: Path | None = None, overrides: Sequence[Override | tuple[str, Any]] = ()
+) -> RunConfig:
     """Defaults, then the file, then the overrides: later wins.
 
     Args:
         path: a YAML file of nested mappings.
-        overrides: (dotted key, value) pairs; a value may be text, which is read as YAML.
+        overrides: also as (key, value).
 
     Raises:
-        FasttuneError: the file cannot be read, or a key or value is not known.
+        FasttuneError: the file cannot be read, or a key or value is not known; it names the
+            file with the line, or the override.
     """
-    values = _read_yaml(path) if path is not None else {}
-    where = str(path) if path is not None else ""
-    for key, value in overrides:
+    values, origins = _read_file(path) if path is not None else ({}, {})
+    for key, value, origin in (Override(*each) for each in overrides):
         _put(values, key, value)
-    return _build(RunConfig, values, "", where)
+        origins = {k: o for k, o in origins.items() if not f"{k}.".startswith(f"{key}.")}
+        origins[key] = origin or key
+    return _build(RunConfig, values, "", _Origins(origins, str(path or "")))
 
 
-def parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> Override:
     """`train.learning_rate=1e-4` -> its key and value.
 
     Raises:
         FasttuneError: there is no `=`, or the value is no YAML.
     """
-    import yaml
-
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise FasttuneError(
             f"'{text}' sets nothing", "on the command line", "write key=value, as train.epochs=2"
         )
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise FasttuneError(
-            f"the value of {key} cannot be read: {value}", "on the command line", str(error)
-        ) from error
+        return Override(key, read_yaml(value)[0], text)
+    except ValueError as error:
+        raise FasttuneError(f"the value of {key} cannot be read", text, str(error)) from error
 
 
 def dump_config(config: RunConfig) -> str:
@@ -186,20 +269,102 @@ def steps(rows: int, config: RunConfig) -> int:
     return math.ceil(per_epoch * chosen.epochs)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(text: str) -> tuple[Any, dict[str, int]]:
+    """A YAML document of plain values, and the line of each key, dotted.
+
+    Raises:
+        ValueError: it is no YAML, nested more than NESTING deep, has a key twice or an alias.
+    """
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        loader = _loader()(text)
+        node = loader.get_single_node()
+        value = None if node is None else loader.construct_document(node)
+    except Exception as error:  # scalars are made by int(), date() and others with errors of theirs
+        said = str(error) if isinstance(error, yaml.YAMLError) else reason(error)
+        raise ValueError(said) from error
+    return value, dict(_lines(node))
+
+
+@cache
+def _loader() -> Any:
+    """SafeLoader within bounds: what it would build of a small text can take all memory."""
+    import yaml
+
+    class Bounded(yaml.SafeLoader):
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            mark: Any = self.peek_event().start_mark
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.MarkedYAMLError(
+                    problem="aliases (*name) are not taken", problem_mark=mark
+                )
+            if self.depth == NESTING:
+                raise yaml.MarkedYAMLError(
+                    problem=f"nested more than {NESTING} deep", problem_mark=mark
+                )
+            self.depth += 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            seen = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key '{key.value}' is there twice",
+                        problem_mark=key.start_mark,
+                    )
+                seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+            return node
+
+    return Bounded
+
+
+def _lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """The dotted keys below a YAML node with their lines, from 1."""
+    for key, value in node.value if getattr(node, "id", "") == "mapping" else ():
+        name = f"{prefix}{key.value}"
+        yield name, key.start_mark.line + 1
+        yield from _lines(value, f"{name}.")
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a config file, and where each one stands."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(FILE_BYTES + 1)
+        if len(content) > FILE_BYTES:
+            raise ValueError(f"it has more than {FILE_BYTES} bytes")
+        values, lines = read_yaml(content.decode())
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error)
         raise FasttuneError(
-            "cannot read the config", f"{path}: {error}", "give a YAML file; see configs/"
+            "cannot read the config", f"{path}: {said}", "give a YAML file; see configs/"
         ) from error
     if values is None:
-        return {}
+        return {}, {}
     if not isinstance(values, dict):
         raise FasttuneError("the config is no mapping", str(path), "write lines of `key: value`")
-    return values
+    return values, {key: f"{path}, line {line}" for key, line in lines.items()}
+
+
+class _Origins(NamedTuple):
+    """Where the settings come from: dotted key -> place, and the place of all others."""
+
+    known: Mapping[str, str]
+    other: str
+
+    def of(self, key: str) -> str:
+        """The place of a setting, of what holds it, or of what it holds."""
+        parts = key.split(".")
+        holders = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        held = (known for known in self.known if known.startswith(f"{key}."))
+        return next((self.known[k] for k in (*holders, *held) if k in self.known), self.other)
 
 
 def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -212,7 +377,7 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[leaf] = value
 
 
-def _build(kind: type, values: Mapping[str, Any], prefix: str, where: str) -> Any:
+def _build(kind: type, values: Mapping[Any, Any], prefix: str, origins: _Origins) -> Any:
     """An instance of the dataclass `kind` from a mapping, each value checked against its type."""
     hints = typing.get_type_hints(kind)
     built = {}
@@ -220,31 +385,37 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str, where: str) -> An
         key = f"{prefix}{name}"
         if name not in hints:
             raise FasttuneError(
-                f"there is no setting '{key}'", where, did_you_mean(str(name), [*hints])
+                f"there is no setting '{key}'", origins.of(key), did_you_mean(str(name), [*hints])
             )
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
                 inner = [f"{key}.{inner.name}" for inner in dataclasses.fields(hints[name])]
                 raise FasttuneError(
                     f"'{key}' groups settings and takes no value itself",
-                    where,
+                    origins.of(key),
                     f"set one of: {', '.join(inner)}",
                 )
-            built[name] = _build(typing.cast(type, hints[name]), value, f"{key}.", where)
+            built[name] = _build(typing.cast(type, hints[name]), value, f"{key}.", origins)
         else:
-            built[name] = _checked(key, value, hints[name], where)
+            built[name] = _checked(key, value, hints[name], origins.of(key))
     return kind(**built)
 
 
 def _checked(key: str, value: Any, hint: Any, where: str) -> Any:
     try:
         converted = _convert(value, hint)
-        in_range, wanted = _RANGES.get(key, (lambda _: True, ""))
-        if converted is not None and not in_range(converted):
-            raise ValueError(wanted)
+        if converted is not None and key in CHECKS:
+            CHECKS[key](converted)
     except ValueError as error:
-        raise FasttuneError(f"'{key}' is {value!r}", where, f"it takes {error}") from error
+        raise FasttuneError(f"'{key}' is {_shown(value)}", where, f"it takes {error}") from error
     return converted
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: short, whatever it is."""
+    huge = isinstance(value, int) and abs(value) >= 10**100
+    text = "a number of more than 100 digits" if huge else repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -254,48 +425,55 @@ def _convert(value: Any, hint: Any) -> Any:
         return None if value is None else _convert(value, arguments[0])
     if origin is Literal:
         # YAML 1.1 reads a bare on and off as booleans.
-        word = (
-            {True: "on", False: "off", None: "none"}.get(value, value)
-            if not isinstance(value, str)
-            else value
-        )
-        if word not in arguments:
+        word = {"True": "on", "False": "off", "None": "none"}.get(str(value), value)
+        if not isinstance(word, str) or word not in arguments:
             raise ValueError(f"one of {', '.join(arguments)}")
         return word
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
             raise ValueError("a list, as [a, b] or a,b")
-        return tuple(str(item).strip() for item in items if str(item).strip())
+        return tuple(word for item in items if (word := _text(item).strip()))
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ValueError("a mapping, as {instruction: question}")
-        return {str(k): str(v) for k, v in value.items()}
+        return {_text(ours): _text(theirs) for ours, theirs in value.items()}
     if hint is bool:
         if not isinstance(value, bool):
             raise ValueError("true or false")
         return value
-    if hint is int:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise ValueError("a whole number")
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if number != number or not number.is_integer():
-            raise ValueError("a whole number")
-        return int(number)
-    if hint is float:
-        # YAML 1.1 reads 1e-4 as text: it wants a dot in a number with an exponent.
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise ValueError("a number")
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError("a number") from None
+    if hint in (int, float):
+        return _number(value, hint)
+    return _text(value)
+
+
+def _number(value: Any, kind: type) -> int | float:
+    """A number given as such or as a text: YAML 1.1 reads 1e-4 as text, it wants a dot in it."""
+    wanted = "a whole number" if kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(wanted)
+    if kind is int and isinstance(value, int):
+        return value
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(wanted) from None
+    if kind is int and not number.is_integer():
+        raise ValueError(wanted)
+    return int(number) if kind is int else number
+
+
+def _text(value: Any) -> str:
     if not isinstance(value, (str, int, float)) or isinstance(value, bool):
         raise ValueError("a text")
-    return str(value)
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text that UTF-8 can hold") from None
+    if "\0" in text:
+        raise ValueError("a text without NUL characters")
+    return text
 
 
 def _plain(value: Any) -> Any:

@@ -50,8 +50,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
     try:
-        yield temporary
-        temporary.replace(target)
+        with _named(temporary, target):
+            yield temporary
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,19 +64,36 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     An existing `target` is replaced, and is gone only once the new one is complete.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    with _named(target.with_name(f".{target.name}."), target):
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        )
     try:
         temporary.chmod(0o777 & ~_umask())
-        yield temporary
-        if target.exists():
-            old = temporary.with_suffix(".old")
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
+        with _named(temporary, target):
+            yield temporary
+            if target.exists():
+                old = temporary.with_suffix(".old")
+                target.rename(old)
+                temporary.rename(target)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _named(temporary: Path, target: Path) -> Iterator[None]:
+    """Name the target in an error, or the file in it, instead of the temporary name."""
+    try:
+        yield
+    except OSError as error:
+        if str(error.filename).startswith(str(temporary)):
+            inside = str(error.filename).removeprefix(str(temporary))
+            error.filename = f"{target}{inside}" if inside.startswith(os.sep) else str(target)
+            error.filename2 = None
+        raise
 
 
 def write_text(target: Path, text: str) -> None:

@@ -10,13 +10,11 @@ from pathlib import Path
 from fasttune.config import RunConfig
 from fasttune.data.load import load_divided
 from fasttune.data.rows import Rows
-from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.errors import FasttuneError
 from fasttune.models.tokenizer import resolve_model
 from fasttune.plugins.identity import Identity
 from fasttune.plugins.registry import Plugins
 from fasttune.plugins.template import Template
-
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,6 @@ def prepare(config: RunConfig, plugins: Plugins) -> Job:
 
 def _check_trackers(names: Sequence[str]) -> None:
     for name in names:
-        if name not in TRACKERS:
-            hint = did_you_mean(name, [*TRACKERS])
-            raise FasttuneError(f"no tracker is called '{name}'", "train.report_to", hint)
         if importlib.util.find_spec(name) is None:
             raise FasttuneError(
                 f"the tracker '{name}' is not installed",

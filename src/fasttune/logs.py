@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,8 @@ class ConsoleHandler(logging.Handler):
     """Prints a record's message as it is; rich's own handler would wrap and pad it for a log."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        console().print(self.format(record), markup=False, soft_wrap=True)
+        with suppress(OSError):  # a full or closed terminal is no reason to stop a training
+            console().print(self.format(record), markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -18,6 +18,34 @@ CHATTER = ("Unsloth: Will smartly offload", "Unsloth: Double buffering enabled")
 """What Unsloth prints in every training with offloaded checkpointing."""
 
 
+def prepare_streams() -> None:
+    """Make the standard streams take whatever is printed: characters that their encoding lacks are
+    replaced, and a stream that was closed before the start is /dev/null.
+
+    A descriptor that is closed would be given to the next file that is opened, and libraries would
+    print into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+        elif number and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
+
+
+def drop_output() -> None:
+    """Send what standard output still holds to nowhere: Python would try once more at its end, and
+    complain."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep what libraries print on import and loading from the terminal, unless the block fails in

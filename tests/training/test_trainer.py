@@ -240,3 +240,11 @@ def test_nothing_is_read_between_the_packs_of_a_step(device, packing, tiny_phi, 
         float(loss)
         assert len(reads.found) == len(by_mask) + 1  # the control: this one is seen
     assert trainer.section_loss.tokens == sum(len(b["targets"]) for b in [batches[0], *batches])
+
+
+def test_the_optimizers_of_a_config_are_transformers_own():
+    from transformers.training_args import OptimizerNames
+
+    from fasttune.config import OPTIMIZERS
+
+    assert {*OPTIMIZERS} == {name.value for name in OptimizerNames}

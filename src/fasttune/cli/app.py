@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +16,7 @@ from typer.exceptions import Abort, TyperException
 from fasttune import __version__, api
 from fasttune.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
 from fasttune.logs import show
+from fasttune.quiet import drop_output, prepare_streams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,9 +42,20 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, for scripts."""
+    print(json_text(value, indent=2))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON for standard output: what its encoding does not have is escaped, not replaced."""
     import json
 
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def say(line: str) -> None:
@@ -82,29 +97,70 @@ def root(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     arguments = _global_first(sys.argv[1:] if arguments is None else arguments)
+    prepare_streams()
     show_traceback = "--traceback" in arguments
+    command = " ".join(["fasttune", *arguments])
     try:
-        status = app(arguments, standalone_mode=False)
+        status = app(arguments, prog_name="fasttune", standalone_mode=False)
+        sys.stdout.flush()
     except FasttuneError as error:
         if show_traceback:
             raise
-        _complain(error.message, error.where, error.hint)
-        status = EXIT_BAD_INPUT
+        status = _complain(error.message, error.where or command, error.hint)
     except TyperException as error:
-        _complain(error.format_message(), "", "see: fasttune --help, or fasttune COMMAND --help")
-        status = EXIT_BAD_INPUT
+        status = _complain(*_misused(error, arguments))
     except (KeyboardInterrupt, Abort):
         print("interrupted", file=sys.stderr)
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
+        drop_output()
         status = EXIT_FAILURE
     except OSError as error:  # a full disk, a folder that may not be written
         if show_traceback:
             raise
-        _complain(error.strerror or str(error), str(error.filename or ""), "")
-        status = EXIT_FAILURE
+        status = _failed(error, command)
     sys.exit(status or 0)
+
+
+def _failed(error: OSError, command: str) -> int:
+    """Tell what the operating system refused: standard output, or a file."""
+    said = error.strerror or str(error)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        drop_output()
+        _complain("cannot write to standard output", said, "send it where there is room for it")
+        return EXIT_FAILURE
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _complain(said, str(error.filename or command), "free some space, or write elsewhere")
+        return EXIT_FAILURE
+    return _complain(
+        said, str(error.filename or command), "check the path, and who may read and write there"
+    )
+
+
+def _misused(error: TyperException, arguments: list[str]) -> tuple[str, str, str]:
+    """What typer says of a command line that it cannot read, in our three parts."""
+    at: Any = getattr(error, "ctx", None)
+    where = at.command_path if at is not None else " ".join(["fasttune", *arguments])
+    help_ = f"see: {where if at is not None else 'fasttune COMMAND'} --help"
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help is on standard output by now
+        return "no command is given", where, "give one of the commands above"
+    told = error.message if hasattr(error, "possibilities") else error.format_message()
+    told = " ".join(told.split()).rstrip(".")
+    known = [
+        *(option for parameter in at.command.params for option in parameter.opts),
+        *getattr(at.command, "commands", ()),
+    ] if at is not None else []  # fmt: skip
+    wrong = getattr(error, "option_name", "") or (
+        told.partition("'")[2].partition("'")[0] if told.startswith("No such command") else ""
+    )
+    options = getattr(getattr(error, "param", None), "opts", ())
+    for place, word in enumerate(arguments):
+        if word.partition("=")[0] in options:
+            where += f" {' '.join(arguments[place : place + 1 + ('=' not in word)])}"
+    close = difflib.get_close_matches(wrong, known, n=1)
+    return told, where, f"did you mean '{close[0]}'? {help_}" if close else help_
 
 
 def _global_first(arguments: list[str]) -> list[str]:
@@ -122,8 +178,12 @@ def _global_first(arguments: list[str]) -> list[str]:
     return front + rest
 
 
-def _complain(message: str, where: str, hint: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+def _complain(message: str, where: str, hint: str) -> int:
+    lines = [f"error: {message}"]
+    hint = hint or "see: fasttune COMMAND --help; --traceback shows where it failed"
     for label, text in (("where", where), ("what to do", hint)):
         for number, line in enumerate(text.splitlines()):
-            print(f"  {f'{label}: ' if number == 0 else '  '}{line}", file=sys.stderr)
+            lines.append(f"  {f'{label}: ' if number == 0 else '  '}{line}")
+    with suppress(OSError):  # nobody can be told
+        print("\n".join(lines), file=sys.stderr)
+    return EXIT_BAD_INPUT

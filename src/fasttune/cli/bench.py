@@ -10,6 +10,7 @@ import typer
 from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, overrides
+from fasttune.config import Override
 from fasttune.errors import FasttuneError, did_you_mean
 
 ARMS = "plain,unsloth,fasttune"
@@ -51,14 +52,12 @@ def bench(
     process of its own. Nothing is held out, and no run folder is written.
     """
     names = _names(arms)
-    chosen = [("template", template)] if template is not None else []
     resolved = api.load_config(
         config,
         [
-            ("data.limit", rows),
-            ("data.eval_fraction", 0),
-            *chosen,
-            *overrides(data, columns, model, settings or []),
+            Override("data.limit", rows, f"--rows {rows}"),
+            Override("data.eval_fraction", 0),
+            *overrides(data, columns, model, settings or [], template=template),
         ],
     )
     job = api.prepare(resolved, plugins(context, config))

@@ -63,15 +63,20 @@ def data(
 
     The exit status is 2 if a row cannot be used.
     """
-    from fasttune.config import load_config
+    from fasttune.config import Override, load_config
     from fasttune.data.load import load, load_divided, parse_columns, shipped
     from fasttune.inspection.survey import default_template, survey
     from fasttune.models.tokenizer import load_tokenizer
 
     found = plugins(context)
     columns = parse_columns(mapping or [])
-    settings = {"train": source, "columns": columns, "eval_fraction": eval_fraction}
-    config = load_config(None, [("data", settings)]).data
+    config = load_config(
+        overrides=[
+            Override("data.train", source, "FILE"),
+            Override("data.columns", columns, "--map"),
+            Override("data.eval_fraction", eval_fraction, f"--eval-fraction {eval_fraction}"),
+        ]
+    ).data
     if template is None:
         rows = load(source or shipped("train"), columns=columns, split=split).rows
         template = default_template(rows)

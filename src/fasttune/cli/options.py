@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from fasttune.config import Override
 
 Data = Annotated[
     str | None, typer.Option("--data", "-d", help="Rows: a file, a folder or a Hub name.")
@@ -26,20 +29,33 @@ Model = Annotated[
 
 
 def overrides(
-    data: str | None, columns: list[str] | None, model: str | None, settings: list[str]
-) -> list[tuple[str, Any]]:
+    data: str | None,
+    columns: list[str] | None,
+    model: str | None,
+    settings: list[str],
+    **named: str | None,
+) -> list[Override]:
     """The options and KEY=VALUE words as settings, in the order in which they win.
+
+    Args:
+        named: other options, named as their settings, as template="alpaca".
 
     Raises:
         FasttuneError: a word or a mapping cannot be read.
     """
-    from fasttune.config import parse_override
+    from fasttune.config import Override, parse_override
     from fasttune.data.load import parse_columns
 
-    named = {
-        "data.train": data,
-        "data.columns": parse_columns(columns) if columns else None,
-        "model.name": model,
-    }
-    given = [(key, value) for key, value in named.items() if value is not None]
+    options = [
+        *((name, f"--{name}", value) for name, value in named.items()),
+        ("data.train", "--data", data),
+        ("model.name", "--model", model),
+    ]
+    given = [
+        Override(key, value, f"{option} {value}")
+        for key, option, value in options
+        if value is not None
+    ]
+    if columns:
+        given.append(Override("data.columns", parse_columns(columns), f"--map {' '.join(columns)}"))
     return given + [parse_override(text) for text in settings]

@@ -55,8 +55,8 @@ def plan(
     """
     from fasttune.models.tokenizer import CUDA_DEFAULT
 
-    chosen = [("template", template)] if template else []
-    resolved = api.load_config(config, [*chosen, *overrides(data, columns, model, settings or [])])
+    chosen = overrides(data, columns, model, settings or [], template=template)
+    resolved = api.load_config(config, chosen)
     if gpu and resolved.model.name is None:
         resolved = replace(resolved, model=replace(resolved.model, name=CUDA_DEFAULT))
     counted = template is not None or resolved.data.train is not None

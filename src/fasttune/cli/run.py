@@ -50,8 +50,7 @@ def run(
     Settings come from the defaults, then --config, then the command line.
     """
     named = {"template": template, "system": system, "output": output}
-    chosen = [(key, value) for key, value in named.items() if value is not None]
-    chosen += overrides(data, columns, model, settings or [])
+    chosen = overrides(data, columns, model, settings or [], **named)
     if resume is not None:
         if chosen or config is not None:
             raise FasttuneError(
