@@ -123,6 +123,7 @@ def run(work, place):
         "counts": {key: count - before[key] for key, count in sitecustomize.counts.items()},
         "models": [facts_of_model(each) for each in loaded],
         "trainers": [facts_of_trainer(each) for each in trainers],
+        "before_unsloth": sitecustomize.before_unsloth,
     }
     loaded.clear()
     trainers.clear()

@@ -228,17 +228,34 @@ ANSWERS = {
 """Module -> what is done to it as soon as it has been executed."""
 
 
+before_unsloth: list[str] = []
+"""Which of the libraries that Unsloth patches were imported before it."""
+
+
 class AfterImport(MetaPathFinder):
+    """Gives the answers. Libraries look for others without importing them: an answer stays until
+    its module is executed."""
+
+    def __init__(self):
+        self._looking = ""
+
     def find_spec(self, name, path, target=None):
-        answer = ANSWERS.pop(name, None)
-        if answer is None:
+        if name == "unsloth":
+            patched = ("transformers", "trl", "peft")
+            before_unsloth[:] = [each for each in patched if each in sys.modules]
+        if name not in ANSWERS or name == self._looking:
             return None
-        spec = importlib.util.find_spec(name)
+        self._looking = name
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._looking = ""
         execute = spec.loader.exec_module
 
         def exec_module(module):
             execute(module)
-            answer(module)
+            if answer := ANSWERS.pop(name, None):
+                answer(module)
 
         spec.loader.exec_module = exec_module
         return spec

@@ -304,7 +304,7 @@ def assert_tidy(rehearsal: Rehearsal, statuses: dict[str, int], *left: str) -> N
 
 def assert_the_cards_code(ended: Ended, dtype: str, quantized: bool, trained: bool = False) -> None:
     """Of every model and trainer of a command."""
-    assert ended.facts["models"]
+    assert ended.facts["models"] and ended.facts["before_unsloth"] == []
     for model in ended.facts["models"]:
         assert model["generate"] == "transformers.generation.utils"
         assert model["dtype"] == dtype and model["dropout"] == 0

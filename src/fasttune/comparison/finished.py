@@ -160,6 +160,8 @@ def _require_same_rows(formats: Sequence[Format], runs: Sequence[Run], plugins: 
 
 def _require_same_fit(formats: Sequence[Format], runs: Sequence[Run]) -> None:
     """A row that is too long in one format only was trained on in the others."""
+    import fasttune.models.unsloth  # noqa: F401  before transformers' tokenizers
+
     kept = [
         {*encode_rows(job.train, load_tokenizer(job.model), job.config, "training").places}
         for job in (each.job for each in formats)

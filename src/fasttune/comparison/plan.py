@@ -106,6 +106,8 @@ def plan_templates(
         )
     bare = replace(config, samples=replace(config.samples, count=0))
     jobs = [prepare(replace(bare, template=name), plugins) for name in templates]
+    import fasttune.models.unsloth  # noqa: F401  before transformers' tokenizers
+
     tokenizer = load_tokenizer(jobs[0].model)
     train = _shared([job.train for job in jobs], tokenizer, config, "training")
     held_out = _shared([job.eval for job in jobs], tokenizer, config, "held-out")
