@@ -150,10 +150,11 @@ def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -
 
     Args:
         plugins: for a run to go on with; a job has its own.
-        force: go on although the template renders otherwise, or the rows are others.
+        force: go on although the template renders otherwise, the rows are others, or config.yaml
+            was edited.
 
     Returns:
-        the run; `run.manifest["status"]` is "done", or "interrupted" after a Ctrl-C.
+        the run; `run.manifest["status"]` is "done", or "interrupted" after a Ctrl-C or SIGTERM.
 
     Raises:
         FasttuneError: the run does not fit this machine, the model cannot be loaded, or the run
@@ -172,8 +173,8 @@ def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -
 
 def _interrupted(run: Run, plugins: Plugins, force: bool) -> Job:
     """The job that a run began with."""
-    run.check_resumable(plugins.identity(run.config.template), force)
-    job = prepare(run.config, plugins)
+    config = run.check_resumable(plugins.identity(run.config.template), force)
+    job = prepare(config, plugins)
     run.check_data(job.train, job.eval, force)
     return job
 

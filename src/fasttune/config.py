@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fasttune.errors import FasttuneError, did_you_mean, reason
-from fasttune.files import valid_name
+from fasttune.files import absolute, valid_name
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """torch's names of the precisions."""
@@ -70,6 +70,7 @@ class TrainConfig:
     eval_batch_size: int = 4
     early_stopping: int | None = None
     save_steps: int | None = None
+    save_minutes: float | None = 5.0
     save_total_limit: int = 2
     report_to: tuple[str, ...] = ()
 
@@ -188,6 +189,7 @@ CHECKS: dict[str, Check] = {
     "train.eval_batch_size": whole(1, MANY),
     "train.early_stopping": whole(1, MANY),
     "train.save_steps": whole(1, 1000 * MANY),
+    "train.save_minutes": number(0, MANY, above=True),
     "train.save_total_limit": whole(1, MANY),
     "train.report_to": one_of(TRACKERS),
     "samples.count": whole(0, MANY),
@@ -233,6 +235,38 @@ def load_config(
         origins = {k: o for k, o in origins.items() if not f"{k}.".startswith(f"{key}.")}
         origins[key] = origin or key
     return _build(RunConfig, values, "", _Origins(origins, str(path or "")))
+
+
+def build_config(values: Mapping[str, Any], where: str) -> RunConfig:
+    """The config of a mapping such as `RunConfig.as_dict` gives.
+
+    Raises:
+        FasttuneError: a key or value is not known.
+    """
+    config: RunConfig = _build(RunConfig, values, "", _Origins({}, where))
+    return config
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict) and key != "columns"
+        found |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
+
+
+def in_full(config: RunConfig) -> RunConfig:
+    """The config with its paths in full, for what does not depend on the folder one stands in."""
+    name, train, held_out = (
+        found and absolute(found)
+        for found in (config.model.name, config.data.train, config.data.eval)
+    )
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, name=name),
+        data=dataclasses.replace(config.data, train=train, eval=held_out),
+    )
 
 
 def parse_override(text: str) -> Override:

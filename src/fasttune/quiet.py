@@ -73,7 +73,7 @@ def quiet() -> Iterator[None]:
             with redirect_stdout(out), redirect_stderr(err):
                 yield
             failed = False
-        except FasttuneError:  # says all there is to know
+        except (FasttuneError, KeyboardInterrupt):  # say all there is to know
             failed = False
             raise
         finally:

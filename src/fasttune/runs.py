@@ -12,20 +12,134 @@ checkpoints/     what a resumed run starts from
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
-from fasttune.config import PRECISIONS, ModelConfig, RunConfig, dump_config, load_config
+import filelock
+import msgspec
+
+from fasttune.config import (
+    PRECISIONS,
+    ModelConfig,
+    RunConfig,
+    build_config,
+    dump_config,
+    flatten,
+    load_config,
+)
 from fasttune.data.split import data_hash
-from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.files import write_json, write_text
+from fasttune.errors import FasttuneError, did_you_mean, reason
+from fasttune.files import check_seal, open_to_all, sync, write_json, write_text
 from fasttune.notebook import picture
 from fasttune.plugins.identity import Identity
 from fasttune.plugins.template import Row
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Of a manifest. Those without one, which is format 0, have no `config` and no digest of the
+adapter; nothing else in them has another meaning."""
+
+
+class TemplateFacts(TypedDict):
+    """A template's `Identity`."""
+
+    name: str
+    provider: str
+    distribution: str
+    version: str
+    path: str
+    source: str
+    rendering: str
+
+
+class LoraFacts(TypedDict):
+    """Names of layers with how many of each, and the number of trainable parameters."""
+
+    layers: dict[str, int]
+    left_out: dict[str, int]
+    parameters: int
+
+
+class DataFacts(TypedDict):
+    """Where the rows came from, what they were, and how many were trained on."""
+
+    source: str
+    train_sha256: str
+    eval_sha256: str
+    train_rows: int
+    eval_rows: int
+    train_tokens: int
+
+
+class Begun(TypedDict):
+    """What a manifest holds from the beginning."""
+
+    status: Literal["running", "interrupted", "failed", "done"]
+    started: str
+    template: TemplateFacts
+    system: str | None
+    model: str
+    quantization: Literal["nf4", "none"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    lora: LoraFacts
+    data: DataFacts
+    versions: dict[str, str]
+    device: str
+
+
+class Manifest(Begun, total=False):
+    """manifest.json; keys beyond these are kept."""
+
+    format: int
+    config: dict[str, Any]
+    choices: dict[str, Any]
+    planned_memory_bytes: int | None
+    finished: str
+    steps: int
+    attention: str
+    tokens_per_second: float
+    shared_tokens_saved: int
+    peak_memory_bytes: int
+    seconds: dict[str, float]
+    best_eval_loss: float
+    scores: dict[str, dict[str, float]]
+    adapter_sha256: str
+
+
+class Logged(TypedDict):
+    """A line of metrics.jsonl; whatever else is in it is a number, too."""
+
+    step: int
+
+
+class TrainerState(TypedDict):
+    """What a resumed run needs of transformers' own record in a checkpoint."""
+
+    global_step: int
+    max_steps: int
+    stateful_callbacks: dict[str, Any]
+
+
+CHECKPOINT = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state*.pth",
+    "trainer_state.json",
+)
+"""Without any of these a resumed run would have other losses than an unbroken one."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,7 +149,10 @@ class Run:
     folder: Path
 
     def __repr__(self) -> str:
-        manifest = self.manifest
+        try:
+            manifest = self.manifest
+        except FasttuneError as error:
+            return f"<Run {self.folder}: {error.message}>"
         steps = f", {manifest['steps']} steps" if "steps" in manifest else ""
         return f"<Run {self.folder}: {manifest['status']}{steps}>"
 
@@ -57,41 +174,174 @@ class Run:
         return self.folder / "checkpoints"
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        return json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+    def manifest(self) -> Manifest:
+        """What manifest.json holds.
+
+        Raises:
+            FasttuneError: it is missing or damaged, or of a later fasttune.
+        """
+        file = self.folder / "manifest.json"
+        value = _parse(_read(file), file)
+        version = value.get("format", 0) if isinstance(value, dict) else 0
+        if isinstance(version, int) and version > FORMAT:
+            raise FasttuneError(
+                "the run was written by a later fasttune",
+                f"{file}: format {version}; this fasttune knows {FORMAT}",
+                "pip install --upgrade fasttune",
+            )
+        manifest: Manifest = _checked(value, Manifest, file)
+        return manifest
 
     @property
     def config(self) -> RunConfig:
+        """The settings the run was trained with, whatever became of config.yaml since.
+
+        Raises:
+            FasttuneError: they are damaged.
+        """
+        values = self.manifest.get("config")
+        if values is None:
+            return self.config_file
+        return build_config(values, str(self.folder / "manifest.json"))
+
+    @property
+    def config_file(self) -> RunConfig:
+        """What config.yaml says now.
+
+        Raises:
+            FasttuneError: it is missing or damaged.
+        """
         return load_config(self.folder / "config.yaml")
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Merge values into the manifest."""
-        file = self.folder / "manifest.json"
-        write_json(file, {**(self.manifest if file.is_file() else {}), **values})
+        write_json(self.folder / "manifest.json", {**self.manifest, **values})
 
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged, in order of steps."""
+        """What was logged, in order of steps. A last line that was cut off, as by a kill, does not
+        count.
+
+        Raises:
+            FasttuneError: another line is damaged.
+        """
+        return self._metrics()[0]
+
+    def _metrics(self) -> tuple[list[dict[str, Any]], bool]:
+        """The lines, and whether there was half a one behind them."""
         file = self.folder / "metrics.jsonl"
-        if not file.is_file():
-            return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if not os.path.lexists(file):
+            return [], False
+        *whole, rest = _read(file).split(b"\n")
+        lines = [
+            _logged(line, f"{file}, line {number}")
+            for number, line in enumerate(whole, 1)
+            if line.strip()
+        ]
+        if not rest:
+            return lines, False
+        try:
+            return [*lines, _logged(rest, str(file))], False
+        except FasttuneError:
+            return lines, True
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one line of metrics."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that a resumed run will take again."""
-        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+    def go_on(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
+        """Take down the settings and the facts of a resumed run."""
+        write_text(self.folder / "config.yaml", dump_config(config))
+        self.update({"format": FORMAT, "status": "running", "config": config.as_dict(), **facts})
+
+    def go_back(self, step: int) -> None:
+        """Drop what there is of the steps that a resumed run will take again, and what a killed
+        process left half written."""
+        lines, half = self._metrics()
+        if half:
+            log.warning(
+                "warning: the last line of %s was cut off, as by a kill; it is left out",
+                self.folder / "metrics.jsonl",
+            )
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
+        for later in self._checkpoints():
+            if _step(later) > step:
+                shutil.rmtree(later)
+        for folder in (self.folder, self.checkpoints):
+            for left in folder.glob(".*"):
+                if re.search(r"\.(tmp|old)\b", left.name):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def answers_before(self, rows: int) -> list[tuple[str, str, int]] | None:
+        """Text, reason of the stop and tokens of the answers given before training; None where they
+        are not there, or not whole."""
+        try:
+            file = self.folder / "before.json"
+            saved: list[tuple[str, str, int]] = msgspec.convert(
+                _parse(_read(file), file), list[tuple[str, str, int]]
+            )
+        except (FasttuneError, msgspec.ValidationError):
+            return None
+        return saved if len(saved) == rows else None
 
     def last_checkpoint(self) -> Path | None:
-        """The checkpoint of the highest step, or None."""
-        found = [
-            p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()
-        ]
-        return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+        """The newest checkpoint that is whole, or None where there is none at all. Newer ones are
+        named in a warning.
+
+        Raises:
+            FasttuneError: there are checkpoints, and all are damaged.
+        """
+        found = self._checkpoints()
+        problems = []
+        for folder in found:
+            try:
+                check_checkpoint(folder)
+            except FasttuneError as error:
+                problems.append(error)
+                continue
+            for problem in problems:
+                log.warning(
+                    "warning: %s (%s); going on from %s", problem.message, problem.where,
+                    folder.name,
+                )  # fmt: skip
+            return folder
+        if problems:
+            raise FasttuneError(
+                "no checkpoint of the run is whole",
+                "\n".join(f"{each.where}: {each.message}" for each in problems),
+                f"restore one; or delete {self.checkpoints}, and --resume begins from the first "
+                "step",
+            )
+        return None
+
+    def _checkpoints(self) -> list[Path]:
+        """All of them, whole or not, the newest first."""
+        found = [p for p in self.checkpoints.glob("checkpoint-*") if p.is_dir() and _step(p) >= 0]
+        return sorted(found, key=_step, reverse=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training this run.
+
+        Raises:
+            FasttuneError: one does.
+        """
+        lock = filelock.FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise FasttuneError(
+                f"run '{self.name}' is being trained by another process",
+                str(self.folder),
+                "wait for it, or end it",
+            ) from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()
+            lock.release()
 
     def check_template(self, identity: Identity, force: bool = False) -> None:
         """Refuse a template that renders otherwise than the run's.
@@ -109,10 +359,10 @@ class Run:
             )
 
     def check_adapter(self) -> None:
-        """Refuse a run that has no adapter yet.
+        """Refuse a run that has no adapter yet, or whose adapter is not what training wrote.
 
         Raises:
-            FasttuneError: the run is not done.
+            FasttuneError: one of these.
         """
         if not (self.adapter / "adapter_config.json").is_file():
             raise FasttuneError(
@@ -120,37 +370,62 @@ class Run:
                 str(self.folder),
                 f"finish it: fasttune run --resume {self.folder}",
             )
+        check_seal(
+            self.adapter,
+            "the adapter",
+            f"restore it; or delete {self.adapter}, and `fasttune run --resume {self.folder}` "
+            "makes it anew from the last checkpoint",
+            self.manifest.get("adapter_sha256"),
+        )
 
     @property
-    def model_config(self) -> ModelConfig:
-        """The model settings with "auto" replaced by what the run really used."""
+    def used(self) -> dict[str, Any]:
+        """What the model settings turned out to be."""
         manifest = self.manifest
-        used: dict[str, Any] = {
+        return {
             "name": manifest["model"],
             "quantization": manifest["quantization"],
             "precision": PRECISIONS[manifest["dtype"]],
         }
-        return replace(self.config.model, **used)
 
-    def check_resumable(self, identity: Identity, force: bool = False) -> None:
-        """Refuse to resume a run that is done, has no checkpoint, or whose template changed.
+    @property
+    def model_config(self) -> ModelConfig:
+        """The model settings with "auto" replaced by what the run really used."""
+        return replace(self.config.model, **self.used)
+
+    def check_resumable(self, identity: Identity, force: bool = False) -> RunConfig:
+        """Refuse to resume a run that is done, whose template changed, or whose config.yaml was
+        edited.
+
+        Args:
+            force: go on with the template and the settings as they are now.
+
+        Returns:
+            the settings to go on with.
 
         Raises:
             FasttuneError: one of these.
         """
-        if self.manifest["status"] == "done":
+        if self.manifest["status"] == "done" and self.adapter.is_dir():
             raise FasttuneError(
                 f"run '{self.name}' is done",
                 str(self.folder),
                 "start a new run with more train.epochs",
             )
-        if self.last_checkpoint() is None:
-            raise FasttuneError(
-                f"run '{self.name}' stopped before its first checkpoint",
-                str(self.checkpoints),
-                "start it anew; train.save_steps sets how often it saves",
-            )
         self.check_template(identity, force)
+        now = self.config_file
+        before, after = flatten(self.config.as_dict()), flatten(now.as_dict())
+        edited = [key for key in after if before[key] != after[key]]
+        if edited and not force:
+            raise FasttuneError(
+                "config.yaml is not as the run began",
+                "\n".join(
+                    [str(self.folder / "config.yaml")]
+                    + [f"{key}: {before[key]!r} became {after[key]!r}" for key in edited]
+                ),
+                "put these back, or use --force to go on with the new ones",
+            )
+        return now
 
     def check_data(
         self, train: Sequence[Row], held_out: Sequence[Row], force: bool = False
@@ -163,32 +438,58 @@ class Run:
         data = self.manifest["data"]
         if force:
             return
-        for key, rows in (("train_sha256", train), ("eval_sha256", held_out)):
-            if data[key] != data_hash(rows):
+        for side, digest, rows in (
+            ("train", data["train_sha256"], train),
+            ("eval", data["eval_sha256"], held_out),
+        ):
+            if digest != data_hash(rows):
                 raise FasttuneError(
                     "the rows are not those the run began with",
-                    f"{data['source']}: {key.removesuffix('_sha256')} rows",
+                    f"{data['source']}: {side} rows",
                     "restore the data, or use --force to go on with these",
                 )
 
 
-def create_run(config: RunConfig, model: str) -> Run:
-    """A new, empty run folder named after template, model and time."""
+def create_run(config: RunConfig, model: str, facts: Mapping[str, Any]) -> Run:
+    """A new run folder named after template, model and time, with its settings and its manifest:
+    all of it is there at once, or nothing.
+
+    Args:
+        facts: the manifest's, as `Begun`, but for status and start.
+
+    Raises:
+        FasttuneError: the folder cannot be made.
+    """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    base = f"{config.template}-{Path(model).name}-{stamp}"
+    named = re.sub(r"[^\w.-]+", "-", f"{config.template}-{Path(model).name}")[:80]
     parent = Path(config.output)
-    for attempt in range(1, 1000):
-        folder = parent / (base if attempt == 1 else f"{base}-{attempt}")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{named}.", suffix=".tmp", dir=parent))
         try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise FasttuneError(
-                "cannot make the run folder", f"{folder}: {error}", "choose another with --output"
-            ) from error
-        write_text(folder / "config.yaml", dump_config(config))
-        return Run(folder)
+            write_text(aside / "config.yaml", dump_config(config))
+            begun = {"format": FORMAT, "status": "running", "started": now()}
+            write_json(aside / "manifest.json", begun | {"config": config.as_dict()} | {**facts})
+            open_to_all(aside)
+            sync(aside)
+            for attempt in range(1, 1000):
+                folder = parent / (f"{named}-{stamp}" + (f"-{attempt}" if attempt > 1 else ""))
+                try:
+                    aside.rename(folder)
+                except OSError:
+                    if not folder.exists():
+                        raise
+                    continue  # another process was quicker
+                sync(parent)
+                return Run(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise FasttuneError(
+            "cannot make the run folder",
+            f"{error.filename or parent}: {error.strerror or error}",
+            "choose another with --output",
+        ) from error
     raise FasttuneError("cannot find a free name for the run", str(parent), "clear the folder")
 
 
@@ -199,11 +500,16 @@ def find_run(name: str, parent: Path = Path("runs")) -> Run:
         FasttuneError: there is no such run.
     """
     for folder in (Path(name), parent / name):
-        if (folder / "manifest.json").is_file():
+        if os.path.lexists(folder / "manifest.json"):
             return Run(folder)
     runs = list_runs(parent)
-    if name == "last" and runs:
-        return runs[-1]
+    for run in reversed(runs) if name == "last" else ():
+        try:
+            run.manifest  # noqa: B018
+        except FasttuneError as error:
+            log.warning("warning: %s is passed over: %s (%s)", run.name, error.message, error.where)
+        else:
+            return run
     raise FasttuneError(
         f"there is no run '{name}'", str(parent), did_you_mean(name, [run.name for run in runs])
     )
@@ -220,11 +526,95 @@ def is_run(name: str, parent: Path = Path("runs")) -> bool:
 
 
 def list_runs(parent: Path = Path("runs")) -> list[Run]:
-    """All runs below a folder, oldest first."""
-    runs = [Run(file.parent) for file in parent.glob("*/manifest.json")]
-    return sorted(runs, key=lambda run: (run.manifest.get("started", ""), run.name))
+    """All runs below a folder, oldest first; before them those whose manifest is damaged."""
+    try:
+        runs = [Run(file.parent) for file in parent.glob("*/manifest.json")]
+    except OSError as error:
+        raise FasttuneError(
+            "cannot look for runs", f"{parent}: {reason(error)}", "give another folder with -o"
+        ) from error
+    runs = [run for run in runs if not run.name.startswith(".")]  # about to be made
+
+    def started(run: Run) -> tuple[str, str]:
+        try:
+            return run.manifest["started"], run.name
+        except FasttuneError:
+            return "", run.name
+
+    return sorted(runs, key=started)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a checkpoint that is not whole, or from which a run would not go on as it stopped.
+
+    Raises:
+        FasttuneError: a file is missing, damaged or not the one that was written.
+    """
+    hint = "restore it, or delete it: --resume takes the one before"
+    what = f"{folder.name} is damaged"
+    check_seal(folder, folder.name, hint)
+    for pattern in CHECKPOINT:
+        if not any(path.is_file() for path in folder.glob(pattern)):
+            name = pattern.replace("*", "")
+            raise FasttuneError(f"{what}: {name} is missing", str(folder), hint)
+    file = folder / "trainer_state.json"
+    state = _checked(_parse(_read(file), file), TrainerState, file)
+    if state["global_step"] != _step(folder):
+        raise FasttuneError(
+            f"{what}: trainer_state.json is of step {state['global_step']}", str(folder), hint
+        )
 
 
 def now() -> str:
     """The time, UTC, ISO 8601 to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _step(checkpoint: Path) -> int:
+    """The number in a checkpoint's name; -1 where there is none."""
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if re.fullmatch("[0-9]{1,18}", number) else -1
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise _damaged(file, str(file), f"cannot be read: {error.strerror or error}") from error
+
+
+def _parse(text: bytes, file: Path, where: str = "") -> Any:
+    try:
+        return json.loads(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _damaged(file, where or str(file), f"is not UTF-8 at byte {error.start}") from error
+    except (ValueError, RecursionError) as error:
+        how = "is empty" if not text.strip() else f"is no JSON: {error}"
+        raise _damaged(file, where or str(file), how) from error
+
+
+def _checked(value: Any, kind: Any, file: Path, where: str = "") -> Any:
+    """The value as it is, if it is of the type."""
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _damaged(file, where or str(file), str(error)) from error
+    return value
+
+
+def _logged(line: bytes, where: str) -> dict[str, Any]:
+    file = Path("metrics.jsonl")
+    value = _parse(line, file, where)
+    _checked(value, Logged, file, where)
+    numbers: dict[str, Any] = _checked(value, dict[str, float | None], file, where)
+    return numbers
+
+
+def _damaged(file: Path, where: str, how: str) -> FasttuneError:
+    return FasttuneError(
+        f"{file.name} is damaged",
+        f"{where}: {how}",
+        "restore it from a copy, or delete what is not whole: only the log is lost"
+        if file.name == "metrics.jsonl"
+        else "restore it from a copy, or move the folder away",
+    )

@@ -360,9 +360,9 @@ def test_the_answers_of_a_run_that_is_gone_are_not_used(compared, tmp_path, caps
 def test_runs_of_one_name_and_runs_that_are_not_done(compared, tmp_path, capsys):
     folder, _ = compared
     first = next(run for run in list_runs(folder / "runs") if run.config.template == "alpaca")
-    for name, r in (("A", 8), ("B", 16)):
+    for name, dtype in (("A", "float16"), ("B", "bfloat16")):
         shutil.copytree(first.folder, tmp_path / name / "myrun")
-        Run(tmp_path / name / "myrun").update({"dtype": f"float{r}"})  # so that they differ
+        Run(tmp_path / name / "myrun").update({"dtype": dtype})  # so that they differ
     both = [Run(tmp_path / name / "myrun") for name in "AB"]
     labels = [each.label for each in plan_runs(both, Measuring(), PLUGINS).formats]
     assert labels == [str(run.folder) for run in both]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -227,6 +230,51 @@ def test_the_cache_is_bounded(phi2_tokenizer, cache, monkeypatch):
     monkeypatch.setattr(module, "CACHE_LIMIT", 0)
     assert len(store("fifth", enumerate(rows), {})) == 300  # what was just made stays
     assert cached("fifth") and not cached("fourth")
+
+
+def test_what_a_killed_process_left_half_written_goes(phi2_tokenizer, cache):
+    rows = [encode(Plain(), row, phi2_tokenizer) for row in ROWS]
+    store("key", enumerate(rows), {})
+    for name, days in ((".a.7.tmp.arrow", 2), (".b.8.tmp.arrow", 0)):
+        (cache / name).touch()
+        os.utime(cache / name, (time.time() - days * 86400,) * 2)
+    store("key", enumerate(rows), {})
+    assert sorted(path.name for path in cache.iterdir()) == [
+        ".b.8.tmp.arrow", "key.arrow", "key.json",
+    ]  # fmt: skip
+
+
+STORING = """
+import sys
+from fasttune.encoding.cache import cached, store
+from fasttune.encoding.encode import Encoded, Span
+rows = [(at, Encoded([at, 1, 2], [Span("all", 0, 3, True)], 1)) for at in range(500)]
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(20):
+    assert len(store("key", rows, {"dropped": 0})) == 500
+    found = cached("key")
+    assert found is None or [row.input_ids[0] for row in found] == list(range(500))
+print("done")
+"""
+
+
+def test_two_processes_store_the_same_rows_at_once(cache):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", STORING], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, env=os.environ | {"FASTTUNE_CACHE": str(cache.parent)},
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.communicate()[0] for process in processes] == ["done\n", "done\n"]
+    assert len(cached("key")) == 500
+    assert sorted(path.name for path in cache.iterdir()) == ["key.arrow", "key.json"]
 
 
 def test_a_cache_that_cannot_be_written(phi2_tokenizer, tmp_path, monkeypatch):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasttune.config import DataConfig, ModelConfig, RunConfig, SamplesConfig, dump_config
+from fasttune.config import DataConfig, ModelConfig, RunConfig, SamplesConfig
 from fasttune.plugins.discovery import load_plugins
-from fasttune.runs import Run
+from fasttune.runs import Run, create_run
 from tests.conftest import tiny_model, write_rows
 
 EOS = 256
@@ -57,7 +57,7 @@ def make_run(tmp_path_factory, base, plugins):
         from transformers import AutoModelForCausalLM
 
         folder = tmp_path_factory.mktemp("runs") / name
-        folder.mkdir()
+        data = folder / "rows.jsonl"
         rows = [
             {
                 "instruction": f"Add {n} and {n}.",
@@ -67,14 +67,34 @@ def make_run(tmp_path_factory, base, plugins):
             }
             for n in range(8)
         ]
-        data = write_rows(folder / "rows.jsonl", rows)
         config = RunConfig(
             model=ModelConfig(name=str(base)),
             data=DataConfig(train=str(data), eval=str(data)),
             samples=SamplesConfig(count=0),
+            output=str(folder.parent),
             **settings,
         )
-        (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        identity = plugins.identity(config.template).as_dict()
+        facts = {
+            "template": identity,
+            "system": config.system,
+            "model": str(base),
+            "quantization": quantization,
+            "dtype": dtype,
+            "lora": {"layers": dict.fromkeys(TARGETS, 2), "left_out": {}, "parameters": 12345},
+            "data": {
+                "source": str(data),
+                "train_sha256": "5" * 64,
+                "eval_sha256": "6" * 64,
+                "train_rows": 8,
+                "eval_rows": 8,
+                "train_tokens": 999,
+            },
+            "versions": {"python": "3"},
+            "device": "cpu",
+        }
+        run = Run(create_run(config, str(base), facts).folder.rename(folder))
+        write_rows(data, rows)
         torch.manual_seed(3)
         model = get_peft_model(
             AutoModelForCausalLM.from_pretrained(base),
@@ -86,31 +106,9 @@ def make_run(tmp_path_factory, base, plugins):
                     parameter.add_(torch.randn_like(parameter) * 0.05)
         model.save_pretrained(folder / "adapter")
         build_byte_tokenizer().save_pretrained(folder / "adapter")
-        identity = plugins.identity(config.template).as_dict()
         (folder / "adapter" / "template.json").write_text(json.dumps(identity))
-        run = Run(folder)
-        run.update(
-            {
-                "status": "done",
-                "template": identity,
-                "system": config.system,
-                "model": str(base),
-                "quantization": quantization,
-                "dtype": dtype,
-                "lora": {"layers": dict.fromkeys(TARGETS, 2), "left_out": {}, "parameters": 12345},
-                "data": {
-                    "source": str(data),
-                    "train_sha256": "5" * 64,
-                    "eval_sha256": "6" * 64,
-                    "train_rows": 8,
-                    "eval_rows": 8,
-                    "train_tokens": 999,
-                },
-                "versions": {"python": "3"},
-                "scores": {"before": {"stops": 0.0}, "after": {"stops": 1.0}},
-                "steps": 3,
-            }
-        )
+        scores = {"before": {"stops": 0.0}, "after": {"stops": 1.0}}
+        run.update({"status": "done", "scores": scores, "steps": 3})
         run.log({"step": 0, "eval_loss": 2.5, "eval_loss_response": 2.25})
         run.log({"step": 3, "eval_loss": 1.5, "eval_loss_response": 1.25})
         return run

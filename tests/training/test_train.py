@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 # isort: split
@@ -353,10 +354,9 @@ def test_a_run_resumed_after_ctrl_c_has_the_losses_of_one_without_a_break(
 def test_a_run_goes_on_in_the_precision_that_it_began_with(finished, tmp_path, monkeypatch, capsys):
     """Here "auto" would be another one, or none for its NF4."""
     moved = Run(Path(shutil.copytree(finished.folder, tmp_path / "moved")))
-    file = moved.folder / "config.yaml"
-    text = file.read_text().replace("precision: fp32", "precision: auto")
-    file.write_text(text.replace("quantization: nf4", "quantization: auto"))
-    moved.update({"status": "interrupted"})
+    config = finished.config
+    left = replace(config, model=replace(config.model, precision="auto", quantization="auto"))
+    moved.go_on(left, {"status": "interrupted"})
     assert moved.config.model.precision == moved.config.model.quantization == "auto"
 
     def stop(job, device):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import logging
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -95,7 +96,10 @@ def root(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted, by Ctrl-C or
+    SIGTERM."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = _global_first(sys.argv[1:] if arguments is None else arguments)
     prepare_streams()
     show_traceback = "--traceback" in arguments

@@ -38,7 +38,10 @@ def run(
         str | None, typer.Option(help="Go on with an interrupted run: its folder, name or 'last'.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Resume although the template renders otherwise.")
+        bool,
+        typer.Option(
+            "--force", help="Resume although the template, the rows or config.yaml changed."
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show settings, first row and steps; load no model.")
@@ -128,14 +131,14 @@ def _finish(found: Run, as_json: bool) -> None:
     if as_json:
         print_json({"run": str(found.folder), **manifest})
     else:
-        _summary(found, manifest)
+        _summary(found)
     if manifest["status"] == "interrupted":
         say(f"interrupted; go on with: fasttune run --resume {found.folder}")
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-def _summary(found: Run, manifest: dict[str, Any]) -> None:
-    out = console()
+def _summary(found: Run) -> None:
+    out, manifest = console(), found.manifest
     evaluated = [line for line in found.metrics() if "eval_loss" in line]
     if evaluated:
         first, last = evaluated[0], evaluated[-1]

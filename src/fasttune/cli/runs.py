@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fasttune.cli.app import app, console, print_json
+from fasttune.cli.app import app, console, print_json, say
+from fasttune.errors import FasttuneError
+
+if TYPE_CHECKING:
+    from fasttune.runs import Run
 
 group = typer.Typer(help="Look at the runs in a folder.", no_args_is_help=True)
 app.add_typer(group, name="runs")
@@ -26,28 +30,45 @@ def list_(output: Folder = Path("runs"), as_json: AsJson = False) -> None:
 
     found = list_runs(output)
     if as_json:
-        print_json([{"run": str(run.folder), **run.manifest} for run in found])
+        print_json([_as_dict(run) for run in found])
         return
     if not found:
         console().print(f"no runs in {output}", markup=False)
         return
     table = Table("status", "steps", "held-out loss", "started", "run", box=None)
+    damaged = []
     for run in found:
-        manifest = run.manifest
-        table.add_row(
-            manifest.get("status", ""),
-            str(manifest.get("steps", "")),
-            _losses(run.metrics()),
-            manifest.get("started", "")[:16].replace("T", " "),
-            run.name,
-        )
+        try:
+            manifest = run.manifest
+            table.add_row(
+                manifest["status"],
+                str(manifest.get("steps", "")),
+                _losses(run.metrics()),
+                manifest["started"][:16].replace("T", " "),
+                run.name,
+            )
+        except FasttuneError as error:
+            table.add_row("damaged", "", "", "", run.name)
+            damaged.append(error)
     console().print(table)
+    for each in damaged:
+        say(f"{each.message}: {each.where}\n  what to do: {each.hint}")
+
+
+def _as_dict(run: Run) -> dict[str, Any]:
+    try:
+        run.metrics()
+        return {"run": str(run.folder), **run.manifest}
+    except FasttuneError as error:
+        why = f"{error.message}: {error.where}"
+        return {"run": str(run.folder), "status": "damaged", "problem": why}
 
 
 @group.command()
 def show(run: str, output: Folder = Path("runs"), as_json: AsJson = False) -> None:
     """Show a run: its folder, its name, or 'last'."""
     from fasttune.config import dump_config
+    from fasttune.files import shown
     from fasttune.runs import find_run
 
     found = find_run(run, output)
@@ -69,10 +90,10 @@ def show(run: str, output: Folder = Path("runs"), as_json: AsJson = False) -> No
         "run": found.folder,
         "status": manifest["status"],
         "template": f"{template['name']} ({provider}), rendering {template['rendering'][:12]}",
-        "model": f"{manifest['model']}, {manifest['quantization']}, {manifest['dtype']}",
+        "model": f"{shown(manifest['model'])}, {manifest['quantization']}, {manifest['dtype']}",
         "LoRA": f"{' '.join(lora['layers'])}, {lora['parameters'] / 1e6:.2f} M parameters",
-        "data": f"{data['source']}: {data['train_rows']} rows, {data['train_tokens']} tokens, "
-        f"{data['eval_rows']} held out",
+        "data": f"{shown(data['source'])}: {data['train_rows']} rows, "
+        f"{data['train_tokens']} tokens, {data['eval_rows']} held out",
         "device": manifest["device"],
         "held-out loss": _losses(found.metrics()),
         "steps": manifest.get("steps", ""),

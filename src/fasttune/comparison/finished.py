@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from fasttune.comparison.plan import (
     require_different,
     rows_in_words,
 )
+from fasttune.config import flatten
 from fasttune.data.split import data_hash
 from fasttune.encoding.cache import encode_rows
 from fasttune.errors import FasttuneError
@@ -71,6 +72,7 @@ def _groups(runs: Sequence[Run], plugins: Plugins) -> list[list[Run]]:
                 f"finish it: fasttune run --resume {run.folder}",
             )
         run.check_template(plugins.identity(run.config.template))
+        run.check_adapter()
         groups.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
     return list(groups.values())
 
@@ -108,16 +110,14 @@ def _settings(run: Run) -> dict[str, Any]:
     """Everything that makes two runs differ, but for the seed."""
     return {
         **replace(run.config, seed=0, output="", samples=type(run.config.samples)()).as_dict(),
-        **{key: run.manifest[key] for key in ("model", "quantization", "dtype")},
+        **run.used,
         "rendering": run.manifest["template"]["rendering"],
     }
 
 
 def _differing(formats: Sequence[Format]) -> list[str]:
     """A note for each setting, other than the template, in which the formats' runs differ."""
-    flat = [
-        dict(_flatten(replace(each.job.config, seed=0, output="").as_dict())) for each in formats
-    ]
+    flat = [flatten(replace(each.job.config, seed=0, output="").as_dict()) for each in formats]
     return [
         f"The runs differ in {key}: "
         + "; ".join(f"{each.label} {found[key]}" for each, found in zip(formats, flat, strict=True))
@@ -126,14 +126,6 @@ def _differing(formats: Sequence[Format]) -> list[str]:
         if key != "template" and not key.startswith("samples.")
         if len({str(found[key]) for found in flat}) > 1
     ]
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        inner = isinstance(value, dict) and key != "columns"
-        found += _flatten(value, f"{prefix}{key}.") if inner else [(f"{prefix}{key}", value)]
-    return found
 
 
 def _require_same_rows(formats: Sequence[Format], runs: Sequence[Run], plugins: Plugins) -> None:

@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -25,7 +24,7 @@ from fasttune.comparison.bootstrap import Interval
 from fasttune.comparison.page import to_html
 from fasttune.comparison.plan import Format, Plan
 from fasttune.comparison.result import REPORT, Arm, Comparison, compare_arms
-from fasttune.config import ModelConfig
+from fasttune.config import ModelConfig, RunConfig, in_full
 from fasttune.errors import FasttuneError
 from fasttune.files import write_json, write_text
 from fasttune.generation.generator import Generator
@@ -127,17 +126,11 @@ class _Work:
         """The finished run of a format and seed, resumed or trained where it is not there yet."""
         folder = self.plan.folder / "runs"
         config = replace(each.job.config, seed=seed, output=str(folder))
-        # The folder may have moved, or be spelled otherwise.
-        found = [
-            run for run in list_runs(folder) if replace(run.config, output=config.output) == config
-        ]
+        found = [run for run in list_runs(folder) if _is_of(run, config)]
         for run in found:
             if run.manifest["status"] == "done":
                 return run
-        started = next((run for run in found if run.last_checkpoint() is not None), None)
-        for run in found:
-            if run is not started:
-                shutil.rmtree(run.folder)  # stopped before its first checkpoint: nothing is in it
+        started = found[0] if found else None
         log.info("[%d/%d] training %s, seed %d", self.begun + 1, self.total, each.label, seed)
         with muted(*TALKATIVE):
             run = train(replace(each.job, config=config), resumed=started)
@@ -176,6 +169,16 @@ class _Work:
         saved = {"run": run and run.name, "answers": [_as_dict(answer) for answer in answers]}
         write_json(file, saved)
         return answers
+
+
+def _is_of(run: Run, config: RunConfig) -> bool:
+    """Whether a run in the comparison's folder is the one of these settings; the folder may have
+    moved, or be spelled otherwise."""
+    try:
+        return in_full(replace(run.config, output=config.output)) == in_full(config)
+    except FasttuneError as error:
+        log.warning("warning: %s is passed over: %s (%s)", run.name, error.message, error.where)
+        return False
 
 
 def _slug(name: str) -> str:

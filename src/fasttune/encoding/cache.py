@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from fasttune.encoding.encode import Encoded, Span, batches, encode_many
 from fasttune.encoding.limit import limit_lengths
 from fasttune.encoding.spans import eos_id, whole_text_backend
 from fasttune.errors import FasttuneError
-from fasttune.files import atomic_path, cache_dir, write_json
+from fasttune.files import atomic_path, cache_dir, sha256, write_json
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ ROWS_PER_BATCH = 128
 """Rows that are read together: 100 kB of short ones, as much as a disk reads ahead anyway."""
 CACHE_LIMIT = 10 * 2**30
 """Bytes of encoded rows that are kept; what was not used for longest goes first."""
+A_DAY = 24 * 3600.0
+"""Seconds for which a file that was not finished may still be in the making."""
 CODE = (
     fasttune.encoding.encode.__file__,
     fasttune.encoding.limit.__file__,
@@ -155,7 +158,7 @@ def cached(key: str) -> EncodedRows | None:
     path = _path(key)
     try:
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if about["sha256"] != _sha256(path):
+        if about["sha256"] != sha256(path):
             return None
         path.touch()
         return EncodedRows(path, about)
@@ -190,7 +193,7 @@ def store(key: str, rows: Iterable[tuple[int, Encoded]], counts: Mapping[str, in
             "tokens": tokens,
             "sections": list(sections),
             "counts": dict(counts),
-            "sha256": _sha256(temporary),
+            "sha256": sha256(temporary),
         }
     stored = EncodedRows(path, about)
     write_json(path.with_suffix(".json"), about)
@@ -238,20 +241,17 @@ def _path(key: str) -> Path:
     return cache_dir() / "rows" / f"{key}.arrow"
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _forget(keep: Path) -> None:
-    """Remove what was not used for longest until the rest is within the limit."""
+    """Remove what was not used for longest until the rest is within the limit, and what a killed
+    process left half written."""
     found = []
     for path in keep.parent.glob("*.arrow"):
         with suppress(OSError):  # another process may remove it, too
-            found.append((path.stat().st_mtime, path.stat().st_size, path))
+            used = path.stat().st_mtime
+            if not path.name.startswith("."):
+                found.append((used, path.stat().st_size, path))
+            elif time.time() - used > A_DAY:
+                path.unlink()
     total = 0
     for _, size, path in sorted(found, reverse=True):
         total += size

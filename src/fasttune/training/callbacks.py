@@ -114,22 +114,25 @@ class RunLog(TrainerCallback):
 
 
 class Interrupt(TrainerCallback):
-    """Turns the first Ctrl-C into a checkpoint at the end of the step; a second one stops at
-    once."""
+    """Turns the first Ctrl-C or SIGTERM into a checkpoint at the end of the step; a second one
+    stops at once."""
 
     def __init__(self) -> None:
         self.asked = False
 
     def __enter__(self) -> Interrupt:
-        self._previous = signal.signal(signal.SIGINT, self._ask)
+        self._previous = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _ask(self, *_: object) -> None:
         self.asked = True
-        signal.signal(signal.SIGINT, self._previous)
+        self.__exit__()
         log.warning("stopping after this step; Ctrl-C again stops at once")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

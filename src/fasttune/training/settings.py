@@ -26,7 +26,7 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, choices: Cho
             eval_every  # transformers keeps the best model only where it saves and evaluates alike
         )
     return SFTConfig(
-        output_dir=str(run.checkpoints),
+        output_dir=str(run.checkpoints.absolute()),
         num_train_epochs=chosen.epochs,
         max_steps=chosen.max_steps or -1,
         per_device_train_batch_size=chosen.batch_size * chosen.gradient_accumulation,
@@ -46,6 +46,8 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, choices: Cho
         save_steps=save_every[1],
         save_total_limit=chosen.save_total_limit,
         load_best_model_at_end=chosen.early_stopping is not None,
+        # How many evaluations brought nothing: a resumed run stops where an unbroken one does.
+        restore_callback_states_from_checkpoint=chosen.early_stopping is not None,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         report_to=list(chosen.report_to) or "none",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -14,13 +13,13 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
-from fasttune.config import RunConfig
+from fasttune.config import RunConfig, in_full
 from fasttune.data.split import data_hash, spread
 from fasttune.encoding.batches import Collator, trainer_dataset
 from fasttune.encoding.cache import EncodedRows, encode_rows
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
-from fasttune.files import atomic_folder, write_json
+from fasttune.files import absolute, atomic_folder, seal, write_json
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.job import Job
 from fasttune.losses import plot_losses
@@ -43,10 +42,10 @@ from fasttune.models.unsloth import FastLanguageModel
 from fasttune.planning.forecast import Forecast, foresee
 from fasttune.plugins.identity import Identity
 from fasttune.plugins.metric import Answer
-from fasttune.plugins.template import Row
 from fasttune.quiet import library_prints, quiet
 from fasttune.runs import Run, create_run, now
 from fasttune.training.callbacks import Interrupt, Progress, RunLog
+from fasttune.training.checkpoints import SaveByTime
 from fasttune.training.report import write_samples
 from fasttune.training.settings import training_arguments
 from fasttune.training.trainer import Trainer
@@ -87,19 +86,27 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
             left to train on. Then there is no run folder.
     """
     require_one_process()
-    if resumed is not None:  # "auto" may stand for something else here
-        job = replace(job, config=replace(job.config, model=resumed.model_config))
+    job = replace(job, config=in_full(job.config), model=absolute(job.model))
+    config, checkpoint = job.config, None
+    if resumed is not None:
+        checkpoint = resumed.last_checkpoint()
+        # "auto" may stand for something else here
+        job = replace(job, config=replace(config, model=replace(config.model, **resumed.used)))
     ready = load(job, device or this_device())
-    run = resumed or create_run(job.config, job.model)
-    run.update(_facts(job, ready) | ({} if resumed else {"started": now()}))
-    training = Training(job, ready, run)
-    try:
-        training.answer_before()
-        if training.fit():
-            training.finish()
-    except BaseException as error:
-        run.update({"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"})
-        raise
+    facts = _facts(job, ready)
+    run = resumed or create_run(config, job.model, facts)
+    with run.locked():
+        if resumed is not None:
+            run.go_on(config, facts)
+        training = Training(job, ready, run, checkpoint)
+        try:
+            training.answer_before()
+            if training.fit():
+                training.finish()
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            run.update({"status": "interrupted" if stopped else "failed"})
+            raise
     return run
 
 
@@ -133,7 +140,6 @@ def _facts(job: Job, ready: Ready) -> dict[str, Any]:
     """What the manifest holds from the beginning."""
     choices = ready.generator.choices
     return {
-        "status": "running",
         "template": job.identity.as_dict(),
         "system": job.config.system,
         "model": job.model,
@@ -146,7 +152,7 @@ def _facts(job: Job, ready: Ready) -> dict[str, Any]:
             "parameters": ready.coverage.parameters,
         },
         "data": {
-            "source": job.source,
+            "source": absolute(job.source),
             "train_sha256": data_hash(job.train),
             "eval_sha256": data_hash(job.eval),
             "train_rows": len(ready.train_rows),
@@ -160,28 +166,37 @@ def _facts(job: Job, ready: Ready) -> dict[str, Any]:
 
 
 class Training:
-    """One run, from the loaded model to the finished folder: answer before, fit, finish."""
+    """One run, from the loaded model to the finished folder: answer before, fit, finish.
 
-    def __init__(self, job: Job, ready: Ready, run: Run) -> None:
+    Args:
+        checkpoint: to go on from; None begins with the first step.
+    """
+
+    def __init__(self, job: Job, ready: Ready, run: Run, checkpoint: Path | None) -> None:
         self.job, self.ready, self.run = job, ready, run
+        self.checkpoint = checkpoint
         self.generator = ready.generator
-        self.checkpoint = run.last_checkpoint()
         self.sample_rows = spread(job.eval or job.train, job.config.samples.count)
         self.seconds = {"load": ready.seconds}
         self.before: list[Answer] = []
         self.trainer: Trainer | None = None
 
     def answer_before(self) -> None:
-        """Answer the sample rows untuned; a resumed run has these answers, and forgets the metrics
-        of the steps that it takes again."""
+        """Answer the sample rows untuned, unless a resumed run has these answers; it forgets what
+        there is of the steps that it takes again."""
         with self._timed("samples_before"):
-            if self.checkpoint is None:
+            step = int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else -1
+            self.run.go_back(step)
+            saved = self.run.answers_before(len(self.sample_rows)) if self.checkpoint else None
+            if saved is None:
                 self.before = self._answers("before")
-                saved = [[a.text, a.stop, a.tokens] for a in self.before]
+                saved = [(a.text, a.stop, a.tokens) for a in self.before]
                 write_json(self.run.folder / "before.json", saved)
             else:
-                self.before = _read_before(self.run, self.generator, self.sample_rows)
-                self.run.forget_after(int(self.checkpoint.name.rpartition("-")[2]))
+                self.before = [
+                    Answer(row, text, self.generator.template.parse(text), stop, tokens)
+                    for row, (text, stop, tokens) in zip(self.sample_rows, saved, strict=True)
+                ]
 
     def fit(self) -> bool:
         """Train, evaluate and draw the losses; False after a Ctrl-C, with a checkpoint saved."""
@@ -190,6 +205,8 @@ class Training:
         callbacks = [
             RunLog(run), progress, interrupt, *self.job.plugins.training_callbacks(run.folder)
         ]  # fmt: skip
+        if config.train.save_minutes is not None:
+            callbacks.append(SaveByTime(config.train.save_minutes))
         if config.train.early_stopping is not None:
             callbacks.append(EarlyStoppingCallback(config.train.early_stopping))
         train_rows, eval_rows = self.ready.train_rows, self.ready.eval_rows
@@ -216,7 +233,8 @@ class Training:
         assert self.trainer is not None, "fit comes first"
         with self._timed("samples_after"):
             model, tokenizer = self.trainer.model, self.generator.tokenizer
-            save_adapter(self.run, model, tokenizer, self.job.identity)
+            digest = save_adapter(self.run, model, tokenizer, self.job.identity)
+            self.run.update({"adapter_sha256": digest})
             scores: dict[str, dict[str, float]] = {}
             if self.sample_rows:
                 metrics = [metric for metric, _ in self.job.plugins.metrics.values()]
@@ -319,20 +337,18 @@ def make_trainer(
     return trainer
 
 
-def save_adapter(run: Run, model: Any, tokenizer: Any, identity: Identity) -> None:
-    """Write the adapter, its tokenizer and the template's identity."""
+def save_adapter(run: Run, model: Any, tokenizer: Any, identity: Identity) -> str:
+    """Write the adapter, its tokenizer and the template's identity.
+
+    Returns:
+        the digest of its seal.
+    """
     with atomic_folder(run.adapter) as folder:
         model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's form to fill in
         tokenizer.save_pretrained(folder)
         write_json(folder / "template.json", identity.as_dict())
-
-
-def _read_before(run: Run, generator: Generator, rows: Sequence[Row]) -> list[Answer]:
-    saved = json.loads((run.folder / "before.json").read_text(encoding="utf-8"))
-    return [
-        Answer(row, text, generator.template.parse(text), stop, tokens)
-        for row, (text, stop, tokens) in zip(rows, saved, strict=True)
-    ]
+        return seal(folder)
 
 
 def _evaluated(run: Run, step: int) -> bool:

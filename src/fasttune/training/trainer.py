@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from transformers import TrainerControl
-from trl import SFTTrainer
 
 from fasttune.models.fast.fast import FastPath
 from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.models.sections import SectionLoss
 from fasttune.models.unsloth import settle_compilation
 from fasttune.training.callbacks import Progress
+from fasttune.training.checkpoints import CheckpointingTrainer
 
 # On a GPU Unsloth has a banner of its own printed where training begins.
 logging.getLogger("transformers.trainer").addFilter(
@@ -23,7 +23,7 @@ logging.getLogger("transformers.trainer").addFilter(
 )
 
 
-class Trainer(SFTTrainer):
+class Trainer(CheckpointingTrainer):
     """SFTTrainer on rows that are already encoded, with losses per section and an exact evaluation.
 
     A batch of the data loader holds the rows of a whole optimiser step, as a list of packs (or

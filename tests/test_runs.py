@@ -1,0 +1,420 @@
+"""The run folder and what becomes of one that is damaged, without a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fasttune.config import RunConfig, load_config
+from fasttune.errors import FasttuneError
+from fasttune.files import SEAL, seal, valid_name
+from fasttune.plugins.discovery import load_plugins
+from fasttune.runs import Run, create_run, find_run, list_runs
+from tests.conftest import cli, listening
+
+OLD = Path(__file__).parent / "old_run"
+FACTS = {
+    key: value
+    for key, value in json.loads((OLD / "manifest.json").read_text()).items()
+    if key in ("template", "system", "model", "quantization", "dtype", "lora", "data", "versions")
+} | {"device": "cpu"}
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    """As fasttune wrote it before manifests had a format, with two checkpoints."""
+    folder = tmp_path / "runs" / "old"
+    shutil.copytree(OLD, folder)
+    run = Run(folder)
+    later = folder / "checkpoints" / "checkpoint-4"
+    shutil.copytree(folder / "checkpoints" / "checkpoint-2", later)
+    state = json.loads((later / "trainer_state.json").read_text())
+    (later / "trainer_state.json").write_text(json.dumps(state | {"global_step": 4}))
+    return run
+
+
+# What is made
+
+
+def test_a_new_run_is_whole_from_the_beginning(tmp_path):
+    config = load_config(None, [("output", str(tmp_path / "runs")), ("lora.r", 4)])
+    run = create_run(config, "models/a model, mine", FACTS)
+    assert valid_name(run.name) and run.name.startswith("reasoning-a-model-mine-")
+    assert (run.manifest["status"], run.manifest["format"]) == ("running", 1)
+    assert run.config == run.config_file == config
+    assert run.metrics() == [] and run.last_checkpoint() is None
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.name]
+    assert run.folder.stat().st_mode & 0o777 == Path(tmp_path / "runs").stat().st_mode & 0o777
+
+
+def test_a_run_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
+    config = load_config(None, [("output", str(tmp_path / "runs"))])
+    written = []
+
+    def full(target, value):
+        written.append(target)
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr("fasttune.runs.write_json", full)
+    with pytest.raises(FasttuneError, match="cannot make the run folder"):
+        create_run(config, "model", FACTS)
+    assert written and not list((tmp_path / "runs").iterdir())
+
+
+CREATE = """
+import sys
+from pathlib import Path
+from fasttune.config import load_config
+from tests.test_runs import FACTS
+from fasttune.runs import create_run
+config = load_config(None, [("output", sys.argv[1])])
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(20):
+    print(create_run(config, "model", FACTS).name)
+"""
+
+
+def test_two_processes_make_runs_at_once(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CREATE, str(tmp_path / "runs")], cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    with ThreadPoolExecutor() as pool:
+        outs = pool.map(lambda process: process.communicate("go\n")[0], processes)
+    names = [name for out in outs for name in out.split()]
+    assert len(names) == len(set(names)) == 40
+    assert {run.name for run in list_runs(tmp_path / "runs")} == set(names)
+    assert all(run.manifest["status"] == "running" for run in list_runs(tmp_path / "runs"))
+
+
+def test_one_process_trains_a_run(run):
+    with run.locked():
+        code = (
+            "import sys\nfrom pathlib import Path\nfrom fasttune.runs import Run\n"
+            "with Run(Path(sys.argv[1])).locked(): pass"
+        )
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(run.folder)], capture_output=True, text=True
+        )
+        assert "is being trained by another process" in other.stderr
+    assert not (run.folder / ".lock").exists()
+    with run.locked():
+        pass
+
+
+# What is read
+
+
+def test_a_manifest_without_a_format_is_read(run):
+    assert run.manifest["status"] == "done" and "format" not in run.manifest
+    assert run.config.lora.r == 2
+    run.check_adapter()  # it has no seal
+
+
+def damage(run: Run, file: str, what: object) -> None:
+    path = run.folder / file
+    if what == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif isinstance(what, bytes):
+        path.write_bytes(what)
+    else:
+        path.write_text(what(path.read_text()))
+
+
+def edited(**values: object):
+    return lambda text: json.dumps(json.loads(text) | values)
+
+
+def without(key: str):
+    return lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != key})
+
+
+MANIFESTS = {
+    "cut": (lambda text: text[: len(text) // 2], "is no JSON"),
+    "empty": (b"", "is empty"),
+    "a list": (b"[]", "Expected `object`, got `array`"),
+    "null": (b"null", "Expected `object`, got `null`"),
+    "not UTF-8": (b'{"status": "\xff"}', "is not UTF-8 at byte 12"),
+    "nested too deeply": (b"[" * 100_000, "is no JSON"),
+    "a folder": ("a folder", "cannot be read: Is a directory"),
+    "without a status": (without("status"), "missing required field `status`"),
+    "without a model": (without("model"), "missing required field `model`"),
+    "without data": (without("data"), "missing required field `data`"),
+    "another status": (edited(status="fine"), "Invalid enum value 'fine' - at `$.status`"),
+    "steps of text": (edited(steps="4"), "Expected `int`, got `str` - at `$.steps`"),
+    "scores of text": (edited(scores={"after": {"x": "y"}}), "Expected `float`, got `str`"),
+    "a template in a word": (edited(template="alpaca"), "Expected `object`, got `str`"),
+    "a digest of a number": (edited(adapter_sha256=3), "at `$.adapter_sha256`"),
+    "a later format": (edited(format=99), "format 99; this fasttune knows 1"),
+}
+
+
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_a_damaged_manifest_is_an_error_of_that_run_alone(kind, run, monkeypatch):
+    other = create_run(load_config(None, [("output", str(run.folder.parent))]), "model", FACTS)
+    what, why = MANIFESTS[kind]
+    damage(run, "manifest.json", what)
+    where = str(run.folder / "manifest.json")
+    with pytest.raises(FasttuneError) as caught:
+        run.manifest  # noqa: B018
+    assert why in caught.value.where and where in caught.value.where and caught.value.hint
+    assert repr(run).startswith(f"<Run {run.folder}: ")
+
+    monkeypatch.chdir(run.folder.parents[1])
+    listed = cli("runs", "list")
+    assert listed.status == 0 and other.name in listed.out and "damaged" in listed.out
+    assert why in listed.err and where.removeprefix(f"{Path.cwd()}/") in listed.err
+    told = {each["run"]: each["status"] for each in json.loads(cli("runs", "list", "--json").out)}
+    assert told == {"runs/old": "damaged", f"runs/{other.name}": "running"}
+    with listening() as said:
+        assert find_run("last").name == other.name
+    assert said == []  # the damaged one is the oldest
+    for command in (("runs", "show", "old"), ("run", "--resume", "old"), ("generate", "old", "x")):
+        ended = cli(*command)
+        assert ended.status == 2 and why in ended.err and "what to do: " in ended.err, command
+
+
+def test_last_passes_over_what_is_damaged(run, monkeypatch):
+    monkeypatch.chdir(run.folder.parents[1])
+    damage(run, "manifest.json", b"{")
+    ended = cli("runs", "show", "last")
+    assert ended.status == 2 and "there is no run 'last'" in ended.err
+    assert "warning: old is passed over: manifest.json is damaged" in ended.err
+
+
+METRICS = {
+    "half a line between": (lambda text: text.replace('"step": 1, ', '"step": 1\n', 1), "line "),
+    "a list": (lambda text: "[1]\n" + text, "line 1: Expected `object`, got `array`"),
+    "a step of text": (lambda text: '{"step": "1"}\n' + text, "line 1: Expected `int`"),
+    "no step": (lambda text: '{"loss": 1.0}\n' + text, "missing required field `step`"),
+    "a loss of text": (lambda text: '{"step": 1, "loss": "x"}\n' + text, "line 1: Expected `float"),
+    "not UTF-8": (b'{"step": 1}\n\xff\xfe\n', "line 2: is not UTF-8"),
+    "a folder": ("a folder", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_damaged_metrics_are_an_error_of_that_run_alone(kind, run, monkeypatch):
+    what, why = METRICS[kind]
+    damage(run, "metrics.jsonl", what)
+    with pytest.raises(FasttuneError, match=r"metrics\.jsonl is damaged") as caught:
+        run.metrics()
+    assert why in caught.value.where and caught.value.hint
+    monkeypatch.chdir(run.folder.parents[1])
+    listed = cli("runs", "list")
+    assert listed.status == 0 and "damaged" in listed.out and why in listed.err
+    assert cli("runs", "show", "old").status == 2
+
+
+def test_half_a_last_line_is_left_out_and_said_where_the_run_goes_on(run):
+    whole = run.metrics()
+    text = (run.folder / "metrics.jsonl").read_text()
+    (run.folder / "metrics.jsonl").write_text(text + '{"step": 5, "lo')
+    assert run.metrics() == whole
+    with listening() as said:
+        run.go_back(2)
+    assert len(said) == 1 and "was cut off, as by a kill" in said[0]
+    assert run.metrics() == [line for line in whole if line["step"] <= 2]
+
+
+def test_going_back_takes_away_what_killed_processes_left(run):
+    for left in (".checkpoint-6.x.tmp", ".checkpoint-4.y.old"):
+        (run.checkpoints / left).mkdir()
+    (run.folder / ".manifest.json.77.tmp.json").touch()
+    run.go_back(2)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-2"]
+    assert not list(run.folder.glob(".*"))
+
+
+# Seals
+
+
+@pytest.fixture
+def sealed(run) -> Run:
+    run.update({"adapter_sha256": seal(run.adapter)})
+    run.check_adapter()
+    return run
+
+
+def test_a_seal_is_what_sha256sum_reads(sealed):
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", SEAL], cwd=sealed.adapter, capture_output=True
+    )
+    assert done.returncode == 0 and done.stdout.count(b": OK") == 3
+
+
+def flip(file: Path) -> None:
+    found = bytearray(file.read_bytes())
+    found[-1] ^= 1
+    file.write_bytes(bytes(found))
+
+
+def rewrite(old: str, new: str):
+    return lambda file: file.write_text(file.read_text().replace(old, new))
+
+
+ADAPTERS = {
+    "another alpha": (
+        "adapter_config.json", rewrite('"lora_alpha": 16', '"lora_alpha": 32'),
+        "adapter_config.json is not what was written",
+    ),
+    "a flipped bit": (
+        "adapter_model.safetensors", flip, "adapter_model.safetensors is not what was written",
+    ),
+    "a file less": ("template.json", Path.unlink, "template.json is missing"),
+    "no seal": (SEAL, Path.unlink, "SHA256SUMS cannot be read"),
+    "an empty seal": (SEAL, lambda file: file.write_text(""), "SHA256SUMS is not the one"),
+    "another seal": (SEAL, rewrite("0", "1"), "SHA256SUMS is not the one"),
+    "a seal that is not UTF-8": (SEAL, lambda f: f.write_bytes(b"\xff"), "SHA256SUMS cannot be"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapter_that_is_not_what_training_wrote_is_refused(kind, sealed, monkeypatch):
+    name, change, why = ADAPTERS[kind]
+    change(sealed.adapter / name)
+    monkeypatch.chdir(sealed.folder.parents[1])
+    for command in (("generate", "old", "x"), ("export", "old"), ("chat", "old")):
+        ended = cli(*command)
+        assert ended.status == 2 and f"the adapter is damaged: {why}" in ended.err, command
+        assert "what to do: restore it; or delete" in ended.err
+
+
+@pytest.mark.parametrize(
+    "line", ["x", "0" * 64 + "  ../config.yaml", "0" * 64 + "  /etc/passwd", "0" * 63 + "  a"]
+)
+def test_a_seal_leads_to_no_file_outside(line, run):
+    (run.adapter / SEAL).write_text(line + "\n")
+    with pytest.raises(FasttuneError, match="line 1 of SHA256SUMS is none"):
+        run.check_adapter()
+
+
+# Checkpoints
+
+
+def state(**values: object):
+    return lambda f: f.write_text(json.dumps(json.loads(f.read_text()) | values))
+
+
+CHECKPOINTS = {
+    **{
+        f"without {name}": (name, Path.unlink, f"{name} is missing")
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors",
+                     "adapter_config.json", "trainer_state.json")
+    },
+    "a state that is cut": (
+        "trainer_state.json", lambda f: f.write_text(f.read_text()[:50]), "is no JSON"),
+    "a state of another step": ("trainer_state.json", state(global_step=3), "is of step 3"),
+    "a state of text": ("trainer_state.json", state(global_step="4"), "Expected `int`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sealing", [False, True])
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(kind, sealing, run):
+    name, change, why = CHECKPOINTS[kind]
+    newest = run.checkpoints / "checkpoint-4"
+    assert run.last_checkpoint() == newest
+    if sealing:
+        seal(newest)
+        assert run.last_checkpoint() == newest
+    change(newest / name)
+    with listening() as said:
+        assert run.last_checkpoint() == run.checkpoints / "checkpoint-2"
+    assert len(said) == 1 and said[0].endswith("going on from checkpoint-2")
+    if sealing and "missing" not in why:
+        why = f"{name} is not what was written"
+    assert why in said[0] and str(newest) in said[0]
+
+
+def test_a_flipped_bit_of_the_optimizer_is_seen(run):
+    seal(run.checkpoints / "checkpoint-4")
+    flip(run.checkpoints / "checkpoint-4" / "optimizer.pt")
+    assert run.last_checkpoint() == run.checkpoints / "checkpoint-2"
+
+
+def test_where_no_checkpoint_is_whole_each_is_named(run):
+    for each in ("checkpoint-2", "checkpoint-4"):
+        (run.checkpoints / each / "optimizer.pt").unlink()
+    with pytest.raises(FasttuneError, match="no checkpoint of the run is whole") as caught:
+        run.last_checkpoint()
+    assert caught.value.where.count("optimizer.pt is missing") == 2
+    assert f"delete {run.checkpoints}" in caught.value.hint
+
+
+def test_what_is_no_checkpoint_does_not_count(run):
+    for name in ("checkpoint-x", "checkpoint-", ".checkpoint-9.tmp"):
+        (run.checkpoints / name).mkdir()
+    (run.checkpoints / "checkpoint-7").touch()
+    assert run.last_checkpoint() == run.checkpoints / "checkpoint-4"
+
+
+# Going on
+
+
+@pytest.fixture
+def stopped(tmp_path) -> Run:
+    config = load_config(None, [("output", str(tmp_path / "runs")), ("template", "alpaca")])
+    identity = load_plugins().identity("alpaca").as_dict()
+    run = create_run(config, "model", FACTS | {"template": identity})
+    run.update({"status": "interrupted"})
+    return run
+
+
+def test_an_edited_config_is_shown_and_refused(stopped):
+    identity = load_plugins().identity("alpaca")
+    began = stopped.check_resumable(identity)
+    file = stopped.folder / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("r: 16", "r: 8").replace("batch_size: 4", "batch_size: 2"))
+    with pytest.raises(FasttuneError, match=r"config\.yaml is not as the run began") as caught:
+        stopped.check_resumable(identity)
+    assert "lora.r: 16 became 8" in caught.value.where
+    assert "train.batch_size: 4 became 2" in caught.value.where and "--force" in caught.value.hint
+    assert stopped.config == began  # what else is done with the run goes by its own settings
+    assert stopped.check_resumable(identity, force=True).lora.r == 8
+    file.write_text("[")
+    with pytest.raises(FasttuneError, match="cannot read the config"):
+        stopped.check_resumable(identity)
+
+
+def test_what_was_answered_before_is_taken_only_where_it_is_whole(run):
+    file = run.folder / "before.json"
+    assert run.answers_before(1) is None
+    file.write_text('[["a", "eos", 3]]')
+    assert run.answers_before(1) == [("a", "eos", 3)] and run.answers_before(2) is None
+    for broken in ("[", "{}", '[["a", "eos"]]', '[["a", "eos", "3"]]'):
+        file.write_text(broken)
+        assert run.answers_before(1) is None
+
+
+def test_paths_are_kept_in_full_and_shown_from_where_one_stands(tmp_path, monkeypatch):
+    from fasttune.config import in_full
+    from fasttune.files import shown
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "rows.jsonl").touch()
+    given = load_config(
+        None, [("model.name", "model"), ("data.train", "rows.jsonl"), ("data.eval", "owner/name")]
+    )
+    full = in_full(given)
+    assert full.model.name == str(tmp_path / "model")
+    assert full.data.train == str(tmp_path / "rows.jsonl") and full.data.eval == "owner/name"
+    assert in_full(RunConfig()) == RunConfig()
+    assert shown(full.model.name) == "model" and shown("owner/name") == "owner/name"
+    assert shown(os.sep + "elsewhere") == os.sep + "elsewhere"
