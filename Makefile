@@ -3,13 +3,14 @@
 #   make test   lint, types and tests
 #
 #   make rehearse   the code for a GPU, on a CPU, at length
+#   make kill       the real command killed at 20 random moments and resumed
 
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint rehearse setup docs llamacpp clean
+.PHONY: demo test lint rehearse kill setup docs llamacpp clean
 
 demo: $(READY)
 	$(BIN)/fasttune run --config configs/demo.yaml
@@ -22,6 +23,10 @@ test: lint
 # What a run takes on a T4, an A10G and an H100, as far as it can be walked without one: some 20 minutes.
 rehearse: $(READY)
 	FASTTUNE_REHEARSE_LONG=1 $(BIN)/python -m pytest tests/rehearsal
+
+# Twenty kills and as many comparisons with the unbroken run: some 15 minutes.
+kill: $(READY)
+	FASTTUNE_KILL_LONG=1 $(BIN)/python -m pytest tests/training/test_kill.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
