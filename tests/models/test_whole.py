@@ -1,0 +1,120 @@
+"""Damaged model and adapter folders, without a library that loads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from fasttune.errors import FasttuneError
+from fasttune.models.whole import BITS, INDEX, require_whole, tensors_of
+
+A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 4), dtype=np.float16)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    save_file({"a": A, "none": B}, tmp_path / "one.safetensors", {"format": "pt"})
+    save_file({"c": A.astype(np.int8)}, tmp_path / "two.safetensors")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text('{"model_type": "llama"}')
+    places = {"a": "one.safetensors", "none": "one.safetensors", "c": "two.safetensors"}
+    (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    save_file({"lora_A": A}, tmp_path / "adapter_model.safetensors")
+    adapter = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "more": None}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    return tmp_path
+
+
+def write(data: bytes | str):
+    return lambda f: f.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def header(change):
+    """The file with its header's text changed, of the right length."""
+
+    def write(file: Path) -> None:
+        data = file.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        new = change(data[8 : 8 + length].decode()).encode()
+        file.write_bytes(len(new).to_bytes(8, "little") + new + data[8 + length :])
+
+    return write
+
+
+def without(key: str):
+    def write(file: Path) -> None:
+        file.write_text(
+            json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != key})
+        )
+
+    return write
+
+
+def other(**values: object):
+    return lambda f: f.write_text(json.dumps(json.loads(f.read_text()) | values))
+
+
+def directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+WEIGHTS = "one.safetensors"
+DAMAGE = {
+    "settings that are empty": ("config.json", write(""), "is no JSON"),
+    "settings that are cut": ("tokenizer.json", write('{"model": {"voc'), "is no JSON"),
+    "settings that are a list": ("tokenizer_config.json", write("[]"), "is no JSON object"),
+    "settings not in UTF-8": ("config.json", write(b'{"a": "\xe9"}'), "is not UTF-8 at byte 7"),
+    "settings that are nested": ("config.json", write('{"a":' * 99_999), "is no JSON"),
+    "settings that are a folder": ("config.json", directory, "cannot be read: Is a directory"),
+    "an index without places": (INDEX, write("{}"), "weight_map: Expected `object`"),
+    "an index of numbers": (INDEX, other(weight_map={"a": 1}), "weight_map: Expected `str`"),
+    "an index of what is missing": ("two.safetensors", Path.unlink, "which is missing"),
+    "a tensor less": (
+        INDEX, other(weight_map={"x": WEIGHTS}), "lacks x, which model.safetensors.index.json"),
+    "weights that are empty": (WEIGHTS, write(b""), "is no safetensors file, or cut: 0 bytes"),
+    "weights that are text": (WEIGHTS, write("version https://git-lfs"), "is no safetensors file"),
+    "weights that are a web page": (WEIGHTS, write("<html>" * 99), "is no safetensors file"),
+    "weights that are cut": (
+        WEIGHTS, lambda f: f.write_bytes(f.read_bytes()[:-1]), "is cut: "),
+    "weights with more": (WEIGHTS, lambda f: f.write_bytes(f.read_bytes() + b"x"), "is cut: "),
+    "a header that is no JSON": (WEIGHTS, header(lambda t: t.replace("{", "[")), "its header"),
+    "a header that is a list": (WEIGHTS, header(lambda t: "[]"), "its header cannot be read"),
+    "a header without a type": (WEIGHTS, header(lambda t: t.replace("dtype", "x")), "its header"),
+    "another shape": (
+        WEIGHTS, header(lambda t: t.replace("[2,3]", "[2,2]")), "a is not where its header says"),
+    "other offsets": (WEIGHTS, header(lambda t: t.replace("[0,24]", "[8,24]")), "is not where"),
+    "an adapter without a rank": ("adapter_config.json", without("r"), "required field `r`"),
+    "an alpha of text": ("adapter_config.json", other(lora_alpha="x"), "at `$.lora_alpha`"),
+    "an adapter of no kind": ("adapter_config.json", without("peft_type"), "`peft_type`"),
+    "an adapter of nothing": ("adapter_model.safetensors", Path.unlink, ""),
+    "an adapter that is cut": (
+        "adapter_model.safetensors", lambda f: f.write_bytes(f.read_bytes()[:60]), "cut"),
+}  # fmt: skip
+
+
+def test_whole_folders_pass(folder):
+    require_whole(folder)
+    assert set(tensors_of(folder / WEIGHTS)) == {"a", "none"}
+    assert all(bits in (4, 6, 8, 16, 32, 64) for bits in BITS.values())
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_named(kind, folder):
+    name, damage, why = DAMAGE[kind]
+    damage(folder / name)
+    with pytest.raises(FasttuneError) as caught:
+        require_whole(folder)
+    assert why in caught.value.where and caught.value.hint
+    assert str(folder) in caught.value.where
+
+
+def test_an_adapter_in_a_pickle_is_refused(folder):
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(FasttuneError, match=r"no adapter_model\.safetensors") as caught:
+        require_whole(folder)
+    assert "adapter_model.bin: a pickle, which can run code" in caught.value.where
