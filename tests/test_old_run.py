@@ -13,6 +13,7 @@ import fasttune.models.unsloth
 
 # isort: split
 import pytest
+import torch
 
 import fasttune
 from tests.conftest import cli, rows, tiny_model, write_rows
@@ -54,6 +55,55 @@ def test_its_losses_come_again_where_it_is_resumed(old):
     assert resumed.manifest["status"] == "done"
     after = [line["loss"] for line in resumed.metrics() if "loss" in line]
     assert after[2:] == pytest.approx(before[2:], abs=1e-5) and after[:2] == before[:2]
+
+
+class Evil:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def wide(file: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file({k: torch.cat([v, v], dim=1) for k, v in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "why"),
+    [
+        ("optimizer.pt", lambda f: torch.save(Evil(f.with_name("evil")), f), "is a pickle that"),
+        ("rng_state.pth", lambda f: torch.save(Evil(f.with_name("evil")), f), "is a pickle that"),
+        ("scheduler.pt", lambda f: f.write_bytes(b"PK"), "checkpoint-2: "),
+        ("adapter_model.safetensors", lambda f: f.write_bytes(b"x" * 99), "checkpoint-2: "),
+        ("adapter_model.safetensors", wide, "the shapes of its tensors are not those"),
+    ],
+)
+def test_a_checkpoint_without_a_seal_that_is_damaged_is_refused(old, name, damage, why):
+    fasttune.open_run("last").update({"status": "interrupted"})
+    checkpoint = old / "checkpoints" / "checkpoint-2"
+    damage(checkpoint / name)
+    ended = cli("run", "--resume", "old")
+    assert ended.status == 2 and "error: the run cannot go on from checkpoint-2" in ended.err
+    assert why in ended.err and "what to do: restore it; or delete it" in ended.err
+    assert not (checkpoint / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda f: f.write_bytes(f.read_bytes()[:-9]), "adapter_model.safetensors: is cut"),
+        (wide, "the shapes of its tensors are not those that its settings, or the base, give"),
+    ],
+)
+def test_an_adapter_without_a_seal_that_is_damaged_is_refused(old, damage, why):
+    damage(old / "adapter" / "adapter_model.safetensors")
+    ended = cli("generate", "last", "Add 3 and 4.")
+    assert ended.status == 2 and why in ended.err
 
 
 def test_it_is_exported_and_verified(old):

@@ -265,6 +265,7 @@ def find(
         )
     run.check_template(plugins.identity(config.template), force)
     run.check_adapter()
+    require_model(str(run.adapter))
     if run.model_config.name:
         require_model(run.model_config.name)
     return Source(

@@ -70,7 +70,7 @@ DAMAGE = {
     "settings that are a list": ("tokenizer_config.json", write("[]"), "is no JSON object"),
     "settings not in UTF-8": ("config.json", write(b'{"a": "\xe9"}'), "is not UTF-8 at byte 7"),
     "settings that are nested": ("config.json", write('{"a":' * 99_999), "is no JSON"),
-    "settings that are a folder": ("config.json", directory, "cannot be read: Is a directory"),
+    "settings that are a folder": ("config.json", directory, ": Is a directory"),
     "an index without places": (INDEX, write("{}"), "weight_map: Expected `object`"),
     "an index of numbers": (INDEX, other(weight_map={"a": 1}), "weight_map: Expected `str`"),
     "an index of what is missing": ("two.safetensors", Path.unlink, "which is missing"),

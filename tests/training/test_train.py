@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl
 
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.encoding.batches import features, learned, pack, section_names
@@ -24,6 +26,8 @@ from fasttune.models.load import add_lora, load_base
 from fasttune.models.sections import SectionLoss
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, find_run
+from fasttune.training.callbacks import Interrupt
+from fasttune.training.checkpoints import SaveByTime
 from tests.conftest import choices_for, cli, rows, write_rows
 
 SIX_STEPS = ("train.max_steps=6", "train.eval_steps=3", "train.save_steps=3")
@@ -349,6 +353,70 @@ def test_a_run_resumed_after_ctrl_c_has_the_losses_of_one_without_a_break(
     capsys.readouterr()
     assert cli("run", "--resume", str(run.folder)).status == 2
     assert "is done" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_ends_the_step_and_the_second_all(number):
+    before = signal.getsignal(number)
+    signal.signal(number, signal.default_int_handler)
+    try:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), number)
+            control = TrainerControl()
+            interrupt.on_step_end(None, None, control)
+            assert interrupt.asked and control.should_save and control.should_training_stop
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+                signal.pause()
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_checkpoint_is_due_when_the_last_one_is_old(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("fasttune.training.checkpoints.time.monotonic", lambda: now[0])
+    saving = SaveByTime(minutes=5)
+    now[0] = 1000
+    saving.on_train_begin(None, None, None)
+
+    def due(at: float) -> bool:
+        now[0] = at
+        control = TrainerControl()
+        saving.on_step_end(None, None, control)
+        return control.should_save
+
+    assert not due(1299) and due(1300)
+    saving.on_save(None, None, None)
+    assert not due(1599) and due(1601)
+
+
+def test_early_stopping_counts_on_over_a_resume(tiny_phi, data, tmp_path):
+    """Stopped hard after its last step, the run is resumed, and takes none more."""
+    arguments = settings(
+        tiny_phi, data, tmp_path, "train.max_steps=30", "train.eval_steps=1",
+        "train.early_stopping=2", "train.learning_rate=3.0", "train.schedule=constant",
+        "train.warmup_steps=0", "train.max_grad_norm=1000", "samples.count=0",
+        "train.save_total_limit=3",
+    )  # fmt: skip
+    assert cli(*arguments).status == 0
+    run = find_run("last", tmp_path)
+    last = (run.adapter / "adapter_model.safetensors").read_bytes()
+    before = [(line["step"], *line) for line in run.metrics()]
+    newest = run.last_checkpoint()
+    steps = run.manifest["steps"]
+    assert newest.name == f"checkpoint-{steps}" and steps < 30
+    for resume_from in (steps, steps - 1):
+        shutil.rmtree(run.adapter)
+        moved = Run(run.folder.rename(tmp_path / f"moved{resume_from}"))
+        for folder in moved.checkpoints.iterdir():
+            if int(folder.name.partition("-")[2]) > resume_from:
+                shutil.rmtree(folder)
+        assert cli("run", "--resume", moved.folder).status == 0
+        assert moved.manifest["steps"] == steps
+        assert [(line["step"], *line) for line in moved.metrics()] == before
+        assert (moved.adapter / "adapter_model.safetensors").read_bytes() == last  # of the best
+        run = moved
 
 
 def test_a_run_goes_on_in_the_precision_that_it_began_with(finished, tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ from fasttune.exports.opening import open_run_model
 from fasttune.exports.verify import Exported, Verification, judge, measure
 from fasttune.files import atomic_folder, write_json, write_text
 from fasttune.job import prepare
-from fasttune.models.tokenizer import require_no_code
+from fasttune.models.tokenizer import require_model
 from fasttune.plugins.exporter import Exporter
 from fasttune.plugins.template import Row
 
@@ -157,7 +157,7 @@ def _options(exporter: Exporter, given: Mapping[str, str]) -> dict[str, str]:
 def _check_run(run: Run, plugins: Plugins) -> None:
     run.check_adapter()
     for folder in (str(run.model_config.name), str(run.adapter)):
-        require_no_code(folder)
+        require_model(folder)
     try:
         run.check_template(plugins.identity(run.config.template))
     except FasttuneError as error:

@@ -185,7 +185,7 @@ def run_tokenizer(adapter: Path) -> Any:
     require_no_code(str(adapter))
     try:
         return AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers and tokenizers have their own
         raise cannot_load(str(adapter), error) from error
 
 

@@ -15,7 +15,7 @@ from fasttune.models.activation import fuse_gelu
 from fasttune.models.choices import Choices
 from fasttune.models.dropout import switch_dropout_off
 from fasttune.models.lora import Coverage, choose_targets, coverage, linear_names
-from fasttune.models.tokenizer import cannot_load, load_tokenizer, require_no_code, resolve_model
+from fasttune.models.tokenizer import cannot_load, load_tokenizer, require_model, resolve_model
 from fasttune.models.unsloth import FastLanguageModel
 from fasttune.quiet import quiet
 
@@ -105,13 +105,22 @@ def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple
 def load_for_generation(
     config: ModelConfig, choices: Choices, adapter: Path | None = None
 ) -> tuple[Any, Any]:
-    """The model as it was in training, with the adapter if there is one, ready to generate."""
+    """The model as it was in training, with the adapter if there is one, ready to generate.
+
+    Raises:
+        FasttuneError: see `load_base`; or the adapter is damaged or does not fit.
+    """
+    if adapter is not None:
+        require_model(str(adapter))
     model, tokenizer = load_base(config, replace(choices, checkpointing="off"))
     if adapter is not None:
         from peft import PeftModel
 
-        with quiet():
-            model = PeftModel.from_pretrained(model, adapter)
+        try:
+            with quiet():
+                model = PeftModel.from_pretrained(model, adapter)
+        except Exception as error:  # PEFT, safetensors and torch each have their own
+            raise cannot_load(str(adapter), error) from error
     with quiet():
         FastLanguageModel.for_inference(model)
     return model, tokenizer
@@ -122,10 +131,13 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
     them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    require_no_code(str(folder))
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", trust_remote_code=False
-        ).to(tensor_device())
+    require_model(str(folder))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", trust_remote_code=False
+            ).to(tensor_device())
+    except Exception as error:  # transformers, tokenizers and safetensors each have their own
+        raise cannot_load(str(folder), error) from error
     return model.eval(), tokenizer

@@ -12,6 +12,7 @@ from fasttune import hub
 from fasttune.errors import FasttuneError, reason
 from fasttune.machine import tensor_device
 from fasttune.models.demo import demo_model
+from fasttune.models.whole import require_whole
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +64,17 @@ def load_tokenizer(name: str | None) -> Any:
 
 
 def require_model(model: str) -> None:
-    """Refuse a model that only the Hub has where it cannot be asked, or that wants its own code to
-    be run, before anything is imported that takes long.
+    """Refuse a model (or an adapter's folder) that only the Hub has where it cannot be asked, that
+    is damaged, or that wants its own code to be run, before anything is imported that takes long.
 
     Raises:
         FasttuneError: the Hub cannot be reached, and its cache holds nothing of the model; or see
-            `require_no_code`.
+            `require_whole` and `require_no_code`.
     """
     if hub.reach(model) and not hub.in_cache(model):
         raise not_in_cache(model)
+    if Path(model).is_dir():
+        require_whole(Path(model))
     require_no_code(model)
 
 
@@ -125,13 +128,30 @@ def cannot_load(model: str, error: Exception) -> FasttuneError:
     # Unsloth tries the folder as a model and as an adapter; what it says of the model counts.
     told = re.search(r"^AutoConfig error: *(\S.*)", said, re.M)
     cause = (told[1] if told else reason(error)).removeprefix("Unsloth: ")
-    if not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):
+    words = next((words for pattern, words in WORDS if re.search(pattern, said)), None)
+    if words:
+        cause = words
+    elif not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):
         cause = f"{type(error).__name__}: {cause}"
     known = (hint for pattern, hint in HINTS if re.search(pattern, said, re.I))
     return FasttuneError(f"cannot load the model '{model}'", cause, next(known, _hint(error)))
 
 
+WORDS = (
+    (
+        "ignore_mismatched_sizes|size mismatch",
+        "the shapes of its tensors are not those that its settings, or the base, give",
+    ),
+    (
+        "Weights only load failed|weights_only",
+        "its weights are a pickle that holds more than tensors; such a file can run code, and is "
+        "not loaded",
+    ),
+)
+"""What libraries have no plain words for, by a pattern in theirs."""
 HINTS = (
+    ("ignore_mismatched_sizes|size mismatch", "take weights and settings of one model"),
+    ("Weights only load failed|weights_only", "take a model in safetensors"),
     (
         "trust_remote_code",
         "its own code is never run: take a model that transformers has the architecture of",

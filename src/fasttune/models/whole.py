@@ -129,7 +129,9 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _damaged(file, f"cannot be read: {error.strerror}") from error
+        raise FasttuneError(
+            f"cannot read {file.name}", f"{file}: {error.strerror}", "copy or download it once more"
+        ) from error
     except UnicodeDecodeError as error:
         raise _damaged(file, f"is not UTF-8 at byte {error.start}") from error
     except (ValueError, RecursionError) as error:

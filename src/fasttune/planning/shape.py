@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from fasttune.files import cache_dir
 from fasttune.models.architectures import FAMILIES
 from fasttune.models.demo import DEMO_MODEL
 from fasttune.models.tokenizer import CUDA_DEFAULT, cannot_load, require_no_code
+from fasttune.models.whole import read_object
 
 BUILT_IN: dict[str, dict[str, Any]] = {
     # https://huggingface.co/microsoft/phi-2/blob/main/config.json
@@ -236,7 +236,7 @@ def _read_config(name: str) -> dict[str, Any]:
     folder = Path(name)
     if folder.is_dir():
         require_no_code(name)
-        return _load(folder / "config.json")
+        return read_object(folder / "config.json")
     if folder == cache_dir() / DEMO_MODEL:
         return BUILT_IN[DEMO_MODEL]
     if name in BUILT_IN:
@@ -246,14 +246,6 @@ def _read_config(name: str) -> dict[str, Any]:
     hub.reach(name)
     require_no_code(name)
     try:
-        return _load(Path(hf_hub_download(name, "config.json")))
+        return read_object(Path(hf_hub_download(name, "config.json")))
     except (OSError, ValueError) as error:
         raise cannot_load(name, error) from error
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FasttuneError("cannot read the model's shape", f"{file}: {error}") from error
-    return dict(config)

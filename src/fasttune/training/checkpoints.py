@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from trl import SFTTrainer
 
 from fasttune.errors import FasttuneError
 from fasttune.files import open_to_all, replace_folder, seal
+from fasttune.models.tokenizer import cannot_load
 from fasttune.runs import check_checkpoint
 
 
@@ -61,6 +64,22 @@ class CheckpointingTrainer(SFTTrainer):
             self.state.best_model_checkpoint = str(best)
         return trained
 
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        with _going_on(checkpoint):
+            super()._load_from_checkpoint(checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _going_on(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _going_on(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _going_on(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """An epoch, unless the checkpoint is that of the end: transformers looks whether it is
         there only after another step."""
@@ -76,6 +95,21 @@ class CheckpointingTrainer(SFTTrainer):
 
     def _checkpoint(self, step: int) -> Path:
         return Path(self.args.output_dir) / f"checkpoint-{step}"
+
+
+@contextmanager
+def _going_on(checkpoint: str | None) -> Iterator[None]:
+    """Put into words what libraries say of a checkpoint without a seal that is damaged, or whose
+    pickles hold more than tensors."""
+    try:
+        yield
+    except Exception as error:
+        found = cannot_load(str(checkpoint), error)
+        raise FasttuneError(
+            f"the run cannot go on from {Path(str(checkpoint)).name}",
+            f"{checkpoint}: {found.where}",
+            "restore it; or delete it, and --resume takes the one before",
+        ) from error
 
 
 class SaveByTime(TrainerCallback):
