@@ -40,6 +40,7 @@ from fasttune.config import (
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError, did_you_mean, reason
 from fasttune.files import check_seal, open_to_all, sync, write_json, write_text
+from fasttune.logs import muted
 from fasttune.notebook import picture
 from fasttune.plugins.identity import Identity
 from fasttune.plugins.template import Row
@@ -413,6 +414,8 @@ class Run:
                 "start a new run with more train.epochs",
             )
         self.check_template(identity, force)
+        with muted(__name__):  # it is said when it is taken
+            self.last_checkpoint()
         now = self.config_file
         before, after = flatten(self.config.as_dict()), flatten(now.as_dict())
         edited = [key for key in after if before[key] != after[key]]

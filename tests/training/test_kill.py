@@ -6,6 +6,7 @@ random moments, and writes what it hit to the file that FASTTUNE_KILL_REPORT nam
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -19,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from fasttune.runs import Run
-from tests.conftest import rows, write_rows
+from fasttune.runs import Run, find_run
+from tests.conftest import cli, rows, write_rows
 
 LONG = os.environ.get("FASTTUNE_KILL_LONG") == "1"
 COMMAND = [sys.executable, "-c", "from fasttune.cli import main; main()", "run"]
@@ -78,7 +79,11 @@ def world(tmp_path_factory, tiny_llama) -> World:
 
 @pytest.fixture(scope="module")
 def unbroken(world) -> Run:
-    return world.whole(world.folder / "unbroken")
+    """In this process, which has imported everything already."""
+    output = world.folder / "unbroken"
+    with contextlib.chdir(world.folder):
+        assert cli("run", *SETTINGS, "-o", output).status == 0
+    return find_run("last", output)
 
 
 def kill_when(process: subprocess.Popen[bytes], there: Callable[[], bool]) -> bool:

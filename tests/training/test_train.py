@@ -409,7 +409,7 @@ def test_early_stopping_counts_on_over_a_resume(tiny_phi, data, tmp_path):
     for resume_from in (steps, steps - 1):
         shutil.rmtree(run.adapter)
         moved = Run(run.folder.rename(tmp_path / f"moved{resume_from}"))
-        for folder in moved.checkpoints.iterdir():
+        for folder in moved.checkpoints.glob("checkpoint-*"):
             if int(folder.name.partition("-")[2]) > resume_from:
                 shutil.rmtree(folder)
         assert cli("run", "--resume", moved.folder).status == 0

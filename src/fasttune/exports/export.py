@@ -156,7 +156,7 @@ def _options(exporter: Exporter, given: Mapping[str, str]) -> dict[str, str]:
 
 def _check_run(run: Run, plugins: Plugins) -> None:
     run.check_adapter()
-    for folder in (str(run.model_config.name), str(run.adapter)):
+    for folder in (str(run.adapter), str(run.model_config.name)):
         require_model(folder)
     try:
         run.check_template(plugins.identity(run.config.template))

@@ -144,8 +144,8 @@ WORDS = (
     ),
     (
         "Weights only load failed|weights_only",
-        "its weights are a pickle that holds more than tensors; such a file can run code, and is "
-        "not loaded",
+        "one of its files is a pickle that holds more than tensors; it could run code, and is not "
+        "loaded",
     ),
 )
 """What libraries have no plain words for, by a pattern in theirs."""
