@@ -6,7 +6,6 @@ random moments, and writes what it hit to the file that FASTTUNE_KILL_REPORT nam
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -81,7 +80,8 @@ def world(tmp_path_factory, tiny_llama) -> World:
 def unbroken(world) -> Run:
     """In this process, which has imported everything already."""
     output = world.folder / "unbroken"
-    with contextlib.chdir(world.folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world.folder)
         assert cli("run", *SETTINGS, "-o", output).status == 0
     return find_run("last", output)
 
