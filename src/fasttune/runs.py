@@ -490,7 +490,7 @@ def create_run(config: RunConfig, model: str, facts: Mapping[str, Any]) -> Run:
     except OSError as error:
         raise FasttuneError(
             "cannot make the run folder",
-            f"{error.filename or parent}: {error.strerror or error}",
+            f"{parent}: {error.strerror or error}",
             "choose another with --output",
         ) from error
     raise FasttuneError("cannot find a free name for the run", str(parent), "clear the folder")

@@ -14,7 +14,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from fasttune.errors import FasttuneError
-from fasttune.files import open_to_all, replace_folder, seal
+from fasttune.files import named, open_to_all, replace_folder, seal
 from fasttune.models.tokenizer import cannot_load
 from fasttune.runs import check_checkpoint
 
@@ -31,7 +31,10 @@ class CheckpointingTrainer(SFTTrainer):
         checkpoints = Path(self.args.output_dir)
         checkpoints.mkdir(parents=True, exist_ok=True)
         target = self._checkpoint(self.state.global_step)
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=checkpoints) as aside:
+        with (
+            tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=checkpoints) as aside,
+            named(Path(aside) / target.name, target),
+        ):
             self._aside = aside
             try:
                 super()._save_checkpoint(model, trial)
