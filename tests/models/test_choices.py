@@ -25,6 +25,7 @@ T4 = Choices(
     loss_scaling=True,
     attention="memory_efficient",
     grouped=False,
+    nf4_copy=False,
     optimizer="adamw_8bit",
     checkpointing="unsloth",
 )
@@ -36,6 +37,7 @@ AMPERE = Choices(
     loss_scaling=False,
     attention="varlen",
     grouped=False,
+    nf4_copy=False,
     optimizer="adamw_8bit",
     checkpointing="unsloth",
 )
@@ -47,6 +49,7 @@ ON_A_CPU = Choices(
     loss_scaling=False,
     attention="rows",
     grouped=True,
+    nf4_copy=False,
     optimizer="adamw_torch",
     checkpointing="off",
 )
@@ -96,6 +99,13 @@ def test_settings_go_before_a_cpu_too():
     assert decide(asked, OLD_CPU) == replace(
         ON_A_CPU, quantization="nf4", grouped=False, optimizer="adafactor", checkpointing="on"
     )
+
+
+@pytest.mark.parametrize(("asked", "copied"), [("auto", True), ("on", True), ("off", False)])
+def test_nf4_on_a_cpu_is_kept_dequantised_unless_told_otherwise(asked, copied):
+    found = choices_for(ModelConfig(quantization="nf4", nf4_copy=asked), CPU)
+    assert found == replace(ON_A_CPU, quantization="nf4", nf4_copy=copied)
+    assert ("NF4 weights kept dequantised" in str(found)) == copied
 
 
 @pytest.mark.parametrize(

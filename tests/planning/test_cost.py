@@ -14,7 +14,7 @@ from fasttune.models.architectures import FAMILIES
 from fasttune.planning import cost
 from fasttune.planning.cost import Workload
 from fasttune.planning.devices import GPUS, find_device
-from fasttune.planning.fit import decide_checkpointing, largest_batch, suggest, workload_of
+from fasttune.planning.fit import decide_memory, largest_batch, suggest, workload_of
 from fasttune.planning.forecast import forecast
 from fasttune.planning.shape import read_shape, shape_of
 
@@ -55,11 +55,11 @@ def test_phi_2_with_two_rows_of_2048():
 
 def test_what_is_out_of_nf4_at_once_on_a_gpu():
     block = 2 * PHI2.linear_weights / 32
-    assert cost.dequantized_held(TWO_OF_2048) == 32 * block
-    assert cost.dequantized_held(CHECKPOINTED) == block
+    assert cost.dequantized_held(TWO_OF_2048, "cuda") == 32 * block
+    assert cost.dequantized_held(CHECKPOINTED, "cuda") == block
     llama = replace(TWO_OF_2048, shape=DEMO)  # in Unsloth's own layers: the largest of the MLP's
-    assert cost.dequantized_held(llama) == 2 * 576 * 1536
-    assert cost.dequantized_held(replace(TWO_OF_2048, quantized=False)) == 0
+    assert cost.dequantized_held(llama, "cuda") == 2 * 576 * 1536
+    assert cost.dequantized_held(replace(TWO_OF_2048, quantized=False), "cuda") == 0
 
 
 def test_nf4_has_4_127_bits_a_weight():
@@ -72,6 +72,16 @@ def test_a_cpu_holds_the_base_of_nf4_dequantised_as_well():
     plain = cost.memory(replace(CHECKPOINTED, quantized=False), "cpu")
     assert plain.weights == 2 * PHI2.parameters
     assert cost.dequantized_bytes(CHECKPOINTED, "cpu") == 0
+
+
+def test_a_cpu_may_dequantise_in_each_pass():
+    kept, again = (
+        cost.memory(replace(CHECKPOINTED, copied=copied), "cpu") for copied in (True, False)
+    )
+    assert kept.weights - again.weights == 2 * PHI2.linear_weights
+    assert again.working - kept.working == 2 * 2560 * 10240  # the largest matrix
+    written = cost.dequantized_bytes(replace(CHECKPOINTED, copied=False), "cpu")
+    assert written == 3 * 2 * PHI2.linear_weights
 
 
 def test_files_of_the_compute_dtype_stay_mapped_on_a_cpu():
@@ -250,7 +260,7 @@ def test_the_longest_rows_count_for_memory_and_the_mean_for_time():
 def test_auto_checkpoints_only_where_memory_needs_it():
     asked = config(model__max_length=2048, train__batch_size=2)
     words = {
-        (memory, kind): decide_checkpointing(
+        (memory, kind): decide_memory(
             asked, PHI2, replace(gpu(memory), kind=kind)
         ).train.gradient_checkpointing
         for memory, kind in ((16, "cuda"), (40, "cuda"), (16, "cpu"), (100, "cpu"))
@@ -262,7 +272,26 @@ def test_auto_checkpoints_only_where_memory_needs_it():
         (100, "cpu"): "off",
     }
     kept = config(train__gradient_checkpointing="on")
-    assert decide_checkpointing(kept, PHI2, gpu(1000)) == kept
+    assert decide_memory(kept, PHI2, gpu(1000)) == kept
+
+
+@pytest.mark.parametrize(
+    ("memory", "asked", "copy", "checkpointing"),
+    [
+        (40, {}, "on", "off"),
+        (20, {}, "off", "off"),
+        (15, {}, "on", "on"),
+        (9, {}, "off", "on"),
+        (2, {}, "off", "on"),  # fits nowhere
+        (40, {"model__nf4_copy": "off"}, "off", "off"),
+        (9, {"model__nf4_copy": "on"}, "on", "on"),
+        (9, {"train__gradient_checkpointing": "off"}, "off", "off"),
+    ],
+)
+def test_nf4_on_a_cpu_takes_the_fastest_that_fits(memory, asked, copy, checkpointing):
+    device = Device("CPU", "cpu", memory * GB, bf16=True)
+    found = decide_memory(config(model__quantization="nf4", **asked), PHI2, device)
+    assert (found.model.nf4_copy, found.train.gradient_checkpointing) == (copy, checkpointing)
 
 
 @pytest.mark.parametrize(

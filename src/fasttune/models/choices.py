@@ -37,6 +37,7 @@ class Choices:
             block-diagonal causal bias; "mask": one dense mask for all, which is also what remains
             where architecture or kernels do not allow it (`models.fast.fast.FastPath` says so).
         grouped: LoRA layers that read the same input are computed together.
+        nf4_copy: they have NF4 weights dequantised once and for all, beside those in 4 bits.
         optimizer: transformers' name of it.
         checkpointing: "unsloth" offloads what the blocks begin with.
     """
@@ -48,6 +49,7 @@ class Choices:
     loss_scaling: bool
     attention: Attention
     grouped: bool
+    nf4_copy: bool
     optimizer: str
     checkpointing: Checkpointing
 
@@ -79,6 +81,7 @@ class Choices:
         said = [
             f"{'NF4' if self.quantized else 'unquantised'} in {self.dtype}",
             f"{products} and loss scaling" if self.loss_scaling else products,
+            *(["NF4 weights kept dequantised"] if self.nf4_copy else []),
             f"{self.optimizer}",
             f"checkpointing {self.checkpointing}",
         ]
@@ -93,8 +96,9 @@ def decide(config: RunConfig, device: Device) -> Choices:
 
     4 bits on CUDA and none elsewhere. bf16 where the hardware computes in it, else fp16 on CUDA and
     fp32 on a CPU, where a bf16 that is only emulated is several times slower. AdamW, with states of
-    8 bits on CUDA. Checkpointing that is still "auto" is that of a model that cannot be planned for
-    (`planning.fit.decide_checkpointing` replaces it otherwise): Unsloth's on CUDA, none on a CPU.
+    8 bits on CUDA. Checkpointing and the copy of NF4 weights that are still "auto" are those of a
+    model that cannot be planned for (`planning.fit.decide_memory` replaces them otherwise):
+    Unsloth's on CUDA, none on a CPU; a copy, which exists on a CPU only.
 
     Raises:
         FasttuneError: the device does not compute in the asked precision.
@@ -106,6 +110,8 @@ def decide(config: RunConfig, device: Device) -> Choices:
     if error := _refusal(dtype, device):
         raise error
     nf4 = cuda if asked.quantization == "auto" else asked.quantization == "nf4"
+    # Layers that draw a dropout of their own cannot share a product.
+    grouped = not cuda and not config.lora.dropout
     optimizer = "adamw_8bit" if cuda else "adamw_torch"
     checkpointing: Checkpointing = "unsloth" if cuda else "off"
     return Choices(
@@ -115,8 +121,8 @@ def decide(config: RunConfig, device: Device) -> Choices:
         autocast=cuda and dtype != "float32",
         loss_scaling=dtype == "float16",
         attention=_attention(device, dtype),
-        # Layers that draw a dropout of their own cannot share a product.
-        grouped=not cuda and not config.lora.dropout,
+        grouped=grouped,
+        nf4_copy=nf4 and grouped and asked.nf4_copy != "off",
         optimizer=optimizer if chosen.optimizer == "auto" else chosen.optimizer,
         checkpointing=checkpointing
         if chosen.gradient_checkpointing == "auto"

@@ -76,6 +76,7 @@ class Workload:
         rank: of LoRA.
         targets: of LoRA; none are all.
         varied: whether the rows differ in length.
+        copied: on a CPU, NF4 weights are held dequantised as well.
     """
 
     shape: Shape
@@ -91,6 +92,7 @@ class Workload:
     rank: int = 16
     targets: tuple[str, ...] = ()
     varied: bool = False
+    copied: bool = True
 
     @property
     def number_bytes(self) -> int:
@@ -192,20 +194,20 @@ def memory(work: Workload, kind: str) -> Memory:
     """The parts of the peak on a device of the kind "cuda" or "cpu".
 
     Weights: NF4 for the blocks' matrices, if quantised; embeddings, head, norms and biases in the
-    compute dtype. A CPU keeps the matrices dequantised as well, for the whole run, and where the
+    compute dtype. A CPU may keep the matrices dequantised as well, for the whole run, and where the
     files hold the compute dtype they stay mapped: the embeddings are read from there. Adapters in
     fp32: 4 bytes, 4 for the gradient, and the optimiser's. Activations: h * bytes * tokens * L * k;
     with checkpointing the inputs of the blocks, h * bytes * tokens * L, and k for one block at a
     time; on a CPU also what the heap loses to `HOLES`. A dense mask over the pack becomes a tensor
-    of numbers in every block that keeps its activations: bytes * tokens^2. On CUDA what is
-    dequantised comes to `dequantized_held`.
+    of numbers in every block that keeps its activations: bytes * tokens^2. What is dequantised in
+    each pass comes to `dequantized_held`.
     """
     shape, number = work.shape, work.number_bytes
     cuda = kind == "cuda"
     weights = float(shape.other_parameters * number)
     if work.quantized:
         weights += shape.linear_weights * NF4_BITS / 8
-    if not work.quantized or not cuda:
+    if not work.quantized or (work.copied and not cuda):
         weights += shape.linear_weights * number
     mapped = not cuda and shape.stored == work.dtype
     if work.quantized and mapped:
@@ -218,8 +220,8 @@ def memory(work: Workload, kind: str) -> Memory:
         kept = 1 if cuda else 1 + HOLES
     loss = min(work.peak_tokens, CHUNK) * shape.vocab * LOGITS + width
     again = width * block if work.checkpointing else 0.0
-    held = dequantized_held(work) if cuda else 0.0
-    if work.checkpointing or shape.in_unsloth:
+    held = dequantized_held(work, kind)
+    if work.checkpointing or shape.in_unsloth or not cuda:
         again += held  # for one block, or one matrix, at a time
         held = 0.0
     masks = work.peak_tokens**2 * number * (1 if work.checkpointing else shape.layers)
@@ -235,18 +237,18 @@ def memory(work: Workload, kind: str) -> Memory:
     )
 
 
-def dequantized_held(work: Workload) -> float:
-    """Bytes of the base that are out of NF4 at once on CUDA.
+def dequantized_held(work: Workload, kind: str) -> float:
+    """Bytes of the base that are out of NF4 at once, where they are not kept.
 
-    Unsloth's own layers have one matrix at a time. The blocks that it compiles, Phi's among them,
-    keep every matrix from the forward to the backward pass, as autograd does of a product's
-    factors; with checkpointing those of one block. A compiler may do with fewer: it is an upper
-    bound.
+    Unsloth's own layers, and the grouped ones on a CPU, have one matrix at a time. The blocks that
+    Unsloth compiles on CUDA, Phi's among them, keep every matrix from the forward to the backward
+    pass, as autograd does of a product's factors; with checkpointing those of one block. A compiler
+    may do with fewer: it is an upper bound.
     """
     shape = work.shape
-    if not work.quantized:
+    if not work.quantized or (kind == "cpu" and work.copied):
         return 0.0
-    if shape.in_unsloth:
+    if shape.in_unsloth or kind == "cpu":
         return float(shape.largest_linear * work.number_bytes)
     blocks = 1 if work.checkpointing else shape.layers
     return float(shape.linear_weights / shape.layers * blocks * work.number_bytes)
@@ -275,9 +277,9 @@ def flops_per_token(work: Workload) -> float:
 
 def dequantized_bytes(work: Workload, kind: str) -> float:
     """Bytes written by dequantisation in an optimiser step: every matrix once for each pass over
-    it, forward, backward and again where blocks are computed again. None on a CPU, which keeps
+    it, forward, backward and again where blocks are computed again. None where a CPU keeps
     them."""
-    if not work.quantized or kind == "cpu":
+    if not work.quantized or (kind == "cpu" and work.copied):
         return 0.0
     passes = (3 if work.checkpointing else 2) * work.batches
     return float(passes * work.shape.linear_weights * work.number_bytes)

@@ -1,18 +1,20 @@
-"""Which settings fit a device: the step a config means, checkpointing only where it is needed, and
-what to change where a run does not fit."""
+"""Which settings fit a device: the step a config means, the fastest of what saves memory, and what
+to change where a run does not fit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 from fasttune.config import RunConfig
 from fasttune.machine import Device
 from fasttune.models.choices import decide
 from fasttune.planning.cost import Workload, memory
 from fasttune.planning.shape import Shape
+
+Switch = Literal["on", "off"]
 
 MARGIN = 0.9
 """Share of the memory that "auto" and the table of what fits may fill; the prediction is checked to
@@ -22,7 +24,8 @@ within 15 %. A run is refused only above the whole memory."""
 def workload_of(
     config: RunConfig, shape: Shape, device: Device, lengths: Sequence[int] | None = None
 ) -> Workload:
-    """The step of a run, with `train.gradient_checkpointing: auto` as off.
+    """The step of a run, with `train.gradient_checkpointing: auto` as off and `model.nf4_copy:
+    auto` as on.
 
     The largest batch or pack counts for memory: the longest rows together. The mean counts for
     time.
@@ -48,6 +51,7 @@ def workload_of(
     return Workload(
         shape=shape,
         quantized=choices.quantized,
+        copied=choices.nf4_copy,
         dtype=choices.dtype,
         optimizer_bytes=2 if "8bit" in choices.optimizer else 8,
         checkpointing=chosen.gradient_checkpointing in ("on", "unsloth"),
@@ -62,16 +66,30 @@ def workload_of(
     )
 
 
-def decide_checkpointing(
+def decide_memory(
     config: RunConfig, shape: Shape, device: Device, lengths: Sequence[int] | None = None
 ) -> RunConfig:
-    """`train.gradient_checkpointing: auto` replaced: off where that fits, otherwise Unsloth's
-    offloaded checkpointing on CUDA and torch's on a CPU. Any other setting stays."""
-    if config.train.gradient_checkpointing != "auto":
-        return config
-    if _fits(workload_of(config, shape, device, lengths), device):
-        return _with(config, gradient_checkpointing="off")
-    return _with(config, gradient_checkpointing="unsloth" if device.kind == "cuda" else "on")
+    """`train.gradient_checkpointing: auto` and, on a CPU in NF4, `model.nf4_copy: auto` replaced:
+    the fastest that fits, or else what takes the least.
+
+    These are, in order: a copy and no checkpointing, no copy, a copy and checkpointing (Unsloth's
+    offloaded on CUDA, torch's on a CPU), neither copy nor activations. Any other setting stays.
+    """
+    recompute = "unsloth" if device.kind == "cuda" else "on"
+    copies = decide(config, device).nf4_copy and config.model.nf4_copy == "auto"
+    tried = config
+    choices: tuple[tuple[str, Switch], ...] = (
+        ("off", "on"), ("off", "off"), (recompute, "on"), (recompute, "off")
+    )  # fmt: skip
+    for word, copy in choices:
+        tried = config
+        if config.train.gradient_checkpointing == "auto":
+            tried = _with(tried, gradient_checkpointing=word)
+        if copies:
+            tried = replace(tried, model=replace(tried.model, nf4_copy=copy))
+        if _fits(workload_of(tried, shape, device, lengths), device):
+            break
+    return tried
 
 
 def suggest(

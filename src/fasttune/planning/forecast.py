@@ -15,7 +15,7 @@ from fasttune.models.choices import Choices, decide
 from fasttune.planning import cost
 from fasttune.planning.cost import Memory, Time, Workload
 from fasttune.planning.devices import measured_matmul, with_figures
-from fasttune.planning.fit import decide_checkpointing, suggest, workload_of
+from fasttune.planning.fit import decide_memory, suggest, workload_of
 from fasttune.planning.shape import Shape, UnknownArchitecture, read_shape
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ class Forecast:
     """The costs of a run on a device.
 
     Attributes:
-        config: with `train.gradient_checkpointing` decided where it was "auto".
+        config: with `train.gradient_checkpointing` and `model.nf4_copy` decided where they were
+            "auto".
         rows: number of rows to train on, or None where none were counted: then every row is taken
             to have `model.max_length` tokens.
         steps: optimiser steps, or None where neither rows nor `train.max_steps` are known.
@@ -45,7 +46,7 @@ class Forecast:
 
     @property
     def choices(self) -> Choices:
-        """What the device decides, checkpointing by whether it fits."""
+        """What the device decides; checkpointing and the copy of NF4 weights by what fits."""
         return decide(self.config, self.device)
 
     @property
@@ -57,6 +58,8 @@ class Forecast:
         largest = sorted(self.memory.parts().items(), key=lambda part: -part[1])
         named = ", ".join(f"{name} {size / GB:.1f}" for name, size in largest if size >= 0.05 * GB)
         base = "in NF4" if self.workload.quantized else "unquantised"
+        if self.workload.quantized and self.device.kind == "cpu":
+            base += ", dequantised once" if self.workload.copied else ", dequantised in each pass"
         said = [
             f"plan: {self.memory.peak / GB:.1f} of {self.device.memory / GB:.1f} GB ({named})",
             f"base {base}, checkpointing {'on' if self.workload.checkpointing else 'off'}",
@@ -149,7 +152,7 @@ def forecast(
     Raises:
         FasttuneError: a LoRA target is no matrix of the model.
     """
-    decided = decide_checkpointing(config, shape, device, lengths)
+    decided = decide_memory(config, shape, device, lengths)
     work = workload_of(decided, shape, device, lengths)
     known = lengths is not None or config.train.max_steps is not None
     if device.kind == "cpu" and device.matmul is None:

@@ -85,7 +85,14 @@ def test_an_adapter_that_is_switched_off_is_off(tiny_llama):
         assert torch.equal(model(input_ids=IDS).logits, expected)
 
 
-def test_a_base_in_four_bits_is_dequantised_once(tiny_phi, monkeypatch):
+@pytest.mark.parametrize(
+    ("copy", "times"),
+    # Two layers with six matrices; in each pass forward and backward, but for the four of the first
+    # layer whose input takes no gradient.
+    [(True, 12), (False, 2 * (12 + 8))],
+    ids=["once", "in each pass"],
+)
+def test_how_often_a_base_in_four_bits_is_dequantised(copy, times, tiny_phi, monkeypatch):
     import bitsandbytes.functional as bnb
 
     model = build(tiny_phi, "nf4")
@@ -94,10 +101,23 @@ def test_a_base_in_four_bits_is_dequantised_once(tiny_phi, monkeypatch):
     monkeypatch.setattr(
         bnb, "dequantize_4bit", lambda *a, **k: calls.append(1) or dequantize(*a, **k)
     )
-    grouped.group_lora(model)
+    grouped.group_lora(model, nf4_copy=copy)
+    if not copy:
+        calls.clear()  # of the pass that finds the groups
     for _ in range(2):
         logits_and_gradients(model)
-    assert len(calls) == 2 * 6  # two layers with six projections, whatever the number of passes
+    assert len(calls) == times
+
+
+def test_a_copy_of_the_base_changes_no_number(tiny_phi):
+    found = []
+    for copy in (True, False):
+        model = build(tiny_phi, "nf4")
+        grouped.group_lora(model, nf4_copy=copy)
+        found.append(logits_and_gradients(model))
+    (logits, gradients), (again, others) = found
+    assert torch.equal(logits, again)
+    assert all(torch.equal(gradient, others[name]) for name, gradient in gradients.items())
 
 
 def test_in_bf16_the_grouped_gradients_are_no_further_from_fp32_than_peft(tiny_llama):

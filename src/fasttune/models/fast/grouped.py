@@ -12,35 +12,38 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 
 class _Grouped(torch.autograd.Function):
-    """n layers over one input. Arguments after the scale: n weights, n biases, n As, n Bs."""
+    """n layers over one input. Arguments after the scale: the n frozen base layers, n As, n Bs.
+
+    The base layers are kept, not their weights: those in 4 bits may be dequantised anew for the
+    backward pass.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, scale: float, *tensors: Any) -> tuple[torch.Tensor, ...]:
-        count = len(tensors) // 4
-        weights, biases = tensors[:count], tensors[count : 2 * count]
+    def forward(
+        ctx: Any, x: torch.Tensor, scale: float, bases: list[Any], *tensors: Any
+    ) -> tuple[torch.Tensor, ...]:
+        count = len(bases)
         dtype = x.dtype
-        a = torch.cat([t.to(dtype) for t in tensors[2 * count : 3 * count]])
-        b = [t.to(dtype) for t in tensors[3 * count :]]
+        a = torch.cat([t.to(dtype) for t in tensors[:count]])
+        b = [t.to(dtype) for t in tensors[count:]]
         flat = x.reshape(-1, x.shape[-1])
         low = flat @ a.t()  # [tokens, n r]
         outputs = []
-        for weight, bias, up, part in zip(weights, biases, b, low.chunk(count, 1), strict=True):
-            y = torch.nn.functional.linear(flat, weight, bias)
+        for base, up, part in zip(bases, b, low.chunk(count, 1), strict=True):
+            y = torch.nn.functional.linear(flat, weight_of(base, dtype), base.bias)
             y.addmm_(part, up.t(), alpha=scale)
             outputs.append(y.view(*x.shape[:-1], -1))
-        ctx.save_for_backward(flat, low, a, *b, *weights)
-        ctx.scale, ctx.shape = scale, x.shape
+        ctx.save_for_backward(flat, low, a, *b)
+        ctx.bases, ctx.scale, ctx.shape = bases, scale, x.shape
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         count = len(gradients)
-        flat, low, a, *rest = ctx.saved_tensors
-        b, weights = rest[:count], rest[count:]
+        flat, low, a, *b = ctx.saved_tensors
         dys = [g.reshape(-1, g.shape[-1]) for g in gradients]
         rank = low.shape[1] // count
         dlow = torch.empty_like(low)
@@ -54,10 +57,10 @@ class _Grouped(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             dx = dlow @ a
-            for dy, weight in zip(dys, weights, strict=True):
-                dx.addmm_(dy, weight)
+            for dy, base in zip(dys, ctx.bases, strict=True):
+                dx.addmm_(dy, weight_of(base, dy.dtype))
             dx = dx.view(ctx.shape)
-        return (dx, None, *[None] * (2 * count), *das, *dbs)
+        return (dx, None, None, *das, *dbs)
 
 
 class Group:
@@ -98,32 +101,40 @@ class Group:
         outputs: tuple[torch.Tensor, ...] = _Grouped.apply(
             x,
             float(self.layers[0].scaling[name]),
-            *[plain_weight(base, x.dtype) for base in bases],
-            *[base.bias for base in bases],
+            bases,
             *[layer.lora_A[name].weight for layer in self.layers],
             *[layer.lora_B[name].weight for layer in self.layers],
         )
         return outputs
 
 
-def plain_weight(base: nn.Module, dtype: torch.dtype) -> torch.Tensor:
-    """The weight as it multiplies. A weight in 4 bits is dequantised once and kept: it never
-    changes in training, and doing it again in every pass costs more than the product."""
-    weight = base.weight
+def weight_of(base: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The weight of a frozen layer as it multiplies; one in 4 bits is dequantised, unless
+    `keep_dequantized` did so."""
+    weight: torch.Tensor = base.weight
     if getattr(weight, "quant_state", None) is None:
         return weight
-    kept = getattr(base, "fasttune_plain", None)
-    if kept is None or kept.dtype != dtype:
-        import bitsandbytes.functional as bnb
+    kept: torch.Tensor | None = getattr(base, "fasttune_dequantized", None)
+    if kept is not None and kept.dtype == dtype:
+        return kept
+    import bitsandbytes.functional as bnb
 
-        kept = bnb.dequantize_4bit(weight.data, weight.quant_state).to(dtype)
-        base.fasttune_plain = kept
-    return kept
+    return bnb.dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+
+
+def keep_dequantized(base: Any, dtype: torch.dtype) -> None:
+    """Dequantise a layer's weight in 4 bits for good: it never changes in training."""
+    if getattr(base.weight, "quant_state", None) is not None:
+        base.fasttune_dequantized = weight_of(base, dtype)
 
 
 @torch.no_grad()
-def group_lora(model: Any) -> list[Group]:
-    """Group the model's LoRA layers by the input they read, which a pass over two tokens shows."""
+def group_lora(model: Any, nf4_copy: bool = True) -> list[Group]:
+    """Group the model's LoRA layers by the input they read, which a pass over two tokens shows.
+
+    Args:
+        nf4_copy: dequantise weights in 4 bits once and keep them, instead of in every pass.
+    """
     from peft.tuners.lora import LoraLayer
 
     seen: list[tuple[torch.Tensor, Any]] = []
@@ -141,6 +152,6 @@ def group_lora(model: Any) -> list[Group]:
     groups: dict[int, list[Any]] = {}
     for source, layer in seen:
         groups.setdefault(id(source), []).append(layer)
-        # Before there are activations: between them the weights would leave holes in the heap.
-        plain_weight(layer.get_base_layer(), source.dtype)
+        if nf4_copy:  # now: between activations the weights would leave holes in the heap
+            keep_dequantized(layer.get_base_layer(), source.dtype)
     return [Group(layers) for layers in groups.values()]
