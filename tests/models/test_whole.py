@@ -118,3 +118,34 @@ def test_an_adapter_in_a_pickle_is_refused(folder):
     with pytest.raises(FasttuneError, match=r"no adapter_model\.safetensors") as caught:
         require_whole(folder)
     assert "adapter_model.bin: a pickle, which can run code" in caught.value.where
+
+
+def llama(folder: Path, blocks: int, leave_out: str = "", **config: object) -> Path:
+    """A model of two blocks by its config, with the weights of so many."""
+    names = [
+        f"model.layers.{block}.{part}.{name}.weight"
+        for block in range(blocks)
+        for part, name in (
+            *(("self_attn", f"{x}_proj") for x in "qkvo"),
+            *(("mlp", f"{x}_proj") for x in ("gate", "up", "down")),
+        )
+    ]
+    weights = {name: A for name in names if leave_out not in name or not leave_out}
+    save_file(weights | {"lm_head.weight": A}, folder / "model.safetensors")
+    settings = {"model_type": "llama", "num_hidden_layers": 2, **config}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    require_whole(llama(tmp_path, 2))
+    for blocks, leave_out, why in (
+        (1, "", "q_proj of block 1 is missing"),
+        (3, "", "3 blocks instead of 2"),
+        (2, "1.mlp.up", "up_proj of block 1 is missing"),
+    ):
+        with pytest.raises(FasttuneError, match="are not those that") as caught:
+            require_whole(llama(tmp_path, blocks, leave_out))
+        assert why in caught.value.where
+    for unknown in ({"model_type": "mamba"}, {"quantization_config": {}}):
+        require_whole(llama(tmp_path, 1, **unknown))

@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 import msgspec
 
 from fasttune.errors import FasttuneError
+from fasttune.models.architectures import FAMILIES
 
+QUANTISED = "quantization_config"
+"""The key of a config whose weights are packed."""
 INDEX = "model.safetensors.index.json"
 SETTINGS = (
     "config.json",
@@ -73,6 +78,7 @@ def require_whole(folder: Path) -> None:
             )
     tensors = {file.name: tensors_of(file) for file in sorted(folder.glob("*.safetensors"))}
     if (index := settings.get(INDEX)) is None:
+        _require_layers(folder, settings.get("config.json", {}), tensors.get("model.safetensors"))
         return
     try:
         places = msgspec.convert(index.get("weight_map"), dict[str, str])
@@ -83,6 +89,34 @@ def require_whole(folder: Path) -> None:
             raise _damaged(folder / INDEX, f"names {file}, which is missing")
         if name not in tensors[file]:
             raise _damaged(folder / file, f"lacks {name}, which {INDEX} names")
+    _require_layers(folder, settings.get("config.json", {}), places)
+
+
+def _require_layers(folder: Path, config: Mapping[str, Any], names: Iterable[str] | None) -> None:
+    """Refuse weights without a matrix of the decoder blocks, which transformers would make up at
+    random, or with more blocks than the config has, which it would leave out; either goes without
+    an error. Where the architecture is not known, or the weights are quantised, it is not seen."""
+    family, blocks = FAMILIES.get(str(config.get("model_type"))), config.get("num_hidden_layers")
+    if names is None or family is None or not isinstance(blocks, int) or QUANTISED in config:
+        return
+    found: dict[int, set[str]] = {}
+    for name in names:
+        if match := re.search(r"\blayers\.([0-9]+)\.(?:.+\.)?(\w+)\.weight$", name):
+            found.setdefault(int(match[1]), set()).add(match[2])
+    lacking = [
+        f"{target} of block {block}"
+        for block in range(blocks)
+        for target in family.targets
+        if target not in found.get(block, ())
+    ]
+    if lacking or len(found) > blocks:
+        raise FasttuneError(
+            "the weights are not those that config.json tells of",
+            f"{folder}: {lacking[0]} is missing"
+            if lacking
+            else f"{folder}: {len(found)} blocks instead of {blocks}",
+            "take weights and settings of one model, all of them",
+        )
 
 
 def tensors_of(file: Path) -> dict[str, Tensor]:
