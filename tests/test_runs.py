@@ -388,15 +388,17 @@ def test_an_edited_config_is_shown_and_refused(stopped):
     assert stopped.config == began  # what else is done with the run goes by its own settings
     assert stopped.check_resumable(identity, force=True).lora.r == 8
     file.write_text("[")
-    with pytest.raises(FasttuneError, match="cannot read the config"):
+    with pytest.raises(FasttuneError, match="cannot read the config") as caught:
         stopped.check_resumable(identity)
+    assert "--force to go on as the run began" in caught.value.hint
+    assert stopped.check_resumable(identity, force=True) == began
 
 
 def test_what_was_answered_before_is_taken_only_where_it_is_whole(run):
     file = run.folder / "before.json"
     assert run.answers_before(1) is None
     file.write_text('[["a", "eos", 3]]')
-    assert run.answers_before(1) == [("a", "eos", 3)] and run.answers_before(2) is None
+    assert run.answers_before(1) == [["a", "eos", 3]] and run.answers_before(2) is None
     for broken in ("[", "{}", '[["a", "eos"]]', '[["a", "eos", "3"]]'):
         file.write_text(broken)
         assert run.answers_before(1) is None

@@ -23,10 +23,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import filelock
-import msgspec
 
 from fasttune.config import (
     PRECISIONS,
@@ -44,93 +43,16 @@ from fasttune.logs import muted
 from fasttune.notebook import picture
 from fasttune.plugins.identity import Identity
 from fasttune.plugins.template import Row
+from fasttune.records import (
+    FORMAT,
+    Manifest,
+    TrainerState,
+    read_json,
+    read_manifest,
+    read_metrics,
+)
 
 log = logging.getLogger(__name__)
-
-FORMAT = 1
-"""Of a manifest. Those without one, which is format 0, have no `config` and no digest of the
-adapter; nothing else in them has another meaning."""
-
-
-class TemplateFacts(TypedDict):
-    """A template's `Identity`."""
-
-    name: str
-    provider: str
-    distribution: str
-    version: str
-    path: str
-    source: str
-    rendering: str
-
-
-class LoraFacts(TypedDict):
-    """Names of layers with how many of each, and the number of trainable parameters."""
-
-    layers: dict[str, int]
-    left_out: dict[str, int]
-    parameters: int
-
-
-class DataFacts(TypedDict):
-    """Where the rows came from, what they were, and how many were trained on."""
-
-    source: str
-    train_sha256: str
-    eval_sha256: str
-    train_rows: int
-    eval_rows: int
-    train_tokens: int
-
-
-class Begun(TypedDict):
-    """What a manifest holds from the beginning."""
-
-    status: Literal["running", "interrupted", "failed", "done"]
-    started: str
-    template: TemplateFacts
-    system: str | None
-    model: str
-    quantization: Literal["nf4", "none"]
-    dtype: Literal["float32", "bfloat16", "float16"]
-    lora: LoraFacts
-    data: DataFacts
-    versions: dict[str, str]
-    device: str
-
-
-class Manifest(Begun, total=False):
-    """manifest.json; keys beyond these are kept."""
-
-    format: int
-    config: dict[str, Any]
-    choices: dict[str, Any]
-    planned_memory_bytes: int | None
-    finished: str
-    steps: int
-    attention: str
-    tokens_per_second: float
-    shared_tokens_saved: int
-    peak_memory_bytes: int
-    seconds: dict[str, float]
-    best_eval_loss: float
-    scores: dict[str, dict[str, float]]
-    adapter_sha256: str
-
-
-class Logged(TypedDict):
-    """A line of metrics.jsonl; whatever else is in it is a number, too."""
-
-    step: int
-
-
-class TrainerState(TypedDict):
-    """What a resumed run needs of transformers' own record in a checkpoint."""
-
-    global_step: int
-    max_steps: int
-    stateful_callbacks: dict[str, Any]
-
 
 CHECKPOINT = (
     "adapter_config.json",
@@ -181,17 +103,7 @@ class Run:
         Raises:
             FasttuneError: it is missing or damaged, or of a later fasttune.
         """
-        file = self.folder / "manifest.json"
-        value = _parse(_read(file), file)
-        version = value.get("format", 0) if isinstance(value, dict) else 0
-        if isinstance(version, int) and version > FORMAT:
-            raise FasttuneError(
-                "the run was written by a later fasttune",
-                f"{file}: format {version}; this fasttune knows {FORMAT}",
-                "pip install --upgrade fasttune",
-            )
-        manifest: Manifest = _checked(value, Manifest, file)
-        return manifest
+        return read_manifest(self.folder / "manifest.json")
 
     @property
     def config(self) -> RunConfig:
@@ -225,25 +137,7 @@ class Run:
         Raises:
             FasttuneError: another line is damaged.
         """
-        return self._metrics()[0]
-
-    def _metrics(self) -> tuple[list[dict[str, Any]], bool]:
-        """The lines, and whether there was half a one behind them."""
-        file = self.folder / "metrics.jsonl"
-        if not os.path.lexists(file):
-            return [], False
-        *whole, rest = _read(file).split(b"\n")
-        lines = [
-            _logged(line, f"{file}, line {number}")
-            for number, line in enumerate(whole, 1)
-            if line.strip()
-        ]
-        if not rest:
-            return lines, False
-        try:
-            return [*lines, _logged(rest, str(file))], False
-        except FasttuneError:
-            return lines, True
+        return read_metrics(self.folder / "metrics.jsonl")[0]
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one line of metrics."""
@@ -258,7 +152,7 @@ class Run:
     def go_back(self, step: int) -> None:
         """Drop what there is of the steps that a resumed run will take again, and what a killed
         process left half written."""
-        lines, half = self._metrics()
+        lines, half = read_metrics(self.folder / "metrics.jsonl")
         if half:
             log.warning(
                 "warning: the last line of %s was cut off, as by a kill; it is left out",
@@ -278,11 +172,10 @@ class Run:
         """Text, reason of the stop and tokens of the answers given before training; None where they
         are not there, or not whole."""
         try:
-            file = self.folder / "before.json"
-            saved: list[tuple[str, str, int]] = msgspec.convert(
-                _parse(_read(file), file), list[tuple[str, str, int]]
+            saved: list[tuple[str, str, int]] = read_json(
+                self.folder / "before.json", list[tuple[str, str, int]]
             )
-        except (FasttuneError, msgspec.ValidationError):
+        except FasttuneError:
             return None
         return saved if len(saved) == rows else None
 
@@ -335,7 +228,7 @@ class Run:
             raise FasttuneError(
                 f"run '{self.name}' is being trained by another process",
                 str(self.folder),
-                "wait for it, or end it",
+                f"wait for it, or end it; if there is none, delete {lock.lock_file}",
             ) from error
         try:
             yield
@@ -416,7 +309,7 @@ class Run:
         self.check_template(identity, force)
         with muted(__name__):  # it is said when it is taken
             self.last_checkpoint()
-        now = self.config_file
+        now = self._edited(force)
         before, after = flatten(self.config.as_dict()), flatten(now.as_dict())
         edited = [key for key in after if before[key] != after[key]]
         if edited and not force:
@@ -429,6 +322,19 @@ class Run:
                 "put these back, or use --force to go on with the new ones",
             )
         return now
+
+    def _edited(self, force: bool) -> RunConfig:
+        """What config.yaml says; where that cannot be read, `force` takes what the run began
+        with."""
+        try:
+            return self.config_file
+        except FasttuneError as error:
+            if "config" not in self.manifest:
+                raise
+            if force:
+                return self.config
+            hint = "restore it, or use --force to go on as the run began"
+            raise FasttuneError(error.message, error.where, hint) from error
 
     def check_data(
         self, train: Sequence[Row], held_out: Sequence[Row], force: bool = False
@@ -561,7 +467,7 @@ def check_checkpoint(folder: Path) -> None:
             name = pattern.replace("*", "")
             raise FasttuneError(f"{what}: {name} is missing", str(folder), hint)
     file = folder / "trainer_state.json"
-    state = _checked(_parse(_read(file), file), TrainerState, file)
+    state: TrainerState = read_json(file, TrainerState)
     if state["global_step"] != _step(folder):
         raise FasttuneError(
             f"{what}: trainer_state.json is of step {state['global_step']}", str(folder), hint
@@ -577,47 +483,3 @@ def _step(checkpoint: Path) -> int:
     """The number in a checkpoint's name; -1 where there is none."""
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if re.fullmatch("[0-9]{1,18}", number) else -1
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise _damaged(file, str(file), f"cannot be read: {error.strerror or error}") from error
-
-
-def _parse(text: bytes, file: Path, where: str = "") -> Any:
-    try:
-        return json.loads(text.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise _damaged(file, where or str(file), f"is not UTF-8 at byte {error.start}") from error
-    except (ValueError, RecursionError) as error:
-        how = "is empty" if not text.strip() else f"is no JSON: {error}"
-        raise _damaged(file, where or str(file), how) from error
-
-
-def _checked(value: Any, kind: Any, file: Path, where: str = "") -> Any:
-    """The value as it is, if it is of the type."""
-    try:
-        msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise _damaged(file, where or str(file), str(error)) from error
-    return value
-
-
-def _logged(line: bytes, where: str) -> dict[str, Any]:
-    file = Path("metrics.jsonl")
-    value = _parse(line, file, where)
-    _checked(value, Logged, file, where)
-    numbers: dict[str, Any] = _checked(value, dict[str, float | None], file, where)
-    return numbers
-
-
-def _damaged(file: Path, where: str, how: str) -> FasttuneError:
-    return FasttuneError(
-        f"{file.name} is damaged",
-        f"{where}: {how}",
-        "restore it from a copy, or delete what is not whole: only the log is lost"
-        if file.name == "metrics.jsonl"
-        else "restore it from a copy, or move the folder away",
-    )

@@ -179,12 +179,12 @@ INDEX = "model__safetensors__index__json"
 MODELS = [
     (f"model: {name}", model(**files), command, 2, holds)
     for name, files, command, holds in (
-        ("config.json empty", {"config__json": ""}, USE, ("config.json is damaged", "is no JSON")),
+        ("config.json empty", {"config__json": ""}, USE, ("config.json is damaged", "is empty")),
         ("config.json cut", {"config__json": '{"model_type": "ph'}, USE, ("is no JSON",)),
-        ("config.json a list", {"config__json": "[]"}, "generate broken x", ("no JSON object",)),
+        ("config.json a list", {"config__json": "[]"}, "generate broken x", ("Expected `object`",)),
         ("config.json no UTF-8", {"config__json": b'{"\xe9": 1}'}, USE, ("not UTF-8 at byte 2",)),
         ("config.json a number, plan", {"config__json": "1"}, "plan --gpu t4 --model broken",
-         ("no JSON object",)),
+         ("Expected `object`",)),
         ("config.json of nothing", {"config__json": "{}"}, USE, ("cannot load the model",)),
         ("tokenizer.json cut", {"tokenizer__json": '{"model": {'}, USE, ("tokenizer.json is dam",)),
         ("tokenizer.json of nothing", {}, USE, ("cannot load the model 'broken'",)),

@@ -345,15 +345,18 @@ def test_saved_answers_are_read_back_while_they_are_true(compared, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_the_answers_of_a_run_that_is_gone_are_not_used(compared, tmp_path, capsys):
+def test_answers_that_are_damaged_or_of_a_run_that_is_gone_are_not_used(compared, tmp_path, capsys):
     folder, command = compared
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     lost = next(run for run in list_runs(copy / "runs") if run.config.template == "alpaca")
     shutil.rmtree(lost.folder)
+    damaged = copy / "answers" / "reasoning-seed-1.json"
+    damaged.write_text(damaged.read_text()[:99])
     assert cli(*[str(copy) if word == str(folder) else word for word in command]).status == 0
     said = capsys.readouterr().err
-    assert said.count("training alpaca") == 1 and said.count("answering") == 1
+    assert said.count("training alpaca") == 1 and said.count("answering") == 2
+    assert f"warning: {damaged} is damaged" in said
 
 
 @pytest.mark.slow

@@ -235,7 +235,7 @@ def test_the_cache_is_bounded(phi2_tokenizer, cache, monkeypatch):
 def test_what_a_killed_process_left_half_written_goes(phi2_tokenizer, cache):
     rows = [encode(Plain(), row, phi2_tokenizer) for row in ROWS]
     store("key", enumerate(rows), {})
-    for name, days in ((".a.7.tmp.arrow", 2), (".b.8.tmp.arrow", 0)):
+    for name, days in ((".a.7.tmp.arrow", 2), (".a.json.7.tmp.json", 2), (".b.8.tmp.arrow", 0)):
         (cache / name).touch()
         os.utime(cache / name, (time.time() - days * 86400,) * 2)
     store("key", enumerate(rows), {})

@@ -65,9 +65,9 @@ def directory(file: Path) -> None:
 
 WEIGHTS = "one.safetensors"
 DAMAGE = {
-    "settings that are empty": ("config.json", write(""), "is no JSON"),
+    "settings that are empty": ("config.json", write(""), "is empty"),
     "settings that are cut": ("tokenizer.json", write('{"model": {"voc'), "is no JSON"),
-    "settings that are a list": ("tokenizer_config.json", write("[]"), "is no JSON object"),
+    "settings that are a list": ("tokenizer_config.json", write("[]"), "Expected `object`"),
     "settings not in UTF-8": ("config.json", write(b'{"a": "\xe9"}'), "is not UTF-8 at byte 7"),
     "settings that are nested": ("config.json", write('{"a":' * 99_999), "is no JSON"),
     "settings that are a folder": ("config.json", directory, ": Is a directory"),

@@ -113,7 +113,7 @@ def test_what_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(FasttuneError, match="no size") as caught:
         shape_of({**SMALL, "model_type": "phi", "hidden_size": None}, "here")
     assert not isinstance(caught.value, UnknownArchitecture)
-    with pytest.raises(FasttuneError, match="cannot read"):
+    with pytest.raises(FasttuneError, match=r"config\.json is damaged"):
         read_shape(str(tmp_path))
     with pytest.raises(FasttuneError, match="'o_proj' matches no layer of this phi"):
         read_shape("microsoft/phi-2").lora_parameters(16, ["q_proj", "o_proj"])

@@ -148,11 +148,14 @@ class _Work:
         file = self.plan.folder / "answers" / f"{_slug(name)}.json"
         template = each.job.template
         if file.is_file():
-            saved = json.loads(file.read_text(encoding="utf-8"))
-            answers = read_answers(saved["answers"], rows)
-            parsed_alike = all(template.parse(a.text) == a.sections for a in answers)
-            if saved["run"] == (run and run.name) and parsed_alike:
-                return answers
+            try:
+                found = json.loads(file.read_text(encoding="utf-8"))
+                answers = read_answers(found["answers"], rows)
+                parsed_alike = all(template.parse(a.text) == a.sections for a in answers)
+                if found["run"] == (run and run.name) and parsed_alike:
+                    return answers
+            except (OSError, ValueError, LookupError, TypeError):
+                log.warning("warning: %s is damaged; its rows are answered again", file)
         begun = f"[{self.begun}/{self.total}]"
         log.info("%s answering %d held-out rows: %s", begun, len(rows), name)
         generator = Generator.load(model, template, run.adapter if run else None)

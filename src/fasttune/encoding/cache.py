@@ -244,14 +244,14 @@ def _path(key: str) -> Path:
 def _forget(keep: Path) -> None:
     """Remove what was not used for longest until the rest is within the limit, and what a killed
     process left half written."""
-    found = []
-    for path in keep.parent.glob("*.arrow"):
+    for left in keep.parent.glob(".*.tmp.*"):
         with suppress(OSError):  # another process may remove it, too
-            used = path.stat().st_mtime
-            if not path.name.startswith("."):
-                found.append((used, path.stat().st_size, path))
-            elif time.time() - used > A_DAY:
-                path.unlink()
+            if time.time() - left.stat().st_mtime > A_DAY:
+                left.unlink()
+    found = []
+    for path in keep.parent.glob("[!.]*.arrow"):
+        with suppress(OSError):
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
     total = 0
     for _, size, path in sorted(found, reverse=True):
         total += size

@@ -14,6 +14,9 @@ import msgspec
 
 from fasttune.errors import FasttuneError
 from fasttune.models.architectures import FAMILIES
+from fasttune.records import read_json
+
+AGAIN = "copy or download it once more"
 
 QUANTISED = "quantization_config"
 """The key of a config whose weights are packed."""
@@ -63,10 +66,7 @@ def require_whole(folder: Path) -> None:
     """
     settings = {name: read_object(folder / name) for name in SETTINGS if (folder / name).exists()}
     if found := settings.get("adapter_config.json"):
-        try:
-            msgspec.convert(found, AdapterConfig)
-        except msgspec.ValidationError as error:
-            raise _damaged(folder / "adapter_config.json", str(error)) from error
+        read_json(folder / "adapter_config.json", AdapterConfig, AGAIN)
         if found["peft_type"] == "LORA" and not (folder / "adapter_model.safetensors").exists():
             pickled = (folder / "adapter_model.bin").exists()
             raise FasttuneError(
@@ -160,22 +160,9 @@ def read_object(file: Path) -> dict[str, Any]:
     Raises:
         FasttuneError: it is damaged.
     """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FasttuneError(
-            f"cannot read {file.name}", f"{file}: {error.strerror}", "copy or download it once more"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise _damaged(file, f"is not UTF-8 at byte {error.start}") from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged(file, f"is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise _damaged(file, "is no JSON object")
-    return value
+    found: dict[str, Any] = read_json(file, dict[str, Any], AGAIN)
+    return found
 
 
 def _damaged(file: Path, how: str) -> FasttuneError:
-    return FasttuneError(
-        f"{file.name} is damaged", f"{file}: {how}", "copy or download it once more"
-    )
+    return FasttuneError(f"{file.name} is damaged", f"{file}: {how}", AGAIN)
