@@ -127,6 +127,15 @@ def test_a_run_killed_twice_ends_as_one_without_a_break(world, unbroken):
     assert outcome(world.whole(output)) == outcome(unbroken)
 
 
+def test_a_run_answers_and_is_exported_from_another_folder(world, unbroken, tmp_path, monkeypatch):
+    """Its model and its rows were given by relative paths."""
+    monkeypatch.chdir(tmp_path)
+    assert unbroken.config.data.train == str(world.folder / "rows.jsonl")
+    assert cli("generate", unbroken.folder, "Add 3 and 4.", "--max-new-tokens", "3").status == 0
+    assert cli("export", unbroken.folder, "-o", "out", "--rows", "2").status == 0
+    assert json.loads((tmp_path / "out" / "verification.json").read_text())["verified"]
+
+
 def hit(run: Run | None) -> str:
     """Where a killed run was."""
     if run is None:
