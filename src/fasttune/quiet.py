@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 
 from fasttune.errors import FasttuneError
 
@@ -89,10 +89,32 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
+def prints_to_stderr() -> Iterator[None]:
+    """Keep standard output for what a command prints: what is printed within the block, by a
+    program that it starts as well, goes to standard error."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    try:
+        saved = os.dup(1)
+    except OSError:  # there is no standard output
+        saved = -1
+    try:
+        if saved >= 0:
+            with suppress(OSError):  # there is no standard error
+                os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if saved >= 0:
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
+@contextmanager
 def library_prints() -> Iterator[None]:
-    """Keep standard output for what a command prints: what libraries print while they work, or a
-    plugin, goes to standard error, and what Unsloth always says to the log (`--verbose`)."""
-    with redirect_stdout(_Printed()) as printed:
+    """As `prints_to_stderr`, for what libraries print while they work; what Unsloth always says
+    goes to the log (`--verbose`)."""
+    with prints_to_stderr(), redirect_stdout(_Printed()) as printed:
         try:
             yield
         finally:

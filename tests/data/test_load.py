@@ -732,6 +732,7 @@ def test_a_template_that_yields_no_segments_of_text(tmp_path, segment):
         def segments(self, row: Row) -> Iterable[Segment]:
             yield segment
 
-    with pytest.raises(FasttuneError, match="no row can be used") as caught:
+    with pytest.raises(FasttuneError, match="template 'counting' breaks its contract") as caught:
         load(write_jsonl(tmp_path / "a.jsonl", ROWS[:1]), Odd())
-    assert f"template 'counting' fails: TypeError: {segment!r} is no segment" in caught.value.where
+    assert f"{segment!r} is no segment of text" in caught.value.message
+    assert __file__ in caught.value.where and "row 1" in caught.value.where

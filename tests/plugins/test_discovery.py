@@ -327,8 +327,11 @@ def test_hook_register_exporters(tmp_path):
     from types import SimpleNamespace
 
     plugins = example("register_exporters", tmp_path)
-    job = SimpleNamespace(folder=tmp_path, open_merged=lambda folder: f"opened {folder}")
-    assert plugins.exporters["half"][0].open(job) == f"opened {tmp_path}"
+    read = dict.fromkeys(("prompt_ids", "logits", "greedy", "eos_ids"), print)
+    job = SimpleNamespace(
+        folder=tmp_path, open_merged=lambda folder: SimpleNamespace(opened=folder, **read)
+    )
+    assert plugins.exporters["half"][0].open(job).opened == tmp_path
     assert plugins.provided()["example"] == ["exporter half"]
 
 

@@ -135,7 +135,7 @@ def check(
             )
     else:
         loaded, names = load_all(context), [template]
-    templates = [loaded.template(name) for name in names]
+    templates = [loaded.untried(name) for name in names]
     tokenizer = load_tokenizer(model)
     from transformers.utils import logging
 

@@ -175,10 +175,8 @@ def _facts(answer: Answer, exact: Metric | None) -> str:
 
 def _right(answer: Answer, exact: Metric | None) -> str:
     """A tick or a cross; nothing where the metric means nothing for the answer."""
-    value = exact.measure(answer) if exact else None
-    if isinstance(value, tuple):
-        value = value[0] if value[1] else None
-    return "" if value is None else " ✓" if value else " ✗"
+    [(amount, weight)] = exact.amounts([answer]) if exact else [(0.0, 0.0)]
+    return "" if not weight else " ✓" if amount else " ✗"
 
 
 def _stop(answer: Answer) -> str:

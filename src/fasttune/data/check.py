@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from fasttune.data.sources import Finding, Record
 from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.plugins.guard import PluginError
 from fasttune.plugins.template import Row, Segment, Template, tags_in, with_system
 
 CONTENT = ("instruction", "input", "reasoning", "output")
@@ -66,12 +67,14 @@ class Checked(NamedTuple):
         row: the same with the run's system text laid over it.
         segments: `row` as the template renders it, the only time that it does.
         problems: fatal findings; with one, the rest is not to be used.
+        failure: how the template failed, where nothing else is wrong with the row.
     """
 
     own: dict[str, str]
     row: Row
     segments: list[Segment]
     problems: list[Finding]
+    failure: PluginError | None = None
 
 
 def check(
@@ -82,7 +85,11 @@ def check(
     required: Sequence[str],
     system: str | None = None,
 ) -> Checked:
-    """Map, render and check a record."""
+    """Map, render and check a record.
+
+    Raises:
+        PluginError: the template gives anything but text for a row that is in order, or never ends.
+    """
     if isinstance(record, Finding):
         return Checked({}, {}, [], [record])
     if not isinstance(record, dict):
@@ -94,7 +101,7 @@ def check(
     own = {name: value for name, value in values.items() if isinstance(value, str)}
     row = with_system(own, system)
     watched = _Watched(row)
-    segments, failure = _rendered(template, watched) if template else ([], "")
+    segments, failure = _rendered(template, watched) if template else ([], None)
     read = watched.read if template else CONTENT
     problems = [
         (column, problem)
@@ -105,22 +112,22 @@ def check(
         texts = {column: own[column] for column in read if column in own}
         tagged = tags_in(template, texts)
         problems += [(column, f"contains the template's tag {tag}") for column, tag in tagged]
-    if failure and not problems:
-        problems.append(("", failure))
+    failed = failure if failure and not problems else None
+    if failed and not failed.raised:
+        failed.where += f"\nrow {number}"
+        raise failed
+    if failed:
+        problems.append(("", failed.message))
     found = [Finding(number, column, problem, fatal=True) for column, problem in problems]
-    return Checked(own, row, segments, found)
+    return Checked(own, row, segments, found, failed)
 
 
-def _rendered(template: Template, row: Row) -> tuple[list[Segment], str]:
+def _rendered(template: Template, row: Row) -> tuple[list[Segment], PluginError | None]:
     """The segments, and how the template fails if it does."""
     try:
-        segments = list(template.segments(row))
-        for segment in segments:
-            if not isinstance(segment, Segment) or not isinstance(segment.text, str):
-                raise TypeError(f"{segment!r} is no segment of text")
-        return segments, ""
-    except Exception as error:  # a plugin's own code
-        return [], f"template '{template.name}' fails: {type(error).__name__}: {error}"
+        return list(template.segments(row)), None
+    except PluginError as error:
+        return [], error
 
 
 def _problem(value: object, required: bool) -> str:

@@ -15,6 +15,7 @@ from fasttune.data.rows import ChosenRows, Rows, StoredRows
 from fasttune.data.sources import Finding, count, reader
 from fasttune.data.split import digest, divide
 from fasttune.errors import FasttuneError
+from fasttune.plugins.guard import PluginError, watched
 from fasttune.plugins.template import Template
 
 SHOWN = 10
@@ -95,7 +96,7 @@ def load(
 
     Raises:
         FasttuneError: there is no such source, it cannot be read, it lacks a mapped or required
-            column altogether, or none of its rows can be used.
+            column altogether, none of its rows can be used, or the template fails on every row.
     """
     if limit is not None and limit < 1:
         raise FasttuneError("nothing is to be loaded", f"limit: {limit}", "give 1 or more")
@@ -103,6 +104,8 @@ def load(
     required = (template or Template).required if required is None else required
     rows, numbers, digests = StoredRows(), array("q"), array("Q")
     findings: list[Finding] = []
+    failures = 0
+    failure: PluginError | None = None
     try:
         records = islice(reader(source, split), limit)
         start = list(islice(records, LOOKAHEAD))
@@ -112,16 +115,26 @@ def load(
         if not {*columns.values(), *(set(required) - columns.keys())} <= {*names}:
             names = column_names(islice(reader(source, split), limit))
         require_columns(name, names, template, columns, required)
-        for number, record in chain(start, records):
-            found = check(number, record, template, columns, required, system)
-            if found.problems:
-                findings.extend(found.problems)
-                continue
-            rows.append(found.row, found.segments)
-            numbers.append(number)
-            digests.append(digest(found.own, seed))
+        with watched():
+            for number, record in chain(start, records):
+                found = check(number, record, template, columns, required, system)
+                if found.problems:
+                    findings.extend(found.problems)
+                    failures += found.failure is not None
+                    failure = failure or found.failure
+                    continue
+                rows.append(found.row, found.segments)
+                numbers.append(number)
+                digests.append(digest(found.own, seed))
     except OSError as error:
         raise FasttuneError("cannot read the file", f"{name}: {error.strerror or error}") from error
+    if failure and template and not rows:
+        of = "the only row" if failures == 1 else f"each of the {failures} rows"
+        raise PluginError(
+            f"{failure.message}, with {of} that could be used",
+            f"{failure.where}\n{name}",
+            f"run: fasttune templates check {template.name}",
+        ) from failure.__cause__
     findings = sorted([*findings, *_repeats(numbers, digests)], key=lambda finding: finding.row)
     loaded = Loaded(name, rows, numbers, findings, digests)
     loaded.require_clean(skip_bad_rows=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.errors import FasttuneError
-from fasttune.inspection.promises import TEXT, TOKENS, Keep, Severity, describe, renders
+from fasttune.inspection.promises import TEXT, TOKENS, Keep, Severity, renders, told
+from fasttune.plugins.guard import Overdue, PluginError, described, watched
 from fasttune.plugins.identity import PROBE_ROWS
 from fasttune.plugins.template import Row, Segment, Template
 
@@ -52,7 +53,8 @@ def check_template(
     template does not even render the probe rows.
 
     Raises:
-        FasttuneError: `data` cannot be read, or none of its rows can be used.
+        FasttuneError: `data` cannot be read, none of its rows can be used, or the template does not
+            come to an end.
     """
     probes = [(f"probe row {number}", row) for number, row in enumerate(PROBE_ROWS, 1)]
     rows: list[tuple[str, Row]] = list(probes)
@@ -61,7 +63,8 @@ def check_template(
         more, results = _read(data, template)
         rows += more
     for check, severity, keep, promise, hint in TEXT + (TOKENS if tokenizer is not None else ()):
-        complaints = list(_complaints(keep, template, rows, tokenizer))
+        with watched():
+            complaints = list(_complaints(keep, template, rows, tokenizer))
         results.append(_result(check, severity, promise, complaints, hint))
         if severity == "failure":
             broken = {where for where, _ in complaints}
@@ -85,10 +88,14 @@ def _complaints(
     for where, row in rows:
         try:
             complaint = keep(template, dict(row), tokenizer)
+        except Overdue:  # it would be so for every row
+            raise
+        except PluginError as error:
+            complaint = told(error)
         except FasttuneError as error:
             complaint = error.message
-        except Exception as error:  # the template's own code
-            complaint = describe(error)
+        except Exception as error:  # an attribute of the template's own
+            complaint = described(error)
         if complaint:
             yield where, complaint
 

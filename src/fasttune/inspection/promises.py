@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from fasttune.encoding.encode import IGNORED, encode, encode_prompt
+from fasttune.plugins.guard import Overdue, PluginError
+from fasttune.plugins.identity import difference, parting, unlike
 from fasttune.plugins.template import Row, Segment, Template
 
 Severity = Literal["ok", "info", "warning", "failure"]
@@ -19,22 +22,16 @@ def renders(template: Template, row: Row, tokenizer: Any) -> str:
         (f" (without {_target_columns(template)})", _bare(template, row)),
     ):
         try:
-            segments = list(template.segments(this))
-        except Exception as error:  # the template's own code
-            return f"{describe(error)}{suffix}"
-        for s in segments:
-            if not isinstance(s, Segment) or not isinstance(s.text, str):
-                return f"{s!r} is no segment of text{suffix}"
+            template.segments(this)
+        except Overdue:
+            raise
+        except PluginError as error:
+            return told(error, suffix)
     return ""
 
 
 def _repeats(template: Template, row: Row, tokenizer: Any) -> str:
-    first, second = list(template.segments(row)), list(template.segments(row))
-    return (
-        ""
-        if first == second
-        else _difference(*("".join(s.text for s in x) for x in (first, second)))
-    )
+    return unlike(list(template.segments(row)), list(template.segments(row)))
 
 
 def _learns(template: Template, row: Row, tokenizer: Any) -> str:
@@ -47,8 +44,8 @@ def _learns(template: Template, row: Row, tokenizer: Any) -> str:
 def _prompts_alike(template: Template, row: Row, tokenizer: Any) -> str:
     prompt, text = template.prompt(row), template.render(row)
     if (bare := template.prompt(_bare(template, row))) != prompt:
-        return f"without {_target_columns(template)} {_difference(bare, prompt)}"
-    return "" if text.startswith(prompt) else f"prompt {_difference(prompt, text)}"
+        return f"without {_target_columns(template)} {difference(bare, prompt)}"
+    return "" if text.startswith(prompt) else f"prompt {difference(prompt, text)}"
 
 
 def _parses(template: Template, row: Row, tokenizer: Any) -> str:
@@ -57,7 +54,7 @@ def _parses(template: Template, row: Row, tokenizer: Any) -> str:
         if section not in sections:
             return f"parse gives no '{section}'"
         if sections[section] != row.get(column, ""):
-            return f"{section} {_difference(sections[section], row.get(column, ''))}"
+            return f"{section} {difference(sections[section], row.get(column, ''))}"
     return ""
 
 
@@ -81,7 +78,7 @@ def _decodes(template: Template, row: Row, tokenizer: Any) -> str:
         labels, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
     learned = "".join(s.text for s in _completion(template, row)) + tokenizer.eos_token
-    return "" if decoded == learned else f"decoded {_difference(decoded, learned)}"
+    return "" if decoded == learned else f"decoded {difference(decoded, learned)}"
 
 
 def _in_one_go(template: Template, row: Row, tokenizer: Any) -> str:
@@ -89,7 +86,7 @@ def _in_one_go(template: Template, row: Row, tokenizer: Any) -> str:
     whole = list(tokenizer(template.render(row)).input_ids)
     if apart == whole:
         return ""
-    at = _parting(apart, whole)
+    at = parting(apart, whole)
     seen, expected = (tokenizer.decode(ids[at : at + 1]) for ids in (whole, apart))
     return f"{seen!r} in one go, {expected!r} apart (token {at})"
 
@@ -183,17 +180,7 @@ def _target_columns(template: Template) -> str:
     return " and ".join(template.targets.values())
 
 
-def describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _difference(seen: str, expected: str) -> str:
-    """Where two texts part, with a little of what stands there."""
-    at = _parting(seen, expected)
-    start = max(0, at - 10)
-    return f"{seen[start : at + 20]!r} is not {expected[start : at + 20]!r} (character {at})"
-
-
-def _parting(seen: Sequence[Any], expected: Sequence[Any]) -> int:
-    pairs = enumerate(zip(seen, expected, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(seen), len(expected)))
+def told(error: PluginError, suffix: str = "") -> str:
+    """What is wrong with a template, which is named above, and where."""
+    said = error.message.partition(": ")[2] + suffix
+    return ", ".join(filter(None, (said, Path(error.where).name)))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from fasttune.errors import FasttuneError
+from fasttune.plugins.guard import LOADING, PluginError, call, is_text, place_of, short
 from fasttune.plugins.template import Row, Template
 
 if TYPE_CHECKING:
@@ -173,6 +178,8 @@ class ExportJob(Protocol):
 class Exporter:
     """A form in which a run can leave. Subclass it, name it, write and open.
 
+    What a subclass defines is called through `plugins.guard`, as a template's methods are.
+
     Attributes:
         name: what `--to` takes.
         description: one line for `fasttune export --list`.
@@ -183,6 +190,13 @@ class Exporter:
     name: ClassVar[str]
     description: ClassVar[str] = ""
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for method in _WRONG:
+            defined = inspect.getattr_static(cls, method)
+            if defined is not vars(Exporter)[method] and not hasattr(defined, "is_guarded"):
+                setattr(cls, method, _guarded(method, defined))
 
     def write(self, job: ExportJob) -> None:
         """Fill `job.folder`."""
@@ -203,3 +217,37 @@ class Exporter:
     def needed_bytes(self, job: ExportJob) -> int:
         """Room the export takes on the disk, checked before writing; 0 where it is not known."""
         return 0
+
+
+def _guarded(method: str, defined: Any) -> Callable[[Exporter, ExportJob], Any]:
+    """A method of an exporter as everybody calls it; only writing and opening may take long."""
+    wrong, at = _WRONG[method], place_of(defined)
+    seconds = math.inf if method in ("write", "open") else LOADING
+
+    @wraps(getattr(defined, "__func__", defined))
+    def guarded(exporter: Exporter, job: ExportJob) -> Any:
+        what = f"exporter '{getattr(exporter, 'name', type(exporter).__name__)}'"
+        bound = defined.__get__(exporter, type(exporter))
+        passes = (FasttuneError, OSError)  # of the job, and a full disk
+        found = call(exporter, what, bound, job, seconds=seconds, at=at, passes=passes)
+        if problem := wrong(found):
+            raise PluginError(f"{what}: {method}() gives {short(found)}, {problem}", str(at))
+        return found
+
+    guarded.is_guarded = True  # type: ignore[attr-defined]
+    return guarded
+
+
+_READER = ("prompt_ids", "logits", "greedy", "eos_ids")
+_WRONG: dict[str, Callable[[Any], str]] = {
+    "write": lambda found: "",
+    "open": lambda found: (
+        "" if all(callable(getattr(found, each, None)) for each in _READER) else "no Reader"
+    ),
+    "bounds": lambda found: "" if isinstance(found, Bounds) else "no Bounds",
+    "usage": lambda found: "" if is_text(found) else "no text",
+    "needed_bytes": lambda found: (
+        "" if isinstance(found, int) and found >= 0 else "no number of bytes"
+    ),
+}
+"""Method -> what is wrong with what it gave."""

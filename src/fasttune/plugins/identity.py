@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from fasttune.plugins.template import Row, Template
+from fasttune.plugins.guard import PluginError, place_of, watched
+from fasttune.plugins.template import Row, Segment, Template
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,59 @@ def rendering_hash(template: Template) -> str:
     text replaced once, because each of these can change on its own.
     """
     rendered = []
-    for probe in PROBE_ROWS:
-        prompt = {key: text for key, text in probe.items() if key not in template.targets.values()}
-        for row in (probe, prompt, {**probe, "system": "Another system text."}):
-            rendered.append([[s.name, s.text, s.train] for s in template.segments(row)])
+    with watched():
+        for probe in PROBE_ROWS:
+            bare = {
+                key: text for key, text in probe.items() if key not in template.targets.values()
+            }
+            for row in (probe, bare, {**probe, "system": "Another system text."}):
+                rendered.append([[s.name, s.text, s.train] for s in template.segments(row)])
     return hashlib.sha256(json.dumps(rendered, ensure_ascii=True).encode()).hexdigest()
+
+
+def require_repeatable(template: Template) -> None:
+    """Render and parse every probe row, and render it once more. A row that the template cannot
+    render is passed over: it may need columns that the probe rows do not have.
+
+    Raises:
+        PluginError: a row has another text the second time, or the template gives anything but
+            text or never ends.
+    """
+    with watched():
+        for row in PROBE_ROWS:
+            try:
+                first, second = list(template.segments(row)), list(template.segments(row))
+                template.parse("".join(segment.text for segment in first if segment.train))
+            except PluginError as error:
+                if error.raised:
+                    continue
+                raise
+            if wrong := unlike(first, second):
+                raise PluginError(
+                    f"template '{template.name}' gives other text at each call: {wrong}",
+                    str(place_of(type(template).segments)),
+                    "use nothing but the row: no time, no random choice, no state",
+                )
+
+
+def unlike(first: Sequence[Segment], second: Sequence[Segment]) -> str:
+    """How two renderings of one row differ, "" where they do not."""
+    if first == second:
+        return ""
+    texts = ["".join(segment.text for segment in each) for each in (first, second)]
+    if texts[0] == texts[1]:
+        return "the same text in other segments"
+    return difference(*texts)
+
+
+def difference(seen: str, expected: str) -> str:
+    """Where two texts part, with a little of what stands there."""
+    at = parting(seen, expected)
+    start = max(0, at - 10)
+    return f"{seen[start : at + 20]!r} is not {expected[start : at + 20]!r} (character {at})"
+
+
+def parting(seen: Sequence[object], expected: Sequence[object]) -> int:
+    """The first place where two sequences differ."""
+    pairs = enumerate(zip(seen, expected, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(seen), len(expected)))

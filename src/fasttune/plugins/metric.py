@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
-from fasttune.errors import FasttuneError
+from fasttune.plugins.guard import PluginError, call, place_of, short, watched
 from fasttune.plugins.template import Row
 from fasttune.text.repetition import ends_in_loop
 
@@ -92,23 +94,31 @@ class Metric:
         The metric of many answers is the sum of the amounts over the sum of the weights.
 
         Raises:
-            FasttuneError: the plugin's function fails.
+            PluginError: the plugin's function fails, or gives no figure.
         """
-        return [self._amount(answer) for answer in answers]
+        with watched():
+            return [self._amount(answer) for answer in answers]
 
     def _amount(self, answer: Answer) -> tuple[float, float]:
+        what, at = f"the metric '{self.name}'", place_of(self.measure)
+        hint = "fix its plugin, or leave it out with FASTTUNE_PLUGINS=name,name"
         try:
-            value = self.measure(answer)
+            value = call(self, what, self.measure, answer, at=at)
             if value is None:
                 return 0.0, 0.0
-            amount, weight = value if isinstance(value, tuple) else (value, 1)
-            return float(amount), float(weight)
-        except Exception as error:  # a plugin's own code
-            raise FasttuneError(
-                f"the metric '{self.name}' fails: {type(error).__name__}: {error}",
-                f"answer: {answer.text[:80]!r}",
-                "fix its plugin, or leave it out with FASTTUNE_PLUGINS=name,name",
-            ) from error
+            amount, weight = value if isinstance(value, tuple) and len(value) == 2 else (value, 1)
+            if _is_figure(amount) and _is_figure(weight) and weight >= 0:
+                return float(amount), float(weight)
+            raise PluginError(f"{what} fails: it gives {short(value)}, no figure", str(at))
+        except PluginError as error:
+            error.where = f"{error.where}\nanswer: {answer.text[:80]!r}".strip()
+            error.hint = hint
+            raise
+
+
+def _is_figure(value: object) -> bool:
+    """Whether it is a number, and neither infinite nor nan."""
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def score(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, float]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +15,11 @@ from typing import Any
 import pluggy
 
 from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.files import require_name
+from fasttune.plugins.attributes import place_of_thing, wrong_attribute
 from fasttune.plugins.exporter import Exporter
-from fasttune.plugins.identity import Identity, rendering_hash
+from fasttune.plugins.guard import LOADING, Place, PluginError, call, described, short
+from fasttune.plugins.identity import Identity, rendering_hash, require_repeatable
 from fasttune.plugins.metric import Metric
 from fasttune.plugins.template import Template
 
@@ -51,6 +54,7 @@ class Plugins:
     manager: pluggy.PluginManager
     providers: dict[str, Provider] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    tried: set[str] = field(default_factory=set)
 
     @cached_property
     def templates(self) -> dict[str, tuple[Template, Provider]]:
@@ -65,7 +69,20 @@ class Plugins:
         return self._collect("register_exporters", Exporter)
 
     def template(self, name: str) -> Template:
-        """The template of that name.
+        """The template of that name, tried on the probe rows.
+
+        Raises:
+            FasttuneError: there is none; the hint names the closest one.
+            PluginError: it does not give text, or another one at each call, or never ends.
+        """
+        template = self.untried(name)
+        if name not in self.tried:
+            require_repeatable(template)
+            self.tried.add(name)
+        return template
+
+    def untried(self, name: str) -> Template:
+        """The template of that name as it is, for who will check it.
 
         Raises:
             FasttuneError: there is none; the hint names the closest one.
@@ -89,10 +106,11 @@ class Plugins:
         provider = self.templates[name][1]
         try:
             rendering = rendering_hash(template)
-        except Exception as error:
+        except PluginError as error:
+            what = f"template '{name}' fails"
             raise FasttuneError(
-                f"template '{name}' fails on a probe row: {type(error).__name__}: {error}",
-                str(provider),
+                error.message.replace(what, f"{what} on a probe row", 1),
+                f"{provider}\n{error.where}",
                 f"run: fasttune templates check {name}",
             ) from error
         return Identity(
@@ -101,7 +119,7 @@ class Plugins:
             distribution=provider.distribution,
             version=provider.version,
             path=str(provider.path),
-            source=hashlib.sha256(Path(inspect.getfile(type(template))).read_bytes()).hexdigest(),
+            source=hashlib.sha256(_source(template, provider).read_bytes()).hexdigest(),
             rendering=rendering,
         )
 
@@ -115,7 +133,7 @@ class Plugins:
         for implementation in self.manager.hook.training_callbacks.get_hookimpls():
             provider = self.providers[implementation.plugin_name]
             try:
-                callbacks += _call(implementation, run=run)
+                callbacks += _asked(implementation, provider, _callbacks, run=run)
             except Exception as error:
                 raise FasttuneError(
                     f"plugin '{provider.name}' fails in training_callbacks: "
@@ -145,12 +163,9 @@ class Plugins:
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             provider = self.providers[implementation.plugin_name]
             try:
-                things = _call(implementation)
-                wrong = [thing for thing in things if not isinstance(thing, kind)]
-                if wrong:
-                    raise TypeError(f"{hook} gave {wrong[0]!r}, which is no {kind.__name__}")
+                things = _asked(implementation, provider, partial(_of_kind, kind))
                 named = [(thing.name, thing) for thing in things]
-            except (Exception, SystemExit) as error:
+            except Exception as error:
                 self._failed(provider.name, str(provider.path), error)
                 continue
             for name, thing in named:
@@ -168,11 +183,18 @@ class Plugins:
 
     def add(self, name: str, path: str, load: Callable[[], tuple[ModuleType, Provider]]) -> None:
         """Load and register one plugin; whatever goes wrong is kept as its problem."""
-        try:
+
+        def registered() -> Provider:
             module, provider = load()
             self.manager.register(module, name=name)
             self.manager.check_pending()
-        except (Exception, SystemExit) as error:
+            return provider
+
+        what = f"plugin '{name}'"
+        try:
+            require_name(name, "a plugin", path)
+            provider = call(load, what, registered, seconds=LOADING, at=Place(path))
+        except Exception as error:
             if self.manager.has_plugin(name):
                 self.manager.unregister(name=name)
             self._failed(name, path, error)
@@ -180,16 +202,62 @@ class Plugins:
         self.providers[name] = provider
 
 
-def _call(implementation: pluggy.HookImpl, **arguments: Any) -> list[Any]:
-    """What one plugin gives to one hook."""
-    found: Any = implementation.function(*(arguments[name] for name in implementation.argnames))
-    if found is None:
-        raise TypeError(f"{implementation.function.__name__} gave nothing; return a list")
-    return list(found)
+def _asked(
+    implementation: pluggy.HookImpl,
+    provider: Provider,
+    check: Callable[[str, Sequence[Any]], None],
+    **arguments: Any,
+) -> list[Any]:
+    """What one plugin gives to one hook, checked."""
+
+    def asked() -> list[Any]:
+        name = implementation.function.__name__
+        found: Any = implementation.function(*(arguments[each] for each in implementation.argnames))
+        if found is None:
+            raise TypeError(f"{name} gave nothing; return a list")
+        things = list(found)
+        check(name, things)
+        return things
+
+    what, at = f"plugin '{provider.name}'", Place(str(provider.path))
+    things: list[Any] = call(implementation, what, asked, seconds=LOADING, at=at)
+    return things
+
+
+def _of_kind(kind: type, hook: str, things: Sequence[Any]) -> None:
+    for thing in things:
+        if not isinstance(thing, kind):
+            raise TypeError(f"{hook} gave {short(thing)}, which is no {kind.__name__}")
+        if wrong := wrong_attribute(thing):
+            named = short(getattr(thing, "name", type(thing).__name__))
+            message = f"the {kind.__name__.lower()} {named}: {wrong}"
+            raise PluginError(message, str(place_of_thing(thing)))
+
+
+def _callbacks(hook: str, things: Sequence[Any]) -> None:
+    if not things:
+        return
+    from transformers import TrainerCallback
+
+    for thing in things:
+        if not isinstance(thing, TrainerCallback):
+            raise TypeError(f"{hook} gave {short(thing)}, which is no TrainerCallback")
+
+
+def _source(template: Template, provider: Provider) -> Path:
+    """The file that defines a template."""
+    try:
+        return Path(inspect.getfile(type(template)))
+    except TypeError:  # its class was made by a program
+        return provider.path
 
 
 def _reason(error: BaseException, path: str) -> str:
     """The error in one line, with the line of the plugin's file where it came up."""
+    if isinstance(error, PluginError) and not error.raised:
+        where = error.where.removeprefix(f"{path}, ")
+        return f"{error.message} ({where})" if where else error.message
+    error = error.__cause__ if isinstance(error, PluginError) and error.__cause__ else error
     frames = traceback.walk_tb(error.__traceback__)
     lines = [number for frame, number in frames if frame.f_code.co_filename == path]
-    return f"{type(error).__name__}: {error}" + (f" (line {lines[-1]})" if lines else "")
+    return described(error) + (f" (line {lines[-1]})" if lines else "")

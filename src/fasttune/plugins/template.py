@@ -6,9 +6,14 @@ inference prompt; there is no second renderer that could drift away from the fir
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import wraps
+from itertools import islice
+from typing import Any, ClassVar
+
+from fasttune.plugins.guard import PluginError, call, is_text, place_of, short
 
 Row = Mapping[str, str]
 
@@ -41,6 +46,9 @@ def learn(name: str, text: str) -> Segment:
 class Template:
     """A prompt format. Subclass it, name it, and yield segments.
 
+    What a subclass defines is called through `plugins.guard`: `segments` gives a list whoever calls
+    it, and what is wrong, raises or takes too long is a `PluginError` with its file and line.
+
     Attributes:
         name: what `--template` takes.
         description: one line for `fasttune templates list`.
@@ -58,6 +66,13 @@ class Template:
     targets: ClassVar[Mapping[str, str]] = {"response": "output"}
     required: ClassVar[tuple[str, ...]] = ("instruction", "output")
     system: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for method in _WRONG:
+            defined = inspect.getattr_static(cls, method)
+            if defined is not vars(Template)[method] and not hasattr(defined, "is_guarded"):
+                setattr(cls, method, _guarded(method, defined))
 
     def segments(self, row: Row) -> Iterable[Segment]:
         """The row as ordered segments, without an end of text: the encoder appends and trains EOS.
@@ -90,6 +105,68 @@ class Template:
                 break
             text += segment.text
         return text
+
+
+MOST_SEGMENTS = 10_000
+"""A template that never ends has more."""
+
+
+def _guarded(method: str, defined: Any) -> Callable[[Template, Any], Any]:
+    """A method of a template as everybody calls it."""
+    wrong, at = _WRONG[method], place_of(defined)
+
+    def given(template: Template, argument: Any) -> Any:
+        found = defined.__get__(template, type(template))(argument)
+        return list(islice(found, MOST_SEGMENTS)) if method == "segments" else found
+
+    @wraps(getattr(defined, "__func__", defined))
+    def guarded(template: Template, argument: Any) -> Any:
+        name = getattr(template, "name", type(template).__name__)
+        found = call(template, f"template '{name}'", given, template, argument, at=at)
+        if problem := wrong(found):
+            raise PluginError(
+                f"template '{name}' breaks its contract: {problem}",
+                str(at),
+                f"run: fasttune templates check {name}",
+            )
+        return found
+
+    guarded.is_guarded = True  # type: ignore[attr-defined]
+    return guarded
+
+
+def _wrong_segments(found: list[Any]) -> str:
+    if len(found) == MOST_SEGMENTS:
+        return f"segments() gives {MOST_SEGMENTS} segments and more"
+    for each in found:
+        if not (
+            isinstance(each, Segment)
+            and isinstance(each.text, str)
+            and isinstance(each.name, str)
+            and isinstance(each.train, bool)
+        ):
+            return f"{short(each)} is no segment of text"
+        if not (each.text.isascii() or is_text(each.text)) or not is_text(each.name):
+            return f"{short(each)} holds half of a surrogate pair"
+    return ""
+
+
+def _wrong_sections(found: Any) -> str:
+    if not isinstance(found, dict):
+        return f"parse() gives {short(found)}, which is no dict"
+    for section, text in found.items():
+        if not is_text(section) or not is_text(text):
+            return f"parse() gives {short({section: text})}, which is not text"
+    return ""
+
+
+_WRONG: dict[str, Callable[[Any], str]] = {
+    "segments": _wrong_segments,
+    "parse": _wrong_sections,
+    "prompt": lambda found: "" if is_text(found) else f"prompt() gives {short(found)}, no text",
+    "render": lambda found: "" if is_text(found) else f"render() gives {short(found)}, no text",
+}
+"""Method -> what is wrong with what it gave."""
 
 
 def with_system(row: Row, system: str | None) -> Row:

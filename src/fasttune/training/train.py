@@ -41,7 +41,7 @@ from fasttune.models.tokenizer import load_tokenizer
 from fasttune.models.unsloth import FastLanguageModel
 from fasttune.planning.forecast import Forecast, foresee
 from fasttune.plugins.identity import Identity
-from fasttune.plugins.metric import Answer
+from fasttune.plugins.metric import Answer, Metric, score
 from fasttune.quiet import library_prints, quiet
 from fasttune.runs import Run, create_run, now
 from fasttune.training.callbacks import Interrupt, Progress, RunLog
@@ -190,6 +190,7 @@ class Training:
             saved = self.run.answers_before(len(self.sample_rows)) if self.checkpoint else None
             if saved is None:
                 self.before = self._answers("before")
+                score(self.before, self._metrics())  # one that fails does so before training
                 saved = [(a.text, a.stop, a.tokens) for a in self.before]
                 write_json(self.run.folder / "before.json", saved)
             else:
@@ -237,12 +238,14 @@ class Training:
             self.run.update({"adapter_sha256": digest})
             scores: dict[str, dict[str, float]] = {}
             if self.sample_rows:
-                metrics = [metric for metric, _ in self.job.plugins.metrics.values()]
                 after = self._answers("after")
-                scores = write_samples(self.run.folder, self.before, after, metrics)
+                scores = write_samples(self.run.folder, self.before, after, self._metrics())
             (self.run.folder / "before.json").unlink(missing_ok=True)
         done = {"status": "done", "finished": now(), "scores": scores}
         self.run.update(done | self._measured(self.trainer))
+
+    def _metrics(self) -> list[Metric]:
+        return [metric for metric, _ in self.job.plugins.metrics.values()]
 
     def _answers(self, when: str) -> list[Answer]:
         if not self.sample_rows:
