@@ -11,7 +11,7 @@ Each verb imports what it needs when it is called: torch comes with the first th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,15 +52,26 @@ def load_config(
     )
 
 
-def load_plugins(folder: Path | None = None, config: Path | None = None) -> Plugins:
-    """The installed plugins and those of the plugin folders; one that fails is logged and left out.
+def load_plugins(
+    folder: Path | None = None,
+    config: Path | None = None,
+    *,
+    files: Sequence[Path] = (),
+    trust: bool | Callable[[Sequence[Path]], bool] = False,
+) -> Plugins:
+    """The installed plugins, and those of files and folders; one that fails is logged and left out.
+
+    Args:
+        files: plugin files, by their paths.
+        trust: True lets the files in plugins/ beside `config` run, which no one has agreed to yet;
+            or a function that is given their paths and returns that.
 
     Raises:
         FasttuneError: see `plugins.discovery.load_plugins`.
     """
     from fasttune.plugins import discovery
 
-    loaded = discovery.load_plugins(folder, config)
+    loaded = discovery.load_plugins(folder, config, files, trust)
     loaded.provided()  # asks every plugin for what it has, which may add problems
     for problem in loaded.problems:
         log.warning(

@@ -144,10 +144,27 @@ def test_new(fasttune, tmp_path):
     assert fasttune("templates", "new", "mine", "-o", tmp_path / "here", "--force")[0] == 0
 
 
-def test_new_writes_to_the_current_folder(fasttune, tmp_path, monkeypatch):
+def test_new_writes_to_plugins_and_its_hints_work(fasttune, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fasttune("templates", "new", "mine")
-    assert (tmp_path / "mine.py").is_file() and (tmp_path / "test_mine.py").is_file()
+    _, out, _ = fasttune("templates", "new", "mine")
+    assert (tmp_path / "plugins/mine.py").is_file()
+    assert (tmp_path / "plugins/test_mine.py").is_file()
+    hint = next(line for line in out.splitlines() if line.startswith("use it:"))
+    assert hint.endswith("fasttune --plugin plugins/mine.py templates show mine")
+    status, out, _ = fasttune(*hint.split()[3:])
+    assert status == 0 and "### Question:" in out
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_plugin_may_be_given_more_than_once_and_anywhere(fasttune, tmp_path, before):
+    paths = [new_template(name, tmp_path, load_plugins())[0] for name in ("one", "two", "three")]
+    options = ["--plugin", paths[0], f"--plugin={paths[1]}"]
+    command = ["templates", "list", "--json"]
+    _, out, err = fasttune(*(options + command if before else command + options))
+    assert {"one", "two"} <= {template["name"] for template in json.loads(out)} and not err
+    assert "three" not in out
+    status, _, err = fasttune("plugins", "--plugin", tmp_path / "four.py")
+    assert status == 2 and f"where: --plugin {tmp_path / 'four.py'}" in err
 
 
 def test_check_by_name(fasttune, phi2_folder):

@@ -8,6 +8,7 @@ import re
 import sys
 from importlib.metadata import EntryPoint, distribution
 from pathlib import Path
+from typing import Any
 
 import pluggy
 import pytest
@@ -42,7 +43,7 @@ def plugin(folder: Path, stem: str, template: str | None = None, text: str = GOO
     return path
 
 
-def loaded(*arguments: Path):
+def loaded(*arguments: Any):
     plugins = load_plugins(*arguments)
     plugins.provided()  # collecting may add problems
     return plugins
@@ -80,7 +81,7 @@ def test_folders_are_searched_in_order(tmp_path, monkeypatch):
     plugin(option, "d_option")
     monkeypatch.setenv("FASTTUNE_PLUGINS_DIR", str(variable))
     monkeypatch.setattr("fasttune.plugins.discovery.user_config_dir", lambda: user)
-    plugins = loaded(option, tmp_path / "c/run.yaml")
+    plugins = loaded(option, tmp_path / "c/run.yaml", (), True)
     names = [*BUILT_IN, "d_option", "e_option", "c_variable", "b_beside", "a_user"]
     assert list(plugins.providers) == names
     assert str(plugins.providers["b_beside"]) == f"b_beside (folder, {beside / 'b_beside.py'})"

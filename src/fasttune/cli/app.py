@@ -7,6 +7,7 @@ import errno
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from typer.exceptions import Abort, TyperException
 from fasttune import __version__, api
 from fasttune.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
 from fasttune.logs import show
+from fasttune.plugins.trust import printable
 from fasttune.quiet import drop_output, prepare_streams
 
 if TYPE_CHECKING:
@@ -66,7 +68,26 @@ def say(line: str) -> None:
 
 def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
     """The plugins under the global options; those that fail to load are named on standard error."""
-    return api.load_plugins(context.obj["plugins_dir"], config)
+    return api.load_plugins(**context.obj, config=config)
+
+
+def _agreed(files: Sequence[Path]) -> bool:
+    """Ask a person whether the plugins beside a config may run; without a terminal, no."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print("these files beside the config run as code:", file=sys.stderr)
+    for file in files:
+        print(f"  {printable(file)}", file=sys.stderr)
+    print("run them? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _told(files: Sequence[Path]) -> bool:
+    """Say what --trust-plugins lets run."""
+    say("these files beside the config run as code, from now on without a word until they change:")
+    for file in files:
+        say(f"  {printable(file)}")
+    return True
 
 
 def _version(wanted: bool) -> None:
@@ -80,8 +101,16 @@ def root(
     context: typer.Context,
     plugins_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder of plugin files, searched first.", show_default=False),
+        typer.Option(help="Folder of plugin files, all of which run.", show_default=False),
     ] = None,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A plugin file; as often as you like."),
+    ] = None,
+    trust_plugins: Annotated[
+        bool,
+        typer.Option("--trust-plugins", help="Agree to the files in plugins/ beside --config."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show what the libraries print, too.")
@@ -91,7 +120,11 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    context.obj = {"plugins_dir": plugins_dir}
+    context.obj = {
+        "folder": plugins_dir,
+        "files": plugin or (),
+        "trust": _told if trust_plugins else _agreed,
+    }
     show(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
 
 
@@ -171,14 +204,20 @@ def _global_first(arguments: list[str]) -> list[str]:
     """Move the global options to the front: people write them after the command as well."""
     rest = list(arguments)
     front = []
-    flags = ("--traceback", "--quiet", "-q", "--verbose", "-v")
-    for option, values in (*((flag, 0) for flag in flags), ("--plugins-dir", 1)):
-        for at, word in enumerate(rest):
-            if word == option or word.startswith(f"{option}="):
-                taken = 1 + values * (word == option)
+    flags = ("--traceback", "--quiet", "-q", "--verbose", "-v", "--trust-plugins")
+    for option, values in (
+        *((flag, 0) for flag in flags),
+        ("--plugins-dir", 1),
+        ("--plugin", 1),
+    ):
+        at = 0
+        while at < len(rest):
+            if rest[at] == option or rest[at].startswith(f"{option}="):
+                taken = 1 + values * (rest[at] == option)
                 front += rest[at : at + taken]
                 del rest[at : at + taken]
-                break
+            else:
+                at += 1
     return front + rest
 
 

@@ -97,7 +97,9 @@ def show(
 def new(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The new template's name.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")] = Path(),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")] = Path(
+        "plugins"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Write a working template and its test."""
@@ -106,7 +108,7 @@ def new(
     plugin, test = new_template(name, out, load_all(context), force)
     print(f"wrote {plugin}\nwrote {test}")
     print(f"check it:  fasttune templates check {plugin}\ntest it:   pytest {test}")
-    print(f"use it:    fasttune --plugins-dir {out} templates show {name}")
+    print(f"use it:    fasttune --plugin {plugin} templates show {name}")
 
 
 @group.command()
@@ -163,7 +165,7 @@ def check(
 @app.command()
 def plugins(context: typer.Context, as_json: Json = False) -> None:
     """List what is loaded, from where, and what could not be loaded."""
-    loaded = load_plugins(context.obj["plugins_dir"])
+    loaded = load_plugins(context.obj["folder"], files=context.obj["files"])
     provided = loaded.provided()
     listed = [
         {**asdict(p), "path": str(p.path), "provides": provided[name]}

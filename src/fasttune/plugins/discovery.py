@@ -7,30 +7,43 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 import pluggy
 
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.plugins import hookspecs
 from fasttune.plugins.registry import Plugins, Provider
+from fasttune.plugins.trust import Ask, refuse_writable, require_consent
 
 GROUP = "fasttune"
+BESIDE = "beside the config"
 
 
-def load_plugins(plugins_dir: Path | None = None, config: Path | None = None) -> Plugins:
-    """Load the installed plugins, then the .py files of the plugins folders.
+def load_plugins(
+    plugins_dir: Path | None = None,
+    config: Path | None = None,
+    files: Sequence[Path] = (),
+    trust: bool | Ask = False,
+) -> Plugins:
+    """Load the installed plugins, then `files`, then the .py files of the plugins folders.
 
     These are, in this order: `plugins_dir`, FASTTUNE_PLUGINS_DIR, plugins/ beside `config`, and
     plugins/ in the user's config folder. FASTTUNE_PLUGINS, a comma-separated list of plugin names,
     restricts what is loaded.
 
+    Args:
+        trust: whether what is beside `config` may run, or who asks a person; an earlier consent to
+            the same files stands. Nothing else needs one.
+
     Raises:
-        FasttuneError: `plugins_dir` or FASTTUNE_PLUGINS_DIR is no folder, two plugins have one
-            name, or FASTTUNE_PLUGINS names a plugin that does not exist.
+        FasttuneError: a file or folder that is named does not exist, or others may write to it; the
+            files beside `config` have no consent; two plugins have one name; or FASTTUNE_PLUGINS
+            names a plugin that does not exist.
     """
     plugins = _empty()
     chosen = [n.strip() for n in os.environ.get("FASTTUNE_PLUGINS", "").split(",") if n.strip()]
@@ -40,14 +53,25 @@ def load_plugins(plugins_dir: Path | None = None, config: Path | None = None) ->
         if not chosen or point.name in chosen:
             _refuse_second(plugins, point.name, f"{point.name} ({_origin(point)})")
             plugins.add(point.name, _origin(point), lambda point=point: _load_entry_point(point))  # type: ignore[misc]
+    agreed: set[Path] = set()
     tried = {provider.path.resolve() for provider in plugins.providers.values()}
     tried |= {Path(problem.path).resolve() for problem in plugins.problems}
-    files = [f.resolve() for folder in _folders(plugins_dir, config) for f in _plugin_files(folder)]
-    for file in dict.fromkeys(files):
+    places: list[tuple[Path, Path | None]] = [(_given(file), None) for file in files]
+    for folder, origin in _folders(plugins_dir, config):
+        places += [(path, folder if origin == BESIDE else None) for path in _plugin_files(folder)]
+    for path, beside in places:
+        file = path.resolve()
         known.add(file.stem)
-        if (not chosen or file.stem in chosen) and file not in tried:
-            _refuse_second(plugins, file.stem, f"{file.stem} (folder, {file})")
-            plugins.add(file.stem, str(file), lambda file=file: _load_file(file))  # type: ignore[misc]
+        if (chosen and file.stem not in chosen) or file in tried:
+            continue
+        tried.add(file)
+        for each in dict.fromkeys((path.parent.resolve(), file.parent, file)):
+            refuse_writable(each)
+        if beside is not None and beside not in agreed:
+            require_consent(beside, user_config_dir() / "trusted-plugins.json", trust)
+            agreed.add(beside)
+        _refuse_second(plugins, file.stem, f"{file.stem} (folder, {file})")
+        plugins.add(file.stem, str(file), lambda file=file: _load_file(file))  # type: ignore[misc]
     if unknown := [name for name in chosen if name not in known]:
         raise FasttuneError(
             f"no plugin is called '{unknown[0]}'",
@@ -80,7 +104,8 @@ def _empty() -> Plugins:
     return Plugins(manager)
 
 
-def _folders(plugins_dir: Path | None, config: Path | None) -> Iterable[Path]:
+def _folders(plugins_dir: Path | None, config: Path | None) -> Iterable[tuple[Path, str]]:
+    """The folders to look into, each with what names it."""
     from_environment = os.environ.get("FASTTUNE_PLUGINS_DIR", "")
     for folder, origin in (
         (plugins_dir, "--plugins-dir"),
@@ -91,12 +116,20 @@ def _folders(plugins_dir: Path | None, config: Path | None) -> Iterable[Path]:
                 raise FasttuneError(
                     "no such plugins folder", f"{origin}: {folder}", "give a folder of .py files"
                 )
-            yield folder
-    if config is not None and (config.parent / "plugins").is_dir():
-        yield config.parent / "plugins"
-    user = user_config_dir() / "plugins"
-    if user.is_dir():
-        yield user
+            yield folder, origin
+    for folder, origin in (
+        (config and config.parent / "plugins", BESIDE),
+        (user_config_dir() / "plugins", "the user's config folder"),
+    ):
+        if folder is not None and folder.is_dir():
+            yield folder, origin
+
+
+def _given(file: Path) -> Path:
+    """A plugin file that is named by itself."""
+    if not file.is_file() or file.suffix != ".py":
+        raise FasttuneError("no such plugin file", f"--plugin {file}", "give a .py file")
+    return file
 
 
 def _plugin_files(folder: Path) -> list[Path]:
@@ -139,11 +172,20 @@ def _origin(point: EntryPoint) -> str:
     return (spec and spec.origin) or point.value
 
 
+class _Source(SourceFileLoader):
+    """Runs what the file says: compiled code that lies beside it may be something else."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _load_file(file: Path) -> tuple[ModuleType, Provider]:
     # The path is part of the module's name: two folders may each hold a mine.py.
     unique = hashlib.sha256(str(file).encode()).hexdigest()[:8]
     name = f"fasttune_folder_{file.stem}_{unique}"
-    spec = importlib.util.spec_from_file_location(name, file)
+    if file.suffix != ".py":
+        raise ImportError(f"cannot import {file}")
+    spec = importlib.util.spec_from_file_location(name, file, loader=_Source(name, str(file)))
     if spec is None or spec.loader is None:
         raise ImportError(f"cannot import {file}")
     module = importlib.util.module_from_spec(spec)
