@@ -203,6 +203,112 @@ CONFIGS: list[Case] = [
 ]
 
 
+def plugin(old: str = "", new: str = "", hook: str = "") -> Files:
+    """p/mine.py: a good template but for what is replaced, or a plugin of one hook alone."""
+    text = MINE
+    if hook:
+        text = f"from fasttune import *\n@hookimpl\ndef {hook}\n"
+    assert old in text
+    return {"p/mine.py": text.replace(old, new) if old else text}
+
+
+MINE = """
+import random, sys, time
+from fasttune import Template, given, hookimpl, learn
+
+class Mine(Template):
+    name = "mine"
+    def segments(self, row):
+        yield given("instruction", row["instruction"])
+        yield learn("response", row.get("output", ""))
+
+@hookimpl
+def register_templates():
+    return [Mine()]
+"""
+GIVEN = 'yield given("instruction", row["instruction"])'
+NAME = 'name = "mine"'
+ON_ROWS = "run --dry-run -d rows.jsonl -t mine --plugins-dir p"
+LISTED = "templates list --plugins-dir p"
+PLUGINS: list[Case] = [
+    (f"a plugin, {name}", plugin(old, new), command, 2, ("mine", holds))
+    for name, old, new, command, holds in (
+        ("strings", GIVEN, "yield 'text'", ON_ROWS, "'text' is no segment of text"),
+        ("None", GIVEN, "yield None", ON_ROWS, "mine.py, line 7"),
+        ("tuples", GIVEN, "yield ('a', 'b', False)", ON_ROWS, "is no segment of text"),
+        ("numbers", GIVEN, "yield given('a', 5)", ON_ROWS, "is no segment of text"),
+        ("half a pair", GIVEN, "yield given('a', '\\ud800')", ON_ROWS, "surrogate pair"),
+        ("random", GIVEN, "yield given('a', str(random.random()))", ON_ROWS, "at each call"),
+        ("clock", GIVEN, "yield given('a', str(time.time_ns()))", ON_ROWS, "at each call"),
+        ("no end", GIVEN, "while True: yield given('a', 'b')", ON_ROWS, "segments and more"),
+        ("fails on all", GIVEN, "yield given('a', row['b'])", ON_ROWS, "each of the 20 rows"),
+        ("exits", GIVEN, "sys.exit(0)", ON_ROWS, "SystemExit: 0"),
+        ("interrupts", GIVEN, "raise KeyboardInterrupt", ON_ROWS, "fails: KeyboardInterrupt"),
+        ("preview", GIVEN, "yield 5", "preview -t mine --plugins-dir p", "no segment of text"),
+        ("show", GIVEN, "yield 5", "templates show mine --plugins-dir p", "no segment of text"),
+        ("one file", GIVEN, "yield 5", "templates show mine --plugin p/mine.py", "no segment"),
+        ("name None", NAME, "name = None", ON_ROWS, "name is None"),
+        ("name a path", NAME, "name = '../../x'", ON_ROWS, "name is '../../x'"),
+        ("name a number", NAME, "name = 5", ON_ROWS, "name is 5"),
+        ("no name", NAME, "pass", ON_ROWS, "no attribute 'name'"),
+        ("required None", NAME, f"{NAME}; required = None", ON_ROWS, "required is None"),
+        ("required text", NAME, f"{NAME}; required = 'a'", ON_ROWS, "not a tuple of texts"),
+        ("targets empty", NAME, f"{NAME}; targets = {{}}", ON_ROWS, "at least one section"),
+        ("targets a list", NAME, f"{NAME}; targets = ['a']", ON_ROWS, "targets is ['a']"),
+        ("tags text", NAME, f"{NAME}; tags = '<a>'", ON_ROWS, "tags is '<a>'"),
+        ("system None", NAME, f"{NAME}; system = None", ON_ROWS, "system is None"),
+        ("description 5", NAME, f"{NAME}; description = 5", ON_ROWS, "description is 5"),
+        ("parse None", NAME, f"{NAME}; parse = lambda s, t: None", ON_ROWS, "is no dict"),
+        ("parse a list", NAME, f"{NAME}; parse = lambda s, t: [t]", ON_ROWS, "is no dict"),
+        ("prompt None", NAME, f"{NAME}; prompt = 5", ON_ROWS, "no method prompt()"),
+        ("import exits", "@hookimpl", "raise SystemExit", ON_ROWS, "SystemExit"),
+        ("import interrupts", "@hookimpl", "raise KeyboardInterrupt", ON_ROWS, "Interrupt"),
+        ("no Python", GIVEN, "yield (", ON_ROWS, "SyntaxError"),
+        ("NUL", GIVEN, "\0", ON_ROWS, "null bytes"),
+    )
+]
+PLUGINS += [
+    ("no such plugin", {}, "plugins --plugin none.py", 2, ("where: --plugin none.py",)),
+    ("a plugin that is a folder", {"p/a.py": ""}, "plugins --plugin p", 2, ("--plugin p",)),
+    ("a plugin that is no .py", {"a.txt": ""}, "plugins --plugin a.txt", 2, ("--plugin a.txt",)),
+    (
+        "a plugin nobody agreed to",
+        {"plugins/mine.py": MINE, "run.yaml": "template: mine\n"},
+        "run --dry-run -c run.yaml",
+        2,
+        ("where: plugins/mine.py", "--trust-plugins"),
+    ),
+    (
+        "a plugin all may write",
+        {"p/mine.py": lambda path: (path.write_text(MINE), path.chmod(0o666))},
+        LISTED,
+        2,
+        ("everybody may write", "chmod o-w"),
+    ),
+    (
+        "a folder all may write",
+        {"p/mine.py": lambda path: (path.write_text(MINE), path.parent.chmod(0o1777))},
+        LISTED,
+        2,
+        ("everybody may write", "chmod o-w"),
+    ),
+    *(
+        (f"a plugin, hook {number}", plugin(hook=hook), LISTED, 0, ("alpaca",))
+        for number, hook in enumerate(
+            (
+                "register_metrics(): return [Metric('a/b', '', len)]",
+                "register_metrics(): return [Metric('a', None, len)]",
+                "register_metrics(): return 'a'",
+                "register_metrics(): return 5",
+                "register_metrics(): raise SystemExit",
+                "register_exporters(): return [5]",
+                "register_exporters(): return [Exporter()]",
+            )
+        )
+    ),
+]
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad-input") / "model"
@@ -281,7 +387,7 @@ def require_clean(err: str) -> None:
         assert word not in err, err
 
 
-TABLE = [*MISUSE, *SETTINGS, *CONFIGS, *RUNS, *CHECKPOINTS, *ADAPTERS, *MODELS]
+TABLE = [*MISUSE, *SETTINGS, *CONFIGS, *RUNS, *CHECKPOINTS, *ADAPTERS, *MODELS, *PLUGINS]
 
 
 def test_every_case_has_a_name_of_its_own():

@@ -18,6 +18,7 @@ from fasttune.plugins import guard
 from fasttune.plugins.discovery import load_plugin, load_plugins
 from fasttune.plugins.guard import Overdue, PluginError, call, watched
 from fasttune.plugins.metric import score
+from fasttune.plugins.registry import guarded_callback
 from tests.conftest import cli, rows, write_rows
 
 TEMPLATE = """
@@ -371,6 +372,22 @@ def test_an_exporter_that_fails(capsys):
     for error in (OSError(28, "no room"), FasttuneError("of the job")):
         with pytest.raises(type(error)):
             Odd().write(error)
+
+
+def test_a_callback_that_fails_is_named_and_prints_to_standard_error(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "class Note:\n    def on_step_end(self, args, *, step):\n        print('step', step)\n"
+        "        return 1 / (5 - step)\n"
+    )
+    made = load_plugin(path)
+    callback = made.manager.get_plugin("mine").Note()
+    callback = guarded_callback(callback, made.providers["mine"])
+    assert callback.on_step_end(None, step=4) == 1
+    with pytest.raises(PluginError, match="a callback of plugin 'mine' fails: ZeroDiv") as caught:
+        callback.on_step_end(None, step=5)
+    assert caught.value.where == f"{path}, line 4: return 1 / (5 - step)"
+    assert capsys.readouterr() == ("", "step 4\nstep 5\n")
 
 
 def test_a_template_may_build_on_another_and_catch_what_it_raises():

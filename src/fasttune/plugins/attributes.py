@@ -43,7 +43,7 @@ def _of_template(template: Template) -> str:
         return f"targets is {short(targets)}, not a dict with at least one section and its column"
     if not is_text(template.system):
         return f"system is {short(template.system)}, not text"
-    return _no_methods(template, Template, "segments")
+    return _no_method(template, Template, "segments", "parse", "prompt", "render")
 
 
 def _of_metric(metric: Metric) -> str:
@@ -62,13 +62,17 @@ def _of_exporter(exporter: Exporter) -> str:
         texts = isinstance(values, tuple | list) and all(map(is_text, values))
         if not valid_name(option) or not texts:
             return f"options has {short({option: values})}, not a name and a tuple of texts"
-    return _no_methods(exporter, Exporter, "write", "open")
+    return _no_method(exporter, Exporter, "write", "open", "bounds", "usage", "needed_bytes")
 
 
-def _no_methods(thing: object, base: type, *methods: str) -> str:
+_NEEDED = ("segments", "write")
+
+
+def _no_method(thing: object, base: type, *methods: str) -> str:
     for method in methods:
         defined = getattr(type(thing), method)
-        if defined is vars(base)[method] or not callable(defined):
+        missing = method in _NEEDED and defined is vars(base)[method]
+        if missing or not callable(defined):
             return f"there is no method {method}()"
     return ""
 

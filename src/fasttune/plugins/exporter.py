@@ -195,7 +195,11 @@ class Exporter:
         super().__init_subclass__(**arguments)
         for method in _WRONG:
             defined = inspect.getattr_static(cls, method)
-            if defined is not vars(Exporter)[method] and not hasattr(defined, "is_guarded"):
+            if (
+                defined is not vars(Exporter)[method]
+                and not hasattr(defined, "is_guarded")
+                and hasattr(defined, "__get__")
+            ):
                 setattr(cls, method, _guarded(method, defined))
 
     def write(self, job: ExportJob) -> None:
@@ -204,7 +208,11 @@ class Exporter:
 
     def open(self, job: ExportJob) -> Reader:
         """Load what was written, to hold it against the run."""
-        raise NotImplementedError(f"{type(self).__name__}.open")
+        raise FasttuneError(
+            f"exporter '{self.name}' has no open(), so what it writes cannot be verified",
+            type(self).__name__,
+            "give --no-verify",
+        )
 
     def bounds(self, job: ExportJob) -> Bounds:
         """How far the export may be from the run; a form that rounds the weights overrides it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -133,7 +134,7 @@ class Plugins:
         for implementation in self.manager.hook.training_callbacks.get_hookimpls():
             provider = self.providers[implementation.plugin_name]
             try:
-                callbacks += _asked(implementation, provider, _callbacks, run=run)
+                made = _asked(implementation, provider, _callbacks, run=run)
             except Exception as error:
                 raise FasttuneError(
                     f"plugin '{provider.name}' fails in training_callbacks: "
@@ -141,6 +142,7 @@ class Plugins:
                     str(provider),
                     "fix it, or leave it out with FASTTUNE_PLUGINS=name,name",
                 ) from error
+            callbacks += [guarded_callback(callback, provider) for callback in made]
         return callbacks
 
     def provided(self) -> dict[str, list[str]]:
@@ -242,6 +244,24 @@ def _callbacks(hook: str, things: Sequence[Any]) -> None:
     for thing in things:
         if not isinstance(thing, TrainerCallback):
             raise TypeError(f"{hook} gave {short(thing)}, which is no TrainerCallback")
+
+
+def guarded_callback(callback: Any, provider: Provider) -> Any:
+    """A callback with every event called through the guard, for as long as it takes."""
+    what, at = f"a callback of plugin '{provider.name}'", Place(str(provider.path))
+
+    def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+        def event(*arguments: Any, **named: Any) -> Any:
+            function = partial(method, *arguments, **named)
+            passes = (FasttuneError, OSError)
+            return call(callback, what, function, seconds=math.inf, at=at, passes=passes)
+
+        return event
+
+    for name in dir(callback):
+        if name.startswith("on_"):
+            setattr(callback, name, guarded(getattr(callback, name)))
+    return callback
 
 
 def _source(template: Template, provider: Provider) -> Path:

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, ClassVar
 
 from fasttune.plugins.guard import PluginError, call, is_text, place_of, short
@@ -71,7 +71,11 @@ class Template:
         super().__init_subclass__(**arguments)
         for method in _WRONG:
             defined = inspect.getattr_static(cls, method)
-            if defined is not vars(Template)[method] and not hasattr(defined, "is_guarded"):
+            if (
+                defined is not vars(Template)[method]
+                and not hasattr(defined, "is_guarded")
+                and hasattr(defined, "__get__")
+            ):
                 setattr(cls, method, _guarded(method, defined))
 
     def segments(self, row: Row) -> Iterable[Segment]:
@@ -99,30 +103,41 @@ class Template:
 
     def prompt(self, row: Row) -> str:
         """The text before the first learned segment: what generation starts from."""
-        text = ""
-        for segment in self.segments(row):
-            if segment.train:
-                break
-            text += segment.text
-        return text
+        return "".join(segment.text for segment in opening(self, row))
 
 
 MOST_SEGMENTS = 10_000
 """A template that never ends has more."""
 
 
-def _guarded(method: str, defined: Any) -> Callable[[Template, Any], Any]:
+def opening(template: Template, row: Row) -> list[Segment]:
+    """The segments before the first learned one. What follows is not asked for: it may need columns
+    that a prompt does not have.
+
+    Raises:
+        PluginError: the template fails.
+    """
+    segments: Any = template.segments
+    if hasattr(segments, "is_guarded"):
+        found: list[Segment] = segments(row, prompting=True)
+        return found
+    return list(takewhile(lambda segment: not segment.train, segments(row)))
+
+
+def _guarded(method: str, defined: Any) -> Callable[..., Any]:
     """A method of a template as everybody calls it."""
     wrong, at = _WRONG[method], place_of(defined)
 
-    def given(template: Template, argument: Any) -> Any:
+    def given(template: Template, argument: Any, prompting: bool) -> Any:
         found = defined.__get__(template, type(template))(argument)
+        if prompting:
+            found = takewhile(lambda s: not (isinstance(s, Segment) and s.train), found)
         return list(islice(found, MOST_SEGMENTS)) if method == "segments" else found
 
     @wraps(getattr(defined, "__func__", defined))
-    def guarded(template: Template, argument: Any) -> Any:
+    def guarded(template: Template, argument: Any, prompting: bool = False) -> Any:
         name = getattr(template, "name", type(template).__name__)
-        found = call(template, f"template '{name}'", given, template, argument, at=at)
+        found = call(template, f"template '{name}'", given, template, argument, prompting, at=at)
         if problem := wrong(found):
             raise PluginError(
                 f"template '{name}' breaks its contract: {problem}",

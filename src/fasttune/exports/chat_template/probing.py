@@ -29,8 +29,9 @@ from fasttune.exports.chat_template.skeleton import (
     merge,
     tree,
 )
+from fasttune.plugins.guard import PluginError, described
 from fasttune.plugins.identity import PROBE_ROWS
-from fasttune.plugins.template import Row, Template
+from fasttune.plugins.template import Row, Template, opening
 
 MAX_COMBINATIONS = 512
 LENGTHS = range(1, 41)
@@ -78,18 +79,24 @@ class _Prober:
         row = default_system(row, self.system)
         try:
             found, again = (
-                [(s.name, s.text) for s in itertools.takewhile(lambda s: not s.train, segments)]
-                for segments in (self.template.segments(row), self.template.segments(row))
+                [(s.name, s.text) for s in opening(self.template, row)] for _ in range(2)
             )
             if found != again:
                 self.refuse("it renders the same row differently each time")
             if "".join(text for _, text in found) != self.template.prompt(row):
                 self.refuse("it overrides prompt() with something other than its segments")
-        except (FasttuneError, KeyError):
-            raise
-        except Exception as error:  # the template's own code
-            self.refuse(f"it fails on a probe with {type(error).__name__}: {error}")
+        except PluginError as error:
+            self.fails(error)
         return found
+
+    def fails(self, error: PluginError) -> NoReturn:
+        """Refuse a template that fails on a probe, but for a column that it lacks."""
+        cause = error.__cause__
+        if isinstance(cause, KeyError):
+            raise cause
+        if not error.raised:
+            raise error
+        self.refuse(f"it fails on a probe with {described(cause or error)}")
 
     def prompt(self, row: Row) -> str:
         try:
@@ -142,14 +149,13 @@ class _Prober:
             for present in (known, required):
                 row = Reads(default_system({c: sentinel(c) for c in present}, self.system))
                 try:
-                    for segment in self.template.segments(row):
-                        if segment.train:
-                            break
+                    try:
+                        opening(self.template, row)
+                    except PluginError as error:
+                        self.fails(error)
                 except KeyError as error:
                     if error.args and error.args[0] in row.read - set(row):
                         required.add(error.args[0])
-                except Exception as error:  # the template's own code
-                    self.refuse(f"it fails on a probe with {type(error).__name__}: {error}")
                 known |= (row.read | required) - self.targets
             if missing := required & self.targets:
                 self.refuse(
