@@ -270,6 +270,29 @@ def test_a_ctrl_c_of_the_person_interrupts_whatever_the_plugin_does():
             call("me", "it", function)
 
 
+def test_sigterm_is_no_fault_of_a_plugin():
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call("me", "it", lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(5)))
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_handler_that_takes_itself_away_is_not_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    asked = []
+
+    def ask(number, frame):
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    call("me", "it", lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert asked == [signal.SIGINT] and signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_template_that_fails_on_all_rows_is_one_error(tmp_path):
     path = written(tmp_path / "p", "row['instruction']", "row['question'] ")
     data = write_rows(tmp_path / "rows.jsonl", rows(40))

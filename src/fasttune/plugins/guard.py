@@ -203,25 +203,31 @@ def _clock() -> Iterator[None]:
 
 @contextmanager
 def _typed_interrupts() -> Iterator[None]:
-    """Take note of a Ctrl-C of the person, to tell it from a KeyboardInterrupt that a plugin
-    raises; one that the plugin swallows comes after it."""
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before):
-        yield
-        return
+    """Take note of a Ctrl-C or SIGTERM, to tell it from a KeyboardInterrupt that a plugin raises;
+    one that the plugin swallows comes after it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    swallowed = False
 
     def note(number: int, frame: FrameType | None) -> None:
+        nonlocal swallowed
+        handler = before[signal.Signals(number)]
         _watch.interrupted = True
-        before(number, frame)
+        swallowed = handler is signal.default_int_handler
+        if callable(handler):
+            handler(number, frame)
 
     _watch.interrupted = False
-    signal.signal(signal.SIGINT, note)
+    noted = [number for number, handler in before.items() if callable(handler)]
+    for number in noted:
+        signal.signal(number, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        typed, _watch.interrupted = _watch.interrupted, False
-    if typed and before is signal.default_int_handler:
+        for number in noted:
+            if signal.getsignal(number) is note:  # a run asks once, then takes its handler away
+                signal.signal(number, before[number])
+        _watch.interrupted = False
+    if swallowed:
         raise KeyboardInterrupt
 
 
