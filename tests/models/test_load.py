@@ -1,4 +1,4 @@
-"""What Unsloth's loader raises, in three lines: the model, a cause and what to do."""
+"""Loading: what the loaders raise, in three lines, and the same model with Unsloth and without."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from fasttune import hub
 from fasttune.config import ModelConfig
 from fasttune.errors import FasttuneError, reason
-from fasttune.models import load
+from fasttune.models import load, unsloth
 from fasttune.models.tokenizer import cannot_load
 from tests.conftest import choices_for
 
@@ -104,7 +104,7 @@ def test_three_lines_whatever_the_loader_raises(monkeypatch, tmp_path, capfd, er
 
     (tmp_path / "config.json").touch()
     monkeypatch.setattr(load, "load_tokenizer", lambda _: SimpleNamespace(pad_token_id=0))
-    monkeypatch.setattr(load.FastLanguageModel, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(unsloth.FastLanguageModel, "from_pretrained", from_pretrained)
     config = RunConfig(model=ModelConfig(name=str(tmp_path)))
     with pytest.raises(FasttuneError) as caught:
         load.load_base(config.model, decide(config, Device("CPU", "cpu", 8e9)))
@@ -168,8 +168,6 @@ def test_the_reason_is_one_line_and_never_empty(error, said):
 
 
 def test_a_failing_import_of_unsloth_needs_no_message(monkeypatch):
-    from fasttune.models import unsloth
-
     class Empty:
         def __getattr__(self, name):
             raise NotImplementedError
@@ -184,7 +182,7 @@ def test_a_failing_import_of_unsloth_needs_no_message(monkeypatch):
     ("quantized", "dtype", "said"),
     [
         (False, torch.bfloat16, "without quantising it"),
-        (True, torch.float16, "Unsloth loaded the model in float16"),
+        (True, torch.float16, "the model was loaded in float16"),
     ],
 )
 def test_a_model_that_is_loaded_otherwise_than_chosen_is_refused(
@@ -193,7 +191,24 @@ def test_a_model_that_is_loaded_otherwise_than_chosen_is_refused(
     """Unsloth prints a line and goes on: without bitsandbytes, or in fp16 where bf16 is missing."""
     model = SimpleNamespace(is_loaded_in_4bit=quantized, dtype=dtype)
     loader = SimpleNamespace(from_pretrained=lambda **_: (model, None))
-    monkeypatch.setattr(load, "FastLanguageModel", loader)
+    monkeypatch.setattr(unsloth, "FastLanguageModel", loader)
     config = ModelConfig(name=str(tiny_phi), quantization="nf4", precision="bf16")
     with pytest.raises(FasttuneError, match=said):
         load.load_base(config, choices_for(config))
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("kind", ["tiny_phi", "tiny_llama"])
+def test_transformers_alone_loads_the_same_model(kind, quantization, request):
+    """Of a run that was trained through Unsloth, and is asked without it."""
+    folder = str(request.getfixturevalue(kind))
+    config = ModelConfig(name=folder, quantization=quantization, precision="fp32")
+    choices = choices_for(config)
+    through, plain = (load.load_base(config, choices, each)[0].eval() for each in (False, True))
+    weights = dict(through.named_parameters())
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, weights.pop(name)), name
+    assert not weights
+    ids = torch.arange(30)[None]
+    with torch.inference_mode():
+        assert torch.equal(through(input_ids=ids).logits, plain(input_ids=ids).logits)

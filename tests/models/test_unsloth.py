@@ -149,9 +149,8 @@ def begun(*modules: str) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
-@pytest.mark.parametrize("module", ["training.train", "generation.generator"])
-def test_unsloth_is_imported_before_what_it_patches(module):
-    names = begun(module)
+def test_unsloth_is_imported_before_what_it_patches():
+    names = begun("training.train")
     first = names.index("unsloth")
     assert first < min(names.index(name) for name in ("transformers", "trl", "peft"))
 
@@ -160,6 +159,11 @@ def test_other_packages_import_neither_unsloth_nor_what_it_patches():
     names = begun("benchmark.arms.__main__", "benchmark.arms.plain", "models.fast.fast")
     names += begun("exports.export", "inspection.survey", "losses", "api")
     assert "torch" in names and not {"unsloth", "transformers", "trl", "peft"} & set(names)
+
+
+def test_to_generate_on_a_cpu_takes_no_unsloth():
+    names = begun("generation.generator", "generation.likelihood", "exports.opening")
+    assert "transformers" in names and not {"unsloth", "trl"} & set(names)
 
 
 def test_unsloth_itself_compiles_where_it_is_told_to():

@@ -78,8 +78,8 @@ def export(
     _check_space(target, exporter.needed_bytes(job))
     held_out = verification_rows(run, plugins, rows) if verify else []
     if verify:
-        # Unsloth patches transformers, so it has to be imported before exporters import that.
-        import fasttune.models.unsloth  # noqa: F401
+        # Before exporters import transformers, which Unsloth patches where it is needed.
+        import fasttune.generation  # noqa: F401
     try:
         with atomic_folder(target) as folder:
             job = dataclasses.replace(job, folder=folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, pipeline
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from fasttune.config import ModelConfig
@@ -173,6 +173,8 @@ class Generator:
     def via_pipeline(self, row: Row, sampling: Sampling) -> Answer:
         """Answer one row through transformers' text-generation pipeline, which tokenizes the
         prompt itself."""
+        from transformers import pipeline  # imports every kind of model there is
+
         torch.manual_seed(sampling.seed)
         generate = pipeline(
             "text-generation",

@@ -1,4 +1,5 @@
-"""Loading models through Unsloth: for training with fresh LoRA adapters, and for generating."""
+"""Loading models: through Unsloth for training with fresh LoRA adapters, and for generating on a
+GPU; through transformers alone for generating on a CPU, where nothing of Unsloth's would run."""
 
 from __future__ import annotations
 
@@ -16,15 +17,17 @@ from fasttune.models.choices import Choices
 from fasttune.models.dropout import switch_dropout_off
 from fasttune.models.lora import Coverage, choose_targets, coverage, linear_names
 from fasttune.models.tokenizer import cannot_load, load_tokenizer, require_model, resolve_model
-from fasttune.models.unsloth import FastLanguageModel
 from fasttune.quiet import quiet
 
 
-def load_base(config: ModelConfig, choices: Choices) -> tuple[Any, Any]:
+def load_base(config: ModelConfig, choices: Choices, plain: bool = False) -> tuple[Any, Any]:
     """The model without adapters, and its tokenizer with a pad token.
 
     Its own dropout is off unless `config.dropout` is "config": a run then has the losses of the
     same rows unpacked, and goes on where it was interrupted.
+
+    Args:
+        plain: through transformers alone; the weights are the same.
 
     Raises:
         FasttuneError: Unsloth or transformers cannot load it, or load it otherwise than chosen.
@@ -35,17 +38,9 @@ def load_base(config: ModelConfig, choices: Choices) -> tuple[Any, Any]:
         tokenizer.pad_token = tokenizer.eos_token  # labels are explicit: padding masks no EOS
     with quiet():
         try:
-            model, _ = FastLanguageModel.from_pretrained(
-                model_name=name,
-                max_seq_length=config.max_length,
-                dtype=getattr(torch, choices.dtype),
-                load_in_4bit=choices.quantized,
-                trust_remote_code=False,
-                use_gradient_checkpointing=choices.unsloth_checkpointing,
-                # Unsloth would move the embeddings to RAM where the GPU is nearly full, and
-                # the first parameter would no longer tell where the model is.
-                offload_embedding=False,
-            )
+            model = (_plain if plain else _through_unsloth)(name, config, choices)
+        except FasttuneError:  # Unsloth cannot be imported
+            raise
         except Exception as error:  # Unsloth, transformers and safetensors each have their own
             raise cannot_load(name, error) from error
     _require_as_chosen(model, choices)
@@ -59,6 +54,46 @@ def load_base(config: ModelConfig, choices: Choices) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _through_unsloth(name: str, config: ModelConfig, choices: Choices) -> Any:
+    from fasttune.models.unsloth import FastLanguageModel
+
+    model, _ = FastLanguageModel.from_pretrained(
+        model_name=name,
+        max_seq_length=config.max_length,
+        dtype=getattr(torch, choices.dtype),
+        load_in_4bit=choices.quantized,
+        trust_remote_code=False,
+        use_gradient_checkpointing=choices.unsloth_checkpointing,
+        # Unsloth would move the embeddings to RAM where the GPU is nearly full, and the first
+        # parameter would no longer tell where the model is.
+        offload_embedding=False,
+    )
+    return model
+
+
+def _plain(name: str, config: ModelConfig, choices: Choices) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = getattr(torch, choices.dtype)
+    nf4 = BitsAndBytesConfig(  # as Unsloth's
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=dtype,
+        quantization_config=nf4 if choices.quantized else None,
+        trust_remote_code=False,
+    )
+    for module in model.modules():
+        # bitsandbytes would take a kernel that computes in bf16, which training does not.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def _require_as_chosen(model: Any, choices: Choices) -> None:
     """Unsloth says so in a line, and goes on, where it loads in another way than it was told.
 
@@ -67,13 +102,13 @@ def _require_as_chosen(model: Any, choices: Choices) -> None:
     """
     if choices.quantized and not getattr(model, "is_loaded_in_4bit", False):
         raise FasttuneError(
-            "Unsloth loaded the model without quantising it",
+            "the model was loaded without quantising it",
             f"model.quantization=nf4, on {choices.kind}",
             "`fasttune doctor` tells what bitsandbytes lacks; or take model.quantization=none",
         )
     if model.dtype != getattr(torch, choices.dtype):
         raise FasttuneError(
-            f"Unsloth loaded the model in {str(model.dtype).removeprefix('torch.')}",
+            f"the model was loaded in {str(model.dtype).removeprefix('torch.')}",
             f"{choices.dtype} was chosen, on {choices.kind}",
             "set model.precision to what this model takes here: fp32, bf16 or fp16",
         )
@@ -85,6 +120,8 @@ def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple
     Raises:
         FasttuneError: a target name matches no layer.
     """
+    from fasttune.models.unsloth import FastLanguageModel
+
     before = linear_names(model)
     targets = choose_targets(model, lora.targets)
     with quiet():
@@ -112,15 +149,20 @@ def load_for_generation(
     """
     if adapter is not None:
         require_model(str(adapter))
-    model, tokenizer = load_base(config, replace(choices, checkpointing="off"))
+    plain = choices.kind == "cpu"
+    model, tokenizer = load_base(config, replace(choices, checkpointing="off"), plain)
     if adapter is not None:
-        from peft import PeftModel
-
         try:
             with quiet():
+                from peft import PeftModel
+
                 model = PeftModel.from_pretrained(model, adapter)
         except Exception as error:  # PEFT, safetensors and torch each have their own
             raise cannot_load(str(adapter), error) from error
+    if plain:
+        return model.eval(), tokenizer
+    from fasttune.models.unsloth import FastLanguageModel
+
     with quiet():
         FastLanguageModel.for_inference(model)
     return model, tokenizer
