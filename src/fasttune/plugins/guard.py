@@ -22,7 +22,7 @@ from fasttune.quiet import prints_to_stderr
 
 SECONDS = 5.0
 """What a plugin may take for one row or one answer."""
-LOADING = 30.0
+LOADING = 60.0
 """What it may take to be imported or to answer a hook: some import torch, on a busy machine."""
 TICK = 0.25
 """Seconds between two looks at the clock."""
