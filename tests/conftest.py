@@ -20,6 +20,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each
+# tests/training/test_train.py: no file of a run holds them.
+os.environ["HF_TOKEN"] = "hf_SecretOfTheHub"
+os.environ["WANDB_API_KEY"] = "SecretOfWandb"
 # A person's own plugins and cached rows must not change what the tests see, nor tests their cache.
 os.environ["FASTTUNE_CACHE"] = tempfile.mkdtemp(prefix="fasttune-tests-")
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="fasttune-tests-")

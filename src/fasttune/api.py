@@ -134,7 +134,7 @@ def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
     from fasttune.planning.shape import read_shape
 
     config = job if isinstance(job, RunConfig) else job.config
-    device = find_device(gpu) if gpu else with_figures(machine.this_device())
+    device = find_device(gpu) if gpu is not None else with_figures(machine.this_device())
     name = config.model.name or (CUDA_DEFAULT if device.kind == "cuda" else DEMO_MODEL)
     shape = read_shape(name)
     lengths = None if isinstance(job, RunConfig) else _lengths(job, name)

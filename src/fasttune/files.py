@@ -121,6 +121,32 @@ def replace_folder(new: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def require_free(target: Path, option: str, force: bool) -> None:
+    """Refuse to write a file over what is there.
+
+    Args:
+        option: what the file was given with, as "--output".
+        force: a regular file may be replaced.
+
+    Raises:
+        FasttuneError: there is something; or `target` is empty.
+    """
+    if not target.name:
+        raise FasttuneError("this is no name of a file", f"{option} {target}", "give a file")
+    if target.exists() and not target.is_file():
+        raise FasttuneError(
+            "this is no file that could be replaced", f"{option} {target}", "choose another name"
+        )
+    if target.exists() and not force:
+        raise FasttuneError(
+            "the file exists", f"{option} {target}", "choose another, or replace it with --force"
+        )
+    if not force and target.parent.exists() and not target.parent.is_dir():
+        raise FasttuneError(
+            "there can be no such file", f"{option} {target}", f"{target.parent} is no folder"
+        )
+
+
 def write_text(target: Path, text: str) -> None:
     """Write UTF-8 text atomically, and have it on the disk before it has its name."""
     with atomic_path(target) as temporary:

@@ -7,19 +7,23 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any
 
 from fasttune.errors import FasttuneError
 
 log = logging.getLogger(__name__)
+
+STDOUT = "standard output"
+"""What an OSError calls it."""
 
 CHATTER = ("Unsloth: Will smartly offload", "Unsloth: Double buffering enabled")
 """What Unsloth prints in every training with offloaded checkpointing."""
 
 
 def prepare_streams() -> None:
-    """Make the standard streams take whatever is printed: characters that their encoding lacks are
+    """Make the standard streams take whatever comes: characters that their encoding lacks are
     replaced, and a stream that was closed before the start is /dev/null.
 
     A descriptor that is closed would be given to the next file that is opened, and libraries would
@@ -34,8 +38,25 @@ def prepare_streams() -> None:
                 os.close(descriptor)
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
-        elif number and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if name == "stderr" else "replace")
+    if isinstance(sys.stdout, io.TextIOWrapper) and "write" not in vars(sys.stdout):
+        for method in ("write", "flush"):
+            setattr(sys.stdout, method, _naming(getattr(sys.stdout, method)))
+
+
+def _naming(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of standard output whose errors name it: the system names no file when one that is
+    open cannot be written to."""
+
+    def named(*arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except OSError as error:
+            error.filename = STDOUT
+            raise
+
+    return named
 
 
 def drop_output() -> None:

@@ -262,7 +262,9 @@ class Run:
             raise FasttuneError(
                 f"run '{self.name}' has no adapter; its status is {self.manifest['status']}",
                 str(self.folder),
-                f"finish it: fasttune run --resume {self.folder}",
+                "train it anew: it was finished, and its adapter is gone"
+                if self.manifest["status"] == "done"
+                else f"finish it: fasttune run --resume {self.folder}",
             )
         check_seal(
             self.adapter,

@@ -308,6 +308,299 @@ PLUGINS += [
     ),
 ]
 
+DATA: list[Case] = [
+    (f"data: {name}", {file: content}, f"{command} {file}", 2, (file, *holds))
+    for command in ("data --model model",)
+    for name, file, content, *holds in [
+        ("an empty file", "e.jsonl", "", "there are no rows"),
+        ("blank lines", "e.jsonl", "\n\n \n", "there are no rows"),
+        ("no JSON", "e.jsonl", "hello\n", "no row can be used", "row 1: is not JSON"),
+        ("half a line", "e.jsonl", jsonl(good()) + '{"instruction": ', "row 2: is not JSON"),
+        ("a list for a row", "e.jsonl", jsonl(good(), [1]), "row 2: is a list, not an object"),
+        ("a number for a row", "e.jsonl", jsonl(good(), 3), "row 2: is a number"),
+        ("null for a row", "e.jsonl", jsonl(good(), None), "row 2: is null"),
+        ("a key twice", "e.jsonl", jsonl(good(), '{"output": "a", "output": "b"}'), "twice"),
+        ("a key twice, inside", "e.jsonl", jsonl(good(), '{"a": {"b": 1, "b": 2}}'), "twice"),
+        ("a NUL", "e.jsonl", jsonl(good(), good(output="a\0b")), "row 2, output: holds a NUL"),
+        ("a NUL elsewhere", "e.jsonl", jsonl(good(), good(note="a\0")), "row 2, note: holds a NUL"),
+        ("half a surrogate pair", "e.jsonl", jsonl(good(), good(output="\ud800")), "surrogate"),
+        (
+            "that elsewhere",
+            "e.jsonl",
+            jsonl(good(), good(note="\ud800")),
+            "row 2, note: holds half",
+        ),
+        ("that in a name", "e.jsonl", jsonl(good(), {**good(), "\ud800": "x"}), "row 2: the name"),
+        (
+            "the end of text",
+            "e.jsonl",
+            jsonl(good(), good(output="<|endoftext|>")),
+            "row 2, output",
+        ),
+        ("it in all rows", "e.jsonl", jsonl(good(output="<|endoftext|>")), "no row can be used"),
+        ("a tag", "e.jsonl", jsonl(good(), good(input="<|response|>yes")), "row 2, input", "tag"),
+        ("an empty output", "e.jsonl", jsonl(good(), good(output=" ")), "row 2, output: is empty"),
+        (
+            "no output",
+            "e.jsonl",
+            jsonl({"instruction": "a", "reasoning": "b"}),
+            "no column 'output'",
+        ),
+        ("a number as text", "e.jsonl", jsonl(good(), good(output=3)), "output: is a number"),
+        ("10,000 brackets", "e.jsonl", jsonl(good(), "[" * 10000), "row 2: is not JSON"),
+        ("no UTF-8", "e.jsonl", b'{"instruction": "\xff"}\n', "row 1: is not UTF-8"),
+        ("UTF-16", "e.jsonl", jsonl(good()).encode("utf-16"), "row 1"),
+        ("JSON: a lone object", "e.json", '{"a": 1}', "there is no list of rows"),
+        ("JSON: cut", "e.json", "[{", "the file is not JSON"),
+        ("JSON: lines", "e.json", jsonl(good(), good()), "name it .jsonl"),
+        ("JSON: no UTF-8", "e.json", b"[\xff]", "not UTF-8"),
+        ("JSON: a key twice", "e.json", '[{"output": "a", "output": "b"}]', "twice"),
+        ("JSON: a number of 5,000 digits", "e.json", f"[{'9' * 5000}]", "not JSON"),
+        ("CSV: a column twice", "e.csv", "instruction,instruction\na,b\n", "names a column twice"),
+        ("CSV: only a header", "e.csv", "instruction,output\n", "there are no rows"),
+        ("CSV: a cell too many", "e.csv", "instruction,output\na,b\na,b,c\n", "row 3: has 3 cells"),
+        ("CSV: an open quote", "e.csv", 'instruction,output\na,b\n"a,b\n', "row 3: is not CSV"),
+        ("CSV: a NUL", "e.csv", "instruction,output\na,b\na,\0\n", "row 3"),
+        ("Parquet: a text", "e.parquet", "hello", "the file is not Parquet"),
+        ("Parquet: empty", "e.parquet", b"", "the file is not Parquet"),
+        ("Parquet: its mark alone", "e.parquet", b"PAR1PAR1", "the file is not Parquet"),
+        ("no format known", "e.xlsx", "hello", "cannot tell the format"),
+        ("no ending", "rows", "hello", "cannot tell the format"),
+        ("a folder of anything", "folder/x.txt", "hello", "cannot tell the format"),
+    ]
+] + [
+    ("data: an empty name", {}, "data ''", 2, ("where: FILE ''", "not empty")),
+    ("data: no such file", {}, "data none.jsonl", 2, ("no such file", "none.jsonl")),
+    ("data: nearly a file", {}, "data row.jsonl", 2, ("did you mean rows.jsonl",)),
+    ("data: no such folder", {}, "data none/rows.jsonl", 2, ("there is no folder none",)),
+    ("data: a folder of text", {"folder/x.txt": ""}, "data folder", 2, ("holds no data set",)),
+    ("data: a pipe", {"pipe.jsonl": os.mkfifo}, "data pipe.jsonl", 2, ("a pipe or a device",)),
+    ("data: a device", {}, "data /dev/zero", 2, ("a pipe or a device",)),
+    ("data: stdin", {}, "data -", 2, ("write them to a file first",)),
+    ("data: a name of 5,000 letters", {}, f"data {'x' * 5000}.jsonl", 2, ("too long",)),
+    ("data: only the Hub", {}, "data owner/none", 2, ("'owner/none' is no file here",)),
+    ("data: no column to map", {}, "data rows.jsonl --map output=out", 2, ("no column 'out'",)),
+    ("data: a map of nothing", {}, "data rows.jsonl --map output", 2, ("write OURS=THEIRS",)),
+    (
+        "data: mapped twice",
+        {},
+        "data rows.jsonl --map output=input --map output=output",
+        2,
+        ("mapped twice",),
+    ),
+    (
+        "data: mapped away",
+        {},
+        "data rows.jsonl --map instruction=output",
+        2,
+        ("no column 'output' is left: it is mapped to 'instruction'",),
+    ),
+    ("data: --max-length -5", {}, "data rows.jsonl --max-length -5", 2, ("--max-length -5",)),
+    ("data: --max-length 1e9", {}, f"data rows.jsonl --max-length {10**12}", 2, ("--max-length",)),
+    ("data: --eval-fraction 1", {}, "data rows.jsonl --eval-fraction 1", 2, ("eval-fraction 1",)),
+    ("data: --eval-fraction nan", {}, "data rows.jsonl --eval-fraction nan", 2, ("below 1",)),
+    ("data: no such template", {}, "data rows.jsonl --template alpca", 2, ("mean 'alpaca'",)),
+    ("data: no such model", {}, "data rows.jsonl --model ./none", 2, ("./none", "no such model")),
+    ("data: no name of a model", {}, "data rows.jsonl --model ''", 2, ("an empty name",)),
+    ("data: a model that is a file", {}, "data rows.jsonl --model rows.jsonl", 2, ("rows.jsonl",)),
+    ("data: a model elsewhere", {}, "data rows.jsonl --model owner/none", 2, ("owner/none",)),
+    ("data: a folder, no model", {"m/x": ""}, "data rows.jsonl --model m", 2, ("no config.json",)),
+    (
+        "run refuses the end of text as data does",
+        {"e.jsonl": jsonl(good(), good(output="<|endoftext|>"))},
+        "run -d e.jsonl -m model --dry-run data.eval_fraction=0",
+        2,
+        ("1 of 2 training rows hold the text <|endoftext|>",),
+    ),
+    (
+        "run refuses a key twice as data does",
+        {"e.jsonl": jsonl(good(), '{"output": "a", "output": "b"}')},
+        "run -d e.jsonl -m model --dry-run",
+        2,
+        ("row 2: is not JSON", "twice"),
+    ),
+    (
+        "run refuses a NUL as data does",
+        {"e.jsonl": jsonl(good(), good(output="a\0b"))},
+        "run -d e.jsonl -m model --dry-run",
+        2,
+        ("row 2, output: holds a NUL",),
+    ),
+    ("run: no such model", {}, "run -d rows.jsonl -m ./none", 2, ("./none", "check the path")),
+    ("run: no such rows", {}, "run -d none.jsonl", 2, ("none.jsonl",)),
+    ("run: resume of nothing", {}, "run --resume none", 2, ("there is no run 'none'",)),
+    ("run: resume of what is done", {}, "run --resume old", 2, ("run 'old' is done",)),
+]
+
+PREVIEW: list[Case] = [
+    (f"preview {words}", {}, f"preview -t alpaca --data rows.jsonl {words}", 2, tuple(holds))
+    for words, *holds in [
+        ("--rows -1", "--rows -1"),
+        ("--rows 0", "--rows 0"),
+        ("--row 0", "--row 0"),
+        ("--row 21 --model model", "give a row from 1 to 20"),
+        ("--max-length -5", "--max-length -5"),
+        ("--html rows.jsonl", "the file exists", "--force"),
+        ("--html .", "--html ."),
+        ("--html rows.jsonl/x.html", "rows.jsonl is no folder"),
+        ("--html x.html --json", "exclude each other"),
+        ("--data ''", "no name of a file"),
+        ("-t none", "no template is called 'none'"),
+        ("--model ./none", "./none"),
+        ("--map instruction", "write OURS=THEIRS"),
+    ]
+]
+
+ANSWERS: list[Case] = [
+    (f"{words}"[:70], {}, words, 2, tuple(holds))
+    for words, *holds in [
+        ("generate old", "give an instruction or --file"),
+        ("generate old x --file rows.jsonl", "give an instruction or --file"),
+        ("generate none x", "there is no run 'none'"),
+        ("generate ./none x", "there is no run './none'"),
+        ("generate '' x", "there is no run ''"),
+        ("generate owner/none x", "owner/none"),
+        ("generate model x -t none", "no template is called 'none'"),
+        ("generate old x -t alpaca", "trained with the template 'reasoning'"),
+        ("generate model x --temperature inf", "where: --temperature inf"),
+        ("generate model x --temperature nan", "where: --temperature nan"),
+        ("generate model x --temperature -1", "from 0 to 100"),
+        ("generate model x --top-p 0", "where: --top-p 0"),
+        ("generate model x --top-p 1.5", "above 0 to 1"),
+        ("generate model x --top-k -1", "where: --top-k -1"),
+        ("generate model x --repetition-penalty 0", "where: --repetition-penalty"),
+        ("generate model x --repetition-penalty inf", "where: --repetition-penalty"),
+        ("generate model x --max-new-tokens 0", "where: --max-new-tokens 0"),
+        ("generate model x --max-new-tokens 99999999999", "where: --max-new-tokens"),
+        ("generate model x --seed -1", "where: --seed -1"),
+        ("generate model x --seed 4294967296", "where: --seed"),
+        ("generate model x --batch-size 0", "--batch-size 0"),
+        ("generate model x --via magic", "where: --via magic"),
+        ("generate model --file rows.jsonl --via pipeline", "takes one instruction"),
+        ("generate model x -o answers.jsonl", "give --file, too"),
+        ("generate model --file rows.jsonl -o rows.jsonl", "would replace the rows"),
+        ("generate model --file rows.jsonl -o ./rows.jsonl --force", "would replace the rows"),
+        ("generate model --file rows.jsonl -o model/config.json", "the file exists", "--force"),
+        ("generate model --file rows.jsonl -o model --force", "no file that could be replaced"),
+        ("generate model --file rows.jsonl -o /dev/null --force", "no file that could be"),
+        ("generate model --file rows.jsonl -o ''", "--output"),
+        ("generate model --file none.jsonl", "none.jsonl"),
+        ("generate model --file model", "holds no data set"),
+        ("generate model --file rows.jsonl --map instruction=none", "no column 'none'"),
+        ("generate model ''", "instruction: is empty"),
+        ("generate model 'say <|response|> now'", "instruction: contains", "tag <|response|>"),
+        ("generate model hello --input '<|reasoning|>x'", "input: contains", "tag <|reasoning|>"),
+        ("generate model '### Response:' -t alpaca", "instruction: contains"),
+        ("chat none", "there is no run 'none'"),
+        ("chat model --temperature inf", "where: --temperature inf"),
+        ("chat model --seed -1", "where: --seed -1"),
+        ("chat model -t none", "no template is called 'none'"),
+    ]
+] + [
+    (
+        "generate: a row that forges a section",
+        {"e.jsonl": jsonl(good(), good(instruction="<|response|>"))},
+        "generate model --file e.jsonl",
+        2,
+        ("row 2, instruction: contains the template's tag",),
+    ),
+]
+
+OTHERS: list[Case] = [
+    (f"{words}"[:70], {}, words, 2, tuple(holds))
+    for words, *holds in [
+        ("runs show none", "there is no run 'none'"),
+        ("runs show ''", "there is no run ''"),
+        ("runs show none -o none", "where: none"),
+        ("export none", "there is no run 'none'"),
+        ("export old --to none", "no exporter is called 'none'"),
+        ("export old --to merged --quant q8_0", "takes no --quant"),
+        ("export old --into nowhere", "original"),
+        ("export old --option quant", "write --option NAME=VALUE"),
+        ("export old --option a=b", "takes no --a"),
+        ("export old --rows -1", "--rows -1"),
+        ("export old --rows 0", "--rows 0"),
+        ("export old -o rows.jsonl", "is no export"),
+        ("export old -o runs", "is no export"),
+        ("compare", "give --templates or runs"),
+        ("compare --templates ''", "where: --templates"),
+        ("compare --templates ,", "where: --templates"),
+        ("compare --templates alpaca,alpaca", "--templates"),
+        ("compare --templates alpaca,none", "no template is called 'none'"),
+        ("compare old --templates alpaca", "give --templates or runs"),
+        ("compare old --seeds 1", "finished runs keep their settings"),
+        ("compare none", "there is no run 'none'"),
+        ("compare --templates alpaca --seeds -1", "where: --seeds -1"),
+        ("compare --templates alpaca --seeds 4294967296", "where: --seeds"),
+        ("compare --templates alpaca --seeds one", "where: --seeds one"),
+        ("compare --templates alpaca --seeds ''", "where: --seeds"),
+        ("compare --templates alpaca --seeds 1,1 -d rows.jsonl", "--seeds"),
+        ("compare --templates alpaca --rows -1", "--rows -1"),
+        ("compare --templates alpaca --max-new-tokens 0", "--max-new-tokens 0"),
+        ("compare --templates alpaca --batch-size 99999999999", "--batch-size"),
+        ("bench --arms plian", "did you mean 'plain'"),
+        ("bench --arms ''", "where: --arms"),
+        ("bench --rows 0", "--rows 0"),
+        ("bench --block -1", "--block -1"),
+        ("bench -d none.jsonl", "none.jsonl"),
+        ("plan --gpu none", "no GPU is called 'none'"),
+        ("plan --gpu ''", "no GPU is called ''"),
+        ("plan --gpu=-5GB", "no GPU is called '-5GB'"),
+        ("plan --gpu 0GB", "no GPU is called '0GB'"),
+        ("plan --gpu nanGB", "no GPU is called 'nanGB'"),
+        ("plan --gpu t4 -m ./none", "./none"),
+        ("plan --gpu t4 -t none", "no template is called 'none'"),
+        ("plan --gpu t4 -t ''", "where: --template"),
+        ("plan --gpu t4 -d ''", "where: --data"),
+        ("plan --gpu t4 train.batch_size=100000", "the run needs"),
+        ("templates show none", "no template is called 'none'"),
+        ("templates show ''", "no template is called ''"),
+        ("templates check none", "no template is called 'none'"),
+        ("templates check none.py", "no such plugin file"),
+        ("templates check alpaca --data none.jsonl --model model", "none.jsonl"),
+        ("templates check alpaca --model ./none", "./none"),
+        ("templates check alpaca --map instruction=input", "give --data, too"),
+        ("templates check alpaca --data rows.jsonl --model model --map output=x", "no column 'x'"),
+        ("templates new ../../x", "is no name for a template"),
+        ("templates new ''", "is no name for a template"),
+        ("templates new .hidden", "is no name for a template"),
+        ("templates new alpaca", "the name 'alpaca' is taken"),
+        ("templates new a -o rows.jsonl", "rows.jsonl"),
+        ("templates list --plugins-dir", "--plugins-dir"),
+        ("templates list --plugins-dir rows.jsonl", "--plugins-dir: rows.jsonl"),
+    ]
+] + [
+    (
+        "templates new: it exists",
+        {"plugins/mine.py": ""},
+        "templates new mine",
+        2,
+        ("mine.py", "--force"),
+    ),
+    (
+        "plan: config.json is cut",
+        {"m/config.json": "{"},
+        "plan -m m --gpu t4",
+        2,
+        ("m/config.json",),
+    ),
+    (
+        "plan: config.json is a list",
+        {"m/config.json": "[]"},
+        "plan -m m --gpu t4",
+        2,
+        ("m/config",),
+    ),
+    ("plan: config.json is empty", {"m/config.json": "{}"}, "plan -m m --gpu t4", 2, ("where: m",)),
+    (
+        "plan: nonsense in config.json",
+        {"m/config.json": '{"model_type": "phi", "hidden_size": "x"}'},
+        "plan -m m --gpu t4",
+        2,
+        ("where: m",),
+    ),
+]
+
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
@@ -347,7 +640,7 @@ def lay(ground: Path, files: Files, command: str, request: pytest.FixtureRequest
     """Write what a case needs."""
     write_rows(ground / "rows.jsonl", rows(20))
     words = shlex.split(command)
-    if "model" in words:
+    if {"model", "model/config.json"} & {*words}:
         (ground / "model").symlink_to(request.getfixturevalue("model"))
     if {"last", "old", "runs/old"} & {*words}:
         shutil.copytree(Path(__file__).parents[1] / "old_run", ground / "runs" / "old")
@@ -387,7 +680,10 @@ def require_clean(err: str) -> None:
         assert word not in err, err
 
 
-TABLE = [*MISUSE, *SETTINGS, *CONFIGS, *RUNS, *CHECKPOINTS, *ADAPTERS, *MODELS, *PLUGINS]
+TABLE = [
+    *MISUSE, *SETTINGS, *CONFIGS, *RUNS, *CHECKPOINTS, *ADAPTERS, *MODELS, *PLUGINS, *DATA,
+    *PREVIEW, *ANSWERS, *OTHERS,
+]  # fmt: skip
 
 
 def test_every_case_has_a_name_of_its_own():

@@ -213,6 +213,15 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert not list(finished.folder.glob(".*"))  # nothing half written is left behind
 
 
+def test_no_secret_of_the_environment_is_in_a_file_of_the_run(finished):
+    files = [file for file in finished.folder.rglob("*") if file.is_file()]
+    assert len(files) > 8
+    for file in files:
+        content = file.read_bytes()
+        for name in ("HF_TOKEN", "WANDB_API_KEY"):
+            assert os.environ[name].encode() not in content, file
+
+
 def test_the_manifest_holds_what_was_decided(finished):
     assert finished.manifest["choices"] == {
         "kind": "cpu",

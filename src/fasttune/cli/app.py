@@ -19,7 +19,7 @@ from fasttune import __version__, api
 from fasttune.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
 from fasttune.logs import show
 from fasttune.plugins.trust import printable
-from fasttune.quiet import drop_output, prepare_streams
+from fasttune.quiet import STDOUT, drop_output, prepare_streams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,8 +133,8 @@ def main(arguments: list[str] | None = None) -> None:
     SIGTERM."""
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    arguments = _global_first(sys.argv[1:] if arguments is None else arguments)
     prepare_streams()
+    arguments = _global_first(sys.argv[1:] if arguments is None else arguments)
     show_traceback = "--traceback" in arguments
     command = " ".join(["fasttune", *arguments])
     try:
@@ -143,7 +143,8 @@ def main(arguments: list[str] | None = None) -> None:
     except FasttuneError as error:
         if show_traceback:
             raise
-        status = _complain(error.message, error.where or command, error.hint)
+        complain(error, command)
+        status = EXIT_BAD_INPUT
     except TyperException as error:
         status = _complain(*_misused(error, arguments))
     except (KeyboardInterrupt, Abort):
@@ -162,9 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _failed(error: OSError, command: str) -> int:
     """Tell what the operating system refused: standard output, or a file."""
     said = error.strerror or str(error)
-    try:
-        sys.stdout.flush()
-    except OSError:
+    if error.filename == STDOUT:
         drop_output()
         _complain("cannot write to standard output", said, "send it where there is room for it")
         return EXIT_FAILURE
@@ -202,7 +201,8 @@ def _misused(error: TyperException, arguments: list[str]) -> tuple[str, str, str
 
 def _global_first(arguments: list[str]) -> list[str]:
     """Move the global options to the front: people write them after the command as well."""
-    rest = list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    rest, words = arguments[:end], arguments[end:]
     front = []
     flags = ("--traceback", "--quiet", "-q", "--verbose", "-v", "--trust-plugins")
     for option, values in (
@@ -214,11 +214,18 @@ def _global_first(arguments: list[str]) -> list[str]:
         while at < len(rest):
             if rest[at] == option or rest[at].startswith(f"{option}="):
                 taken = 1 + values * (rest[at] == option)
+                if at + taken > len(rest):  # left behind it would take the command for its value
+                    return rest[at:]
                 front += rest[at : at + taken]
                 del rest[at : at + taken]
             else:
                 at += 1
-    return front + rest
+    return front + rest + words
+
+
+def complain(error: FasttuneError, command: str = "the command") -> None:
+    """Tell an error in its three lines on standard error."""
+    _complain(error.message, error.where or command, error.hint)
 
 
 def _complain(message: str, where: str, hint: str) -> int:

@@ -28,10 +28,14 @@ def bench(
     columns: Columns = None,
     config: Config = None,
     model: Model = None,
-    rows: Annotated[int, typer.Option(min=1, help="Take the first rows, this many.")] = 128,
+    rows: Annotated[
+        int, typer.Option(min=1, max=10**6, help="Take the first rows, this many.")
+    ] = 128,
     block: Annotated[
         int,
-        typer.Option(min=1, help="Steps an arm takes at a time; the first block warms up."),
+        typer.Option(
+            min=1, max=10**6, help="Steps an arm takes at a time; the first block warms up."
+        ),
     ] = 4,
     arms: Annotated[str, typer.Option(help="What to measure, some of these.")] = ARMS,
     notebook_checkpointing: Annotated[

@@ -47,12 +47,15 @@ def compare(
         bool, typer.Option(help="Measure the untuned model under every format as well.")
     ] = True,
     rows: Annotated[
-        int, typer.Option(min=0, help="Held-out rows to answer, at equal distances; 0: all.")
+        int,
+        typer.Option(min=0, max=10**6, help="Held-out rows to answer, at equal distances; 0: all."),
     ] = 200,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Where an answer that does not stop is cut off.")
+        int, typer.Option(min=1, max=10**6, help="Where an answer that does not stop is cut off.")
     ] = 160,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at a time.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=10**6, help="Rows answered at a time.")
+    ] = 32,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -72,7 +75,7 @@ def compare(
     if bool(runs) == (templates is not None):
         raise FasttuneError(
             "give --templates or runs, one of them",
-            "",
+            "fasttune compare",
             "fasttune compare --templates alpaca,reasoning, or fasttune compare RUN RUN",
         )
     if runs:
@@ -85,11 +88,15 @@ def compare(
             )
     named = [api.open_run(name) for name in runs]
     names = [word.strip() for word in (templates or "").split(",") if word.strip()]
+    if not named and not names:
+        raise FasttuneError(
+            "no template is given", f"--templates {templates!r}", "as --templates alpaca,reasoning"
+        )
     try:
         comparison = api.compare(
             named or names,
             api.load_config(config, overrides(data, columns, model, settings)),
-            seeds=_numbers(seeds) if seeds else None,
+            seeds=None if seeds is None else _numbers(seeds),
             budget=budget,
             include_base=include_base,
             rows=rows,
@@ -117,7 +124,9 @@ def _numbers(seeds: str) -> list[int]:
         numbers = [-1]
     if not all(0 <= number < 2**32 for number in numbers):
         raise FasttuneError(
-            f"--seeds is '{seeds}'", "", "it takes whole numbers from 0 to 4294967295, as 1,2,3"
+            f"--seeds is '{seeds}'",
+            f"--seeds {seeds}",
+            "it takes whole numbers from 0 to 4294967295, as 1,2,3",
         )
     return numbers
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fasttune.cli.app import app, console, plugins, print_json
-from fasttune.errors import EXIT_BAD_INPUT
+from fasttune.errors import FasttuneError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -55,7 +55,9 @@ def data(
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a saved or a Hub data set.")] = "train",
-    max_length: Annotated[int, typer.Option(min=1, help="Tokens a row may have.")] = 1024,
+    max_length: Annotated[
+        int, typer.Option(min=1, max=10**7, help="Tokens a row may have.")
+    ] = 1024,
     eval_fraction: Annotated[float, typer.Option(help="Share of rows kept for evaluation.")] = 0.05,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -65,6 +67,7 @@ def data(
     """
     from fasttune.config import Override, load_config
     from fasttune.data.load import load, load_divided, parse_columns, shipped
+    from fasttune.data.sources import Finding
     from fasttune.inspection.survey import default_template, survey
     from fasttune.models.tokenizer import load_tokenizer
 
@@ -72,24 +75,31 @@ def data(
     columns = parse_columns(mapping or [])
     config = load_config(
         overrides=[
-            Override("data.train", source, "FILE"),
+            Override("data.train", source, f"FILE {source!r}"),
             Override("data.columns", columns, "--map"),
             Override("data.eval_fraction", eval_fraction, f"--eval-fraction {eval_fraction}"),
         ]
     ).data
     if template is None:
-        rows = load(source or shipped("train"), columns=columns, split=split).rows
+        rows = load(
+            shipped("train") if source is None else source, columns=columns, split=split
+        ).rows
         template = default_template(rows)
     chosen = found.template(template)
     divided = load_divided(config, chosen, split=split)
     figures = survey(divided, chosen, load_tokenizer(model), max_length, eval_fraction)
-    loaded = divided.sources[0]
+    findings = [Finding(**problem) for problem in figures.problems]
     if as_json:
         print_json(figures.as_dict())
     else:
-        _show(console(), figures, loaded.findings)
-    if loaded.bad_rows:
-        raise typer.Exit(EXIT_BAD_INPUT)
+        _show(console(), figures, findings)
+    if figures.bad_rows:
+        first = next(finding for finding in findings if finding.fatal)
+        raise FasttuneError(
+            f"{figures.bad_rows} of {figures.good_rows + figures.bad_rows} rows cannot be used",
+            f"{figures.source}, the first: {first}",
+            "put them right, or leave them out of a run with data.skip_bad_rows=true",
+        )
 
 
 def _show(out: Console, figures: Survey, findings: list[Finding]) -> None:
@@ -162,7 +172,7 @@ def _bars(out: Console, histogram: list[Bin]) -> RenderableType:
 
     table = _table("tokens", "rows", "", right=("tokens", "rows"))
     most = max(bin.rows for bin in histogram)
-    width = min(60, out.width - 24)
+    width = max(1, min(60, out.width - 24))
     for bin in histogram:
         bar: RenderableType = "#" * math.ceil(bin.rows / most * width)
         if out.is_terminal and not out.options.ascii_only:

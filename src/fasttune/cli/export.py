@@ -43,7 +43,7 @@ def export(
         list[str] | None,
         typer.Option("--option", help="Another option of the form, as NAME=VALUE."),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Held-out rows to verify with.")] = 8,
+    rows: Annotated[int, typer.Option(min=1, max=10**6, help="Held-out rows to verify with.")] = 8,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not hold the export against the run.")
     ] = False,

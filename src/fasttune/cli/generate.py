@@ -6,16 +6,19 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fasttune import api
-from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.app import app, complain, console, json_text, plugins, print_json
+from fasttune.data.check import require_prompt
 from fasttune.errors import FasttuneError
+from fasttune.files import require_free
+from fasttune.sampling import Sampling
 
 if TYPE_CHECKING:
-    from fasttune.generation.generator import Generator, Sampling
+    from fasttune.generation.generator import Generator
     from fasttune.plugins.metric import Answer
     from fasttune.plugins.template import Row
 
@@ -40,6 +43,13 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Go on although the template renders otherwise than in the run."),
 ]
+ForceOutput = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Replace --output; go on although the template renders otherwise than in the run.",
+    ),
+]
 
 
 @app.command()
@@ -62,7 +72,9 @@ def generate(
     columns: Annotated[
         list[str] | None, typer.Option("--map", help="Column mapping for --file.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of --file in one batch.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=10**6, help="Rows of --file in one batch.")
+    ] = 32,
     max_new_tokens: Tokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -77,36 +89,39 @@ def generate(
         str, typer.Option(help="'model', or 'pipeline': transformers' own, which must agree.")
     ] = "model",
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
-    force: Force = False,
+    force: ForceOutput = False,
 ) -> None:
     """Prompt a tuned model with the tokens it was trained on."""
     if (instruction is None) == (file is None):
         raise FasttuneError(
             "give an instruction or --file, one of them",
-            "",
+            f"fasttune generate {run}",
             'fasttune generate last "Your question"',
         )
     if via not in ("model", "pipeline"):
-        raise FasttuneError(f"--via is '{via}'", "", "it takes model or pipeline")
+        raise FasttuneError(f"--via is '{via}'", f"--via {via}", "it takes model or pipeline")
     if via == "pipeline" and (file is not None or stop_loops):
         raise FasttuneError(
             "--via pipeline takes one instruction, and no --stop-loops",
             "--file" if file is not None else "--stop-loops",
             "leave one of them out",
         )
-    source = api.find(run, template, system, plugins(context), force)
-    from fasttune.data.load import parse_columns
-
-    rows = source.read(file, parse_columns(columns or [])) if file is not None else ()
-    generator, sampling = _load(
-        source,
+    if output is not None:
+        _require_output(output, file, force)
+    sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
         repetition_penalty=repetition_penalty, seed=seed, stop_loops=stop_loops,
     )  # fmt: skip
+    source = api.find(run, template, system, plugins(context), force)
     if file is not None:
-        _answer_file(generator, rows, sampling, batch_size, output)
+        from fasttune.data.load import parse_columns
+
+        rows = source.read(file, parse_columns(columns or []))
+        _answer_file(source.load(), rows, sampling, batch_size, output)
         return
     row = {"instruction": instruction or "", "input": input_}
+    require_prompt(row, source.template, source.system)
+    generator = source.load()
     if via == "pipeline":
         from fasttune.generation.generator import compare_with_pipeline
 
@@ -146,11 +161,11 @@ def chat(
 
     /input TEXT sets the context for the next question, /quit or Ctrl-D ends.
     """
-    generator, sampling = _load(
-        api.find(run, template, system, plugins(context), force),
+    sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
         repetition_penalty=repetition_penalty, seed=seed, stop_loops=stop_loops,
     )  # fmt: skip
+    generator = api.find(run, template, system, plugins(context), force).load()
     interactive = sys.stdin.isatty()
     if interactive:
         print("every question is a fresh prompt; /input TEXT adds a context, /quit ends")
@@ -173,15 +188,23 @@ def chat(
             except KeyboardInterrupt:
                 print("\n[interrupted]")
                 continue
+            except FasttuneError as error:
+                complain(error)
+                continue
             print(f"\n[{answer.stop}, {answer.tokens} tokens]")
             pending = ""
 
 
-def _load(source: api.Source, **sampling: Any) -> tuple[Generator, Sampling]:
-    from fasttune.generation.generator import Sampling
-
-    chosen = Sampling(**sampling)  # a wrong value is told before the model is loaded
-    return source.load(), chosen
+def _require_output(output: Path, file: Path | None, force: bool) -> None:
+    if file is None:
+        raise FasttuneError(
+            "--output takes the answers to a file of rows", f"--output {output}", "give --file, too"
+        )
+    if output.exists() and file.exists() and output.samefile(file):
+        raise FasttuneError(
+            "the answers would replace the rows", f"--output {output}", "choose another file"
+        )
+    require_free(output, "--output", force)
 
 
 def _answer_file(
@@ -207,7 +230,11 @@ def _answer_file(
         report = _print_progress(len(rows)) if output is not None else lambda done: None
         answers = generator.answers(rows, sampling, batch_size, report)
         for row, answer in zip(rows, answers, strict=True):
-            print(json.dumps({**row, "answer": as_dict(answer)}, ensure_ascii=False), file=target)
+            line = {**row, "answer": as_dict(answer)}
+            if output is None:
+                print(json_text(line))
+            else:
+                print(json.dumps(line, ensure_ascii=False), file=target)
 
 
 def _print_progress(total: int) -> Callable[[int], None]:

@@ -57,7 +57,7 @@ def plan(
 
     chosen = overrides(data, columns, model, settings or [], template=template)
     resolved = api.load_config(config, chosen)
-    if gpu and resolved.model.name is None:
+    if gpu is not None and resolved.model.name is None:
         resolved = replace(resolved, model=replace(resolved.model, name=CUDA_DEFAULT))
     counted = template is not None or resolved.data.train is not None
     job = api.prepare(resolved, plugins(context, config)) if counted else resolved

@@ -118,6 +118,10 @@ def check(
     data: Annotated[
         str | None, typer.Option(help="Check it on these rows, too.", show_default=False)
     ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="OURS=THEIRS", help="Rename a column of --data."),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="Whose tokenizer; without it the default's.", show_default=False),
@@ -125,9 +129,15 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check that a template keeps its contract; exit status 1 if it does not."""
+    from fasttune.data.load import parse_columns
     from fasttune.inspection.contract import check_template, failed
     from fasttune.models.tokenizer import load_tokenizer
 
+    mapping = parse_columns(columns or [])
+    if mapping and data is None:
+        raise FasttuneError(
+            "--map renames columns of rows", f"--map {' '.join(columns or [])}", "give --data, too"
+        )
     if template.endswith(".py"):
         loaded = load_plugin(Path(template))
         names = list(loaded.templates)
@@ -142,7 +152,7 @@ def check(
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # its remarks on long rows are about using a model
-    checked = {t.name: check_template(t, tokenizer, data) for t in templates}
+    checked = {t.name: check_template(t, tokenizer, data, mapping) for t in templates}
     if as_json:
         print_json(
             [

@@ -104,6 +104,8 @@ def plan_templates(
             "train.early_stopping",
             "leave it out",
         )
+    for name in templates:
+        plugins.template(name)  # before rows are read
     bare = replace(config, samples=replace(config.samples, count=0))
     jobs = [prepare(replace(bare, template=name), plugins) for name in templates]
     import fasttune.models.unsloth  # noqa: F401  before transformers' tokenizers

@@ -51,7 +51,14 @@ def require_columns(
                 f"no column '{theirs}' to take '{ours}' from", source, did_you_mean(theirs, names)
             )
     for column in required:
-        if column not in columns and (column not in names or column in columns.values()):
+        if column not in columns and column in columns.values():
+            taken = next(ours for ours, theirs in columns.items() if theirs == column)
+            raise FasttuneError(
+                f"no column '{column}' is left: it is mapped to '{taken}'",
+                source,
+                f"map another one to '{taken}', or one to '{column}': {', '.join(sorted(names))}",
+            )
+        if column not in columns and column not in names:
             raise FasttuneError(
                 f"no column '{column}'" + (f", which '{template.name}' needs" if template else ""),
                 source,
@@ -108,6 +115,12 @@ def check(
         for column in dict.fromkeys((*required, *columns, *read))
         if (problem := _problem(values.get(column), column in required))
     ]
+    unfit = {**own, **{f"the name {name!a}": name for name in values if isinstance(name, str)}}
+    problems += [
+        (column if column in own else "", f"{'' if column in own else f'{column} '}{problem}")
+        for column, text in unfit.items()
+        if (problem := _unfit(text)) and (column, problem) not in problems
+    ]
     if template:
         texts = {column: own[column] for column in read if column in own}
         tagged = tags_in(template, texts)
@@ -138,11 +151,51 @@ def _problem(value: object, required: bool) -> str:
         return f"is {_kind(value)}, not text{fix}"
     if required and not value.strip():
         return "is empty"
+    return _unfit(value)
+
+
+def _unfit(text: str) -> str:
+    """Why a text can neither be trained on nor be written to a file."""
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
         return "holds half of a surrogate pair, which is no character"
-    return ""
+    return "holds a NUL character" if "\0" in text else ""
+
+
+def require_prompt(
+    row: Row, template: Template, system: str | None = None, eos: str | None = None
+) -> None:
+    """Refuse to ask what could not be trained on: a text that holds a tag of the template, and so
+    could forge a section, or the end of text, or lacks what the prompt is made of.
+
+    Args:
+        system: the run's own system text.
+        eos: the tokenizer's end of text, where it is known.
+
+    Raises:
+        FasttuneError: it names the column.
+        PluginError: the template fails on the row.
+    """
+    targets = template.targets.values()
+    asked = {column: text for column, text in row.items() if column not in targets}
+    required = [column for column in template.required if column not in targets]
+    found = check(1, asked, template, {}, required, system)
+    if found.failure:
+        raise found.failure
+    problems = found.problems + (ending(1, with_system(asked, system), eos) if eos else [])
+    if problems:
+        raise FasttuneError(
+            "this cannot be asked: training refuses such a row, too",
+            "\n".join(str(problem).removeprefix("row 1, ") for problem in problems),
+            "take it out of the text, or fill in what is missing",
+        )
+
+
+def ending(number: int, row: Row, eos: str) -> list[Finding]:
+    """A finding for each column of a row whose own text holds the end of text."""
+    what = f"holds the text {eos}, which would end the row early"
+    return [Finding(number, c, what, fatal=True) for c, text in row.items() if eos in text]
 
 
 def _kind(value: object) -> str:

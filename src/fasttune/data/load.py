@@ -127,7 +127,11 @@ def load(
                 numbers.append(number)
                 digests.append(digest(found.own, seed))
     except OSError as error:
-        raise FasttuneError("cannot read the file", f"{name}: {error.strerror or error}") from error
+        raise FasttuneError(
+            "cannot read the file",
+            f"{name}: {error.strerror or error}",
+            "check the path, and who may read it",
+        ) from error
     if failure and template and not rows:
         of = "the only row" if failures == 1 else f"each of the {failures} rows"
         raise PluginError(

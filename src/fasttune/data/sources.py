@@ -51,6 +51,10 @@ def reader(source: str | Path, split: str) -> Iterator[Record]:
     Raises:
         FasttuneError: there is no such source, or its format is unknown.
     """
+    if not str(source).strip() or "\0" in str(source):
+        raise FasttuneError(
+            "this is no name of a file or data set", repr(str(source)), "give a path or a Hub name"
+        )
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix.lower() not in READERS:
@@ -60,6 +64,12 @@ def reader(source: str | Path, split: str) -> Iterator[Record]:
         return READERS[path.suffix.lower()](path)
     if path.is_dir():
         return _saved(path, split)
+    if path.exists() or str(source) == "-":
+        raise FasttuneError(
+            "rows are read from a file: they are read twice, and the name tells the format",
+            f"{source}: a pipe or a device",
+            "write them to a file first, as rows.jsonl",
+        )
     looks_like_path = str(source).startswith((".", "/", "~")) or "\\" in str(source)
     if isinstance(source, Path) or looks_like_path or path.suffix.lower() in READERS:
         raise _no_such_file(path)
@@ -97,7 +107,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
+            yield number, json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             place = (
                 f" at position {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
@@ -110,19 +120,33 @@ def _json(path: Path) -> Iterator[Record]:
     parts = []
     for number, line, problem in _lines(path):
         if problem:
-            raise FasttuneError("the file is not UTF-8", f"{path}: line {number} {problem.message}")
+            raise FasttuneError(
+                "the file is not UTF-8",
+                f"{path}: line {number} {problem.message}",
+                "save it as UTF-8",
+            )
         parts.append(line)
     if not "".join(parts).strip():
         return
     try:
-        value = json.loads("".join(parts))
+        value = json.loads("".join(parts), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
-        hint = "one object per line? then name it .jsonl" if "Extra data" in str(error) else ""
+        lines = "Extra data" in str(error)
+        hint = "one object per line? then name it .jsonl" if lines else "put the file right"
         raise FasttuneError("the file is not JSON", f"{path}: {error}", hint) from error
     rows = value.get("data") if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise FasttuneError("there is no list of rows", str(path), 'write [...] or {"data": [...]}')
     yield from enumerate(rows, start=1)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Of a key that is there twice, a reader would take one and tell nobody."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {max(keys, key=keys.count)!r} is there twice")
+    return made
 
 
 def _csv(path: Path) -> Iterator[Record]:
@@ -132,7 +156,9 @@ def _csv(path: Path) -> Iterator[Record]:
             yield number, _csv_row(number, cells, header)
         elif isinstance(cells, Finding) or len(set(cells)) < len(cells):
             what = cells.message if isinstance(cells, Finding) else "names a column twice"
-            raise FasttuneError(f"the header {what}", f"{path}: line {number}")
+            raise FasttuneError(
+                f"the header {what}", f"{path}: line {number}", "put the first line right"
+            )
         else:
             header = cells
 

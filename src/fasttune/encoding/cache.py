@@ -108,14 +108,15 @@ def encode_rows(rows: Rows, tokenizer: Any, config: RunConfig, what: str) -> Enc
     usable, ending = array("q"), array("q")
     rendered = hashlib.sha256()
     for at, row in enumerate(rows):
-        if any(eos in text for text in row.values()):
+        if any(eos in text for text in row.values()):  # as data.check.ending
             ending.append(at)
             continue
         usable.append(at)
         rendered.update(rows.rendering(at).encode() + b"\n")
     if ending and not config.data.skip_bad_rows:
         raise FasttuneError(
-            f"{len(ending)} {what} rows hold the text {eos}, which would end them early",
+            f"{len(ending)} of {len(rows)} {what} rows hold the text {eos}, which would end a row "
+            "early",
             f"the first: {rows[ending[0]].get('instruction', '')[:80]!r}",
             "remove it, or leave these rows out with data.skip_bad_rows=true",
         )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from fasttune.config import ModelConfig
+from fasttune.data.check import require_prompt
 from fasttune.encoding.encode import encode_prompt, eos_id
 from fasttune.errors import FasttuneError
 from fasttune.generation.decoding import Decoding
@@ -20,56 +19,10 @@ from fasttune.models.choices import Choices, decide_for_generation
 from fasttune.models.load import load_for_generation
 from fasttune.plugins.metric import Answer
 from fasttune.plugins.template import Row, Template, with_system
+from fasttune.sampling import Sampling as Sampling
 
 WINDOW = 8
 """Batches whose rows are sorted by length together."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. Greedy unless the temperature is above 0.
-
-    Attributes:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: keep the likeliest tokens that together have this probability.
-        top_k: keep this many of the likeliest tokens; 0 keeps all.
-        repetition_penalty: 1 is none (arXiv:1909.05858).
-        stop_loops: end an answer that repeats itself, see `LoopStop`; changes no token before.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    stop_loops: bool = False
-
-    def __post_init__(self) -> None:
-        for name, ok, wanted in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
-            ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-        ):
-            if not ok:
-                raise FasttuneError(f"{name} is {getattr(self, name)}", "", f"it takes {wanted}")
-
-    def config(self, tokenizer: Any) -> GenerationConfig:
-        """The whole generation configuration: a model's own sampling defaults must not slip in."""
-        sample = self.temperature > 0
-        chosen = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        return GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
-            do_sample=sample,
-            repetition_penalty=self.repetition_penalty,
-            eos_token_id=eos_id(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            use_cache=True,
-            **(chosen if sample else {}),
-        )
 
 
 class Generator:
@@ -129,6 +82,8 @@ class Generator:
         return self.template.prompt(with_system(row, self.system))
 
     def _prompt_ids(self, row: Row) -> list[int]:
+        """Raises FasttuneError for what training would refuse, see `require_prompt`."""
+        require_prompt(row, self.template, self.system, self.tokenizer.eos_token)
         return encode_prompt(self.template, with_system(row, self.system), self.tokenizer)
 
     def answers(

@@ -7,7 +7,7 @@ it, so the first failure of a row is the one to mend.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,18 @@ class Checked:
 
 
 def check_template(
-    template: Template, tokenizer: Any = None, data: str | Path | None = None
+    template: Template,
+    tokenizer: Any = None,
+    data: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Checked]:
     """Check a template on the probe rows, and on the rows of `data` that can be used with it.
 
     Without a tokenizer only what can be told from the text is checked. `data` is left unread if the
     template does not even render the probe rows.
+
+    Args:
+        columns: our column -> theirs, of `data`.
 
     Raises:
         FasttuneError: `data` cannot be read, none of its rows can be used, or the template does not
@@ -60,7 +66,7 @@ def check_template(
     rows: list[tuple[str, Row]] = list(probes)
     results: list[Checked] = []
     if data is not None and not any(renders(template, row, None) for row in PROBE_ROWS):
-        more, results = _read(data, template)
+        more, results = _read(data, template, columns)
         rows += more
     for check, severity, keep, promise, hint in TEXT + (TOKENS if tokenizer is not None else ()):
         with watched():
@@ -111,11 +117,13 @@ def _result(
     return Checked(check, severity, f"not so: {promise}", shown, hint)
 
 
-def _read(data: str | Path, template: Template) -> tuple[list[tuple[str, Row]], list[Checked]]:
+def _read(
+    data: str | Path, template: Template, columns: Mapping[str, str] | None
+) -> tuple[list[tuple[str, Row]], list[Checked]]:
     """The usable rows of a source, and a result about the others, which no check will see."""
     from fasttune.data.load import load
 
-    loaded = load(data, template)
+    loaded = load(data, template, columns)
     complaints = [("", str(finding)) for finding in loaded.findings if finding.fatal]
     crashed = any(f.message.startswith("template ") for f in loaded.findings if f.fatal)
     result = _result(

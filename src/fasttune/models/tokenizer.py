@@ -31,10 +31,10 @@ def resolve_model(name: str | None) -> str:
     if name is None:
         return CUDA_DEFAULT if tensor_device() == "cuda" else str(demo_model())
     folder = Path(name)
-    if not folder.is_dir() and not hub.may_know(name):
+    if not name.strip() or (not folder.is_dir() and not hub.may_know(name)):
         raise FasttuneError(
             "there is no such model folder",
-            name or "an empty name",
+            name if name.strip() else "an empty name",
             "check the path, or give a name of the Hub, as microsoft/phi-2",
         )
     if folder.is_dir() and not (folder / "config.json").is_file():

@@ -64,7 +64,7 @@ def new_template(name: str, folder: Path, plugins: Plugins, force: bool = False)
     if not VALID_NAME.fullmatch(name) or name.startswith("test_") or name == "conftest":
         raise FasttuneError(
             f"'{name}' is no name for a template",
-            "",
+            f"templates new {name}",
             "use a-z, 0-9, _ and -, a letter first; test_... and conftest are pytest's",
         )
     plugin, test = folder / f"{name}.py", folder / f"test_{name}.py"

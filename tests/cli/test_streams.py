@@ -1,0 +1,135 @@
+"""Output of any kind: encodings, closed and full streams, narrow terminals, no colour."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import cli, rows, write_rows
+
+FASTTUNE = (sys.executable, "-c", "from fasttune.cli import main; main()")
+COMMANDS = (["templates", "show", "multilingual"], ["plan", "--gpu", "t4"], ["--help"], ["plugins"])
+
+
+def shell(line: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command in a shell that redirects its streams."""
+    words = " ".join(f"'{word}'" for word in (*FASTTUNE, *arguments))
+    return subprocess.run(
+        ["sh", "-c", f"{words} {line}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        errors="replace",
+    )
+
+
+def test_an_ascii_stream_replaces_what_it_lacks():
+    done = shell("", "templates", "show", "multilingual", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "?" in done.stdout and done.stderr == ""
+
+
+def test_json_on_an_ascii_stream_loses_nothing():
+    done = shell("", "templates", "show", "multilingual", "--json", PYTHONIOENCODING="ascii")
+    assert json.loads(done.stdout)["segments"] and done.stdout.isascii()
+
+
+def test_an_error_on_an_ascii_stream():
+    done = shell("", "runs", "show", "日本語", PYTHONIOENCODING="ascii")
+    assert done.returncode == 2 and "\\u65e5" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_word_that_is_no_utf8_is_told():
+    done = subprocess.run([*FASTTUNE, "run", b"system=\xff"], capture_output=True, text=True)
+    assert done.returncode == 2 and "system=\\udcff" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("line", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_a_closed_stream_stops_no_command(line):
+    done = shell(line, "templates", "list")
+    assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_full_stream_is_told_with_its_cause(arguments):
+    done = shell("> /dev/full", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: cannot write to standard output",
+        "  where: No space left on device",
+        "  what to do: send it where there is room for it",
+    ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_error_stream_changes_no_status():
+    assert shell("2> /dev/full", "runs", "show", "none").returncode == 2
+
+
+def test_a_reader_that_leaves_is_no_error():
+    done = shell("| true", "templates", "show", "multilingual")
+    assert done.stderr == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", ["20", "24", "1"])
+@pytest.mark.parametrize("arguments", [["templates", "list"], *COMMANDS], ids=" ".join)
+def test_a_narrow_terminal(arguments, columns, monkeypatch):
+    from fasttune.cli import main
+
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert not stopped.value.code
+    assert not re.search(r"\x1b\[[34]\d", sys.stdout.getvalue())  # bold and italic may stay
+
+
+def test_the_bars_of_lengths_have_a_width_on_any_terminal():
+    from rich.console import Console
+
+    from fasttune.cli.data import _bars
+    from fasttune.inspection.survey import Bin
+
+    for width in (1, 20, 24, 25, 120):
+        out = Console(file=io.StringIO(), width=width, force_terminal=True)
+        out.print(_bars(out, [Bin(0, 9, 3), Bin(10, 19, 0)]))
+
+
+def test_a_file_that_cannot_be_written_is_named_without_its_temporary_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", rows(2))
+    long = "x" * 250
+    ended = cli("templates", "new", "mine", "-o", long + "x" * 10)
+    assert ended.status == 2 and "too long" in ended.err and ".tmp" not in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_disk_that_is_full_names_the_target(tmp_path, monkeypatch):
+    from fasttune import files
+
+    def full(self, *arguments, **named):
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError) as caught:
+        files.write_text(tmp_path / "a.json", "{}")
+    assert caught.value.filename == str(tmp_path / "a.json")
+    with pytest.raises(OSError) as caught, files.atomic_folder(tmp_path / "f") as folder:
+        (folder / "b.json").write_text("{}")
+    assert caught.value.filename == str(tmp_path / "f" / "b.json")
+    assert list(tmp_path.iterdir()) == []
