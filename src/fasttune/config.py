@@ -66,6 +66,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     optimizer: str = "auto"
     gradient_checkpointing: Literal["auto", "unsloth", "on", "off"] = "auto"
+    ignore_plan: bool = False
     log_steps: int = 1
     eval_steps: int | None = None
     eval_batch_size: int = 4

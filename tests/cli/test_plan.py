@@ -134,6 +134,12 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_plan_that_is_ignored_is_a_warning(tiny_phi, long_rows, tmp_path, small_ram, capsys):
+    asked = ("train.batch_size=10", "train.gradient_checkpointing=off", "train.ignore_plan=true")
+    assert run(tiny_phi, long_rows, tmp_path, *asked, "--dry-run") == 0
+    assert "warning: the run needs 1." in capsys.readouterr().err
+
+
 def test_the_setting_that_the_refusal_names_is_accepted(
     tiny_phi, long_rows, tmp_path, small_ram, capsys
 ):

@@ -314,6 +314,7 @@ def test_the_setting_that_would_fit(memory, settings, expected):
     assert not made.fits and made.suggestion == expected
     with pytest.raises(FasttuneError, match="the run needs") as caught:
         made.require_fit()
+    assert caught.value.hint.endswith("; or try it as it is: train.ignore_plan=true")
     if not expected:
         return
     assert " ".join(expected) in caught.value.hint
@@ -322,9 +323,12 @@ def test_the_setting_that_would_fit(memory, settings, expected):
     assert forecast(asked, PHI2, gpu(memory)).fits  # it holds what it promises
 
 
-def test_on_a_cpu_quantising_is_never_the_way_out():
-    device = Device("CPU", "cpu", 6 * GB)
-    assert not any("nf4" in word for word in suggest(config(), PHI2, device))
+def test_on_a_cpu_nf4_without_a_copy_may_be_the_way_out():
+    device = Device("CPU", "cpu", 10 * GB, bf16=True, matmul=1e11)
+    found = suggest(config(), PHI2, device)
+    assert "model.quantization=nf4" in found
+    made = forecast(load_config(None, [tuple(word.split("=")) for word in found]), PHI2, device)
+    assert made.fits and made.config.model.nf4_copy == "off"
 
 
 def test_the_largest_batch_is_the_largest():

@@ -119,9 +119,11 @@ def _changes(config: RunConfig, kind: str) -> Iterator[tuple[tuple[str, ...], Ru
             ((f"train.gradient_checkpointing={word}",), _with(config, gradient_checkpointing=word))
         )
     words, last = bases[-1]
-    if kind == "cuda" and config.model.quantization == "none":
+    asked = config.model.quantization
+    if asked == "none" or (asked == "auto" and kind == "cpu"):
         words = (*words, "model.quantization=nf4")
-        last = replace(last, model=replace(last.model, quantization="nf4"))
+        # Without a copy on a CPU, as "auto" will have it there; a GPU keeps none.
+        last = replace(last, model=replace(last.model, quantization="nf4", nf4_copy="off"))
         bases.append((words, last))
     while (length := length // 2) >= 128:
         shorter = replace(last, model=replace(last.model, max_length=length))

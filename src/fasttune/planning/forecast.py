@@ -84,21 +84,29 @@ class Forecast:
         return f"<p>{escape(repr(self))}</p><table>{bars}</table>"
 
     def require_fit(self) -> None:
-        """Refuse what does not fit.
+        """Refuse what does not fit; with `train.ignore_plan` warn of it.
 
         Raises:
             FasttuneError: the plan needs more than the device has; the hint is the setting that
                 would fit.
         """
-        if not self.fits:
-            need, have = self.memory.peak / GB, self.device.memory / GB
-            raise FasttuneError(
-                f"the run needs {need:.1f} GB, and {self.device.name} has {have:.1f} GB",
-                ", ".join(f"{k} {v / GB:.1f} GB" for k, v in self.memory.parts().items() if v),
-                f"this fits: {' '.join(self.suggestion)}"
-                if self.suggestion
-                else "take a smaller model or a larger device: see fasttune plan",
-            )
+        if self.fits:
+            return
+        need, have = self.memory.peak / GB, self.device.memory / GB
+        problem = f"the run needs {need:.1f} GB, and {self.device.name} has {have:.1f} GB"
+        if self.config.train.ignore_plan:
+            log.warning("warning: %s; it is tried, as train.ignore_plan says", problem)
+            return
+        better = (
+            f"this fits: {' '.join(self.suggestion)}"
+            if self.suggestion
+            else "take a smaller model or a larger device: see fasttune plan"
+        )
+        raise FasttuneError(
+            problem,
+            ", ".join(f"{k} {v / GB:.1f} GB" for k, v in self.memory.parts().items() if v),
+            f"{better}; or try it as it is: train.ignore_plan=true",
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values: bytes, FLOPs, seconds."""
