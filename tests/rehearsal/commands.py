@@ -28,8 +28,8 @@ def note_models(load):
     gc.freeze()  # Unsloth collects garbage 18 times a load, half a second each in so many objects
     load_base = load.load_base
 
-    def noting(config, choices):
-        model, tokenizer = load_base(config, choices)
+    def noting(*args):
+        model, tokenizer = load_base(*args)
         loaded.append(model)
         return model, tokenizer
 
