@@ -56,6 +56,7 @@ def prepare(config: RunConfig, plugins: Plugins) -> Job:
     """
     template = plugins.template(config.template)
     _check_trackers(config.train.report_to)
+    _check_optimizer(config.train.optimizer)
     found = load_divided(config.data, template, config.system)
     for loaded in found.sources:
         loaded.require_clean(config.data.skip_bad_rows)
@@ -73,6 +74,33 @@ def prepare(config: RunConfig, plugins: Plugins) -> Job:
         eval=found.eval,
         skipped=sum(loaded.bad_rows for loaded in found.sources),
     )
+
+
+OPTIMIZER_PACKAGES = {
+    "adalomo": "lomo_optim",
+    "adamw_anyprecision": "torchdistx",
+    "adamw_torch_4bit": "torchao",
+    "adamw_torch_8bit": "torchao",
+    "adamw_torch_npu_fused": "torch_npu",
+    "adamw_torch_xla": "torch_xla",
+    "apollo": "apollo_torch",
+    "galore": "galore_torch",
+    "grokadamw": "grokadamw",
+    "lomo": "lomo_optim",
+    "schedule_free": "schedulefree",
+    "stable_adamw": "optimi",
+}
+"""The start of an optimiser's name -> the module it is in, where fasttune does not bring it."""
+
+
+def _check_optimizer(name: str) -> None:
+    for start, module in OPTIMIZER_PACKAGES.items():
+        if name.startswith(start) and importlib.util.find_spec(module) is None:
+            raise FasttuneError(
+                f"the optimizer '{name}' is not installed",
+                f"train.optimizer: there is no module {module}",
+                "install it, or take another, such as adamw_torch",
+            )
 
 
 def _check_trackers(names: Sequence[str]) -> None:

@@ -421,9 +421,10 @@ def find_run(name: str, parent: Path = Path("runs")) -> Run:
             log.warning("warning: %s is passed over: %s (%s)", run.name, error.message, error.where)
         else:
             return run
-    raise FasttuneError(
-        f"there is no run '{name}'", str(parent), did_you_mean(name, [run.name for run in runs])
-    )
+    hint = "there is no run here yet: give a run's folder, or a model's, one with a config.json"
+    if runs:
+        hint = did_you_mean(name, [run.name for run in runs])
+    raise FasttuneError(f"there is no run '{name}'", str(parent), hint)
 
 
 def is_run(name: str, parent: Path = Path("runs")) -> bool:

@@ -151,6 +151,13 @@ SETTINGS: list[Case] = [
 ] + [
     ("a setting without a value", {}, "run -d rows.jsonl lora.r", 2, ("lora.r", "key=value")),
     ("a setting without a key", {}, "run -d rows.jsonl =3", 2, ("=3", "key=value")),
+    (
+        "an optimizer that is not here",
+        {},
+        "run -d rows.jsonl --dry-run train.optimizer=galore_adamw",
+        2,
+        ("'galore_adamw' is not installed", "no module galore_torch"),
+    ),
     ("--template of no name", {}, "run -t ../x", 2, ("where: --template ../x",)),
     ("--data empty", {}, "run -d ''", 2, ("where: --data", "not empty")),
     ("--model empty", {}, "run -d rows.jsonl -m ''", 2, ("where: --model", "not empty")),
@@ -457,7 +464,7 @@ ANSWERS: list[Case] = [
         ("generate old", "give an instruction or --file"),
         ("generate old x --file rows.jsonl", "give an instruction or --file"),
         ("generate none x", "there is no run 'none'"),
-        ("generate ./none x", "there is no run './none'"),
+        ("generate ./none x", "there is no run './none'", "a model's, one with a config.json"),
         ("generate '' x", "there is no run ''"),
         ("generate owner/none x", "owner/none"),
         ("generate model x -t none", "no template is called 'none'"),
