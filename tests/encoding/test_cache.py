@@ -154,14 +154,12 @@ def test_an_overlong_row_is_named_by_its_place(phi2_tokenizer, cache, monkeypatc
 
 def test_rows_that_hold_eos(phi2_tokenizer):
     rows = [ROWS[0], {"instruction": "<|endoftext|>?", "output": "x"}, ROWS[1]]
-    with pytest.raises(
-        FasttuneError, match="1 training rows hold the text <|endoftext|>"
-    ) as caught:
+    with pytest.raises(FasttuneError, match="1 of 3 training rows hold the text <") as caught:
         made(rows, phi2_tokenizer)
     assert "<|endoftext|>?" in caught.value.where
     found, said = made(rows, phi2_tokenizer, None, ("data.skip_bad_rows", True))
     assert found.places == [0, 2]
-    assert said == ["left out 1 training rows that hold the text <|endoftext|>"]
+    assert said == ["left out 1 of 3 training rows: they hold the text <|endoftext|>"]
     assert list(found) == [encode(Plain(), row, phi2_tokenizer) for row in ROWS[:2]]
 
 

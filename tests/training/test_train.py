@@ -490,7 +490,7 @@ def test_rows_that_hold_the_eos_token_are_refused_or_left_out(tiny_phi, tmp_path
         tiny_phi, file, tmp_path, "train.max_steps=1", "samples.count=0", "data.eval_fraction=0"
     )
     assert cli(*arguments).status == 2
-    assert "1 training rows hold the text <|endoftext|>" in capsys.readouterr().err
+    assert "1 of 11 training rows hold the text <|endoftext|>" in capsys.readouterr().err
     assert cli(*arguments, "data.skip_bad_rows=true").status == 0
     assert find_run("last", tmp_path).manifest["data"]["train_rows"] == 10
 

@@ -121,7 +121,9 @@ def encode_rows(rows: Rows, tokenizer: Any, config: RunConfig, what: str) -> Enc
             "remove it, or leave these rows out with data.skip_bad_rows=true",
         )
     if ending:
-        log.info("left out %d %s rows that hold the text %s", len(ending), what, eos)
+        log.info(
+            "left out %d of %d %s rows: they hold the text %s", len(ending), len(rows), what, eos
+        )
     limit, overlong = config.model.max_length, config.data.overlong
     key = cache_key(tokenizer, rendered.hexdigest(), [*ending], limit, overlong)
     encoded = cached(key)
