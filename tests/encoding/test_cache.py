@@ -15,7 +15,7 @@ from fasttune.config import load_config
 from fasttune.data.rows import StoredRows
 from fasttune.encoding import cache as module
 from fasttune.encoding.batches import features, section_names, trainer_dataset
-from fasttune.encoding.cache import cache_key, cached, encode_rows, store
+from fasttune.encoding.cache import cache_key, cached, encode_rows, store, without_ending
 from fasttune.encoding.encode import encode
 from tests.conftest import build_phi2_tokenizer, listening
 
@@ -161,6 +161,15 @@ def test_rows_that_hold_eos(phi2_tokenizer):
     assert found.places == [0, 2]
     assert said == ["left out 1 of 3 training rows: they hold the text <|endoftext|>"]
     assert list(found) == [encode(Plain(), row, phi2_tokenizer) for row in ROWS[:2]]
+
+
+def test_rows_that_hold_eos_are_not_asked(phi2_tokenizer):
+    rows = StoredRows()
+    for row in (ROWS[0], {"instruction": "<|endoftext|>?", "output": "x"}, ROWS[1]):
+        rows.append(row)
+    skipping = load_config(None, [("data.skip_bad_rows", True)])
+    assert without_ending(rows, phi2_tokenizer, skipping) == [ROWS[0], ROWS[1]]
+    assert without_ending(rows, phi2_tokenizer, load_config()) is rows
 
 
 def test_no_rows(phi2_tokenizer):

@@ -18,7 +18,7 @@ from fasttune.comparison.plan import (
 )
 from fasttune.config import flatten
 from fasttune.data.split import data_hash
-from fasttune.encoding.cache import encode_rows
+from fasttune.encoding.cache import encode_rows, without_ending
 from fasttune.errors import FasttuneError
 from fasttune.job import Job, prepare
 from fasttune.models.tokenizer import load_tokenizer
@@ -82,7 +82,9 @@ def _job(group: Sequence[Run], plugins: Plugins) -> Job:
     job = prepare(group[0].config, plugins)
     for run in group:
         run.check_data(job.train, job.eval)
-    return job
+    if not job.config.data.skip_bad_rows:
+        return job
+    return replace(job, eval=without_ending(job.eval, load_tokenizer(job.model), job.config))
 
 
 def _by_seed(group: Sequence[Run]) -> dict[int, Run | None]:

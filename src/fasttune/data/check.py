@@ -192,6 +192,11 @@ def require_prompt(
         )
 
 
+def ends_early(row: Row, eos: str) -> bool:
+    """Whether a row's own text holds the end of text."""
+    return any(eos in text for text in row.values())
+
+
 def ending(number: int, row: Row, eos: str) -> list[Finding]:
     """A finding for each column of a row whose own text holds the end of text."""
     what = f"holds the text {eos}, which would end the row early"

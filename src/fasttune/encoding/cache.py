@@ -22,7 +22,8 @@ import fasttune.encoding.encode
 import fasttune.encoding.limit
 import fasttune.encoding.spans
 from fasttune.config import RunConfig
-from fasttune.data.rows import Lazy, Rows
+from fasttune.data.check import ends_early
+from fasttune.data.rows import ChosenRows, Lazy, Rows
 from fasttune.encoding.encode import Encoded, Span, batches, encode_many
 from fasttune.encoding.limit import limit_lengths
 from fasttune.encoding.spans import eos_id, whole_text_backend
@@ -95,6 +96,16 @@ class EncodedRows(Lazy[Encoded]):
         return Encoded(ids, spans, columns["prompt_length"][at].as_py())
 
 
+def without_ending(rows: Rows, tokenizer: Any, config: RunConfig) -> Rows:
+    """The rows that `encode_rows` does not leave out for the EOS token in their text: those that
+    can be asked."""
+    if not config.data.skip_bad_rows:
+        return rows  # else it would have refused them
+    eos = tokenizer.eos_token
+    places = array("q", (at for at, row in enumerate(rows) if not ends_early(row, eos)))
+    return rows if len(places) == len(rows) else ChosenRows(rows, places)
+
+
 def encode_rows(rows: Rows, tokenizer: Any, config: RunConfig, what: str) -> EncodedRows:
     """Encode rendered rows under the policy for overlong ones and store them, or take them from the
     cache, and log how many it concerned.
@@ -105,27 +116,27 @@ def encode_rows(rows: Rows, tokenizer: Any, config: RunConfig, what: str) -> Enc
     """
     eos_id(tokenizer)
     eos = tokenizer.eos_token
-    usable, ending = array("q"), array("q")
+    usable, ended = array("q"), array("q")
     rendered = hashlib.sha256()
     for at, row in enumerate(rows):
-        if any(eos in text for text in row.values()):  # as data.check.ending
-            ending.append(at)
+        if ends_early(row, eos):
+            ended.append(at)
             continue
         usable.append(at)
         rendered.update(rows.rendering(at).encode() + b"\n")
-    if ending and not config.data.skip_bad_rows:
+    if ended and not config.data.skip_bad_rows:
         raise FasttuneError(
-            f"{len(ending)} of {len(rows)} {what} rows hold the text {eos}, which would end a row "
+            f"{len(ended)} of {len(rows)} {what} rows hold the text {eos}, which would end a row "
             "early",
-            f"the first: {rows[ending[0]].get('instruction', '')[:80]!r}",
+            f"the first: {rows[ended[0]].get('instruction', '')[:80]!r}",
             "remove it, or leave these rows out with data.skip_bad_rows=true",
         )
-    if ending:
+    if ended:
         log.info(
-            "left out %d of %d %s rows: they hold the text %s", len(ending), len(rows), what, eos
+            "left out %d of %d %s rows: they hold the text %s", len(ended), len(rows), what, eos
         )
     limit, overlong = config.model.max_length, config.data.overlong
-    key = cache_key(tokenizer, rendered.hexdigest(), [*ending], limit, overlong)
+    key = cache_key(tokenizer, rendered.hexdigest(), [*ended], limit, overlong)
     encoded = cached(key)
     if encoded:
         log.info(f"{len(encoded):,} {what} rows from the cache")

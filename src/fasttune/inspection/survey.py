@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from fasttune.data.check import ending
+from fasttune.data.check import ending, ends_early
 from fasttune.data.load import Divided
 from fasttune.data.rows import ChosenRows
 from fasttune.data.sources import Finding
@@ -141,8 +141,8 @@ def survey(
         tokens=_tokens(encode_many(renderings, tokenizer), max_length),
         eval_fraction=eval_fraction,
         eval_source=held_out[0].source if held_out else "",
-        train_rows=sum(not _ended(0, row, eos) for row in found.train),
-        eval_rows=sum(not _ended(0, row, eos) for row in found.eval),
+        train_rows=sum(not (eos and ends_early(row, eos)) for row in found.train),
+        eval_rows=sum(not (eos and ends_early(row, eos)) for row in found.eval),
         problems=[asdict(finding) for finding in findings],
     )
 

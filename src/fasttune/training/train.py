@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from fasttune.config import RunConfig, in_full
 from fasttune.data.split import data_hash, spread
 from fasttune.encoding.batches import Collator, trainer_dataset
-from fasttune.encoding.cache import EncodedRows, encode_rows
+from fasttune.encoding.cache import EncodedRows, encode_rows, without_ending
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import absolute, atomic_folder, seal, write_json
@@ -176,7 +176,8 @@ class Training:
         self.job, self.ready, self.run = job, ready, run
         self.checkpoint = checkpoint
         self.generator = ready.generator
-        self.sample_rows = spread(job.eval or job.train, job.config.samples.count)
+        rows = without_ending(job.eval or job.train, ready.generator.tokenizer, job.config)
+        self.sample_rows = spread(rows, job.config.samples.count)
         self.seconds = {"load": ready.seconds}
         self.before: list[Answer] = []
         self.trainer: Trainer | None = None
