@@ -71,6 +71,18 @@ MISUSE: list[Case] = [
         ("integer", "where: fasttune data --max-length many"),
     ),
     ("no such budget", {}, "compare --templates alpaca --budget dollars", 2, ("--budget",)),
+    *(
+        (f"an empty path for {words}", {}, words, 2, ("an empty name is no path",))
+        for words in (
+            "--plugins-dir '' plugins",
+            "plugins --plugins-dir=",
+            "runs list -o ''",
+            "export old -o ''",
+            "compare --templates alpaca -o ''",
+            "bench --output ''",
+            "templates new mine --out ''",
+        )
+    ),
     ("no such plugins folder", {}, "--plugins-dir none plugins", 2, ("--plugins-dir: none",)),
     ("no run to export", {}, "export", 2, ("no run is given",)),
     ("two sources of settings", {}, "run --resume old lora.r=4", 2, ("keeps its settings",)),
@@ -161,7 +173,7 @@ SETTINGS: list[Case] = [
     ("--template of no name", {}, "run -t ../x", 2, ("where: --template ../x",)),
     ("--data empty", {}, "run -d ''", 2, ("where: --data", "not empty")),
     ("--model empty", {}, "run -d rows.jsonl -m ''", 2, ("where: --model", "not empty")),
-    ("--output empty", {}, "run -d rows.jsonl -o ''", 2, ("where: --output", "not empty")),
+    ("--output empty", {}, "run -d rows.jsonl -o ''", 2, ("where: -o ''",)),
     ("a setting of plan", {}, "plan --gpu t4 train.batch_size=0", 2, ("train.batch_size=0",)),
     ("a setting of compare", {}, "compare --templates alpaca lora.r=0", 2, ("where: lora.r=0",)),
     ("a setting of bench", {}, "bench lora.r=0", 2, ("where: lora.r=0",)),
@@ -206,7 +218,7 @@ CONFIGS: list[Case] = [
     ("config: no such file", {}, "run -c none.yaml", 2, ("none.yaml: No such file",)),
     ("config: a folder", {"c.yaml/x": ""}, "run -c c.yaml", 2, ("c.yaml: Is a directory",)),
     ("config: without end", {}, "run -c /dev/zero", 2, ("more than 1048576 bytes",)),
-    ("config: empty name", {}, "run -c ''", 2, ("cannot read the config",)),
+    ("config: empty name", {}, "run -c ''", 2, ("an empty name is no path",)),
 ]
 
 
@@ -490,7 +502,7 @@ ANSWERS: list[Case] = [
         ("generate model --file rows.jsonl -o model/config.json", "the file exists", "--force"),
         ("generate model --file rows.jsonl -o model --force", "no file that could be replaced"),
         ("generate model --file rows.jsonl -o /dev/null --force", "no file that could be"),
-        ("generate model --file rows.jsonl -o ''", "--output"),
+        ("generate model --file rows.jsonl -o ''", "where: -o"),
         ("generate model --file none.jsonl", "none.jsonl"),
         ("generate model --file model", "holds no data set"),
         ("generate model --file rows.jsonl --map instruction=none", "no column 'none'"),

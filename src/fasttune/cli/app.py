@@ -138,6 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     show_traceback = "--traceback" in arguments
     command = " ".join(["fasttune", *arguments])
     try:
+        _refuse_empty_paths(arguments)
         status = app(arguments, prog_name="fasttune", standalone_mode=False)
         sys.stdout.flush()
     except FasttuneError as error:
@@ -226,6 +227,20 @@ def _global_first(arguments: list[str]) -> list[str]:
 def complain(error: FasttuneError, command: str = "the command") -> None:
     """Tell an error in its three lines on standard error."""
     _complain(error.message, error.where or command, error.hint)
+
+
+PATHS = (
+    "--plugins-dir", "--plugin", "--config", "-c", "--file", "--html", "--out", "--output", "-o",
+)  # fmt: skip
+
+
+def _refuse_empty_paths(arguments: list[str]) -> None:
+    """An empty path, as a shell makes of an unset variable, would be the folder one stands in."""
+    for option, value in zip(arguments, [*arguments[1:], None], strict=True):
+        if (option in PATHS and value == "") or option in [f"{path}=" for path in PATHS]:
+            raise FasttuneError(
+                "an empty name is no path", f"{option} ''", "give a path, or leave the option out"
+            )
 
 
 def _complain(message: str, where: str, hint: str) -> int:
