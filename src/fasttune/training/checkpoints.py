@@ -14,7 +14,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from fasttune.errors import FasttuneError
-from fasttune.files import named, open_to_all, replace_folder, seal
+from fasttune.files import named, replace_folder, seal, sync
 from fasttune.models.tokenizer import cannot_load
 from fasttune.runs import check_checkpoint
 
@@ -31,6 +31,9 @@ class CheckpointingTrainer(SFTTrainer):
         checkpoints = Path(self.args.output_dir)
         checkpoints.mkdir(parents=True, exist_ok=True)
         target = self._checkpoint(self.state.global_step)
+        log = checkpoints.with_name("metrics.jsonl")
+        if log.exists():
+            sync(log)  # a checkpoint must not outlive the lines of its steps
         with (
             tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=checkpoints) as aside,
             named(Path(aside) / target.name, target),
@@ -44,7 +47,6 @@ class CheckpointingTrainer(SFTTrainer):
             if self.state.best_global_step == self.state.global_step:
                 self.state.best_model_checkpoint = str(target)  # not where it was written
                 self.state.save_to_json(str(made / "trainer_state.json"))
-            open_to_all(made)
             seal(made)
             replace_folder(made, target)
         best = self.state.best_model_checkpoint
