@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -236,7 +237,7 @@ PATHS = (
 
 def _refuse_empty_paths(arguments: list[str]) -> None:
     """An empty path, as a shell makes of an unset variable, would be the folder one stands in."""
-    for option, value in zip(arguments, [*arguments[1:], None], strict=True):
+    for option, value in zip_longest(arguments, arguments[1:]):
         if (option in PATHS and value == "") or option in [f"{path}=" for path in PATHS]:
             raise FasttuneError(
                 "an empty name is no path", f"{option} ''", "give a path, or leave the option out"
