@@ -69,6 +69,7 @@ class Manifest(Begun, total=False):
     format: int
     config: dict[str, Any]
     choices: dict[str, Any]
+    batch_limit: int
     planned_memory_bytes: int | None
     finished: str
     steps: int

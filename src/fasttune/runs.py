@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 
@@ -129,6 +129,16 @@ class Run:
     def update(self, values: Mapping[str, Any]) -> None:
         """Merge values into the manifest."""
         write_json(self.folder / "manifest.json", {**self.manifest, **values})
+
+    def stop(self, status: Literal["interrupted", "failed"]) -> None:
+        """Note that training ended before its end; on a full disk within the room on it that the
+        manifest has already."""
+        try:
+            self.update({"status": status})
+        except OSError:
+            text = json.dumps({**self.manifest, "status": status}, ensure_ascii=False)
+            with (self.folder / "manifest.json").open("r+b") as file:
+                file.truncate(file.write(text.encode()))
 
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged, in order of steps. A last line that was cut off, as by a kill, does not

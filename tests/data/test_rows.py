@@ -80,3 +80,12 @@ def test_a_system_text_is_laid_over_a_row():
     assert with_system(row, "new") == {"system": "new", "n": "0"}
     assert with_system({"n": "0"}, "new") == {"n": "0", "system": "new"}
     assert with_system(row, None) == with_system(row, "") == row == {"system": "old", "n": "0"}
+
+
+def test_rows_know_their_number_in_the_source():
+    found = StoredRows()
+    for number in (2, 5, 9):
+        found.append({"n": str(number)}, number=number)
+    assert [found.number(at) for at in range(3)] == [2, 5, 9]
+    assert ChosenRows(found, [2, 0]).number(0) == 9
+    assert stored([{}, {}]).number(1) == 2

@@ -18,6 +18,7 @@ from fasttune.encoding.batches import (
     NO_SECTION,
     Collator,
     best_fit,
+    count_learned,
     features,
     learned,
     left_pad,
@@ -256,6 +257,24 @@ def test_a_step_has_the_same_rows_whatever_the_packs(examples):
         targets = torch.cat([b["targets"] for b in batches])
         expected = [label for e in examples for label in e["labels"] if label != IGNORED]
         assert sorted(targets.tolist()) == sorted(expected)
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_a_limit_is_halved_until_each_row_is_by_itself(packing, examples):
+    rows = [*examples, *examples]
+    collate = Collator(len(rows), 10_000, packing, share=False, pad_id=0)
+    counts = [len(collate(rows))]
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    assert collate.halve(rows)
+    assert collate.limit == (tokens if packing else len(rows)) // 2  # not of what there is room for
+    counts.append(len(collate(rows)))
+    while collate.halve(rows):
+        counts.append(len(collate(rows)))
+    assert counts[0] == 1 and counts[-1] == len(rows) and counts == sorted(set(counts))
+    kept = collate.limit
+    assert not collate.halve(rows) and collate.limit == kept
+    targets = torch.cat([batch["targets"] for batch in collate(rows)])
+    assert len(targets) == sum(count_learned(row) for row in rows)
 
 
 def test_a_beginning_too_short_to_pay_is_not_shared(examples):

@@ -72,7 +72,7 @@ def test_rows_come_back_as_they_were(phi2_tokenizer):
 def test_what_the_trainer_gets(phi2_tokenizer):
     found, _ = made(ROWS, phi2_tokenizer)
     dataset = trainer_dataset(found, found.sections)
-    expected = [features(row, found.sections) for row in found]
+    expected = [{**features(row, found.sections), "place": n} for n, row in enumerate(found)]
     assert len(dataset) == 300 and dataset[7] == expected[7]
     assert dataset.__getitems__([299, 0, 128]) == [expected[at] for at in (299, 0, 128)]
 

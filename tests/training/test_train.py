@@ -126,7 +126,7 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
     from peft import get_peft_model
 
     from fasttune.config import RunConfig, TrainConfig
-    from fasttune.encoding.batches import Collator
+    from fasttune.encoding.batches import Collator, Step
     from fasttune.models.fast.fast import speed_up
     from fasttune.training.callbacks import Progress
     from fasttune.training.settings import training_arguments
@@ -161,13 +161,13 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
         args=training_arguments(config, Run(tmp_path), False, choices),
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
-        data_collator=collate,
+        collator=collate,
         sections=names,
         progress=Progress(),
         fast=fast,
     )
     items = sum(label != IGNORED for row in encoded for label in row.labels)
-    loss = trainer.training_step(trainer.model, batches)
+    loss = trainer.training_step(trainer.model, Step([{**e, "place": 0} for e in examples]))
     assert trainer.progress.tokens == sum(map(len, encoded))
     stored = sum(batch["input_ids"].numel() for batch in batches)
     saved = sum(map(len, encoded)) - stored if packing else 0
@@ -231,6 +231,7 @@ def test_the_manifest_holds_what_was_decided(finished):
         "loss_scaling": False,
         "attention": "rows",
         "grouped": True,
+        "nf4_copy": True,
         "optimizer": "adamw_torch",
         "checkpointing": "off",
     }
@@ -244,7 +245,8 @@ def test_a_run_says_what_was_decided_before_it_trains(
     assert cli(*arguments, f"model.dropout={setting}").status == 0
     said = capsys.readouterr().err.splitlines()
     lines = [
-        "choices: NF4 in float32, no autocast, adamw_torch, checkpointing off",
+        "choices: NF4 in float32, no autocast, NF4 weights kept dequantised, adamw_torch, "
+        "checkpointing off",
         f"dropout of the base model {state} (resid_pdrop 0.1 in its config)",
     ]
     start = said.index(lines[0])
@@ -476,7 +478,7 @@ def test_a_run_that_fails_says_so(tiny_phi, data, tmp_path, monkeypatch, capsys)
 
     monkeypatch.setattr("fasttune.training.train.save_adapter", full)
     arguments = settings(tiny_phi, data, tmp_path, "train.max_steps=1", "samples.count=0")
-    assert cli(*arguments).status == 1
+    assert cli(*arguments).status == 2
     assert "error: no space left on the device" in capsys.readouterr().err
     run = find_run("last", tmp_path)
     assert run.manifest["status"] == "failed" and not run.adapter.exists()

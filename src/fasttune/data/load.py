@@ -123,7 +123,7 @@ def load(
                     failures += found.failure is not None
                     failure = failure or found.failure
                     continue
-                rows.append(found.row, found.segments)
+                rows.append(found.row, found.segments, number)
                 numbers.append(number)
                 digests.append(digest(found.own, seed))
     except OSError as error:

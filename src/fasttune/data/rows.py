@@ -41,6 +41,10 @@ class Rows(Lazy[Row]):
     """Rows of text and how a template renders them; equal to any sequence with the same rows."""
 
     @abstractmethod
+    def number(self, place: int) -> int:
+        """The number in its source, from 1, of the row at a place."""
+
+    @abstractmethod
     def rendering(self, place: int) -> str:
         """The segments of the row at a place as a JSON text, made when the row was checked."""
 
@@ -58,7 +62,7 @@ class Rows(Lazy[Row]):
 
 
 class StoredRows(Rows):
-    """Rows in a temporary file without a name, which ends with them; 8 bytes of memory a row."""
+    """Rows in a temporary file without a name, which ends with them; 16 bytes of memory a row."""
 
     def __init__(self) -> None:
         folder = cache_dir()
@@ -66,9 +70,15 @@ class StoredRows(Rows):
         place = str(folder) if folder.is_dir() else None
         self._file = SpooledTemporaryFile(IN_MEMORY, dir=place)  # noqa: SIM115, open while it lives
         self._ends = array("q", [0])
+        self._numbers = array("q")
 
-    def append(self, row: Row, segments: Iterable[Segment] = ()) -> None:
-        """Add a row and its rendering at the end."""
+    def append(self, row: Row, segments: Iterable[Segment] = (), number: int | None = None) -> None:
+        """Add a row and its rendering at the end.
+
+        Args:
+            number: in its source; by default that of its place here.
+        """
+        self._numbers.append(len(self) + 1 if number is None else number)
         rendering = json.dumps([[s.name, s.text, s.train] for s in segments])
         written = marshal.dumps((dict(row), rendering))
         self._file.seek(self._ends[-1])
@@ -82,6 +92,9 @@ class StoredRows(Rows):
     def rendering(self, place: int) -> str:
         rendering: str = self._read(place)[1]
         return rendering
+
+    def number(self, place: int) -> int:
+        return self._numbers[place]
 
     def _read(self, place: int) -> Any:
         self._file.seek(self._ends[place])
@@ -102,6 +115,9 @@ class ChosenRows(Rows):
 
     def rendering(self, place: int) -> str:
         return self._rows.rendering(self._places[place])
+
+    def number(self, place: int) -> int:
+        return self._rows.number(self._places[place])
 
     def __len__(self) -> int:
         return len(self._places)

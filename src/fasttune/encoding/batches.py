@@ -10,6 +10,7 @@ Packed: the rows of a batch lie one behind the other in a single sequence withou
 from __future__ import annotations
 
 import os
+from collections import UserList
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -42,16 +43,22 @@ def features(row: Encoded, sections: Sequence[str]) -> dict[str, list[int]]:
     return {"input_ids": row.input_ids, "labels": row.labels, "sections": owner}
 
 
+class Step(UserList[dict[str, Any]]):
+    """The rows of one optimiser step, or of a batch of an evaluation, each as `trainer_dataset`
+    gives it. No list: libraries would look at each of its numbers for tensors."""
+
+
 def trainer_dataset(rows: Sequence[Encoded], sections: Sequence[str]) -> Any:
-    """The features of the rows as a `datasets.Dataset`, made when they are asked for.
+    """The features of the rows as a `datasets.Dataset`, made when they are asked for, each with its
+    `place` among the rows.
 
     TRL takes no other kind of data set; this one holds the places of the rows and nothing else.
     """
     from datasets import Dataset
 
-    def look_up(batch: dict[str, list[int]]) -> dict[str, list[list[int]]]:
+    def look_up(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         found = [features(rows[place], sections) for place in batch["place"]]
-        return {key: [each[key] for each in found] for key in found[0]}
+        return {**{key: [each[key] for each in found] for key in found[0]}, **batch}
 
     return Dataset.from_dict({"place": range(len(rows))}).with_transform(look_up)
 
@@ -69,11 +76,6 @@ class Layout:
     rows: tuple[tuple[int, int], ...]
 
     @property
-    def tokens(self) -> int:
-        """Tokens of the rows, each with its whole beginning."""
-        return sum(end - start + self.shared for start, end in self.rows)
-
-    @property
     def saved(self) -> int:
         """Tokens that are not stored, and so not computed, again."""
         return self.shared * (len(self.rows) - 1)
@@ -85,6 +87,11 @@ def shared_beginning(rows: Sequence[dict[str, list[int]]]) -> int:
     common = len(os.path.commonprefix([row["input_ids"] for row in rows]))  # works on lists too
     first = min(next(at for at, label in enumerate(r["labels"]) if label != IGNORED) for r in rows)
     return max(0, min(common, first - 1))
+
+
+def count_learned(row: dict[str, Any]) -> int:
+    """How many tokens of a row are learned; nothing predicts its first one."""
+    return sum(label != IGNORED for label in row["labels"][1:])
 
 
 def pack(rows: Sequence[dict[str, list[int]]], shared: int = 0) -> dict[str, Any]:
@@ -115,20 +122,15 @@ def learned(batch: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         the batch with `places`: flat indices into [rows, tokens] of the hidden states that predict
-        a learned token; `targets`: those tokens; `owners`: their sections; each of shape
-        [learned]; and `tokens`: the number of its rows' tokens, padding not counted, a shared
-        beginning counted for each row.
+        a learned token; `targets`: those tokens; `owners`: their sections; each of shape [learned].
     """
     labels, sections = batch.pop("labels"), batch.pop("sections")
     row, place = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-    layout = batch.get("row_layout")
-    tokens = int(batch["attention_mask"].sum()) if layout is None else layout.tokens
     return {
         **batch,
         "places": row * labels.shape[1] + place,
         "targets": labels[row, place + 1],
         "owners": sections[row, place + 1],
-        "tokens": tokens,
     }
 
 
@@ -143,23 +145,46 @@ class Collator:
         max_length: the budget is `batch_size` rows of that many tokens.
         packing: whether to pack, or to pad.
         share: whether packs may store the rows' common beginning once.
+
+    Attributes:
+        limit: how large a batch may be: tokens of a pack, or rows of a padded batch.
     """
 
     def __init__(
         self, batch_size: int, max_length: int, packing: bool, share: bool, pad_id: int
     ) -> None:
-        self.batch_size = batch_size
-        self.budget = batch_size * max_length
+        self.limit = batch_size * max_length if packing else batch_size
         self.packing = packing
         self.share = share
         self.pad_id = pad_id
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> list[dict[str, Any]]:
-        if not self.packing:
-            starts = range(0, len(rows), self.batch_size)
-            return [learned(pad(rows[at : at + self.batch_size], self.pad_id)) for at in starts]
-        packs = best_fit([len(row["input_ids"]) for row in rows], self.budget)
-        return [learned(self._pack([rows[at] for at in members])) for members in packs]
+        make = self._pack if self.packing else self._pad
+        return [learned(make([rows[at] for at in members])) for members in self._divide(rows)]
+
+    def halve(self, rows: Sequence[dict[str, list[int]]]) -> bool:
+        """Halve the limit, counted from the largest of the batches that these rows are laid into;
+        False, and nothing else, where each row has a batch by itself already."""
+        batches = self._divide(rows)
+        if max(map(len, batches)) == 1:
+            return False
+        sizes = [
+            sum(len(rows[at]["input_ids"]) for at in m) if self.packing else len(m)
+            for m in batches
+            if len(m) > 1
+        ]
+        self.limit = max(sizes) // 2
+        return True
+
+    def _divide(self, rows: Sequence[dict[str, list[int]]]) -> list[list[int]]:
+        """The places of the rows of each batch."""
+        if self.packing:
+            return best_fit([len(row["input_ids"]) for row in rows], self.limit)
+        starts = range(0, len(rows), self.limit)
+        return [[*range(at, min(at + self.limit, len(rows)))] for at in starts]
+
+    def _pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        return pad(rows, self.pad_id)
 
     def _pack(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
         shared = shared_beginning(rows) if self.share and len(rows) > 1 else 0

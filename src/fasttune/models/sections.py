@@ -43,6 +43,11 @@ class SectionLoss:
             if count
         }
 
+    def include(self, other: SectionLoss) -> None:
+        """Add what another one, of the same sections, has taken up."""
+        self.sums = self.sums.to(other.sums.device) + other.sums
+        self.counts = self.counts.to(other.counts.device) + other.counts
+
     def add(self, losses: torch.Tensor, owners: torch.Tensor) -> None:
         """Add the losses of a batch.
 

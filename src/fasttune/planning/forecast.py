@@ -108,6 +108,17 @@ class Forecast:
             f"{better}; or try it as it is: train.ignore_plan=true",
         )
 
+    def smaller(self) -> tuple[str, ...]:
+        """The first change of settings, the cheapest tried first, with which the plan takes a tenth
+        less than with one row at a time; empty if there is none."""
+        chosen = self.config.train
+        repeats = chosen.batch_size * chosen.gradient_accumulation
+        one = replace(chosen, batch_size=1, gradient_accumulation=repeats)
+        config = replace(self.config, train=one)
+        shape, length = self.workload.shape, config.model.max_length
+        taken = cost.memory(workload_of(config, shape, self.device, [length]), self.device.kind)
+        return suggest(config, shape, replace(self.device, memory=taken.peak), [length])
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values: bytes, FLOPs, seconds."""
         time = self.time

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from fasttune.logs import console
 from fasttune.runs import Run
+from fasttune.training.trouble import writing
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,8 @@ class RunLog(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any
     ) -> None:
         if logs and ("loss" in logs or "eval_loss" in logs):
-            self.run.log({"step": state.global_step, **logs})
+            with writing(self.run.folder, "metrics.jsonl"):
+                self.run.log({"step": state.global_step, **logs})
 
 
 class Interrupt(TrainerCallback):

@@ -60,6 +60,7 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, choices: Cho
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         disable_tqdm=True,
+        logging_nan_inf_filter=False,  # the trainer looks itself, with one wait for a GPU
         dataloader_num_workers=0,
     )
 

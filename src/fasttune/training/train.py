@@ -49,6 +49,7 @@ from fasttune.training.checkpoints import SaveByTime
 from fasttune.training.report import write_samples
 from fasttune.training.settings import training_arguments
 from fasttune.training.trainer import Trainer
+from fasttune.training.trouble import Troubles, require_finite, writing
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,7 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
             if training.fit():
                 training.finish()
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
-            run.update({"status": "interrupted" if stopped else "failed"})
+            run.stop("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
     return run
 
@@ -193,7 +193,8 @@ class Training:
                 self.before = self._answers("before")
                 score(self.before, self._metrics())  # one that fails does so before training
                 saved = [(a.text, a.stop, a.tokens) for a in self.before]
-                write_json(self.run.folder / "before.json", saved)
+                with writing(self.run.folder, "before.json"):
+                    write_json(self.run.folder / "before.json", saved)
             else:
                 self.before = [
                     Answer(row, text, self.generator.template.parse(text), stop, tokens)
@@ -214,8 +215,11 @@ class Training:
         train_rows, eval_rows = self.ready.train_rows, self.ready.eval_rows
         sections = list(dict.fromkeys([*train_rows.sections, *eval_rows.sections]))
         trainer = self.trainer = make_trainer(
-            config, self.generator, train_rows, eval_rows, sections, run, callbacks
-        )
+            config, self.generator, train_rows, eval_rows, sections, run, callbacks,
+            Troubles(run, self.job.train, train_rows, self.ready.planned),
+        )  # fmt: skip
+        if limit := run.manifest.get("batch_limit"):  # of a resumed run
+            trainer.collator.limit = limit
         log.info("training: %s", trainer.fast)
         with self._timed("train"), interrupt, library_prints(), progress:
             held_out, resumed = bool(eval_rows), self.checkpoint is not None
@@ -226,7 +230,8 @@ class Training:
             if held_out and finished and not _evaluated(run, trainer.state.global_step):
                 trainer.evaluate()
         title = f"{self.job.template.name}, {Path(self.job.model).name}"
-        plot_losses(run.metrics(), run.folder / "loss.png", title)
+        with writing(run.folder, "loss.png"):
+            plot_losses(run.metrics(), run.folder / "loss.png", title)
         run.update(self._measured(trainer) | ({} if finished else {"status": "interrupted"}))
         return finished
 
@@ -235,12 +240,15 @@ class Training:
         assert self.trainer is not None, "fit comes first"
         with self._timed("samples_after"):
             model, tokenizer = self.trainer.model, self.generator.tokenizer
-            digest = save_adapter(self.run, model, tokenizer, self.job.identity)
+            require_finite(model, "after the last step")
+            with writing(self.run.folder, "adapter"):
+                digest = save_adapter(self.run, model, tokenizer, self.job.identity)
             self.run.update({"adapter_sha256": digest})
             scores: dict[str, dict[str, float]] = {}
             if self.sample_rows:
                 after = self._answers("after")
-                scores = write_samples(self.run.folder, self.before, after, self._metrics())
+                with writing(self.run.folder, "samples.json"):
+                    scores = write_samples(self.run.folder, self.before, after, self._metrics())
             (self.run.folder / "before.json").unlink(missing_ok=True)
         done = {"status": "done", "finished": now(), "scores": scores}
         self.run.update(done | self._measured(self.trainer))
@@ -285,6 +293,7 @@ def make_trainer(
     sections: Sequence[str],
     run: Run,
     callbacks: Sequence[TrainerCallback],
+    troubles: Troubles | None = None,
 ) -> Trainer:
     """The trainer of a run, ready to train.
 
@@ -293,6 +302,7 @@ def make_trainer(
         sections: the names of the learned spans of all rows.
         run: where checkpoints and TensorBoard's files go; nothing is written yet.
         callbacks: among them the one that counts the tokens, a `Progress`.
+        troubles: what the trainer knows of the run to tell what went wrong.
 
     Raises:
         FasttuneError: the architecture's loss is not known, or its packed rows see each other.
@@ -314,7 +324,7 @@ def make_trainer(
             train_dataset=trainer_dataset(train_rows, sections),
             eval_dataset=trainer_dataset(eval_rows, sections) if eval_rows else None,
             processing_class=tokenizer,
-            data_collator=Collator(
+            collator=Collator(
                 config.train.batch_size,
                 config.model.max_length,
                 packing=config.train.packing,
@@ -325,6 +335,7 @@ def make_trainer(
             sections=sections,
             progress=next(each for each in callbacks if isinstance(each, Progress)),
             fast=fast,
+            troubles=troubles,
         )
     trainer.remove_callback(PrinterCallback)
     precision = trainer.accelerator.mixed_precision

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerControl
 
+from fasttune.encoding.batches import Collator, Step, count_learned
 from fasttune.models.fast.fast import FastPath
 from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.models.sections import SectionLoss
 from fasttune.models.unsloth import settle_compilation
 from fasttune.training.callbacks import Progress
 from fasttune.training.checkpoints import CheckpointingTrainer
+from fasttune.training.trouble import (
+    Finite,
+    Troubles,
+    not_finite,
+    out_of_memory,
+    require_finite,
+    writing,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # On a GPU Unsloth has a banner of its own printed where training begins.
 logging.getLogger("transformers.trainer").addFilter(
@@ -26,46 +42,122 @@ logging.getLogger("transformers.trainer").addFilter(
 class Trainer(CheckpointingTrainer):
     """SFTTrainer on rows that are already encoded, with losses per section and an exact evaluation.
 
-    A batch of the data loader holds the rows of a whole optimiser step, as a list of packs (or
-    padded batches) that fit into memory one after the other. The loss is the mean over all trained
-    tokens of the step. Evaluation takes the token-weighted mean over all held-out rows and keeps no
-    logits: transformers' own averages over batches, and holds the logits of a batch, which runs out
-    of memory where training fits.
+    A batch of the data loader holds the rows of a whole optimiser step. They are laid into packs
+    (or padded batches) that fit into memory one after the other; where memory runs out the step is
+    taken anew in smaller ones. The loss is the mean over all trained tokens of the step. Evaluation
+    takes the token-weighted mean over all held-out rows and keeps no logits: transformers' own
+    averages over batches, and holds the logits of a batch, which runs out of memory where training
+    fits.
+
+    A loss or a gradient that is not finite ends the training before the optimiser's step.
     """
 
     def __init__(
         self,
         *args: Any,
+        collator: Collator,
         sections: Sequence[str],
         progress: Progress,
         fast: FastPath,
+        troubles: Troubles | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, data_collator=Step, **kwargs)
+        self.collator = collator
+        self.troubles = troubles or Troubles()
         self.section_loss = SectionLoss(sections)
         self.progress = progress
         self.fast = fast
         self.saved_tokens = 0
         self._decoder = decoder(self.model)
+        self._places: list[int] = []
+        self._loss = torch.zeros(())
+        self._finite = Finite()
 
     def training_step(
-        self, model: Any, inputs: list[dict[str, Any]], num_items_in_batch: Any = None
+        self, model: Any, inputs: Step, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Forward and backward of one optimiser step; returns its mean loss."""
+        """Forward and backward of one optimiser step; returns its mean loss.
+
+        Raises:
+            FasttuneError: memory runs out with a row by itself.
+        """
         settle_compilation()
         model.train()
-        batches = self._prepare_inputs(inputs)
-        learned = max(1, sum(len(batch["targets"]) for batch in batches))
-        total = torch.zeros((), device=self.args.device)
-        for batch in batches:
-            self.progress.tokens += batch["tokens"]
-            if layout := batch.get("row_layout"):
-                self.saved_tokens += layout.saved
-            with self.accelerator.autocast():
-                loss = self._losses(batch, self.section_loss).sum() / learned
-            self.accelerator.backward(loss)
-            total += loss.detach()
-        return total
+        self._places = [row["place"] for row in inputs]
+        learned = max(1, sum(count_learned(row) for row in inputs))
+
+        def attempt(batches: list[dict[str, Any]]) -> torch.Tensor:
+            total = torch.zeros((), device=self.args.device)
+            parts = SectionLoss(self.section_loss.names)
+            for batch in batches:
+                with self.accelerator.autocast():
+                    loss = self._losses(batch, parts).sum() / learned
+                self.accelerator.backward(loss)
+                total += loss.detach()
+            self.section_loss.include(parts)
+            layouts = [batch["row_layout"] for batch in batches if "row_layout" in batch]
+            self.saved_tokens += sum(layout.saved for layout in layouts)
+            return total
+
+        self._loss = self._within_memory(inputs, attempt)
+        self.progress.tokens += sum(len(row["input_ids"]) for row in inputs)
+        return self._loss
+
+    def _within_memory(
+        self, rows: Sequence[dict[str, Any]], attempt: Callable[[list[dict[str, Any]]], T]
+    ) -> T:
+        """What `attempt` makes of the rows' batches. Where memory runs out its gradients are
+        dropped, and it has smaller batches, as have all later ones.
+
+        Raises:
+            FasttuneError: each row has a batch by itself, and one does not fit.
+        """
+        while True:
+            try:
+                return attempt([self._on_device(batch) for batch in self.collator(rows)])
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            # Out here nothing holds the failed attempt any more: its error did, by its traceback.
+            self.model.zero_grad(set_to_none=True)
+            clear_device_cache(garbage_collection=True)
+            step = self.state.global_step + self.model.training
+            if not self.collator.halve(rows):
+                longest = max(len(row["input_ids"]) for row in rows)
+                places = [row["place"] for row in rows] if self.model.training else []
+                raise self.troubles.no_room(step, places, longest)
+            what = "packs, in tokens," if self.collator.packing else "batches, in rows,"
+            log.warning(self.troubles.smaller(step, self.collator.limit, what))
+
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The tensors where the model is; a GPU is not waited for."""
+        return {
+            name: value.to(self.args.device, non_blocking=True)
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in batch.items()
+        }
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        """The norm of the gradients before they are clipped, with a look at whether it and the loss
+        are finite: the one time in a step that a GPU is waited for.
+
+        Raises:
+            FasttuneError: one is not.
+        """
+        norm: torch.Tensor = super()._clip_grad_norm(model)
+        loss, size = torch.stack([self._loss.double(), norm.double()]).tolist()
+        if problem := self._finite.problem(loss, size, self.accelerator.scaler is not None):
+            where = self.troubles.named(self._places)
+            raise not_finite(f"step {self.state.global_step + 1}: {problem}", where)
+        return norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step
+        require_finite(self.model, f"after step {step}")
+        with writing(Path(self.args.output_dir).parent, f"checkpoints/checkpoint-{step}"):
+            super()._save_checkpoint(model, trial)
 
     def _losses(self, batch: dict[str, Any], into: SectionLoss) -> torch.Tensor:
         """The loss of each trained token of a batch, [learned], noted per section."""
@@ -85,11 +177,22 @@ class Trainer(CheckpointingTrainer):
         training = self.model.training
         self.model.eval()
         losses = SectionLoss(self.section_loss.names)
-        for batches in self.get_eval_dataloader():
-            for batch in self._prepare_inputs(batches):
+
+        def attempt(batches: list[dict[str, Any]]) -> None:
+            parts = SectionLoss(losses.names)
+            for batch in batches:
                 with self.accelerator.autocast():
-                    self._losses(batch, losses)
+                    self._losses(batch, parts)
+            losses.include(parts)
+
+        for step in self.get_eval_dataloader():
+            self._within_memory(step, attempt)
         self.model.train(training)
+        if not math.isfinite(losses.mean):
+            sections = ", ".join(f"{name} {mean:.4g}" for name, mean in losses.means().items())
+            raise not_finite(
+                f"the held-out loss is {losses.mean} after step {self.state.global_step}", sections
+            )
         metrics = {
             f"{metric_key_prefix}_loss": losses.mean,
             **{f"{metric_key_prefix}_loss_{name}": mean for name, mean in losses.means().items()},

@@ -1,0 +1,171 @@
+"""Steps that go wrong: a loss that is no number, memory that runs out, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fasttune.data.rows import Rows
+from fasttune.encoding.cache import EncodedRows
+from fasttune.errors import FasttuneError, reason
+from fasttune.planning.forecast import Forecast
+from fasttune.runs import Run
+
+PATIENCE = 20
+"""Steps in a row that the scaling of an fp16 loss may skip. Each halves the scale: of the 65536
+that it begins with, so many leave a sixteenth."""
+SHOWN = 3
+"""Rows of a step that are shown with the beginning of their text."""
+
+
+class Troubles:
+    """What a trainer has to know of its run to tell what went wrong.
+
+    Args:
+        run: whose manifest notes the limit of the batches; None notes nothing.
+        rows: what was encoded.
+        encoded: the rows trained on.
+        planned: None where the architecture cannot be planned for.
+    """
+
+    def __init__(
+        self,
+        run: Run | None = None,
+        rows: Rows | None = None,
+        encoded: EncodedRows | None = None,
+        planned: Forecast | None = None,
+    ) -> None:
+        self.run, self.rows, self.encoded, self.planned = run, rows, encoded, planned
+
+    def named(self, places: Sequence[int]) -> str:
+        """The rows at some places of those trained on: their numbers in the source, as `fasttune
+        data` counts them, and how the first of them begin."""
+        if self.rows is None or self.encoded is None:
+            return f"rows {', '.join(str(place + 1) for place in places)} of those trained on"
+        among = self.encoded.places
+        found = sorted((self.rows.number(among[place]), among[place]) for place in places)
+        lines = [f"rows {', '.join(str(number) for number, _ in found)}"]
+        for number, place in found[:SHOWN]:
+            lines.append(f"row {number}: {self.rows[place].get('instruction', '')[:60]!r}")
+        return "\n".join(lines)
+
+    def no_room(self, step: int, places: Sequence[int], tokens: int) -> FasttuneError:
+        """Memory ran out with one row at a time."""
+        change = self.planned.smaller() if self.planned else ()
+        return FasttuneError(
+            f"memory ran out at step {step}, with one row at a time, of up to {tokens} tokens",
+            self.named(places) if places else "held-out rows",
+            f"this takes less: {' '.join(change)}"
+            if change
+            else "lower model.max_length, set train.gradient_checkpointing=on, or take more memory",
+        )
+
+    def smaller(self, step: int, limit: int, what: str) -> str:
+        """Memory ran out, and the limit of the batches was halved: noted, and put into words."""
+        if self.run is not None:
+            self.run.update({"batch_limit": limit})
+        return (
+            f"memory ran out at step {step}: {what} of at most {limit} from here on; "
+            "the rows of a step and its loss stay"
+        )
+
+
+class Finite:
+    """Looks whether the loss and the gradient of each step are finite.
+
+    An fp16 loss that is scaled may have gradients that are not: the scaler skips such a step and
+    halves the scale, as it has to at the beginning. It is wrong only if that does not help.
+    """
+
+    def __init__(self) -> None:
+        self._skipped = 0
+
+    def problem(self, loss: float, norm: float, scaled: bool) -> str:
+        """What is wrong with a step; empty if nothing is.
+
+        Args:
+            norm: of the gradient.
+            scaled: whether a scaler skips steps whose gradient is not finite.
+        """
+        overflown = not math.isfinite(norm)
+        self._skipped = self._skipped + 1 if overflown else 0
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if overflown and not scaled:
+            return f"the gradient is {norm} (the loss is {loss:.4g})"
+        if self._skipped >= PATIENCE:
+            return f"the gradient is {norm}, for {PATIENCE} steps in a row (the loss is {loss:.4g})"
+        return ""
+
+
+def not_finite(what: str, where: str) -> FasttuneError:
+    """Something became infinite or no number; nothing was saved with it."""
+    return FasttuneError(
+        what,
+        where,
+        "lower train.learning_rate, or look at these rows; --resume goes on from the last "
+        "checkpoint, which is from before",
+    )
+
+
+def require_finite(model: Any, when: str) -> None:
+    """Refuse to save adapters that hold no numbers.
+
+    Raises:
+        FasttuneError: a weight is infinite or not a number.
+    """
+    weights = [p for p in model.parameters() if p.requires_grad]
+    if not bool(torch.stack([torch.isfinite(weight).all() for weight in weights]).all()):
+        raise not_finite("the adapter's weights are no finite numbers any more", when)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocator, that of a GPU or torch's own for the CPU, had no room."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def writing(folder: Path, name: str) -> Iterator[None]:
+    """Put into words that the disk is full while something in a run's folder is written.
+
+    Args:
+        folder: the run's.
+        name: relative to it; where the system names a file, that one is told instead.
+
+    Raises:
+        FasttuneError: there is no room for it.
+    """
+    try:
+        yield
+    except FasttuneError:
+        raise
+    except Exception as error:  # safetensors and torch have exceptions of their own for it
+        if not _no_room(error):
+            raise
+        file = Path(str(getattr(error, "filename", "")))
+        name = str(file.relative_to(folder)) if folder in file.parents else name
+        left = shutil.disk_usage(folder).free
+        raise FasttuneError(
+            f"no room to write {name}: {getattr(error, 'strerror', '') or reason(error)}",
+            f"{folder}, {left / 1e6:.1f} MB free",
+            f"make room, then: fasttune run --resume {folder}",
+        ) from error
+
+
+def _no_room(error: BaseException | None) -> bool:
+    """Whether an exception, or what it came from, says that a disk is full."""
+    words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "file write failed")
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(each in str(error) for each in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
