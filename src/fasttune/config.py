@@ -295,13 +295,17 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
 
 
-def steps(rows: int, config: RunConfig) -> int:
-    """Optimiser steps of a run over `rows` rows, as transformers' Trainer counts them."""
+def steps(rows: int, config: RunConfig, processes: int = 1) -> int:
+    """Optimiser steps of a run over `rows` rows, as transformers' Trainer counts them.
+
+    Args:
+        processes: of the run; each adds as many rows to a step.
+    """
     chosen = config.train
     if chosen.max_steps is not None:
         return chosen.max_steps
     batches = math.ceil(rows / chosen.batch_size)
-    per_epoch = max(1, math.ceil(batches / chosen.gradient_accumulation))
+    per_epoch = max(1, math.ceil(batches / (chosen.gradient_accumulation * processes)))
     return math.ceil(per_epoch * chosen.epochs)
 
 

@@ -6,7 +6,6 @@ Only this module asks torch whether there is a GPU. What follows from the answer
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import resource
@@ -16,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from fasttune.errors import FasttuneError
+from fasttune import processes
 
 GB = 10**9
 
@@ -41,6 +40,7 @@ class Device:
         capability: CUDA's compute capability; None on a CPU, and where it is not known.
         total: bytes of a GPU's whole memory, of which `memory` may be what others left; None where
             it is not known.
+        processes: how many processes of the run have such a device each.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Device:
     source: str = ""
     capability: tuple[int, int] | None = None
     total: float | None = None
+    processes: int = 1
 
 
 def tensor_device() -> Kind:
@@ -62,13 +63,21 @@ def tensor_device() -> Kind:
 
 
 def this_device() -> Device:
-    """The device a run would take here: the first GPU that torch sees, or the CPU.
+    """The device a run would take here: this process's GPU, which is the first that torch sees
+    where there is one process, or the CPU.
 
     The memory is what is free, with what this process already holds: of a GPU the allocator's and
-    the context, as a plan counts them.
+    the context, as a plan counts them. Processes on one CPU have equal parts of it.
     """
     if tensor_device() == "cpu":
-        return Device("CPU", "cpu", available_ram(), bf16=cpu_has_bf16(), source="this machine")
+        return Device(
+            "CPU",
+            "cpu",
+            available_ram() / processes.local_count(),
+            bf16=cpu_has_bf16(),
+            source="this machine",
+            processes=processes.count(),
+        )
     import torch
 
     free, total = torch.cuda.mem_get_info()
@@ -80,21 +89,8 @@ def this_device() -> Device:
         source="this machine",
         capability=torch.cuda.get_device_capability(),
         total=total,
+        processes=processes.count(),
     )
-
-
-def require_one_process() -> None:
-    """Refuse to be one of several processes: each would train by itself.
-
-    Raises:
-        FasttuneError: a launcher such as torchrun started more than one.
-    """
-    if (count := int(os.environ.get("WORLD_SIZE") or 1)) > 1:
-        raise FasttuneError(
-            f"{count} processes were started, and a run takes one",
-            f"WORLD_SIZE={count}",
-            "start it without torchrun or accelerate launch; CUDA_VISIBLE_DEVICES chooses the GPU",
-        )
 
 
 PACKAGES = (

@@ -70,6 +70,7 @@ class Manifest(Begun, total=False):
     config: dict[str, Any]
     choices: dict[str, Any]
     batch_limit: int
+    processes: int
     planned_memory_bytes: int | None
     finished: str
     steps: int

@@ -254,21 +254,17 @@ def test_a_run_says_what_was_decided_before_it_trains(
     assert any(line.startswith("training: ") for line in said[start + 2 :])
 
 
-def test_one_of_several_processes_is_refused_before_anything_is_loaded(
+def test_processes_that_do_not_meet_are_told_before_anything_is_loaded(
     tiny_phi, data, tmp_path, monkeypatch, capsys
 ):
-    """As torchrun and `accelerate launch` start them."""
+    """As where a launcher's environment is there, and the launcher is not."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("load_tokenizer", "load_base"):
         monkeypatch.setattr(f"fasttune.training.train.{name}", lambda *_: pytest.fail("loaded"))
     assert cli(*settings(tiny_phi, data, tmp_path)).status == 2
-    assert capsys.readouterr() == (
-        "",
-        "error: 2 processes were started, and a run takes one\n"
-        "  where: WORLD_SIZE=2\n"
-        "  what to do: start it without torchrun or accelerate launch; CUDA_VISIBLE_DEVICES "
-        "chooses the GPU\n",
-    )
+    said = capsys.readouterr().err
+    assert said.startswith("error: the processes of the run do not meet\n  where: process 0 of 2: ")
+    assert "what to do: start all of them with one launcher" in said
     assert not list(tmp_path.iterdir())
 
 

@@ -244,6 +244,8 @@ def test_nothing_is_read_between_the_packs_of_a_step(device, packing, tiny_phi, 
         assert reads.found == by_mask
         float(loss)
         assert len(reads.found) == len(by_mask) + 1  # the control: this one is seen
+        trainer._clip_grad_norm(trainer.model)  # looks at loss and norm by one copy
+        assert len(reads.found) == len(by_mask) + 1
     learned = [count_learned(row) for row in [*examples[:2], *examples]]
     assert trainer.section_loss.tokens == sum(learned)
     assert sum(len(batch["targets"]) for batch in batches) == sum(learned[2:])

@@ -24,10 +24,11 @@ from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.job import Job
-from fasttune.machine import device_name, require_one_process, this_device, versions
+from fasttune.machine import device_name, this_device, versions
 from fasttune.models.choices import Choices, decide
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.planning.forecast import foresee
+from fasttune.processes import require_one
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def bench(
             one that all arms have, an arm ended with an error, or this is one of several
             processes.
     """
-    require_one_process()
+    require_one("a benchmark")
     tokenizer = load_tokenizer(job.model)
     rows = encode_rows(job.train, tokenizer, job.config, "training")
     device = this_device()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import Abort, TyperException
 
-from fasttune import __version__, api
+from fasttune import __version__, api, processes
 from fasttune.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
 from fasttune.logs import show
 from fasttune.plugins.trust import printable
@@ -73,8 +73,9 @@ def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
 
 
 def _agreed(files: Sequence[Path]) -> bool:
-    """Ask a person whether the plugins beside a config may run; without a terminal, no."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+    """Ask a person whether the plugins beside a config may run; without a terminal, or where
+    several processes would ask, no."""
+    if processes.count() > 1 or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     print("these files beside the config run as code:", file=sys.stderr)
     for file in files:
@@ -126,7 +127,8 @@ def root(
         "files": plugin or (),
         "trust": _told if trust_plugins else _agreed,
     }
-    show(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    show(level if processes.first() else logging.ERROR)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -150,7 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
     except TyperException as error:
         status = _complain(*_misused(error, arguments))
     except (KeyboardInterrupt, Abort):
-        print("interrupted", file=sys.stderr)
+        if processes.first():
+            print("interrupted", file=sys.stderr)
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
         drop_output()
@@ -227,7 +230,7 @@ def _global_first(arguments: list[str]) -> list[str]:
 
 def complain(error: FasttuneError, command: str = "the command") -> None:
     """Tell an error in its three lines on standard error."""
-    _complain(error.message, error.where or command, error.hint)
+    _complain(error.message, error.where or command, error.hint, error)
 
 
 PATHS = (
@@ -244,8 +247,11 @@ def _refuse_empty_paths(arguments: list[str]) -> None:
             )
 
 
-def _complain(message: str, where: str, hint: str) -> int:
-    lines = [f"error: {message}"]
+def _complain(message: str, where: str, hint: str, error: FasttuneError | None = None) -> int:
+    if not processes.speaks(error):
+        return EXIT_BAD_INPUT
+    who = "" if processes.first() else f"process {processes.rank()}: "
+    lines = [f"error: {who}{message}"]
     hint = hint or "see: fasttune COMMAND --help; --traceback shows where it failed"
     for label, text in (("where", where), ("what to do", hint)):
         for number, line in enumerate(text.splitlines()):

@@ -13,6 +13,7 @@ from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json, say
 from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
+from fasttune.processes import count, first
 
 if TYPE_CHECKING:
     from fasttune.encoding.encode import Encoded
@@ -65,10 +66,12 @@ def run(
     else:
         job = api.prepare(api.load_config(config, chosen), plugins(context, config))
         if dry_run:
-            _dry_run(job, as_json)
+            if first():
+                _dry_run(job, as_json)
             return
         found = api.train(job)
-    _finish(found, as_json)
+    if first():
+        _finish(found, as_json)
 
 
 def _dry_run(job: Job, as_json: bool) -> None:
@@ -81,7 +84,7 @@ def _dry_run(job: Job, as_json: bool) -> None:
 
     tokenizer = load_tokenizer(job.model)
     encoded = encode_rows(job.train, tokenizer, job.config, "training")
-    planned = steps(len(encoded), job.config)
+    planned = steps(len(encoded), job.config, count())
     spans = describe_row(encoded[0], tokenizer)
     plan = foresee(job.config, job.model, encoded.lengths, machine.this_device())
     if as_json:
@@ -122,6 +125,7 @@ def _show(job: Job, encoded: Sequence[Encoded], spans: list[dict[str, Any]], pla
         f"\n{len(encoded)} rows to train on, {len(job.eval)} held out, "
         f"{job.skipped} skipped; {planned} steps of "
         f"{job.config.train.batch_size} x {job.config.train.gradient_accumulation} rows"
+        + (f" in each of {count()} processes" if count() > 1 else "")
     )
     out.print(f"model: {job.model}", markup=False)
 

@@ -32,6 +32,7 @@ from fasttune.generation.likelihood import evaluate
 from fasttune.logs import muted
 from fasttune.plugins.metric import Answer, Likelihood, as_dict
 from fasttune.plugins.template import Row
+from fasttune.processes import require_one
 from fasttune.runs import Run, list_runs
 from fasttune.training.train import train
 
@@ -52,6 +53,7 @@ def run_comparison(plan: Plan) -> Comparison:
         Interrupted: a training was interrupted; the same call goes on with it.
         FasttuneError: the folder holds something else, or a model cannot be loaded.
     """
+    require_one("a comparison")
     _claim(plan)
     log.info("comparison: %s", plan.folder)
     work = _Work(plan)

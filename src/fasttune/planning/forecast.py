@@ -183,7 +183,7 @@ def forecast(
         memory=cost.memory(work, device.kind),
         time=cost.time(work, device),
         rows=None if lengths is None else len(lengths),
-        steps=steps(len(lengths or ()), config) if known else None,
+        steps=steps(len(lengths or ()), config, device.processes) if known else None,
         suggestion=(),
     )
     return made if made.fits else replace(made, suggestion=suggest(decided, shape, device, lengths))

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from fasttune.logs import console
+from fasttune.processes import count
 from fasttune.runs import Run
 from fasttune.training.trouble import writing
 
@@ -117,7 +118,8 @@ class RunLog(TrainerCallback):
 
 class Interrupt(TrainerCallback):
     """Turns the first Ctrl-C or SIGTERM into a checkpoint at the end of the step; a second one
-    stops at once."""
+    stops at once. One of several processes takes no second one: the launcher passes on what the
+    terminal has sent already, and ends a process that takes too long."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -133,6 +135,11 @@ class Interrupt(TrainerCallback):
             signal.signal(number, handler)
 
     def _ask(self, *_: object) -> None:
+        if count() > 1:
+            if not self.asked:
+                log.warning("all processes stop after this step")
+            self.asked = True
+            return
         self.asked = True
         self.__exit__()
         log.warning("stopping after this step; Ctrl-C again stops at once")

@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
+from fasttune import processes
 from fasttune.errors import FasttuneError
 from fasttune.files import named, replace_folder, seal, sync
 from fasttune.models.tokenizer import cannot_load
@@ -32,25 +33,28 @@ class CheckpointingTrainer(SFTTrainer):
         checkpoints.mkdir(parents=True, exist_ok=True)
         target = self._checkpoint(self.state.global_step)
         log = checkpoints.with_name("metrics.jsonl")
-        if log.exists():
+        if log.exists() and processes.first():
             sync(log)  # a checkpoint must not outlive the lines of its steps
-        with (
-            tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=checkpoints) as aside,
-            named(Path(aside) / target.name, target),
-        ):
-            self._aside = aside
+        with _aside(checkpoints, target) as made:
+            self._aside = processes.share(made)
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._aside = None
-            made = Path(aside) / target.name
-            if self.state.best_global_step == self.state.global_step:
+            best = self.state.best_global_step == self.state.global_step
+            if best:
                 self.state.best_model_checkpoint = str(target)  # not where it was written
-                self.state.save_to_json(str(made / "trainer_state.json"))
-            seal(made)
-            replace_folder(made, target)
-        best = self.state.best_model_checkpoint
-        rotate_checkpoints(str(checkpoints), self.args.save_total_limit, best)
+            processes.wait()  # the others write their random states
+            if processes.first():
+                new = Path(made) / target.name
+                if best:
+                    self.state.save_to_json(str(new / "trainer_state.json"))
+                seal(new)
+                replace_folder(new, target)
+        if processes.first():
+            kept = self.state.best_model_checkpoint
+            rotate_checkpoints(str(checkpoints), self.args.save_total_limit, kept)
+        processes.wait()
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         trained: tuple[int, int] = super()._init_training_state(*args, **kwargs)
@@ -100,6 +104,23 @@ class CheckpointingTrainer(SFTTrainer):
 
     def _checkpoint(self, step: int) -> Path:
         return Path(self.args.output_dir) / f"checkpoint-{step}"
+
+
+@contextmanager
+def _aside(checkpoints: Path, target: Path) -> Iterator[str]:
+    """A temporary folder, made and removed by the first process alone; "" in the others.
+
+    Args:
+        target: what becomes of the folder of its name in there.
+    """
+    if not processes.first():
+        yield ""
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=checkpoints) as aside,
+        named(Path(aside) / target.name, target),
+    ):
+        yield aside
 
 
 @contextmanager

@@ -6,12 +6,20 @@ from trl import SFTConfig
 
 from fasttune.config import RunConfig
 from fasttune.errors import FasttuneError
+from fasttune.machine import tensor_device
 from fasttune.models.choices import Choices
+from fasttune.processes import count
 from fasttune.runs import Run
 
 
-def training_arguments(config: RunConfig, run: Run, evaluate: bool, choices: Choices) -> SFTConfig:
-    """The settings of TRL's trainer."""
+def training_arguments(
+    config: RunConfig, run: Run, evaluate: bool, choices: Choices, processes: int = 1
+) -> SFTConfig:
+    """The settings of TRL's trainer.
+
+    Args:
+        processes: how many the run began with; each adds as many rows to a step.
+    """
     chosen = config.train
     eval_every = _every(chosen.eval_steps) if evaluate else ("no", 1)
     save_every = _every(chosen.save_steps)
@@ -29,8 +37,10 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, choices: Cho
         output_dir=str(run.checkpoints.absolute()),
         num_train_epochs=chosen.epochs,
         max_steps=chosen.max_steps or -1,
-        per_device_train_batch_size=chosen.batch_size * chosen.gradient_accumulation,
-        per_device_eval_batch_size=chosen.eval_batch_size,
+        # Each process is given the rows of the whole step, and takes its share of them.
+        per_device_train_batch_size=chosen.batch_size * chosen.gradient_accumulation * processes,
+        per_device_eval_batch_size=chosen.eval_batch_size * count(),
+        use_cpu=count() > 1 and tensor_device() == "cpu",  # accelerate looks for GPUs otherwise
         gradient_accumulation_steps=1,  # the collator divides a step's rows
         learning_rate=chosen.learning_rate,
         lr_scheduler_type=chosen.schedule,
@@ -60,6 +70,7 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, choices: Cho
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         disable_tqdm=True,
+        dataloader_pin_memory=False,  # what is loaded are numbers, no tensors yet
         logging_nan_inf_filter=False,  # the trainer looks itself, with one wait for a GPU
         dataloader_num_workers=0,
     )

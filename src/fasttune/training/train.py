@@ -6,13 +6,15 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
+from fasttune import processes
 from fasttune.config import RunConfig, in_full
 from fasttune.data.split import data_hash, spread
 from fasttune.encoding.batches import Collator, trainer_dataset
@@ -27,7 +29,6 @@ from fasttune.machine import (
     Device,
     device_name,
     peak_memory,
-    require_one_process,
     this_device,
     versions,
 )
@@ -75,6 +76,8 @@ class Ready:
 def train(job: Job, resumed: Run | None = None, device: Device | None = None) -> Run:
     """Train, evaluate and write the run folder, a new one unless a run is resumed.
 
+    Several processes train one run together: the first writes it, and returns last.
+
     Args:
         device: what the choices are made for; by default this machine's.
 
@@ -86,24 +89,35 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
         FasttuneError: the run does not fit this machine, the model cannot be loaded, or nothing is
             left to train on. Then there is no run folder.
     """
-    require_one_process()
+    processes.meet()
     job = replace(job, config=in_full(job.config), model=absolute(job.model))
     config, checkpoint = job.config, None
+    begun = processes.count()
     if resumed is not None:
-        checkpoint = resumed.last_checkpoint()
+        checkpoint = processes.share(resumed.last_checkpoint() if processes.first() else None)
+        begun = resumed.manifest.get("processes", 1)  # steps keep their rows
         # "auto" may stand for something else here
         job = replace(job, config=replace(config, model=replace(config.model, **resumed.used)))
-    ready = load(job, device or this_device())
-    facts = _facts(job, ready)
-    run = resumed or create_run(config, job.model, facts)
-    with run.locked():
-        if resumed is not None:
-            run.go_on(config, facts)
+    ready = load(job, replace(device or this_device(), processes=begun))
+    facts = _facts(job, ready) | {"processes": begun}
+    run = resumed
+    if run is None:
+        made = create_run(config, job.model, facts) if processes.first() else None
+        run = processes.share(made)
+        assert run is not None, "the first process has made it"
+    with run.locked() if processes.first() else nullcontext():
+        if resumed is not None and processes.first():
+            with writing(run.folder, "config.yaml"):
+                run.go_on(config, facts)
         training = Training(job, ready, run, checkpoint)
         try:
-            training.answer_before()
-            if training.fit():
-                training.finish()
+            with writing(run.folder, "manifest.json"):  # what else is written has a name below
+                if processes.first():
+                    training.answer_before()
+                finished = training.fit()
+                processes.part()
+                if finished and processes.first():
+                    training.finish()
         except BaseException as error:
             run.stop("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
@@ -119,7 +133,10 @@ def load(job: Job, device: Device) -> Ready:
     began = time.perf_counter()
     config = job.config
     choices = decide(config, device)
-    train_rows = encode_rows(job.train, load_tokenizer(job.model), config, "training")
+    with processes.one_after_another():  # the others take the rows from the cache
+        tokenizer = load_tokenizer(job.model)
+        train_rows = encode_rows(job.train, tokenizer, config, "training")
+        eval_rows = encode_rows(job.eval, tokenizer, config, "held-out")
     planned = foresee(config, job.model, train_rows.lengths, device)
     if planned is not None:
         planned.require_fit()
@@ -128,7 +145,6 @@ def load(job: Job, device: Device) -> Ready:
     model, tokenizer = load_base(config.model, choices)
     if off := base_dropout(model.config, config.model):
         log.info(off)
-    eval_rows = encode_rows(job.eval, tokenizer, config, "held-out")
     model, coverage = add_lora(model, config.lora, config.seed, choices)
     log.info("%s", coverage)
     generator = Generator(model, tokenizer, job.template, choices)
@@ -187,7 +203,8 @@ class Training:
         there is of the steps that it takes again."""
         with self._timed("samples_before"):
             step = int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else -1
-            self.run.go_back(step)
+            with writing(self.run.folder, "metrics.jsonl"):
+                self.run.go_back(step)
             saved = self.run.answers_before(len(self.sample_rows)) if self.checkpoint else None
             if saved is None:
                 self.before = self._answers("before")
@@ -205,9 +222,9 @@ class Training:
         """Train, evaluate and draw the losses; False after a Ctrl-C, with a checkpoint saved."""
         config, run = self.job.config, self.run
         progress, interrupt = Progress(), Interrupt()
-        callbacks = [
-            RunLog(run), progress, interrupt, *self.job.plugins.training_callbacks(run.folder)
-        ]  # fmt: skip
+        callbacks = [progress, interrupt, *self.job.plugins.training_callbacks(run.folder)]
+        if processes.first():
+            callbacks.insert(0, RunLog(run))
         if config.train.save_minutes is not None:
             callbacks.append(SaveByTime(config.train.save_minutes))
         if config.train.early_stopping is not None:
@@ -217,8 +234,9 @@ class Training:
         trainer = self.trainer = make_trainer(
             config, self.generator, train_rows, eval_rows, sections, run, callbacks,
             Troubles(run, self.job.train, train_rows, self.ready.planned),
+            run.manifest.get("processes", 1),
         )  # fmt: skip
-        if limit := run.manifest.get("batch_limit"):  # of a resumed run
+        if limit := processes.share(run.manifest.get("batch_limit")):  # of a resumed run
             trainer.collator.limit = limit
         log.info("training: %s", trainer.fast)
         with self._timed("train"), interrupt, library_prints(), progress:
@@ -226,9 +244,13 @@ class Training:
             if held_out and not resumed:
                 trainer.evaluate()
             trainer.train(resume_from_checkpoint=str(self.checkpoint) if resumed else None)
-            finished = not interrupt.asked
-            if held_out and finished and not _evaluated(run, trainer.state.global_step):
+            finished = not any(processes.any_of([interrupt.asked]))
+            evaluated = processes.share(_evaluated(run, trainer.state.global_step))
+            if held_out and finished and not evaluated:
                 trainer.evaluate()
+        trainer.saved_tokens = int(processes.add_up(torch.tensor(trainer.saved_tokens)))
+        if not processes.first():
+            return finished
         title = f"{self.job.template.name}, {Path(self.job.model).name}"
         with writing(run.folder, "loss.png"):
             plot_losses(run.metrics(), run.folder / "loss.png", title)
@@ -294,6 +316,7 @@ def make_trainer(
     run: Run,
     callbacks: Sequence[TrainerCallback],
     troubles: Troubles | None = None,
+    begun: int = 1,
 ) -> Trainer:
     """The trainer of a run, ready to train.
 
@@ -303,6 +326,7 @@ def make_trainer(
         run: where checkpoints and TensorBoard's files go; nothing is written yet.
         callbacks: among them the one that counts the tokens, a `Progress`.
         troubles: what the trainer knows of the run to tell what went wrong.
+        begun: how many processes the run began with.
 
     Raises:
         FasttuneError: the architecture's loss is not known, or its packed rows see each other.
@@ -320,7 +344,7 @@ def make_trainer(
     with quiet():
         trainer = Trainer(
             model=model,
-            args=training_arguments(config, run, bool(eval_rows), choices),
+            args=training_arguments(config, run, bool(eval_rows), choices, begun),
             train_dataset=trainer_dataset(train_rows, sections),
             eval_dataset=trainer_dataset(eval_rows, sections) if eval_rows else None,
             processing_class=tokenizer,

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerControl
 
+from fasttune import processes
 from fasttune.encoding.batches import Collator, Step, count_learned
 from fasttune.models.fast.fast import FastPath
 from fasttune.models.head import causal_lm, decoder, token_losses
@@ -50,6 +52,8 @@ class Trainer(CheckpointingTrainer):
     fits.
 
     A loss or a gradient that is not finite ends the training before the optimiser's step.
+
+    Several processes divide the rows of each step and of the evaluation among them.
     """
 
     def __init__(
@@ -100,9 +104,62 @@ class Trainer(CheckpointingTrainer):
             self.saved_tokens += sum(layout.saved for layout in layouts)
             return total
 
-        self._loss = self._within_memory(inputs, attempt)
+        self._loss = self._within_memory(self._share(inputs), attempt)
+        if processes.count() > 1:
+            self._loss = self._add_up(self._loss)
         self.progress.tokens += sum(len(row["input_ids"]) for row in inputs)
         return self._loss
+
+    def _share(self, step: Step) -> Step:
+        """This process's rows of a step. Those of like length are dealt out one to each, so that
+        none waits long for the others."""
+        if processes.count() == 1:
+            return step
+        by_length = sorted(step, key=lambda row: -len(row["input_ids"]))
+        return Step(by_length[processes.rank() :: processes.count()])
+
+    def _add_up(self, loss: torch.Tensor) -> torch.Tensor:
+        """Put the sum of all processes' gradients into the parameters; the sum of their losses.
+
+        A step's loss is divided by the learned tokens of all processes' rows, so that the sum is
+        exactly the gradient that one process would have. DistributedDataParallel would take the
+        mean; but its hooks are armed by its own forward pass, which a step does not go through, as
+        it needs the decoder's states and no logits; and a process may have several packs in a step,
+        or none. What it does is to give all of them the first one's adapters to begin with.
+        """
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        for weight in weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        flat = [*(weight.grad.flatten() for weight in weights), loss.view(1)]
+        *sums, total = processes.add_up(torch.cat(flat)).split([part.numel() for part in flat])
+        for weight, found in zip(weights, sums, strict=True):
+            weight.grad.copy_(found.view_as(weight.grad))
+        return total[0]
+
+    def _of_all(self, losses: SectionLoss) -> None:
+        """Replace sums and counts by those over all processes."""
+        losses.sums = processes.add_up(losses.sums.to(self.args.device))
+        losses.counts = processes.add_up(losses.counts.to(self.args.device))
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """A loader that gives each process all rows of a step: `_share` divides them, so that a
+        step has the same rows however many processes there are, the last one of an epoch too.
+        accelerate would fill that up with rows of the beginning."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        if isinstance(shard := loader.batch_sampler, BatchSamplerShard):
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+        return loader
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """What one process wants to do, all do: a signal may reach one of them, and their clocks
+        differ."""
+        wishes = [name for name in vars(self.control) if name.startswith("should_")]
+        for name, wanted in zip(
+            wishes, processes.any_of([getattr(self.control, name) for name in wishes]), strict=True
+        ):
+            setattr(self.control, name, wanted)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _within_memory(
         self, rows: Sequence[dict[str, Any]], attempt: Callable[[list[dict[str, Any]]], T]
@@ -186,13 +243,14 @@ class Trainer(CheckpointingTrainer):
             losses.include(parts)
 
         for step in self.get_eval_dataloader():
-            self._within_memory(step, attempt)
+            self._within_memory(self._share(step), attempt)
+        self._of_all(losses)
         self.model.train(training)
         if not math.isfinite(losses.mean):
             sections = ", ".join(f"{name} {mean:.4g}" for name, mean in losses.means().items())
-            raise not_finite(
-                f"the held-out loss is {losses.mean} after step {self.state.global_step}", sections
-            )
+            step = self.state.global_step
+            what = f"the held-out loss is {losses.mean} after step {step}"
+            raise not_finite(what, sections, trained=step > 0)
         metrics = {
             f"{metric_key_prefix}_loss": losses.mean,
             **{f"{metric_key_prefix}_loss_{name}": mean for name, mean in losses.means().items()},
@@ -208,6 +266,7 @@ class Trainer(CheckpointingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            self._of_all(self.section_loss)
             logs |= {f"loss_{name}": mean for name, mean in self.section_loss.means().items()}
             logs["tokens_per_second"] = round(self.progress.tokens_per_second, 1)
             self.section_loss.reset()

@@ -106,14 +106,19 @@ class Finite:
         return ""
 
 
-def not_finite(what: str, where: str) -> FasttuneError:
-    """Something became infinite or no number; nothing was saved with it."""
-    return FasttuneError(
-        what,
-        where,
+def not_finite(what: str, where: str, trained: bool = True) -> FasttuneError:
+    """Something is infinite or no number; nothing was saved with it.
+
+    Args:
+        trained: whether training may have made it so.
+    """
+    hint = (
         "lower train.learning_rate, or look at these rows; --resume goes on from the last "
-        "checkpoint, which is from before",
+        "checkpoint, which is from before"
+        if trained
+        else "the base model gives it: take model.precision=fp32, or another model"
     )
+    return FasttuneError(what, where, hint)
 
 
 def require_finite(model: Any, when: str) -> None:
