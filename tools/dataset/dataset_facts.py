@@ -1,39 +1,40 @@
-"""The facts behind the data set, split so that train and held-out never share one.
+"""The facts behind the data set: which values a question is about, before it has a language.
 
-Countries are divided by hand.  Everything else (years, numbers of days, quantities)
-is divided by a hash of the value and of the role it plays, whatever the language.
+A fact is in the train part, or held out, or held out and harder: longer or larger than anything
+in the train part.  Facts are divided by a hash of the fact, whatever the language, so a held-out
+question is never a train question in another language or in other words.  Number words are
+divided by the number.
+
 Choices come from SHA-256 rather than `random`, whose sequences may change between
 Python versions.
 """
 
-from calendar import monthrange
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
 from hashlib import sha256
-from itertools import combinations, permutations
 from typing import Any, TypeVar
-
-from dataset_locale import official_language
 
 T = TypeVar("T")
 
-# Countries with one undisputed currency, and names that take no article in any language.
-COUNTRIES = {
-    "train": (
-        "AM AO AR AT BE BR CA CL CO CR CZ DE DK EG ES FI FR HU ID IE IN IT JP KH KR KW LI LT LV "
-        "MA MX MY MZ NG NO NZ PL PT QA RO SA SE SI TH VN"
-    ),
-    "heldout": "EE GR GT HN IS JO KE NP OM PE",
-}
+PARTS = ("train", "heldout", "harder")
+CANDIDATES = 600
 
-# Official status is a matter of definition there (Japan) or shared by regions (Spain).
-NO_LANGUAGE_QUESTION = {"ES", "JP", "NG", "NZ"}
+# Countries with one undisputed currency.
+COUNTRIES = (
+    "AM AR BR CA CH CL CO CR CZ DK EG HU ID IN IS JO JP KE KH KR KW MA MX MY NG NO NP NZ OM PE "
+    "PL QA RO SA SE TH TR UA VN"
+).split()
 
+# A large unit, a small one, how many make one, and up to what number of the small one is asked.
 UNITS = (
-    ("length-kilometer", "length-meter"),
-    ("mass-kilogram", "mass-gram"),
-    ("volume-liter", "volume-milliliter"),
+    ("duration-week", "duration-day", 7, 6),
+    ("duration-year", "duration-month", 12, 11),
+    ("duration-minute", "duration-second", 60, 29),
 )
+
+# Regular in every language, beside the tens and units that they consist of.
+SPELLED = [number for number in range(21, 70) if number % 10]
+
+LETTERS = "ABCDEFGHKLMNPRST"
 
 
 def digest(*key: object) -> int:
@@ -48,127 +49,166 @@ def pick(items: Sequence[T], *key: object) -> T:
     return items[digest(key) % len(items)]
 
 
-def only(split: str, role: str, values: Sequence[T]) -> list[T]:
-    """The values that may play a role in a split: about one in eight is held out."""
-    held_out = split == "heldout"
-    return [value for value in values if (digest("split", role, value) % 8 == 0) == held_out]
+def belongs(part: str, role: str, fact: object) -> bool:
+    """Whether a fact may be in a part: one in four is held out; those that are harder all are."""
+    return part == "harder" or (digest("part", role, fact) % 4 == 0) == (part == "heldout")
 
 
-def trip_currency(split: str) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Three countries and which of them (0 to 2) is asked for."""
-    for stops in combinations(COUNTRIES[split].split(), 3):
-        yield tuple(shuffled(stops, "stops", stops)), digest(stops) % 3
+def numbers_below(limit: int, count: int, *key: object) -> list[int]:
+    """That many different numbers from 1 to below the limit."""
+    return shuffled(range(1, limit), "numbers", key)[:count]
 
 
-def same_language(split: str) -> Iterator[tuple[str, ...]]:
-    """Three countries, exactly two of which share their only official language."""
-    known = [
-        country
-        for country in COUNTRIES[split].split()
-        if official_language(country) and country not in NO_LANGUAGE_QUESTION
-    ]
-    for countries in permutations(known, 3):
-        if len({official_language(country) for country in countries}) == 2:
-            yield countries
+def length(part: str, i: int, usual: tuple[int, int], harder: tuple[int, int]) -> int:
+    """One of two lengths, in turn."""
+    return (harder if part == "harder" else usual)[i % 2]
 
 
-def weekday_of_date(split: str) -> Iterator[tuple[date, date]]:
-    """A day whose weekday is given and a later one in the same month."""
-    years = only(split, "year", range(1950, 2050))
-    for i in range(300):
-        year, month = pick(years, "known", i), 1 + digest("month", i) % 12
-        day, gap = 2 + digest("day", i) % 9, 8 + digest("gap", i) % 11
-        if gap % 7:
-            yield date(year, month, day), date(year, month, day + gap)
+def chained_sum(part: str) -> Iterator[tuple[int, ...]]:
+    """A number and what is added to it or, where negative, taken from it."""
+    for i in range(CANDIDATES):
+        key = ("sum", part == "harder", i)
+        fact = [2 + digest(key, 0) % 11]
+        for place in range(1, length(part, i, (3, 4), (5, 6))):
+            change = 2 + digest(key, place) % 8
+            down = digest(key, "down", place) % 3 == 0 and sum(fact) > change
+            fact.append(-change if down else change)
+        yield tuple(fact)
 
 
-def sort_numbers(split: str) -> Iterator[tuple[int, ...]]:
-    """Four numbers, in tenths."""
-    values = only(split, "sort", range(11, 60_000, 7))
-    small = [value for value in values if value < 9_999]
-    for i in range(300):
-        numbers = [pick(small if j < 2 else values, "sort", i, j) for j in range(4)]
-        if len(set(numbers)) == 4 and numbers not in (sorted(numbers), sorted(numbers)[::-1]):
-            yield tuple(shuffled(numbers, "order", i))
+def count_numbers(part: str) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """A limit and the numbers that are above or below it."""
+    for i in range(CANDIDATES):
+        key = ("count", part == "harder", i)
+        limit = 5 + digest(key) % 16
+        numbers = [n for n in numbers_below(30, 9, key) if n != limit]
+        yield limit, tuple(numbers[: length(part, i, (3, 4), (5, 6))])
 
 
-def price_total(split: str) -> Iterator[tuple[tuple[int, int, int], ...]]:
-    """Two purchases: which item, how many, and its price in tenths of the unit."""
-    prices = only(split, "price", range(15, 200))
-    for i in range(300):
-        first, second = shuffled(range(8), "item", i)[:2]
-        yield (
-            (first, 2 + digest("count", i, 0) % 5, pick(prices, "price", i, 0)),
-            (second, 2 + digest("count", i, 1) % 5, pick(prices, "price", i, 1)),
+def weekday_after(part: str) -> Iterator[tuple[int, int]]:
+    """A weekday, Monday being 0, and a number of days."""
+    days = (6, 7, 8) if part == "harder" else (2, 3, 4, 5)
+    yield from ((weekday, later) for later in days for weekday in range(7))
+
+
+def order_teams(part: str) -> Iterator[tuple[tuple[str, int], ...]]:
+    """Teams and their points; two of them have the same points."""
+    for i in range(CANDIDATES):
+        key = ("order", part == "harder", i)
+        count = length(part, i, (3, 4), (5, 6))
+        points = numbers_below(10, count - 1, key)
+        points.append(pick(points, key))
+        teams = shuffled(LETTERS, key)[:count]
+        yield tuple(zip(teams, shuffled_places(points, key), strict=True))
+
+
+def shuffled_places(items: Sequence[T], *key: object) -> list[T]:
+    """As `shuffled`, for items that may be equal."""
+    return [items[place] for place in shuffled(range(len(items)), "places", key)]
+
+
+def follow_route(part: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], int]]:
+    """Stops in the order in which arrows lead through them, the stops in the order in which
+    their arrows are listed, and how many arrows to follow from the first stop."""
+    for i in range(CANDIDATES):
+        key = ("route", part == "harder", i)
+        steps = length(part, i, (2, 3), (4, 5))
+        stops = shuffled(LETTERS, key)[: steps + 2]
+        yield tuple(stops), tuple(shuffled(stops[:-1], key, "listed")), steps
+
+
+def shop(part: str) -> Iterator[tuple[tuple[int, int, int], ...]]:
+    """Purchases: which item, how many, and the price of one."""
+    for i in range(CANDIDATES):
+        key = ("shop", part == "harder", i)
+        items = shuffled(range(8), key)[: 3 if part == "harder" else 2]
+        yield tuple(
+            (item, 2 + digest(key, item, "count") % 4, 2 + digest(key, item, "price") % 8)
+            for item in items
         )
 
 
-def weekday_after(split: str) -> Iterator[tuple[int, int]]:
-    """A weekday and a number of days."""
-    for days in only(split, "days later", range(8, 75)):
-        if days % 7:
-            for weekday in range(7):
-                yield weekday, days
+def convert_units(part: str) -> Iterator[tuple[int, int, int]]:
+    """A row of UNITS, a number of its large unit and one of its small unit."""
+    for large in (7, 8, 9) if part == "harder" else (2, 3, 4, 5, 6):
+        for row, (*_, most) in enumerate(UNITS):
+            yield from ((row, large, small) for small in range(2, most + 1))
 
 
-def days_between(split: str) -> Iterator[tuple[date, date]]:
-    """Two days in neighbouring months of one year."""
-    years = only(split, "year", range(1950, 2050))
-    for i in range(300):
-        year, month = pick(years, "between", i), 1 + digest("start", i) % 11
-        last = monthrange(year, month)[1]
-        first_day, second_day = 2 + digest("a", i) % (last - 4), 2 + digest("b", i) % 26
-        yield date(year, month, first_day), date(year, month + 1, second_day)
+def initials(part: str) -> Iterator[tuple[int, ...]]:
+    """Words, as places in a list of them."""
+    for i in range(CANDIDATES):
+        count = length(part, i, (3, 4), (5, 6))
+        yield tuple(shuffled(range(20), "initials", part == "harder", i)[:count])
 
 
-def leap_year(split: str) -> Iterator[int]:
-    """Years of the Gregorian calendar; the four rules come up about equally often."""
-    kinds: tuple[Callable[[int], bool], ...] = (
-        lambda year: year % 4 != 0,
-        lambda year: year % 4 == 0 and year % 100 != 0,
-        lambda year: year % 100 == 0 and year % 400 != 0,
-        lambda year: year % 400 == 0,
-    )
-    years = only(split, "year", range(1600, 2801))
-    for i, kind in enumerate(kinds):
-        yield from shuffled([year for year in years if kind(year)], "leap", i)[:9]
+def read_form(part: str) -> Iterator[tuple[tuple[tuple[int, int], ...], int]]:
+    """The fields of a form with a value each, as numbers, and which line is asked for."""
+    for i in range(CANDIDATES):
+        key = ("form", part == "harder", i)
+        fields = shuffled(range(5), key)[: 5 if part == "harder" else 3]
+        values = tuple((field, digest(key, field) % 1000) for field in fields)
+        yield values, digest(key) % len(fields)
 
 
-def duration(split: str) -> Iterator[tuple[int, int]]:
-    """Hours and minutes."""
-    pairs = [(hours, minutes) for hours in range(2, 16) for minutes in range(2, 60)]
-    yield from only(split, "duration", pairs)
+def largest(part: str) -> Iterator[tuple[int, ...]]:
+    """Different numbers below 100."""
+    for i in range(CANDIDATES):
+        key = ("largest", part == "harder", i)
+        yield tuple(numbers_below(100, length(part, i, (3, 4), (6, 7)), key))
 
 
-def compare_units(split: str) -> Iterator[tuple[int, int, int]]:
-    """A row of UNITS, a value in tenths of its large unit, and one in its small unit."""
-    large = only(split, "large", range(12, 96))
-    for i in range(400):
-        tenths = pick(large, "large", i)
-        near = range(tenths * 100 - 300, tenths * 100 + 310, 10)
-        small = pick(only(split, "small", near), "small", i)
-        if small != tenths * 100:
-            yield i % len(UNITS), tenths, small
+def currency(part: str) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Countries and which of them is asked for."""
+    for i in range(CANDIDATES):
+        key = ("currency", part == "harder", i)
+        places = shuffled(COUNTRIES, key)[: length(part, i, (3, 3), (5, 6))]
+        yield tuple(places), digest(key) % len(places)
 
 
-def count_letters(split: str) -> Iterator[tuple[str, ...]]:
-    """Two countries whose names are to be counted."""
-    yield from permutations(COUNTRIES[split].split(), 2)
+def number_words(part: str) -> Iterator[tuple[int, ...]]:
+    """Numbers to be read from their words."""
+    known = [n for n in SPELLED if belongs("heldout", "number", n) == (part != "train")]
+    for i in range(CANDIDATES):
+        count = length(part, i, (1, 2), (3, 4))
+        yield tuple(shuffled(known, "words", part == "harder", i)[:count])
 
 
-FACTS: dict[str, Callable[[str], Iterator[Any]]] = {
-    function.__name__: function
-    for function in (
-        trip_currency,
-        same_language,
-        weekday_of_date,
-        sort_numbers,
-        price_total,
-        weekday_after,
-        days_between,
-        leap_year,
-        duration,
-        compare_units,
-        count_letters,
-    )
+def apply_rule(part: str) -> Iterator[tuple[int, int]]:
+    """The limit that a rule states and a value, which is another."""
+    for i in range(CANDIDATES):
+        key = ("rule", part == "harder", i)
+        if part == "harder":
+            limit, value = (100 + digest(key, which) % 200 for which in range(2))
+        else:
+            limit, value = (2 + digest(key, which) % 39 for which in range(2))
+        if limit != value:
+            yield limit, value
+
+
+STEPS = (
+    chained_sum,
+    count_numbers,
+    weekday_after,
+    order_teams,
+    follow_route,
+    shop,
+    convert_units,
+    initials,
+)
+LOOK = (read_form, largest, currency, number_words, apply_rule)
+
+KINDS = {
+    **dict.fromkeys((function.__name__ for function in STEPS), "steps"),
+    **dict.fromkeys((function.__name__ for function in LOOK), "look"),
 }
+FACTS: dict[str, Callable[[str], Iterator[Any]]] = {
+    function.__name__: function for function in (*STEPS, *LOOK)
+}
+
+
+def facts(task: str, part: str) -> list[Any]:
+    """The facts of a task that may be in a part, each once."""
+    by_itself = task == "number_words"  # divided by the number already
+    found = dict.fromkeys(FACTS[task](part))
+    return [fact for fact in found if by_itself or belongs(part, task, fact)]

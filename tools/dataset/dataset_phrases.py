@@ -1,903 +1,632 @@
 """How each task is put into words, language by language.
 
-Inserted names never have to agree with the words around them: they stand after a
-colon, in quotation marks, or where the language does not inflect.  Each phrasing is
-two instructions, which rows use in turn, then input, reasoning and output.
+Inserted names never have to agree with the words around them: they stand after a colon, in
+quotation marks, or where the language does not inflect.  Rows use the instructions of a task in
+turn.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
-class Phrasing(NamedTuple):
-    instructions: tuple[str, str]
-    input: str
-    reasoning: str
-    output: str
-
-
 class Vocabulary(NamedTuple):
-    """Words that are chosen by the value rather than formatted from it."""
+    """Words and signs of a language."""
 
-    ordinals: tuple[str, str, str]
-    more: tuple[str, str, str]  # of a length, a mass, a volume
+    stop: str  # after a sentence, and before the next
+    between: str  # a name and its value
+    comma: str
     money: str
-    money_scale: tuple[int, int]  # tenths are worth 10**n of the unit; decimals shown
     items: tuple[str, ...]
-    leap_rules: tuple[str, str, str, str]  # not by 4; by 4; by 100; by 400
-    list_separator: str  # between words
-    number_separator: str  # a comma could be read as part of a number
-    letter_separator: str
-    shortest_word: int
+    colours: tuple[str, ...]
+    fields: tuple[str, ...]  # item, day, price, number, colour
+    small_units: tuple[str, ...]  # days, months, seconds
+    largest: str
+    yes: str
+    no: str
+    words: tuple[str, ...]
+    instructions: dict[str, tuple[str, ...]]
+
+    def colon(self, name: object, value: object) -> str:
+        return f"{name}{self.between}{value}"
+
+    def list_of(self, items: Iterable[object]) -> str:
+        return self.comma.join(map(str, items))
+
+    def sentences(self, steps: Iterable[str]) -> str:
+        return "".join(f"{step}{self.stop}" for step in steps).strip()
 
 
-VOCABULARY = {
-    "en": Vocabulary(
-        ordinals=("1", "2", "3"),
-        more=("longer", "heavier", "more"),
-        money="${}",
-        money_scale=(-1, 2),
-        items=("Notebook", "Pen", "Bag", "Cup", "Umbrella", "Lamp", "Book", "Scarf"),
-        leap_rules=(
-            "{year} divided by 4 leaves a remainder of {rest}, so it is not a leap year.",
-            "{year} is divisible by 4 but not by 100, so it is a leap year.",
-            "{year} is divisible by 100 but not by 400, so it is not a leap year.",
-            "{year} is divisible by 400, so it is a leap year.",
-        ),
-        list_separator=", ",
-        number_separator="; ",
-        letter_separator="-",
-        shortest_word=5,
-    ),
-    "ja": Vocabulary(
-        ordinals=("1", "2", "3"),
-        more=("長い", "重い", "多い"),
-        money="{}円",
-        money_scale=(1, 0),
-        items=("ノート", "ペン", "かばん", "カップ", "傘", "ランプ", "本", "マフラー"),
-        leap_rules=(
-            "{year}を4で割ると{rest}余るので、平年です。",
-            "{year}は4で割り切れ、100では割り切れないので、うるう年です。",
-            "{year}は100で割り切れ、400では割り切れないので、平年です。",
-            "{year}は400で割り切れるので、うるう年です。",
-        ),
-        list_separator="、",
-        number_separator="、",
-        letter_separator="・",
-        shortest_word=4,
-    ),
-    "zh": Vocabulary(
-        ordinals=("1", "2", "3"),
-        more=("长", "重", "多"),
-        money="{}元",
-        money_scale=(-1, 2),
-        items=("笔记本", "钢笔", "书包", "杯子", "雨伞", "台灯", "字典", "围巾"),
-        leap_rules=(
-            "{year}除以4余{rest}，所以是平年。",
-            "{year}能被4整除，但不能被100整除，所以是闰年。",
-            "{year}能被100整除，但不能被400整除，所以是平年。",
-            "{year}能被400整除，所以是闰年。",
-        ),
-        list_separator="、",
-        number_separator="、",
-        letter_separator="、",
-        shortest_word=3,
-    ),
-    "ko": Vocabulary(
-        ordinals=("첫", "두", "세"),
-        more=("긴", "무거운", "많은"),
-        money="{}원",
-        money_scale=(2, 0),
-        items=("공책", "펜", "가방", "컵", "우산", "전등", "책", "목도리"),
-        leap_rules=(
-            "{year} ÷ 4의 나머지는 {rest}이므로 평년입니다.",
-            "{year}년은 4의 배수이고 100의 배수는 아니므로 윤년입니다.",
-            "{year}년은 100의 배수이고 400의 배수는 아니므로 평년입니다.",
-            "{year}년은 400의 배수이므로 윤년입니다.",
-        ),
-        list_separator=", ",
-        number_separator="; ",
-        letter_separator="-",
-        shortest_word=3,
-    ),
-    "es": Vocabulary(
-        ordinals=("1", "2", "3"),
-        more=("distancia", "masa", "cantidad"),
-        money="{} €",
-        money_scale=(-1, 2),
-        items=(
-            "Cuaderno",
-            "Bolígrafo",
-            "Bolso",
-            "Taza",
-            "Paraguas",
-            "Lámpara",
-            "Libro",
-            "Bufanda",
-        ),
-        leap_rules=(
-            "{year} dividido entre 4 da resto {rest}, así que no es bisiesto.",
-            "{year} es divisible entre 4, pero no entre 100, así que es bisiesto.",
-            "{year} es divisible entre 100, pero no entre 400, así que no es bisiesto.",
-            "{year} es divisible entre 400, así que es bisiesto.",
-        ),
-        list_separator=", ",
-        number_separator="; ",
-        letter_separator="-",
-        shortest_word=5,
-    ),
-    "fr": Vocabulary(
-        ordinals=("1", "2", "3"),
-        more=("distance", "masse", "quantité"),
-        money="{} €",
-        money_scale=(-1, 2),
-        items=("Cahier", "Stylo", "Sac", "Tasse", "Parapluie", "Lampe", "Livre", "Écharpe"),
-        leap_rules=(
-            "{year} divisé par 4 donne un reste de {rest} : ce n'est pas une année bissextile.",
-            "{year} est divisible par 4 mais pas par 100 : c'est une année bissextile.",
-            "{year} est divisible par 100 mais pas par 400 : ce n'est pas une année bissextile.",
-            "{year} est divisible par 400 : c'est une année bissextile.",
-        ),
-        list_separator=", ",
-        number_separator=" ; ",
-        letter_separator="-",
-        shortest_word=5,
-    ),
-    "de": Vocabulary(
-        ordinals=("1", "2", "3"),
-        more=("länger", "schwerer", "mehr"),
-        money="{} €",
-        money_scale=(-1, 2),
-        items=("Heft", "Stift", "Tasche", "Becher", "Regenschirm", "Lampe", "Buch", "Schal"),
-        leap_rules=(
-            "{year} geteilt durch 4 lässt den Rest {rest}, also ist es kein Schaltjahr.",
-            "{year} ist durch 4, aber nicht durch 100 teilbar, also ist es ein Schaltjahr.",
-            "{year} ist durch 100, aber nicht durch 400 teilbar, also ist es kein Schaltjahr.",
-            "{year} ist durch 400 teilbar, also ist es ein Schaltjahr.",
-        ),
-        list_separator=", ",
-        number_separator="; ",
-        letter_separator="-",
-        shortest_word=5,
-    ),
+ONES = {
+    "en": "one two three four five six seven eight nine",
+    "es": "uno dos tres cuatro cinco seis siete ocho nueve",
+    "fr": "un deux trois quatre cinq six sept huit neuf",
+    "de": "ein zwei drei vier fünf sechs sieben acht neun",
+    "ja": "一 二 三 四 五 六 七 八 九",
+    "zh": "一 二 三 四 五 六 七 八 九",
+    "ko": "일 이 삼 사 오 육 칠 팔 구",
 }
+TENS = {
+    "en": "twenty thirty forty fifty sixty",
+    "es": "veinti treinta cuarenta cincuenta sesenta",
+    "fr": "vingt trente quarante cinquante soixante",
+    "de": "zwanzig dreißig vierzig fünfzig sechzig",
+}
+ACCENTED = {"veintidos": "veintidós", "veintitres": "veintitrés", "veintiseis": "veintiséis"}
 
-ENGLISH = {
-    "trip_currency": Phrasing(
-        (
-            "Which currency is used at stop {ordinal} of the trip?",
-            "Which currency does the traveler need at stop {ordinal}?",
-        ),
-        "1. {stop1}\n2. {stop2}\n3. {stop3}",
-        "Stop {ordinal} is {country}. The currency code there is {code}: {currency}.",
-        "{Place}, the currency is the {currency}.",
+
+def number_in_words(number: int, language: str) -> str:
+    """The words of a number from 21 to 69 that is no multiple of ten."""
+    ten, one = divmod(number, 10)
+    ones = ONES[language].split()
+    unit = ones[one - 1]
+    if language in ("ja", "zh", "ko"):
+        return ones[ten - 1] + ("십" if language == "ko" else "十") + unit
+    tens = TENS[language].split()[ten - 2]
+    if language == "de":
+        return f"{unit}und{tens}"
+    if language == "fr":
+        return f"{tens} et un" if one == 1 else f"{tens}-{unit}"
+    if language == "es":
+        return ACCENTED.get(tens + unit, tens + unit) if ten == 2 else f"{tens} y {unit}"
+    return f"{tens}-{unit}"
+
+
+ENGLISH = Vocabulary(
+    stop=". ",
+    between=": ",
+    comma=", ",
+    money="${}",
+    items=("Notebook", "Pen", "Bag", "Cup", "Umbrella", "Lamp", "Book", "Scarf"),
+    colours=("red", "blue", "green", "yellow", "black", "white"),
+    fields=("Item", "Day", "Price", "Number", "Colour"),
+    small_units=("days", "months", "seconds"),
+    largest="Largest",
+    yes="Yes",
+    no="No",
+    words=tuple(
+        "apple bread cloud door egg fish garden house island jacket key lemon moon night orange "
+        "paper river star table window".split()
     ),
-    "same_language": Phrasing(
-        (
-            "Which two of these countries have the same official language?",
-            "Name the two countries in the list that share their official language.",
+    instructions={
+        "chained_sum": (
+            "What is {sum}?",
+            "Calculate step by step: {sum}",
+            "A counter shows {start}. It changes by {changes}. What does it show then?",
         ),
-        "{list}",
-        "{country1}: {language1}. {country2}: {language2}. {country3}: {language3}.",
-        "{same1} and {same2} ({shared})",
-    ),
-    "weekday_of_date": Phrasing(
-        (
-            "Which day of the week is {target}?",
-            "Use the date in the input to find the weekday of {target}.",
+        "count_numbers": (
+            "How many of the numbers are greater than {limit}?",
+            "How many of the numbers are less than {limit}?",
+            "Count the numbers above {limit}.",
+            "Count the numbers below {limit}.",
         ),
-        "{known} is a {weekday}.",
-        "{last} - {first} = {days} days, and {days} = {weeks} × 7 + {rest}. "
-        "Counting {rest} on from {weekday}: {steps}.",
-        "{target} is a {answer}.",
-    ),
-    "sort_numbers": Phrasing(
-        (
-            "Sort the numbers in the input from smallest to largest.",
-            "Sort the numbers in the input from largest to smallest.",
-        ),
-        "{list}",
-        "The smallest number is {n1} and the largest is {n4}. In between: {n2} < {n3}.",
-        "{sorted}",
-    ),
-    "price_total": Phrasing(
-        (
-            "What is the total price of this purchase?",
-            "How much does this purchase cost in total?",
-        ),
-        "{item1}: {count1} × {price1}\n{item2}: {count2} × {price2}",
-        "{item1}: {count1} × {n1} = {cost1}. {item2}: {count2} × {n2} = {cost2}. "
-        "Together: {cost1} + {cost2} = {sum}.",
-        "The total price is {total}.",
-    ),
-    "weekday_after": Phrasing(
-        (
+        "weekday_after": (
             "Today is {weekday}. What day of the week will it be in {days} days?",
             "It is {weekday}. Which weekday comes {days} days later?",
+            "Start on {weekday} and count {days} days on. Which weekday is it?",
         ),
-        "",
-        "{days} = {weeks} × 7 + {rest}. Counting {rest} on from {weekday}: {steps}.",
-        "{days} days after a {weekday} it is {answer}.",
-    ),
-    "days_between": Phrasing(
-        (
-            "How many days pass from {start} to {end_dated}?",
-            "How many days after {start} is {end_dated}?",
+        "order_teams": (
+            "Order the teams by points, highest first. With equal points, go by the alphabet.",
+            "Rank the teams: more points come first, then the alphabet decides.",
         ),
-        "",
-        "{month1} has {length} days, so {length} - {day1} = {left} days are left in it. "
-        "With {day2} days of {month2}: {left} + {day2} = {answer}.",
-        "From {start} to {end_dated} it is {answer} days.",
-    ),
-    "leap_year": Phrasing(
-        (
-            "In the Gregorian calendar, how many days are there in the year {year}?",
-            "How many days does the year {year} of the Gregorian calendar have?",
+        "follow_route": (
+            "Start at {start} and follow {count} arrows. Where do you arrive?",
+            "Which stop do you reach from {start} after {count} arrows?",
         ),
-        "",
-        "{rule} A leap year has 366 days, any other year 365.",
-        "The year {year} has {days} days.",
-    ),
-    "duration": Phrasing(
-        (
-            "How many minutes are there in {hours} and {minutes}?",
-            "Convert {hours} and {minutes} into minutes.",
+        "shop": (
+            "What is the total price of this purchase?",
+            "How much do these things cost together?",
+            "Add up the bill.",
         ),
-        "",
-        "1 hour has 60 minutes, so {h} × 60 = {product}. Then {product} + {m} = {n}.",
-        "{hours} and {minutes} make {total}.",
-    ),
-    "compare_units": Phrasing(
-        (
-            "Which is {more}: {large} or {small}?",
-            "Compare {large} with {small}. Which is {more}?",
+        "convert_units": (
+            "How many {unit} are {large} and {small}?",
+            "Convert into {unit}: {large} and {small}.",
         ),
-        "",
-        "{one} = {thousand}, so {large} = {converted}. {n1} {sign} {n2}.",
-        "{winner} is {more} than {loser}.",
-    ),
-    "count_letters": Phrasing(
-        (
-            'How many letters do the words "{word1}" and "{word2}" have in total?',
-            'Count the letters of "{word1}" and "{word2}" together.',
+        "initials": (
+            "Join the first letters of these words.",
+            "Take the first letter of each word and write them together.",
         ),
-        "",
-        "{spelled1}: {n1}. {spelled2}: {n2}. {n1} + {n2} = {sum}.",
-        '"{word1}" and "{word2}" have {sum} letters in total.',
-    ),
-}
+        "read_form": (
+            'What does the form say under "{field}"?',
+            'Read the value of "{field}" from the form.',
+        ),
+        "largest": (
+            "Which of these numbers is the largest?",
+            "Pick the largest number.",
+            "Find the greatest number in the list.",
+        ),
+        "currency": (
+            'Which currency code does the list give for "{country}"?',
+            'Find the currency code for "{country}" in the list.',
+        ),
+        "number_words": (
+            "Write in digits: {words}",
+            "Turn these number words into digits: {words}",
+        ),
+        "apply_rule": (
+            "Parcels of more than {limit} kg cost extra. Does a parcel of {value} kg cost extra?",
+            "The heating is on below {limit} degrees. Is it on at {value} degrees?",
+            "Whoever has more than {limit} points wins. Does one win with {value} points?",
+        ),
+    },
+)
 
-JAPANESE = {
-    "trip_currency": Phrasing(
-        (
-            "旅行で{ordinal}番目に訪れる国の通貨は何ですか。",
-            "{ordinal}番目の国では、どの通貨で支払いますか。",
-        ),
-        "1. {stop1}\n2. {stop2}\n3. {stop3}",
-        "{ordinal}番目の国は{country}です。通貨コードは{code}で、{currency}を表します。",
-        "{country}の通貨は{currency}です。",
+JAPANESE = Vocabulary(
+    stop="。",
+    between="：",
+    comma="、",
+    money="{}ユーロ",
+    items=("ノート", "ペン", "かばん", "カップ", "傘", "ランプ", "本", "マフラー"),
+    colours=("赤", "青", "緑", "黄", "黒", "白"),
+    fields=("品名", "曜日", "値段", "番号", "色"),
+    small_units=("日", "か月", "秒"),
+    largest="最大",
+    yes="はい",
+    no="いいえ",
+    words=tuple(
+        "山道 海辺 森林 空気 花火 雨水 星空 月夜 朝日 夕方 "
+        "石橋 木材 車輪 電話 学校 天気 時計 手紙 音楽 新聞".split()
     ),
-    "same_language": Phrasing(
-        (
-            "次の国のうち、公用語が同じ二つの国はどれですか。",
-            "公用語が共通する二つの国を選んでください。",
+    instructions={
+        "chained_sum": (
+            "{sum}はいくつですか。",
+            "順に計算してください。{sum}",
+            "カウンターは{start}です。{changes}と変わると、いくつになりますか。",
         ),
-        "{list}",
-        "{country1}は{language1}、{country2}は{language2}、{country3}は{language3}です。",
-        "{same1}と{same2}（{shared}）",
-    ),
-    "weekday_of_date": Phrasing(
-        (
-            "{target}は何曜日ですか。",
-            "入力の日付をもとに、{target}の曜日を答えてください。",
+        "count_numbers": (
+            "{limit}より大きい数はいくつありますか。",
+            "{limit}より小さい数はいくつありますか。",
+            "{limit}を超える数を数えてください。",
+            "{limit}に届かない数を数えてください。",
         ),
-        "{known}は{weekday}です。",
-        "{last} - {first} = {days}日、{days} = {weeks} × 7 + {rest}です。"
-        "{weekday}の次から{rest}日数えると、{steps}です。",
-        "{target}は{answer}です。",
-    ),
-    "sort_numbers": Phrasing(
-        (
-            "次の数を小さい順に並べてください。",
-            "次の数を大きい順に並べてください。",
-        ),
-        "{list}",
-        "最小は{n1}、最大は{n4}です。その間は{n2} < {n3}です。",
-        "{sorted}",
-    ),
-    "price_total": Phrasing(
-        (
-            "この買い物の合計金額はいくらですか。",
-            "全部でいくらになりますか。",
-        ),
-        "{item1}：{price1} × {count1}\n{item2}：{price2} × {count2}",
-        "{item1}は{n1} × {count1} = {cost1}円、{item2}は{n2} × {count2} = {cost2}円です。"
-        "{cost1} + {cost2} = {sum}円です。",
-        "合計は{total}です。",
-    ),
-    "weekday_after": Phrasing(
-        (
+        "weekday_after": (
             "今日は{weekday}です。{days}日後は何曜日ですか。",
             "{weekday}の{days}日後は何曜日になりますか。",
+            "{weekday}から{days}日数えると、何曜日になりますか。",
         ),
-        "",
-        "{days} = {weeks} × 7 + {rest}です。{weekday}の次から{rest}日数えると、{steps}です。",
-        "{weekday}の{days}日後は{answer}です。",
-    ),
-    "days_between": Phrasing(
-        (
-            "{end_dated}は、同じ年の{start}の何日後ですか。",
-            "{start_dated}から{end}まで、何日たちますか。",
+        "order_teams": (
+            "チームを点の多い順に並べてください。同点ならアルファベット順です。",
+            "点の多いチームから順に書いてください。同点はアルファベット順にします。",
         ),
-        "",
-        "{month1}は{length}日まであるので、残りは{length} - {day1} = {left}日です。"
-        "{month2}の{day2}日を足すと、{left} + {day2} = {answer}日です。",
-        "{end_dated}は{start}の{answer}日後です。",
-    ),
-    "leap_year": Phrasing(
-        (
-            "グレゴリオ暦の{year}年は何日ありますか。",
-            "グレゴリオ暦では、{year}年は何日ですか。",
+        "follow_route": (
+            "{start}から矢印を{count}本たどると、どこに着きますか。",
+            "{start}から始めて、矢印を{count}回進んだ先はどこですか。",
         ),
-        "",
-        "{rule}平年は365日、うるう年は366日です。",
-        "{year}年は{days}日あります。",
-    ),
-    "duration": Phrasing(
-        (
-            "{hours}{minutes}は何分ですか。",
-            "{hours}{minutes}を分に直してください。",
+        "shop": (
+            "この買い物の合計金額はいくらですか。",
+            "全部でいくらになりますか。",
+            "合計を計算してください。",
         ),
-        "",
-        "1時間は60分なので、{h} × 60 = {product}分です。{product} + {m} = {n}分です。",
-        "{hours}{minutes}は{total}です。",
-    ),
-    "compare_units": Phrasing(
-        (
-            "{large}と{small}では、どちらが{more}ですか。",
-            "{large}と{small}を比べると、{more}のはどちらですか。",
+        "convert_units": (
+            "{large}と{small}は、合わせて何{unit}ですか。",
+            "{large}と{small}が何{unit}になるか、計算してください。",
         ),
-        "",
-        "{one} = {thousand}なので、{large} = {converted}です。{n1} {sign} {n2}です。",
-        "{winner}のほうが{more}です。",
-    ),
-    "count_letters": Phrasing(
-        (
-            "「{word1}」と「{word2}」は合わせて何文字ですか。",
-            "「{word1}」と「{word2}」の文字数の合計を答えてください。",
+        "initials": (
+            "それぞれの言葉の最初の文字をつなげてください。",
+            "各単語の一文字目を続けて書いてください。",
         ),
-        "",
-        "{spelled1}で{n1}文字、{spelled2}で{n2}文字です。{n1} + {n2} = {sum}です。",
-        "「{word1}」と「{word2}」は合わせて{sum}文字です。",
-    ),
-}
+        "read_form": (
+            "用紙の「{field}」には何と書いてありますか。",
+            "用紙から「{field}」の内容を読み取ってください。",
+        ),
+        "largest": (
+            "この中でいちばん大きい数はどれですか。",
+            "最も大きい数を選んでください。",
+            "リストの中で最大の数を答えてください。",
+        ),
+        "currency": (
+            "リストにある「{country}」の通貨コードは何ですか。",
+            "「{country}」の通貨コードをリストから選んでください。",
+        ),
+        "number_words": (
+            "次の数を算用数字で書いてください。{words}",
+            "{words}を算用数字で表すとどうなりますか。",
+        ),
+        "apply_rule": (
+            "{limit}キロを超える荷物は追加料金がかかります。{value}キロの荷物にはかかりますか。",
+            "{limit}度を下回ると暖房がつきます。{value}度ではつきますか。",
+            "{limit}点を超えると勝ちです。{value}点なら勝ちですか。",
+        ),
+    },
+)
 
-CHINESE = {
-    "trip_currency": Phrasing(
-        (
-            "这次旅行的第{ordinal}站使用什么货币？",
-            "到了旅行的第{ordinal}站，应该用哪种货币付款？",
-        ),
-        "1. {stop1}\n2. {stop2}\n3. {stop3}",
-        "第{ordinal}站是{country}。当地的货币代码是{code}，也就是{currency}。",
-        "{country}的货币是{currency}。",
+CHINESE = Vocabulary(
+    stop="。",
+    between="：",
+    comma="、",
+    money="{}元",
+    items=("笔记本", "钢笔", "书包", "杯子", "雨伞", "台灯", "字典", "围巾"),
+    colours=("红色", "蓝色", "绿色", "黄色", "黑色", "白色"),
+    fields=("物品", "星期", "价格", "编号", "颜色"),
+    small_units=("天", "个月", "秒"),
+    largest="最大",
+    yes="是",
+    no="否",
+    words=tuple(
+        "山水 大海 森林 天空 花园 雨伞 星星 月亮 太阳 早上 "
+        "石头 木头 车站 电话 学校 风车 时间 手机 音乐 新闻".split()
     ),
-    "same_language": Phrasing(
-        (
-            "下列国家中，哪两个国家的官方语言相同？",
-            "请找出官方语言相同的两个国家。",
+    instructions={
+        "chained_sum": (
+            "{sum}等于多少？",
+            "请一步一步计算：{sum}",
+            "计数器显示{start}，依次变化{changes}。最后显示多少？",
         ),
-        "{list}",
-        "{country1}：{language1}。{country2}：{language2}。{country3}：{language3}。",
-        "{same1}和{same2}（{shared}）",
-    ),
-    "weekday_of_date": Phrasing(
-        (
-            "{target}是星期几？",
-            "根据已知的日期，推算{target}是星期几。",
+        "count_numbers": (
+            "下列数中，大于{limit}的有几个？",
+            "下列数中，小于{limit}的有几个？",
+            "请数一数比{limit}大的数。",
+            "请数一数比{limit}小的数。",
         ),
-        "{known}是{weekday}。",
-        "{last} - {first} = {days}天，{days} = {weeks} × 7 + {rest}。"
-        "从{weekday}往后数{rest}天：{steps}。",
-        "{target}是{answer}。",
-    ),
-    "sort_numbers": Phrasing(
-        (
-            "请把下列各数从小到大排列。",
-            "请把下列各数从大到小排列。",
+        "weekday_after": (
+            "今天是{weekday}。{days}天后是星期几？",
+            "{weekday}再过{days}天是星期几？",
+            "从{weekday}往后数{days}天，是星期几？",
         ),
-        "{list}",
-        "最小的数是{n1}，最大的数是{n4}。中间两个数：{n2} < {n3}。",
-        "{sorted}",
-    ),
-    "price_total": Phrasing(
-        (
+        "order_teams": (
+            "请按分数从高到低排列各队，分数相同时按字母顺序。",
+            "给各队排名：分数高的在前，同分的按字母顺序。",
+        ),
+        "follow_route": (
+            "从{start}出发，沿箭头走{count}步，到达哪里？",
+            "由{start}开始走{count}个箭头，会到哪一站？",
+        ),
+        "shop": (
             "买这些东西一共要付多少钱？",
             "这次购物的总价是多少？",
+            "请算出账单的总额。",
         ),
-        "{item1}：{price1} × {count1}\n{item2}：{price2} × {count2}",
-        "{item1}：{n1} × {count1} = {cost1}元。{item2}：{n2} × {count2} = {cost2}元。"
-        "{cost1} + {cost2} = {sum}元。",
-        "一共是{total}。",
-    ),
-    "weekday_after": Phrasing(
-        (
-            "今天是{weekday}。{days}天后是星期几？",
-            "如果今天是{weekday}，那么{days}天后是星期几？",
+        "convert_units": (
+            "{large}加{small}一共是多少{unit}？",
+            "请算一算，{large}和{small}合起来是多少{unit}。",
         ),
-        "",
-        "{days} = {weeks} × 7 + {rest}，所以从{weekday}往后数{rest}天：{steps}。",
-        "{weekday}的{days}天后是{answer}。",
-    ),
-    "days_between": Phrasing(
-        (
-            "从{start_dated}到{end}相隔多少天？",
-            "{end_dated}是当年{start}之后的第几天？",
+        "initials": (
+            "请把每个词的第一个字连起来。",
+            "请依次写出各词的首字。",
         ),
-        "",
-        "{month1}有{length}天，还剩{length} - {day1} = {left}天。"
-        "加上{month2}的{day2}天，{left} + {day2} = {answer}天。",
-        "从{start_dated}到{end}相隔{answer}天。",
-    ),
-    "leap_year": Phrasing(
-        (
-            "公历{year}年有多少天？",
-            "公历{year}年全年有多少天？",
+        "read_form": (
+            "表格中“{field}”一栏写的是什么？",
+            "请从表格中读出“{field}”的内容。",
         ),
-        "",
-        "{rule}平年有365天，闰年有366天。",
-        "{year}年有{days}天。",
-    ),
-    "duration": Phrasing(
-        (
-            "{hours}{minutes}一共是多少分钟？",
-            "请把{hours}{minutes}换算成分钟。",
+        "largest": (
+            "下列数中哪一个最大？",
+            "请选出最大的数。",
+            "请找出列表中最大的数。",
         ),
-        "",
-        "1小时等于60分钟，{h} × 60 = {product}分钟。再加上{m}分钟，{product} + {m} = {n}分钟。",
-        "{hours}{minutes}等于{total}。",
-    ),
-    "compare_units": Phrasing(
-        (
-            "{large}和{small}，哪个更{more}？",
-            "比较一下：{large}和{small}哪个更{more}？",
+        "currency": (
+            "列表中“{country}”的货币代码是什么？",
+            "请在列表中找出“{country}”的货币代码。",
         ),
-        "",
-        "{one} = {thousand}，所以{large} = {converted}。{n1} {sign} {n2}。",
-        "{winner}比{loser}{more}。",
-    ),
-    "count_letters": Phrasing(
-        (
-            "“{word1}”和“{word2}”一共有几个字？",
-            "请数一数“{word1}”和“{word2}”合起来有多少个字。",
+        "number_words": (
+            "请用阿拉伯数字写出：{words}",
+            "把下列数改写成阿拉伯数字：{words}",
         ),
-        "",
-        "{spelled1}是{n1}个字，{spelled2}是{n2}个字。{n1} + {n2} = {sum}。",
-        "“{word1}”和“{word2}”一共有{sum}个字。",
-    ),
-}
+        "apply_rule": (
+            "超过{limit}公斤的包裹要加钱。{value}公斤的包裹要加钱吗？",
+            "低于{limit}度时开暖气。{value}度时开暖气吗？",
+            "超过{limit}分就算赢。得{value}分算赢吗？",
+        ),
+    },
+)
 
-KOREAN = {
-    "trip_currency": Phrasing(
-        (
-            "여행의 {ordinal} 번째 나라에서 쓰는 통화는 무엇입니까?",
-            "{ordinal} 번째 나라에서는 어떤 통화로 지불합니까?",
-        ),
-        "1. {stop1}\n2. {stop2}\n3. {stop3}",
-        "{ordinal} 번째 나라: {country}. 이곳의 통화 코드는 {code}, 곧 {currency}입니다.",
-        "{country}의 통화는 {currency}입니다.",
+KOREAN = Vocabulary(
+    stop=". ",
+    between=": ",
+    comma=", ",
+    money="{}유로",
+    items=("공책", "펜", "가방", "컵", "우산", "전등", "책", "목도리"),
+    colours=("빨강", "파랑", "초록", "노랑", "검정", "하양"),
+    fields=("물건", "요일", "가격", "번호", "색"),
+    small_units=("일", "개월", "초"),
+    largest="최대",
+    yes="예",
+    no="아니요",
+    words=tuple(
+        "나무 바다 하늘 구름 사과 우산 시계 자동차 학교 고기 "
+        "노래 다리 라디오 마을 비누 소리 아침 조개 차표 카드".split()
     ),
-    "same_language": Phrasing(
-        (
-            "다음 중 공용어가 같은 두 나라는 어디입니까?",
-            "목록에서 공용어가 서로 같은 두 나라를 고르세요.",
+    instructions={
+        "chained_sum": (
+            "{sum}의 값은 얼마입니까?",
+            "차례대로 계산하세요: {sum}",
+            "숫자판은 {start}입니다. {changes}만큼 바뀌면 얼마가 됩니까?",
         ),
-        "{list}",
-        "{country1}: {language1}. {country2}: {language2}. {country3}: {language3}.",
-        "{same1}, {same2}({shared})",
-    ),
-    "weekday_of_date": Phrasing(
-        (
-            "{target}은 무슨 요일입니까?",
-            "주어진 날짜를 이용해 {target}의 요일을 구하세요.",
+        "count_numbers": (
+            "{limit}보다 큰 수는 몇 개입니까?",
+            "{limit}보다 작은 수는 몇 개입니까?",
+            "{limit} 초과인 수를 세어 보세요.",
+            "{limit} 미만인 수를 세어 보세요.",
         ),
-        "{known}은 {weekday}입니다.",
-        "{last} - {first} = {days}일이고, {days} = {weeks} × 7 + {rest}입니다. "
-        "{weekday} 다음부터 {rest}일을 세면 {steps}입니다.",
-        "{target}은 {answer}입니다.",
-    ),
-    "sort_numbers": Phrasing(
-        (
-            "다음 수를 작은 것부터 차례대로 나열하세요.",
-            "다음 수를 큰 것부터 차례대로 나열하세요.",
-        ),
-        "{list}",
-        "가장 작은 수는 {n1}, 가장 큰 수는 {n4}입니다. 그 사이는 {n2} < {n3}입니다.",
-        "{sorted}",
-    ),
-    "price_total": Phrasing(
-        (
-            "이 물건들을 모두 사면 얼마입니까?",
-            "구입한 물건의 총금액은 얼마입니까?",
-        ),
-        "{item1}: {price1} × {count1}\n{item2}: {price2} × {count2}",
-        "{item1}: {n1} × {count1} = {cost1}원. {item2}: {n2} × {count2} = {cost2}원. "
-        "합하면 {cost1} + {cost2} = {sum}원입니다.",
-        "총금액은 {total}입니다.",
-    ),
-    "weekday_after": Phrasing(
-        (
-            "오늘은 {weekday}입니다. {days}일 뒤는 무슨 요일입니까?",
+        "weekday_after": (
+            "오늘은 {weekday}입니다. {days}일 후는 무슨 요일입니까?",
             "{weekday}에서 {days}일이 지나면 무슨 요일입니까?",
+            "{weekday}부터 {days}일을 더 세면 무슨 요일입니까?",
         ),
-        "",
-        "{days} = {weeks} × 7 + {rest}입니다. {weekday} 다음부터 {rest}일을 세면 {steps}입니다.",
-        "{weekday}에서 {days}일 뒤는 {answer}입니다.",
-    ),
-    "days_between": Phrasing(
-        (
-            "{end_dated}은 같은 해 {start}에서 며칠 뒤입니까?",
-            "{start_dated}부터 {end}까지 며칠이 지납니까?",
+        "order_teams": (
+            "팀을 점수가 높은 순서로 쓰세요. 점수가 같으면 알파벳 순서입니다.",
+            "점수가 많은 팀부터 쓰고, 같으면 알파벳 순서로 쓰세요.",
         ),
-        "",
-        "{month1}은 {length}일까지 있으므로 {length} - {day1} = {left}일이 남습니다. "
-        "{month2}의 {day2}일을 더하면 {left} + {day2} = {answer}일입니다.",
-        "{end_dated}은 {start}에서 {answer}일 뒤입니다.",
-    ),
-    "leap_year": Phrasing(
-        (
-            "그레고리력에서 {year}년은 모두 며칠입니까?",
-            "그레고리력으로 {year}년은 며칠입니까?",
+        "follow_route": (
+            "{start}에서 화살표를 {count}번 따라가면 어디입니까?",
+            "{start}에서 출발해 화살표 {count}개를 지나면 어디에 닿습니까?",
         ),
-        "",
-        "{rule} 평년은 365일, 윤년은 366일입니다.",
-        "{year}년은 {days}일입니다.",
-    ),
-    "duration": Phrasing(
-        (
-            "{hours} {minutes}은 모두 몇 분입니까?",
-            "{hours} {minutes}을 분으로 나타내세요.",
+        "shop": (
+            "구입한 물건의 총금액은 얼마입니까?",
+            "모두 합하면 얼마입니까?",
+            "계산서를 합산하세요.",
         ),
-        "",
-        "1시간은 60분이므로 {h} × 60 = {product}분입니다. {product} + {m} = {n}분입니다.",
-        "{hours} {minutes}은 {total}입니다.",
-    ),
-    "compare_units": Phrasing(
-        (
-            "다음 중 더 {more} 것은 무엇입니까? {large}, {small}",
-            "두 값 가운데 더 {more} 쪽을 고르세요: {large}, {small}",
+        "convert_units": (
+            "다음을 {unit} 단위로 나타내세요: {large} {small}",
+            "{large} {small}, 모두 {unit} 단위로 얼마입니까?",
         ),
-        "",
-        "{one} = {thousand}이므로 {large} = {converted}입니다. {n1} {sign} {n2}입니다.",
-        "더 {more} 것은 {winner}입니다.",
-    ),
-    "count_letters": Phrasing(
-        (
-            "두 낱말 ‘{word1}’, ‘{word2}’의 글자 수는 모두 합해 몇입니까?",
-            "‘{word1}’, ‘{word2}’의 글자 수를 더하면 얼마입니까?",
+        "initials": (
+            "각 낱말의 첫 글자를 이어 쓰세요.",
+            "낱말마다 첫 글자만 붙여 쓰세요.",
         ),
-        "",
-        "{spelled1}: {n1}글자. {spelled2}: {n2}글자. {n1} + {n2} = {sum}입니다.",
-        "‘{word1}’, ‘{word2}’의 글자 수는 모두 {sum}입니다.",
-    ),
-}
+        "read_form": (
+            '서식의 "{field}" 항목에는 무엇이 적혀 있습니까?',
+            '서식에서 "{field}" 항목의 값을 읽으세요.',
+        ),
+        "largest": (
+            "이 중에서 가장 큰 수는 무엇입니까?",
+            "가장 큰 수를 고르세요.",
+            "목록에서 제일 큰 수를 찾으세요.",
+        ),
+        "currency": (
+            '목록에서 "{country}"의 통화 코드는 무엇입니까?',
+            '"{country}"의 통화 코드를 목록에서 찾으세요.',
+        ),
+        "number_words": (
+            "아라비아 숫자로 쓰세요: {words}",
+            "다음 수를 숫자로 바꾸어 쓰세요: {words}",
+        ),
+        "apply_rule": (
+            "{limit}kg을 넘는 소포는 추가 요금이 있습니다. {value}kg 소포도 그렇습니까?",
+            "{limit}도보다 낮으면 난방을 켭니다. {value}도에서는 켭니까?",
+            "{limit}점을 넘으면 이깁니다. {value}점이면 이깁니까?",
+        ),
+    },
+)
 
-SPANISH = {
-    "trip_currency": Phrasing(
-        (
-            "¿Qué moneda se usa en la parada {ordinal} del viaje?",
-            "¿Con qué moneda se paga en la parada {ordinal}?",
-        ),
-        "1. {stop1}\n2. {stop2}\n3. {stop3}",
-        "La parada {ordinal} es {country}. El código de su moneda es {code}: {currency}.",
-        "{Place}, la moneda se llama «{currency}».",
+SPANISH = Vocabulary(
+    stop=". ",
+    between=": ",
+    comma=", ",
+    money="{} €",
+    items=("Cuaderno", "Bolígrafo", "Bolso", "Taza", "Paraguas", "Lámpara", "Libro", "Bufanda"),
+    colours=("rojo", "azul", "verde", "amarillo", "negro", "blanco"),
+    fields=("Artículo", "Día", "Precio", "Número", "Color"),
+    small_units=("días", "meses", "segundos"),
+    largest="Mayor",
+    yes="Sí",
+    no="No",
+    words=tuple(
+        "agua barco casa dedo estrella flor gato hoja isla jardín "
+        "luna mesa noche ojo perro queso río sol tren vino".split()
     ),
-    "same_language": Phrasing(
-        (
-            "¿Qué dos países de la lista tienen el mismo idioma oficial?",
-            "Indica los dos países que comparten idioma oficial.",
+    instructions={
+        "chained_sum": (
+            "¿Cuánto es {sum}?",
+            "Calcula paso a paso: {sum}",
+            "Un contador marca {start}. Cambia en {changes}. ¿Cuánto marca al final?",
         ),
-        "{list}",
-        "{country1}: {language1}. {country2}: {language2}. {country3}: {language3}.",
-        "{same1} y {same2} ({shared})",
-    ),
-    "weekday_of_date": Phrasing(
-        (
-            "¿Qué día de la semana es el {target}?",
-            "A partir de la fecha dada, averigua qué día de la semana es el {target}.",
+        "count_numbers": (
+            "¿Cuántos de los números son mayores que {limit}?",
+            "¿Cuántos de los números son menores que {limit}?",
+            "Cuenta los números por encima de {limit}.",
+            "Cuenta los números por debajo de {limit}.",
         ),
-        "El {known} es {weekday}.",
-        "{last} - {first} = {days} días, y {days} = {weeks} × 7 + {rest}. "
-        "Después del {weekday} contamos {rest}: {steps}.",
-        "El {target} es {answer}.",
-    ),
-    "sort_numbers": Phrasing(
-        (
-            "Ordena los números siguientes de menor a mayor.",
-            "Ordena los números siguientes de mayor a menor.",
-        ),
-        "{list}",
-        "El número menor es {n1} y el mayor es {n4}. Entre ambos: {n2} < {n3}.",
-        "{sorted}",
-    ),
-    "price_total": Phrasing(
-        (
-            "¿Cuál es el precio total de esta compra?",
-            "¿Cuánto cuesta esta compra en total?",
-        ),
-        "{item1}: {count1} × {price1}\n{item2}: {count2} × {price2}",
-        "{item1}: {count1} × {n1} = {cost1}. {item2}: {count2} × {n2} = {cost2}. "
-        "En total: {cost1} + {cost2} = {sum}.",
-        "El precio total es de {total}.",
-    ),
-    "weekday_after": Phrasing(
-        (
+        "weekday_after": (
             "Hoy es {weekday}. ¿Qué día de la semana será dentro de {days} días?",
-            "Si hoy es {weekday}, ¿qué día de la semana será {days} días después?",
+            "Es {weekday}. ¿Qué día de la semana será {days} días después?",
+            "Empieza en {weekday} y cuenta {days} días más. ¿Qué día de la semana es?",
         ),
-        "",
-        "{days} = {weeks} × 7 + {rest}. Después del {weekday} contamos {rest}: {steps}.",
-        "{days} días después de un {weekday} es {answer}.",
-    ),
-    "days_between": Phrasing(
-        (
-            "¿Cuántos días pasan del {start} al {end_dated}?",
-            "¿Cuántos días hay que contar para ir del {start} al {end_dated}?",
+        "order_teams": (
+            "Ordena los equipos por puntos, de más a menos. Si empatan, por orden alfabético.",
+            "Clasifica los equipos: primero los puntos y, en caso de empate, el alfabeto.",
         ),
-        "",
-        "{Month1} tiene {length} días: quedan {length} - {day1} = {left}. "
-        "Más los {day2} días de {month2}: {left} + {day2} = {answer}.",
-        "Del {start} al {end_dated} pasan {answer} días.",
-    ),
-    "leap_year": Phrasing(
-        (
-            "En el calendario gregoriano, ¿cuántos días tiene el año {year}?",
-            "¿Cuántos días tiene el año {year} del calendario gregoriano?",
+        "follow_route": (
+            "Sal de {start} y sigue {count} flechas. ¿Adónde llegas?",
+            "¿A qué parada se llega desde {start} después de {count} flechas?",
         ),
-        "",
-        "{rule} Un año bisiesto tiene 366 días; los demás, 365.",
-        "El año {year} tiene {days} días.",
-    ),
-    "duration": Phrasing(
-        (
-            "¿Cuántos minutos hay en {hours} y {minutes}?",
-            "Convierte en minutos: {hours} y {minutes}.",
+        "shop": (
+            "¿Cuál es el precio total de esta compra?",
+            "¿Cuánto cuestan estas cosas en total?",
+            "Suma la cuenta.",
         ),
-        "",
-        "1 hora tiene 60 minutos, así que {h} × 60 = {product}. Luego, {product} + {m} = {n}.",
-        "En {hours} y {minutes} hay {total}.",
-    ),
-    # "o bien", because a bare "o" would become "u" before numbers read as "ocho…".
-    "compare_units": Phrasing(
-        (
-            "¿Qué {more} es mayor: {large} o bien {small}?",
-            "Compara {large} con {small}. ¿Qué {more} es mayor?",
+        "convert_units": (
+            "¿Cuántos {unit} son {large} y {small}?",
+            "Convierte en {unit}: {large} y {small}.",
         ),
-        "",
-        "{one} = {thousand}, así que {large} = {converted}. {n1} {sign} {n2}.",
-        "La {more} mayor es de {winner}.",
-    ),
-    "count_letters": Phrasing(
-        (
-            "¿Cuántas letras tienen en total estas dos palabras: «{word1}», «{word2}»?",
-            "Cuenta todas las letras de estas palabras: «{word1}», «{word2}».",
+        "initials": (
+            "Une las primeras letras de estas palabras.",
+            "Toma la primera letra de cada palabra y escríbelas juntas.",
         ),
-        "",
-        "{spelled1}: {n1}. {spelled2}: {n2}. {n1} + {n2} = {sum}.",
-        "Las palabras «{word1}», «{word2}» suman {sum} letras.",
-    ),
-}
+        "read_form": (
+            "¿Qué dice el formulario en «{field}»?",
+            "Lee el valor de «{field}» en el formulario.",
+        ),
+        "largest": (
+            "¿Cuál de estos números es el mayor?",
+            "Elige el número más grande.",
+            "Busca el número mayor de la lista.",
+        ),
+        "currency": (
+            "¿Qué código de moneda da la lista para «{country}»?",
+            "Busca en la lista el código de moneda de «{country}».",
+        ),
+        "number_words": (
+            "Escribe en cifras: {words}",
+            "Pasa estos números a cifras: {words}",
+        ),
+        "apply_rule": (
+            "Un paquete de más de {limit} kg paga un recargo. ¿Lo paga uno de {value} kg?",
+            "La calefacción se enciende por debajo de {limit} grados. "
+            "¿Se enciende con {value} grados?",
+            "Gana quien tiene más de {limit} puntos. ¿Se gana con {value} puntos?",
+        ),
+    },
+)
 
-FRENCH = {
-    "trip_currency": Phrasing(
-        (
-            "Quelle monnaie utilise-t-on à l'étape {ordinal} du voyage ?",
-            "Avec quelle monnaie paie-t-on à l'étape {ordinal} ?",
-        ),
-        "1. {stop1}\n2. {stop2}\n3. {stop3}",
-        "Étape {ordinal} : {country}. Le code de la monnaie est {code} : {currency}.",
-        "{Place}, la monnaie s'appelle « {currency} ».",
+FRENCH = Vocabulary(
+    stop=". ",
+    between=" : ",
+    comma=", ",
+    money="{} €",
+    items=("Cahier", "Stylo", "Sac", "Tasse", "Parapluie", "Lampe", "Livre", "Écharpe"),
+    colours=("rouge", "bleu", "vert", "jaune", "noir", "blanc"),
+    fields=("Article", "Jour", "Prix", "Numéro", "Couleur"),
+    small_units=("jours", "mois", "secondes"),
+    largest="Le plus grand",
+    yes="Oui",
+    no="Non",
+    words=tuple(
+        "arbre bateau chien doigt eau fleur gare herbe image jardin "
+        "livre maison nuit orange pain route soleil table vent wagon".split()
     ),
-    "same_language": Phrasing(
-        (
-            "Quels sont les deux pays de la liste qui ont la même langue officielle ?",
-            "Indiquez les deux pays qui partagent la même langue officielle.",
+    instructions={
+        "chained_sum": (
+            "Combien font {sum} ?",
+            "Calculez pas à pas : {sum}",
+            "Un compteur affiche {start}. Il change de {changes}. Que montre-t-il à la fin ?",
         ),
-        "{list}",
-        "{country1} : {language1}. {country2} : {language2}. {country3} : {language3}.",
-        "{same1} et {same2} ({shared})",
-    ),
-    "weekday_of_date": Phrasing(
-        (
-            "Quel jour de la semaine est le {target} ?",
-            "À partir de la date donnée, trouvez le jour de la semaine du {target}.",
+        "count_numbers": (
+            "Combien de ces nombres sont plus grands que {limit} ?",
+            "Combien de ces nombres sont plus petits que {limit} ?",
+            "Comptez les nombres au-dessus de {limit}.",
+            "Comptez les nombres au-dessous de {limit}.",
         ),
-        "Le {known} est un {weekday}.",
-        "{last} - {first} = {days} jours, et {days} = {weeks} × 7 + {rest}. "
-        "Après {weekday}, on avance de {rest} : {steps}.",
-        "Le {target} est un {answer}.",
-    ),
-    "sort_numbers": Phrasing(
-        (
-            "Classez les nombres suivants du plus petit au plus grand.",
-            "Classez les nombres suivants du plus grand au plus petit.",
-        ),
-        "{list}",
-        "Le plus petit nombre est {n1} et le plus grand est {n4}. Entre les deux : {n2} < {n3}.",
-        "{sorted}",
-    ),
-    "price_total": Phrasing(
-        (
-            "Quel est le prix total de cet achat ?",
-            "Combien coûte cet achat en tout ?",
-        ),
-        "{item1} : {count1} × {price1}\n{item2} : {count2} × {price2}",
-        "{item1} : {count1} × {n1} = {cost1}. {item2} : {count2} × {n2} = {cost2}. "
-        "En tout : {cost1} + {cost2} = {sum}.",
-        "Le prix total est de {total}.",
-    ),
-    "weekday_after": Phrasing(
-        (
+        "weekday_after": (
             "Aujourd'hui, c'est {weekday}. Quel jour de la semaine serons-nous dans {days} jours ?",
-            "Nous sommes {weekday}. Quel jour de la semaine serons-nous {days} jours plus tard ?",
+            "Nous sommes {weekday}. Quel jour de la semaine vient {days} jours plus tard ?",
+            "Partez de {weekday} et comptez encore {days} jours. Quel jour est-ce ?",
         ),
-        "",
-        "{days} = {weeks} × 7 + {rest}. Après {weekday}, on avance de {rest} : {steps}.",
-        "{days} jours après un {weekday}, c'est un {answer}.",
-    ),
-    "days_between": Phrasing(
-        (
-            "Combien de jours s'écoulent du {start} au {end_dated} ?",
-            "Combien de jours séparent le {start} du {end_dated} ?",
+        "order_teams": (
+            "Classez les équipes par points, du plus au moins. À égalité, suivez l'alphabet.",
+            "Rangez les équipes : plus de points d'abord, puis par ordre alphabétique.",
         ),
-        "",
-        "{Month1} compte {length} jours : il en reste {length} - {day1} = {left}. "
-        "Avec {day2} jours en {month2} : {left} + {day2} = {answer}.",
-        "Du {start} au {end_dated}, il s'écoule {answer} jours.",
-    ),
-    "leap_year": Phrasing(
-        (
-            "Dans le calendrier grégorien, combien de jours compte l'année {year} ?",
-            "Combien de jours l'année {year} du calendrier grégorien compte-t-elle ?",
+        "follow_route": (
+            "Partez de {start} et suivez {count} flèches. Où arrivez-vous ?",
+            "Quel arrêt atteint-on depuis {start} après {count} flèches ?",
         ),
-        "",
-        "{rule} Une année bissextile compte 366 jours, les autres 365.",
-        "L'année {year} compte {days} jours.",
-    ),
-    "duration": Phrasing(
-        (
-            "Combien de minutes y a-t-il dans {hours} et {minutes} ?",
-            "Convertissez en minutes : {hours} et {minutes}.",
+        "shop": (
+            "Quel est le prix total de cet achat ?",
+            "Combien coûtent ces choses ensemble ?",
+            "Faites le total de la facture.",
         ),
-        "",
-        "1 heure compte 60 minutes, donc {h} × 60 = {product}. Ensuite, {product} + {m} = {n}.",
-        "{hours} et {minutes} font {total}.",
-    ),
-    "compare_units": Phrasing(
-        (
-            "Quelle {more} est la plus grande : {large} ou {small} ?",
-            "Comparez {large} et {small}. Quelle {more} est la plus grande ?",
+        "convert_units": (
+            "Combien de {unit} font {large} et {small} ?",
+            "Convertissez en {unit} : {large} et {small}.",
         ),
-        "",
-        "{one} = {thousand}, donc {large} = {converted}. {n1} {sign} {n2}.",
-        "La plus grande {more} est de {winner}.",
-    ),
-    "count_letters": Phrasing(
-        (
-            "Combien de lettres les mots « {word1} » et « {word2} » comptent-ils en tout ?",
-            "Comptez toutes les lettres des mots « {word1} » et « {word2} ».",
+        "initials": (
+            "Joignez les premières lettres de ces mots.",
+            "Prenez la première lettre de chaque mot et écrivez-les ensemble.",
         ),
-        "",
-        "{spelled1} : {n1}. {spelled2} : {n2}. {n1} + {n2} = {sum}.",
-        "Les mots « {word1} » et « {word2} » comptent {sum} lettres en tout.",
-    ),
-}
+        "read_form": (
+            "Que dit le formulaire sous « {field} » ?",
+            "Lisez la valeur de « {field} » dans le formulaire.",
+        ),
+        "largest": (
+            "Lequel de ces nombres est le plus grand ?",
+            "Choisissez le plus grand nombre.",
+            "Trouvez le nombre le plus grand de la liste.",
+        ),
+        "currency": (
+            "Quel code de monnaie la liste donne-t-elle pour « {country} » ?",
+            "Trouvez dans la liste le code de monnaie pour « {country} ».",
+        ),
+        "number_words": (
+            "Écrivez en chiffres : {words}",
+            "Mettez ces nombres en chiffres : {words}",
+        ),
+        "apply_rule": (
+            "Un colis de plus de {limit} kg coûte un supplément. "
+            "Un colis de {value} kg coûte-t-il un supplément ?",
+            "Le chauffage marche au-dessous de {limit} degrés. Marche-t-il à {value} degrés ?",
+            "Avec plus de {limit} points, on gagne. Gagne-t-on avec {value} points ?",
+        ),
+    },
+)
 
-GERMAN = {
-    "trip_currency": Phrasing(
-        (
-            "Mit welcher Währung bezahlt man bei Station {ordinal} der Reise?",
-            "Welche Währung braucht man bei Station {ordinal}?",
-        ),
-        "1. {stop1}\n2. {stop2}\n3. {stop3}",
-        "Station {ordinal} ist {country}. Der Währungscode dort ist {code}: {currency}.",
-        "{Place} heißt die Währung „{currency}“.",
+GERMAN = Vocabulary(
+    stop=". ",
+    between=": ",
+    comma=", ",
+    money="{} €",
+    items=("Heft", "Stift", "Tasche", "Becher", "Regenschirm", "Lampe", "Buch", "Schal"),
+    colours=("rot", "blau", "grün", "gelb", "schwarz", "weiß"),
+    fields=("Artikel", "Tag", "Preis", "Nummer", "Farbe"),
+    small_units=("Tage", "Monate", "Sekunden"),
+    largest="Größte Zahl",
+    yes="Ja",
+    no="Nein",
+    words=tuple(
+        "Apfel Brot Dach Erde Fisch Garten Haus Insel Jacke Katze "
+        "Licht Mond Nacht Ofen Papier Regen Stern Tisch Vogel Wolke".split()
     ),
-    "same_language": Phrasing(
-        (
-            "Welche zwei dieser Länder haben dieselbe Amtssprache?",
-            "Nenne die beiden Länder der Liste, die dieselbe Amtssprache haben.",
+    instructions={
+        "chained_sum": (
+            "Wie viel ist {sum}?",
+            "Rechne Schritt für Schritt: {sum}",
+            "Ein Zähler steht auf {start}. Er ändert sich um {changes}. Worauf steht er dann?",
         ),
-        "{list}",
-        "{country1}: {language1}. {country2}: {language2}. {country3}: {language3}.",
-        "{same1} und {same2} ({shared})",
-    ),
-    "weekday_of_date": Phrasing(
-        (
-            "Welcher Wochentag ist der {target}?",
-            "Auf welchen Wochentag fällt der {target}?",
+        "count_numbers": (
+            "Wie viele der Zahlen sind größer als {limit}?",
+            "Wie viele der Zahlen sind kleiner als {limit}?",
+            "Zähle die Zahlen über {limit}.",
+            "Zähle die Zahlen unter {limit}.",
         ),
-        "Der {known} ist ein {weekday}.",
-        "{last} - {first} = {days} Tage, und {days} = {weeks} × 7 + {rest}. "
-        "Von {weekday} aus zählt man {rest} weiter: {steps}.",
-        "Der {target} ist ein {answer}.",
-    ),
-    "sort_numbers": Phrasing(
-        (
-            "Sortiere die folgenden Zahlen von der kleinsten zur größten.",
-            "Sortiere die folgenden Zahlen von der größten zur kleinsten.",
-        ),
-        "{list}",
-        "Die kleinste Zahl ist {n1}, die größte ist {n4}. Dazwischen: {n2} < {n3}.",
-        "{sorted}",
-    ),
-    "price_total": Phrasing(
-        (
-            "Wie hoch ist der Gesamtpreis dieses Einkaufs?",
-            "Was kostet dieser Einkauf insgesamt?",
-        ),
-        "{item1}: {count1} × {price1}\n{item2}: {count2} × {price2}",
-        "{item1}: {count1} × {n1} = {cost1}. {item2}: {count2} × {n2} = {cost2}. "
-        "Zusammen: {cost1} + {cost2} = {sum}.",
-        "Der Gesamtpreis beträgt {total}.",
-    ),
-    "weekday_after": Phrasing(
-        (
+        "weekday_after": (
             "Heute ist {weekday}. Welcher Wochentag ist in {days} Tagen?",
-            "Es ist {weekday}. Welcher Wochentag ist {days} Tage später?",
+            "Es ist {weekday}. Welcher Wochentag kommt {days} Tage später?",
+            "Beginne am {weekday} und zähle {days} Tage weiter. Welcher Wochentag ist es?",
         ),
-        "",
-        "{days} = {weeks} × 7 + {rest}. Von {weekday} aus zählt man {rest} weiter: {steps}.",
-        "{days} Tage nach einem {weekday} ist {answer}.",
-    ),
-    "days_between": Phrasing(
-        (
-            "Wie viele Tage vergehen vom {start} bis zum {end_dated}?",
-            "Wie viele Tage sind es vom {start} bis zum {end_dated}?",
+        "order_teams": (
+            "Ordne die Teams nach Punkten, die meisten zuerst. Bei Gleichstand gilt das Alphabet.",
+            "Stelle die Rangfolge auf: erst nach Punkten, dann nach dem Alphabet.",
         ),
-        "",
-        "Der {month1} hat {length} Tage, also bleiben {length} - {day1} = {left}. "
-        "Mit {day2} Tagen im {month2}: {left} + {day2} = {answer}.",
-        "Vom {start} bis zum {end_dated} vergehen {answer} Tage.",
-    ),
-    "leap_year": Phrasing(
-        (
-            "Im gregorianischen Kalender: Wie viele Tage hat das Jahr {year}?",
-            "Wie viele Tage hat das Jahr {year} im gregorianischen Kalender?",
+        "follow_route": (
+            "Beginne bei {start} und folge {count} Pfeilen. Wo kommst du an?",
+            "Welche Station erreicht man von {start} nach {count} Pfeilen?",
         ),
-        "",
-        "{rule} Ein Schaltjahr hat 366 Tage, jedes andere Jahr 365.",
-        "Das Jahr {year} hat {days} Tage.",
-    ),
-    "duration": Phrasing(
-        (
-            "Wie viele Minuten sind {hours} und {minutes}?",
-            "Rechne in Minuten um: {hours} und {minutes}.",
+        "shop": (
+            "Was kostet dieser Einkauf insgesamt?",
+            "Wie viel kosten diese Sachen zusammen?",
+            "Zähle die Rechnung zusammen.",
         ),
-        "",
-        "1 Stunde hat 60 Minuten, also {h} × 60 = {product}. Dann {product} + {m} = {n}.",
-        "{hours} und {minutes} sind {total}.",
-    ),
-    "compare_units": Phrasing(
-        (
-            "Was ist {more}: {large} oder {small}?",
-            "Vergleiche: {large} und {small}. Was ist {more}?",
+        "convert_units": (
+            "Wie viele {unit} sind {large} und {small}?",
+            "Rechne in {unit} um: {large} und {small}.",
         ),
-        "",
-        "{one} = {thousand}, also {large} = {converted}. {n1} {sign} {n2}.",
-        "{winner} sind {more} als {loser}.",
-    ),
-    "count_letters": Phrasing(
-        (
-            "Wie viele Buchstaben haben die Wörter „{word1}“ und „{word2}“ zusammen?",
-            "Zähle die Buchstaben der Wörter „{word1}“ und „{word2}“ zusammen.",
+        "initials": (
+            "Verbinde die Anfangsbuchstaben dieser Wörter.",
+            "Nimm von jedem Wort den ersten Buchstaben und schreibe sie zusammen.",
         ),
-        "",
-        "{spelled1}: {n1}. {spelled2}: {n2}. {n1} + {n2} = {sum}.",
-        "„{word1}“ und „{word2}“ haben zusammen {sum} Buchstaben.",
-    ),
-}
+        "read_form": (
+            "Was steht im Formular unter „{field}“?",
+            "Lies den Wert von „{field}“ aus dem Formular ab.",
+        ),
+        "largest": (
+            "Welche dieser Zahlen ist die größte?",
+            "Wähle die größte Zahl.",
+            "Finde die größte Zahl der Liste.",
+        ),
+        "currency": (
+            "Welchen Währungscode gibt die Liste für „{country}“ an?",
+            "Suche in der Liste den Währungscode für „{country}“.",
+        ),
+        "number_words": (
+            "Schreibe in Ziffern: {words}",
+            "Übertrage diese Zahlwörter in Ziffern: {words}",
+        ),
+        "apply_rule": (
+            "Pakete über {limit} kg kosten extra. Kostet ein Paket von {value} kg extra?",
+            "Die Heizung läuft unter {limit} Grad. Läuft sie bei {value} Grad?",
+            "Wer mehr als {limit} Punkte hat, gewinnt. Gewinnt man mit {value} Punkten?",
+        ),
+    },
+)
 
-PHRASES = {
+VOCABULARY = {
     "en": ENGLISH,
     "ja": JAPANESE,
     "zh": CHINESE,

@@ -1,219 +1,215 @@
-"""From a fact to the words that fill a phrasing, one function for each task."""
+"""From a fact to the words that fill a phrasing, one function for each task.
 
-from calendar import isleap, monthrange
-from collections.abc import Callable
-from datetime import date
-from decimal import Decimal
+A function gives the values of the instruction, "input" where the row has one, "steps", which are
+the sentences of the reasoning, and "answer".
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dataset_facts import UNITS
-from dataset_locale import Words, currency_code, official_language
-from dataset_phrases import Vocabulary
+from dataset_locale import Words, currency_code
+from dataset_phrases import Vocabulary, number_in_words
 
 Values = dict[str, Any]
 
 
-def trip_currency(
-    words: Words, vocabulary: Vocabulary, fact: tuple[tuple[str, ...], int], variant: int
-) -> Values:
-    stops, asked = fact
-    place = words.place(stops[asked])
+def chained_sum(words: Words, said: Vocabulary, fact: tuple[int, ...], variant: int) -> Values:
+    steps, total = [], fact[0]
+    for change in fact[1:]:
+        steps.append(f"{signed(total, change)} = {total + change}")
+        total += change
     return {
-        **{f"stop{i}": words.country(stop) for i, stop in enumerate(stops, 1)},
-        "ordinal": vocabulary.ordinals[asked],
-        "country": words.country(stops[asked]),
-        "Place": place[0].upper() + place[1:],
-        "code": currency_code(stops[asked]),
-        "currency": words.currency(currency_code(stops[asked])),
+        "sum": f"{fact[0]}" + "".join(signed("", change) for change in fact[1:]),
+        "start": fact[0],
+        "changes": said.list_of(f"{change:+}" for change in fact[1:]),
+        "steps": steps,
+        "answer": total,
     }
 
 
-def same_language(
-    words: Words, vocabulary: Vocabulary, countries: tuple[str, ...], variant: int
+def signed(before: object, change: int) -> str:
+    return f"{before} {'-' if change < 0 else '+'} {abs(change)}"
+
+
+def count_numbers(
+    words: Words, said: Vocabulary, fact: tuple[int, tuple[int, ...]], variant: int
 ) -> Values:
-    languages = [official_language(country) or "" for country in countries]
-    shared = max(languages, key=languages.count)
-    names = [words.country(country) for country in countries]
-    same1, same2 = (name for name, code in zip(names, languages, strict=True) if code == shared)
-    return {
-        "list": vocabulary.list_separator.join(names),
-        **{f"country{i}": name for i, name in enumerate(names, 1)},
-        **{f"language{i}": words.language_name(code) for i, code in enumerate(languages, 1)},
-        "same1": same1,
-        "same2": same2,
-        "shared": words.language_name(shared),
-    }
+    """The instructions ask for those above and those below the limit, in turn."""
+    limit, numbers = fact
+    steps, found = [], 0
+    for number in numbers:
+        above = number > limit
+        found += above == (variant % 2 == 0)
+        steps.append(said.colon(f"{number} {'>' if above else '<'} {limit}", found))
+    return {"limit": limit, "input": said.list_of(numbers), "steps": steps, "answer": found}
 
 
-def count_on(words: Words, vocabulary: Vocabulary, weekday: int, days: int) -> Values:
-    """The weekday some days later, by way of the days that are left after whole weeks."""
-    weeks, rest = divmod(days, 7)
-    steps = [words.weekday(weekday + step) for step in range(1, rest + 1)]
+def weekday_after(words: Words, said: Vocabulary, fact: tuple[int, int], variant: int) -> Values:
+    weekday, days = fact
+    steps = [said.colon(day, words.weekday(weekday + day)) for day in range(1, days + 1)]
     return {
         "weekday": words.weekday(weekday),
         "days": days,
-        "weeks": weeks,
-        "rest": rest,
-        "steps": vocabulary.list_separator.join(steps),
+        "steps": steps,
         "answer": words.weekday(weekday + days),
     }
 
 
-def weekday_of_date(
-    words: Words, vocabulary: Vocabulary, fact: tuple[date, date], variant: int
+def order_teams(
+    words: Words, said: Vocabulary, fact: tuple[tuple[str, int], ...], variant: int
 ) -> Values:
-    known, target = fact
+    by_points: dict[int, list[str]] = {}
+    for team, points in sorted(fact, key=lambda each: (-each[1], each[0])):
+        by_points.setdefault(points, []).append(team)
     return {
-        "known": words.long_date(known),
-        "target": words.long_date(target),
-        "first": known.day,
-        "last": target.day,
-        **count_on(words, vocabulary, known.weekday(), (target - known).days),
+        "input": said.list_of(f"{team} {points}" for team, points in fact),
+        "steps": [said.colon(points, said.list_of(teams)) for points, teams in by_points.items()],
+        "answer": said.list_of(team for teams in by_points.values() for team in teams),
     }
 
 
-def weekday_after(
-    words: Words, vocabulary: Vocabulary, fact: tuple[int, int], variant: int
-) -> Values:
-    weekday, days = fact
-    return count_on(words, vocabulary, weekday, days)
-
-
-def sort_numbers(
-    words: Words, vocabulary: Vocabulary, tenths: tuple[int, ...], variant: int
-) -> Values:
-    """The first instruction of the phrasing asks for ascending, the second for descending."""
-    text = {value: words.number(Decimal(value) / 10) for value in tenths}
-    ascending = sorted(tenths)
-    separator = vocabulary.number_separator
-    return {
-        "list": separator.join(text[value] for value in tenths),
-        **{f"n{i}": text[value] for i, value in enumerate(ascending, 1)},
-        "sorted": separator.join(text[value] for value in sorted(tenths, reverse=variant == 1)),
-    }
-
-
-def price_total(
+def follow_route(
     words: Words,
-    vocabulary: Vocabulary,
-    purchases: tuple[tuple[int, int, int], ...],
+    said: Vocabulary,
+    fact: tuple[tuple[str, ...], tuple[str, ...], int],
     variant: int,
 ) -> Values:
-    exponent, decimals = vocabulary.money_scale
-
-    def amount(tenths: int) -> str:
-        return words.number(tenths * Decimal(10) ** exponent, decimals)
-
-    values: Values = {}
-    for i, (item, count, price) in enumerate(purchases, 1):
-        values |= {
-            f"item{i}": vocabulary.items[item],
-            f"count{i}": count,
-            f"n{i}": amount(price),
-            f"price{i}": vocabulary.money.format(amount(price)),
-            f"cost{i}": amount(count * price),
-        }
-    total = amount(sum(count * price for _, count, price in purchases))
-    return {**values, "sum": total, "total": vocabulary.money.format(total)}
+    stops, listed, steps = fact
+    onward = dict(zip(stops, stops[1:], strict=False))
+    return {
+        "start": stops[0],
+        "count": steps,
+        "input": said.list_of(f"{stop} → {onward[stop]}" for stop in listed),
+        "steps": [f"{stop} → {onward[stop]}" for stop in stops[:steps]],
+        "answer": stops[steps],
+    }
 
 
-def days_between(
-    words: Words, vocabulary: Vocabulary, fact: tuple[date, date], variant: int
+def shop(
+    words: Words, said: Vocabulary, fact: tuple[tuple[int, int, int], ...], variant: int
 ) -> Values:
-    start, end = fact
-    length = monthrange(start.year, start.month)[1]
-    month1 = words.month(start)
-    return {
-        "start": words.day_and_month(start),
-        "start_dated": words.long_date(start),
-        "end": words.day_and_month(end),
-        "end_dated": words.long_date(end),
-        "month1": month1,
-        "Month1": month1[0].upper() + month1[1:],
-        "month2": words.month(end),
-        "length": length,
-        "day1": start.day,
-        "left": length - start.day,
-        "day2": end.day,
-        "answer": (end - start).days,
-    }
+    lines = [
+        said.colon(said.items[item], f"{count} × {said.money.format(price)}")
+        for item, count, price in fact
+    ]
+    costs = [count * price for _, count, price in fact]
+    steps = [f"{count} × {price} = {count * price}" for _, count, price in fact]
+    total = costs[0]
+    for cost in costs[1:]:
+        steps.append(f"{total} + {cost} = {total + cost}")
+        total += cost
+    return {"input": "\n".join(lines), "steps": steps, "answer": said.money.format(total)}
 
 
-def leap_year(words: Words, vocabulary: Vocabulary, year: int, variant: int) -> Values:
-    rule = sum(year % divisor == 0 for divisor in (4, 100, 400))
-    return {
-        "year": year,
-        "rule": vocabulary.leap_rules[rule].format(year=year, rest=year % 4),
-        "days": 366 if isleap(year) else 365,
-    }
-
-
-def duration(words: Words, vocabulary: Vocabulary, fact: tuple[int, int], variant: int) -> Values:
-    hours, minutes = fact
-    total = hours * 60 + minutes
-    return {
-        "hours": words.quantity(hours, "duration-hour"),
-        "minutes": words.quantity(minutes, "duration-minute"),
-        "total": words.quantity(total, "duration-minute"),
-        "h": hours,
-        "m": minutes,
-        "product": hours * 60,
-        "n": total,
-    }
-
-
-def compare_units(
-    words: Words, vocabulary: Vocabulary, fact: tuple[int, int, int], variant: int
+def convert_units(
+    words: Words, said: Vocabulary, fact: tuple[int, int, int], variant: int
 ) -> Values:
-    kind, tenths, small = fact
-    large_unit, small_unit = UNITS[kind]
-    large_text = words.quantity(Decimal(tenths) / 10, large_unit)
-    small_text = words.quantity(small, small_unit)
-    larger_first = tenths * 100 > small
+    row, large, small = fact
+    large_unit, small_unit, factor, _ = UNITS[row]
+    product = large * factor
     return {
-        "more": vocabulary.more[kind],
-        "large": large_text,
-        "small": small_text,
-        "one": words.quantity(1, large_unit),
-        "thousand": words.quantity(1000, small_unit),
-        "converted": words.quantity(tenths * 100, small_unit),
-        "n1": words.number(tenths * 100),
-        "sign": ">" if larger_first else "<",
-        "n2": words.number(small),
-        "winner": large_text if larger_first else small_text,
-        "loser": small_text if larger_first else large_text,
+        "large": words.quantity(large, large_unit),
+        "small": words.quantity(small, small_unit),
+        "unit": said.small_units[row],
+        "steps": [f"{large} × {factor} = {product}", f"{product} + {small} = {product + small}"],
+        "answer": words.quantity(product + small, small_unit),
     }
 
 
-def count_letters(
-    words: Words, vocabulary: Vocabulary, countries: tuple[str, ...], variant: int
-) -> Values | None:
-    names = [words.country(country) for country in countries]
-    if not all(name.isalpha() and len(name) >= vocabulary.shortest_word for name in names):
-        return None
-    values: Values = {"sum": sum(map(len, names))}
-    for i, name in enumerate(names, 1):
-        values |= {
-            f"word{i}": name,
-            f"spelled{i}": vocabulary.letter_separator.join(name),
-            f"n{i}": len(name),
-        }
-    return values
+def initials(words: Words, said: Vocabulary, fact: tuple[int, ...], variant: int) -> Values:
+    chosen = [said.words[place] for place in fact]
+    return {
+        "input": said.list_of(chosen),
+        "steps": [said.colon(word, word[0]) for word in chosen],
+        "answer": "".join(word[0] for word in chosen),
+    }
 
 
-RENDER: dict[str, Callable[[Words, Vocabulary, Any, int], Values | None]] = {
+def read_form(
+    words: Words,
+    said: Vocabulary,
+    fact: tuple[tuple[tuple[int, int], ...], int],
+    variant: int,
+) -> Values:
+    fields, asked = fact
+
+    def value(field: int, number: int) -> str:
+        return (
+            said.items[number % 8],
+            words.weekday(number % 7),
+            said.money.format(2 + number % 90),
+            f"{100 + number % 900}",
+            said.colours[number % 6],
+        )[field]
+
+    lines = [said.colon(said.fields[field], value(field, number)) for field, number in fields]
+    field, number = fields[asked]
+    return {
+        "field": said.fields[field],
+        "input": "\n".join(lines),
+        "steps": [lines[asked]],
+        "answer": value(field, number),
+    }
+
+
+def largest(words: Words, said: Vocabulary, fact: tuple[int, ...], variant: int) -> Values:
+    return {
+        "input": said.list_of(fact),
+        "steps": [said.colon(said.largest, max(fact))],
+        "answer": max(fact),
+    }
+
+
+def currency(
+    words: Words, said: Vocabulary, fact: tuple[tuple[str, ...], int], variant: int
+) -> Values:
+    countries, asked = fact
+    lines = [said.colon(words.country(code), currency_code(code)) for code in countries]
+    return {
+        "country": words.country(countries[asked]),
+        "input": "\n".join(lines),
+        "steps": [lines[asked]],
+        "answer": currency_code(countries[asked]),
+    }
+
+
+def number_words(words: Words, said: Vocabulary, fact: tuple[int, ...], variant: int) -> Values:
+    spelled = [number_in_words(number, words.language) for number in fact]
+    return {
+        "words": said.list_of(spelled),
+        "steps": [f"{word} = {number}" for word, number in zip(spelled, fact, strict=True)],
+        "answer": said.list_of(fact),
+    }
+
+
+def apply_rule(words: Words, said: Vocabulary, fact: tuple[int, int], variant: int) -> Values:
+    """The second of the three rules is about values below the limit, the others about those above."""
+    limit, value = fact
+    holds = value < limit if variant == 1 else value > limit
+    return {
+        "limit": limit,
+        "value": value,
+        "steps": [f"{value} {'>' if value > limit else '<'} {limit}"],
+        "answer": said.yes if holds else said.no,
+    }
+
+
+RENDER: dict[str, Callable[[Words, Vocabulary, Any, int], Values]] = {
     function.__name__: function
     for function in (
-        trip_currency,
-        same_language,
-        weekday_of_date,
-        sort_numbers,
-        price_total,
+        chained_sum,
+        count_numbers,
         weekday_after,
-        days_between,
-        leap_year,
-        duration,
-        compare_units,
-        count_letters,
+        order_teams,
+        follow_route,
+        shop,
+        convert_units,
+        initials,
+        read_form,
+        largest,
+        currency,
+        number_words,
+        apply_rule,
     )
 }

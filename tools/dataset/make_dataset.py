@@ -3,15 +3,12 @@
     python tools/dataset/make_dataset.py           write both files
     python tools/dataset/make_dataset.py --check   exit with 1 if the committed files differ
 
-Names, languages, currencies, plural forms and number formats are Unicode CLDR data
-(license: Unicode-3.0), read through Babel; dates and sums are computed.  The bytes
-depend on the CLDR release, so on the version of Babel that is named below.
+Names of units, weekdays and countries, and which currency a country has, are Unicode CLDR data
+(license: Unicode-3.0), read through Babel; all else is computed.  The bytes depend on the CLDR
+release, so on the version of Babel that is named below.
 
-A row is a fact put into words.  Facts are divided before any row is made, for all
-languages at once (see dataset_facts.py): a country, year, number of days, duration or
-quantity in the held-out part never plays the same role in the train part.  Moreover a
-held-out row is dropped in favour of the next candidate if its output, by chance, equals
-the output of a train row (two purchases may have the same total).
+A row is a fact put into words.  Facts are divided before any row is made, for all languages at
+once (see dataset_facts.py).
 """
 
 import argparse
@@ -22,57 +19,60 @@ from pathlib import Path
 from typing import Any
 
 import babel
-from dataset_facts import FACTS, shuffled
+from dataset_facts import FACTS, KINDS, facts, shuffled
 from dataset_locale import LANGUAGES, Words
-from dataset_phrases import PHRASES, VOCABULARY
+from dataset_phrases import VOCABULARY
 from dataset_render import RENDER
 
 BABEL_VERSION = "2.18.0"
 SHIPPED = Path(__file__).resolve().parents[2] / "src" / "fasttune" / "data"
-ROWS_PER_TASK = {"train": 7, "heldout": 1}  # in each language
+# In each language, of a task of each kind.
+ROWS_PER_TASK = {
+    "train": {"steps": 24, "look": 15},
+    "heldout": {"steps": 3, "look": 3},
+    "harder": {"steps": 1, "look": 1},
+}
 
 Row = dict[str, str]
 
 
-def make_row(language: str, task: str, fact: Any, variant: int) -> Row | None:
-    """The row for a fact, or None if the language cannot put this fact simply."""
-    values = RENDER[task](Words(language), VOCABULARY[language], fact, variant)
-    if values is None:
-        return None
-    phrasing = PHRASES[language][task]
+def make_row(language: str, task: str, part: str, fact: Any, variant: int) -> Row:
+    """The row for a fact, in the words of one of the task's instructions."""
+    said = VOCABULARY[language]
+    values = RENDER[task](Words(language), said, fact, variant)
     return {
         "language": language,
         "task": task,
-        "instruction": phrasing.instructions[variant].format_map(values),
-        "input": phrasing.input.format_map(values),
-        "reasoning": phrasing.reasoning.format_map(values),
-        "output": phrasing.output.format_map(values),
+        "kind": KINDS[task],
+        "harder": "yes" if part == "harder" else "no",
+        "instruction": said.instructions[task][variant].format_map(values),
+        "input": values.get("input", ""),
+        "reasoning": said.sentences(values["steps"]),
+        "output": str(values["answer"]),
     }
 
 
-def make_rows(split: str, taken: frozenset[str] = frozenset()) -> list[Row]:
-    """All rows of a split, with different outputs, none of which is taken already."""
+def make_rows(*parts: str) -> list[Row]:
+    """All rows of some parts, in an order that the rows decide."""
     rows: list[Row] = []
-    outputs = set(taken)
-    for task, facts in FACTS.items():
-        known = list(facts(split))
-        for number, language in enumerate(LANGUAGES):
-            made: list[Row] = []
-            for fact in shuffled(known, task, language):
-                row = make_row(language, task, fact, (len(made) + number) % 2)
-                if row and row["output"] not in outputs:
-                    made.append(row)
-                    outputs.add(row["output"])
-                if len(made) == ROWS_PER_TASK[split]:
-                    break
-            rows += made
-    return shuffled(rows, split)
+    for part in parts:
+        for task in FACTS:
+            known = facts(task, part)
+            for number, language in enumerate(LANGUAGES):
+                variants = len(VOCABULARY[language].instructions[task])
+                chosen = shuffled(known, task, language)[: ROWS_PER_TASK[part][KINDS[task]]]
+                rows += [
+                    make_row(language, task, part, fact, (place + number) % variants)
+                    for place, fact in enumerate(chosen)
+                ]
+    return shuffled(rows, parts)
 
 
 def make_files() -> dict[str, bytes]:
-    train = make_rows("train")
-    heldout = make_rows("heldout", frozenset(row["output"] for row in train))
-    return {"facts-train.jsonl": to_jsonl(train), "facts-heldout.jsonl": to_jsonl(heldout)}
+    return {
+        "facts-train.jsonl": to_jsonl(make_rows("train")),
+        "facts-heldout.jsonl": to_jsonl(make_rows("heldout", "harder")),
+    }
 
 
 def to_jsonl(rows: list[Row]) -> bytes:
