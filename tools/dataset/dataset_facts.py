@@ -22,7 +22,7 @@ CANDIDATES = 600
 COUNTRIES = (
     "AM AR BR CA CH CL CO CR CZ DK EG HU ID IN IS JO JP KE KH KR KW MA MX MY NG NO NP NZ OM PE "
     "PL QA RO SA SE TH TR UA VN"
-).split()
+)
 
 # A large unit, a small one, how many make one, and up to what number of the small one is asked.
 UNITS = (
@@ -162,7 +162,7 @@ def currency(part: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """Countries and which of them is asked for."""
     for i in range(CANDIDATES):
         key = ("currency", part == "harder", i)
-        places = shuffled(COUNTRIES, key)[: length(part, i, (3, 3), (5, 6))]
+        places = shuffled(COUNTRIES.split(), key)[: length(part, i, (3, 3), (5, 6))]
         yield tuple(places), digest(key) % len(places)
 
 

@@ -23,7 +23,7 @@ class Vocabulary(NamedTuple):
     largest: str
     yes: str
     no: str
-    words: tuple[str, ...]
+    words: str
     instructions: dict[str, tuple[str, ...]]
 
     def colon(self, name: object, value: object) -> str:
@@ -83,9 +83,9 @@ ENGLISH = Vocabulary(
     largest="Largest",
     yes="Yes",
     no="No",
-    words=tuple(
+    words=(
         "apple bread cloud door egg fish garden house island jacket key lemon moon night orange "
-        "paper river star table window".split()
+        "paper river star table window"
     ),
     instructions={
         "chained_sum": (
@@ -162,9 +162,9 @@ JAPANESE = Vocabulary(
     largest="最大",
     yes="はい",
     no="いいえ",
-    words=tuple(
+    words=(
         "山道 海辺 森林 空気 花火 雨水 星空 月夜 朝日 夕方 "
-        "石橋 木材 車輪 電話 学校 天気 時計 手紙 音楽 新聞".split()
+        "石橋 木材 車輪 電話 学校 天気 時計 手紙 音楽 新聞"
     ),
     instructions={
         "chained_sum": (
@@ -241,9 +241,9 @@ CHINESE = Vocabulary(
     largest="最大",
     yes="是",
     no="否",
-    words=tuple(
+    words=(
         "山水 大海 森林 天空 花园 雨伞 星星 月亮 太阳 早上 "
-        "石头 木头 车站 电话 学校 风车 时间 手机 音乐 新闻".split()
+        "石头 木头 车站 电话 学校 风车 时间 手机 音乐 新闻"
     ),
     instructions={
         "chained_sum": (
@@ -320,9 +320,9 @@ KOREAN = Vocabulary(
     largest="최대",
     yes="예",
     no="아니요",
-    words=tuple(
+    words=(
         "나무 바다 하늘 구름 사과 우산 시계 자동차 학교 고기 "
-        "노래 다리 라디오 마을 비누 소리 아침 조개 차표 카드".split()
+        "노래 다리 라디오 마을 비누 소리 아침 조개 차표 카드"
     ),
     instructions={
         "chained_sum": (
@@ -399,9 +399,9 @@ SPANISH = Vocabulary(
     largest="Mayor",
     yes="Sí",
     no="No",
-    words=tuple(
+    words=(
         "agua barco casa dedo estrella flor gato hoja isla jardín "
-        "luna mesa noche ojo perro queso río sol tren vino".split()
+        "luna mesa noche ojo perro queso río sol tren vino"
     ),
     instructions={
         "chained_sum": (
@@ -479,9 +479,9 @@ FRENCH = Vocabulary(
     largest="Le plus grand",
     yes="Oui",
     no="Non",
-    words=tuple(
+    words=(
         "arbre bateau chien doigt eau fleur gare herbe image jardin "
-        "livre maison nuit orange pain route soleil table vent wagon".split()
+        "livre maison nuit orange pain route soleil table vent wagon"
     ),
     instructions={
         "chained_sum": (
@@ -559,9 +559,9 @@ GERMAN = Vocabulary(
     largest="Größte Zahl",
     yes="Ja",
     no="Nein",
-    words=tuple(
+    words=(
         "Apfel Brot Dach Erde Fisch Garten Haus Insel Jacke Katze "
-        "Licht Mond Nacht Ofen Papier Regen Stern Tisch Vogel Wolke".split()
+        "Licht Mond Nacht Ofen Papier Regen Stern Tisch Vogel Wolke"
     ),
     instructions={
         "chained_sum": (

@@ -4,7 +4,7 @@ A function gives the values of the instruction, "input" where the row has one, "
 the sentences of the reasoning, and "answer".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from dataset_facts import UNITS
@@ -118,7 +118,7 @@ def convert_units(
 
 
 def initials(words: Words, said: Vocabulary, fact: tuple[int, ...], variant: int) -> Values:
-    chosen = [said.words[place] for place in fact]
+    chosen = [said.words.split()[place] for place in fact]
     return {
         "input": said.list_of(chosen),
         "steps": [said.colon(word, word[0]) for word in chosen],
@@ -184,7 +184,7 @@ def number_words(words: Words, said: Vocabulary, fact: tuple[int, ...], variant:
 
 
 def apply_rule(words: Words, said: Vocabulary, fact: tuple[int, int], variant: int) -> Values:
-    """The second of the three rules is about values below the limit, the others about those above."""
+    """The second rule is about values below the limit, the others about those above."""
     limit, value = fact
     holds = value < limit if variant == 1 else value > limit
     return {
