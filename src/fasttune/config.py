@@ -82,6 +82,7 @@ class SamplesConfig:
     count: int = 6
     max_new_tokens: int = 128
     batch_size: int = 6
+    by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

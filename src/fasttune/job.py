@@ -60,6 +60,7 @@ def prepare(config: RunConfig, plugins: Plugins) -> Job:
     found = load_divided(config.data, template, config.system)
     for loaded in found.sources:
         loaded.require_clean(config.data.skip_bad_rows)
+    _check_columns(config.samples.by, found.eval or found.train)
     source = found.sources[0].source
     if not found.train:
         raise FasttuneError("no row is left to train on", source, "lower data.eval_fraction")
@@ -100,6 +101,15 @@ def _check_optimizer(name: str) -> None:
                 f"the optimizer '{name}' is not installed",
                 f"train.optimizer: there is no module {module}",
                 "install it, or take another, such as adamw_torch",
+            )
+
+
+def _check_columns(names: Sequence[str], rows: Rows) -> None:
+    for name in names:
+        if not any(row.get(name) for row in rows):
+            columns = list(dict.fromkeys(column for row in rows for column in row))
+            raise FasttuneError(
+                f"no held-out row has a column '{name}'", "samples.by", did_you_mean(name, columns)
             )
 
 

@@ -5,6 +5,7 @@ manifest.json    template identity, data hash, versions, device, timings, outcom
 metrics.jsonl    one JSON object per logged step, evaluation included
 loss.png         the losses
 samples.json     answers on held-out rows before and after training; samples.md shows them to people
+answers.png      how many of them are exact, by the columns in samples.by
 adapter/         the adapter, its tokenizer and template.json (the template's identity)
 checkpoints/     what a resumed run starts from
 """

@@ -161,7 +161,7 @@ def _summary(found: Run) -> None:
     )
     if saved := manifest["shared_tokens_saved"]:
         out.print(f"{saved:,} tokens of shared beginnings were not computed again")
-    for file in ("loss.png", "samples.md", "adapter"):
+    for file in ("loss.png", "samples.md", "answers.png", "adapter"):
         if (found.folder / file).exists():
             out.print(f"  {found.folder / file}", markup=False)
     if manifest["status"] == "done":
