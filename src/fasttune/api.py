@@ -349,6 +349,7 @@ def compare(
     rows: int = 200,
     max_new_tokens: int = 160,
     batch_size: int = 32,
+    by: Sequence[str] = (),
     output: str | Path | None = None,
     plugins: Plugins | None = None,
 ) -> Comparison:
@@ -364,6 +365,7 @@ def compare(
         include_base: measure the untuned model under every format as well.
         rows: held-out rows to answer, at equal distances; 0 takes all.
         max_new_tokens: where an answer that does not stop is cut off.
+        by: columns of the rows; figures and differences are taken for each of their values, too.
         output: the folder; by default below comparisons/, named after what is compared.
 
     Raises:
@@ -391,4 +393,4 @@ def compare(
         )
     from fasttune.comparison.work import run_comparison
 
-    return run_comparison(made)
+    return run_comparison(made, by)

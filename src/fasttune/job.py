@@ -10,11 +10,11 @@ from pathlib import Path
 from fasttune.config import RunConfig
 from fasttune.data.load import load_divided
 from fasttune.data.rows import Rows
-from fasttune.errors import FasttuneError
+from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.models.tokenizer import resolve_model
 from fasttune.plugins.identity import Identity
 from fasttune.plugins.registry import Plugins
-from fasttune.plugins.template import Template
+from fasttune.plugins.template import Row, Template
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def prepare(config: RunConfig, plugins: Plugins) -> Job:
     found = load_divided(config.data, template, config.system)
     for loaded in found.sources:
         loaded.require_clean(config.data.skip_bad_rows)
-    _check_columns(config.samples.by, found.eval or found.train)
+    if config.samples.count:
+        require_group_columns(config.samples.by, found.eval or found.train, "samples.by")
     source = found.sources[0].source
     if not found.train:
         raise FasttuneError("no row is left to train on", source, "lower data.eval_fraction")
@@ -104,13 +105,17 @@ def _check_optimizer(name: str) -> None:
             )
 
 
-def _check_columns(names: Sequence[str], rows: Rows) -> None:
+def require_group_columns(names: Sequence[str], rows: Sequence[Row], where: str) -> None:
+    """Refuse a column to split the held-out rows by that none of them has.
+
+    Raises:
+        FasttuneError: there is one.
+    """
     for name in names:
         if not any(row.get(name) for row in rows):
             columns = list(dict.fromkeys(column for row in rows for column in row))
-            raise FasttuneError(
-                f"no held-out row has a column '{name}'", "samples.by", did_you_mean(name, columns)
-            )
+            hint = did_you_mean(name, columns)
+            raise FasttuneError(f"no held-out row has a column '{name}'", where, hint)
 
 
 def _check_trackers(names: Sequence[str]) -> None:

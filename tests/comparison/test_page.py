@@ -7,13 +7,14 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from fasttune import Answer
 from fasttune.comparison.charts import COLOURS
 from fasttune.comparison.page import _number, to_html
-from fasttune.comparison.result import Arm, compare_arms
+from fasttune.comparison.result import Arm, compare_arms, split
 from fasttune.text.repetition import longest_repeat
 from tests.comparison.arms import ARABIC, EVIL, JAPANESE, LONG, LOOP, METRICS, ROWS, answers, logged
 from tests.comparison.pages import Page, table
@@ -136,6 +137,13 @@ def test_differences(comparison, page):
 )
 def test_numbers(value, shown):
     assert _number(value) == shown
+
+
+def test_figures_of_the_rows_with_each_value_of_a_column(comparison):
+    page = Page(to_html(replace(comparison, groups={"task": split(comparison, "task")}))).root
+    assert "By task" in [heading.text for heading in page.find("h2")]
+    assert "capital, 1 rows" in [heading.text for heading in page.find("h3")]
+    assert list(page.find(**{"aria-label": "figures, task capital"}))
 
 
 def test_charts(comparison, page):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fasttune import Answer, Metric
-from fasttune.comparison.result import Arm, compare_arms
+from fasttune.comparison.result import Arm, compare_arms, split
 
 STOPS = Metric("stops", "", lambda answer: answer.stop == "eos", "higher")
 LOOPS = Metric("loops", "", lambda answer: answer.stop == "length", "lower")
@@ -88,3 +88,22 @@ def test_too_few_rows_are_said_to_be_too_few():
     assert found.rows == 7 and found.interval.excludes_zero and found.better is None
     [only] = result.sentences()
     assert only.endswith("Counted on fewer than 8 rows, too few to tell: first.")
+
+
+def test_a_split_compares_the_rows_of_each_value_alone():
+    def mixed(stops: str) -> list[Answer]:
+        kinds = ["even", "odd"] * 20
+        return [Answer({"kind": k}, "", {}, "eos" if k in stops else "length", 1) for k in kinds]
+
+    unknown = Answer({}, "", {}, "eos", 1)
+    arms = [
+        Arm("left", "left", 1, [*mixed("even"), unknown]),
+        Arm("right", "right", 1, [*mixed("odd"), unknown]),
+        Arm("left, untuned", "left", None, [*mixed(""), unknown]),
+    ]
+    groups = split(compare_arms({}, arms, [STOPS], []), "kind")
+    assert {value: group.rows for value, group in groups.items()} == {"even": 20, "odd": 20}
+    better = {value: group.between("left", "right")[0].better for value, group in groups.items()}
+    assert better == {"even": "left", "odd": "right"}
+    assert len(groups["even"].sentences()) == 2
+    assert groups["even"].sentences(tuned_only=True) == groups["even"].sentences()[:1]

@@ -28,6 +28,7 @@ def rows(count: int) -> list[dict[str, str]]:
             "instruction": f"Add {n} and {n + 1}.",
             "reasoning": f"{n} + {n + 1} = {2 * n + 1}.",
             "output": f"{2 * n + 1}",
+            "parity": "odd" if n % 2 else "even",
         }
         for n in range(count)
     ]
@@ -275,9 +276,19 @@ def test_the_result_as_json(compared, capsys):
 @pytest.mark.slow
 def test_the_table_in_the_terminal(compared, capsys):
     folder, command = compared
-    assert cli(*command).status == 0
+    assert cli(*command, "--by", "parity").status == 0
     out = capsys.readouterr().out
     assert "bits_per_byte ↓" in out and "alpaca, untuned" in out
+    by = json.loads((folder / "comparison.json").read_text())["by"]["parity"]
+    assert sum(group["rows"] for group in by.values()) == 8 and set(by) == {"even", "odd"}
+    for value, group in by.items():
+        assert f"parity {value}, {group['rows']} rows" in out
+        assert list(group["figures"]) == [
+            "alpaca",
+            "reasoning",
+            "alpaca, untuned",
+            "reasoning, untuned",
+        ]
     assert "reasoning is better than reasoning, untuned on" in out
     assert "report.html" in out
 

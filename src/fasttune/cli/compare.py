@@ -56,6 +56,10 @@ def compare(
     batch_size: Annotated[
         int, typer.Option(min=1, max=10**6, help="Rows answered at a time.")
     ] = 32,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Columns of the rows to split the figures by, as task,language."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -87,7 +91,7 @@ def compare(
                 "leave out --data, --map, --config, --model, --seeds and settings",
             )
     named = [api.open_run(name) for name in runs]
-    names = [word.strip() for word in (templates or "").split(",") if word.strip()]
+    names = _words(templates)
     if not named and not names:
         raise FasttuneError(
             "no template is given", f"--templates {templates!r}", "as --templates alpaca,reasoning"
@@ -102,6 +106,7 @@ def compare(
             rows=rows,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
+            by=_words(by),
             output=output,
             plugins=plugins(context, config),
         )
@@ -115,6 +120,10 @@ def compare(
     else:
         _show(comparison)
         console().print(f"report: {comparison.report}", markup=False)
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
 def _numbers(seeds: str) -> list[int]:
@@ -148,6 +157,11 @@ def _show(comparison: Comparison) -> None:
     out.print("below each figure its 95 % interval; ↑ more is better, ↓ less is better\n")
     for paragraph in comparison.sentences():
         out.print(f"{paragraph}\n", markup=False)
+    for column, groups in comparison.groups.items():
+        for value, group in groups.items():
+            out.print(f"{column} {value}, {group.rows} rows", style="bold", markup=False)
+            for paragraph in group.sentences(tuned_only=True):
+                out.print(f"{paragraph}\n", markup=False)
     for note in comparison.notes:
         out.print(f"note: {note}", markup=False)
 

@@ -37,6 +37,7 @@ def to_html(comparison: Comparison) -> str:
         _verdict(comparison),
         _figures(comparison),
         _differences(comparison),
+        *(_groups(comparison, column) for column in comparison.groups),
         _training(comparison),
         answers_html(comparison),
         f"<script>\n{script}</script>\n</body>\n</html>\n",
@@ -105,7 +106,7 @@ def _table(what: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[st
     )
 
 
-def _figures(comparison: Comparison) -> str:
+def _figure_table(comparison: Comparison, what: str) -> str:
     head = ["metric", *(label_html(comparison, label) for label in comparison.labels)]
     rows = [
         (
@@ -115,11 +116,15 @@ def _figures(comparison: Comparison) -> str:
         )
         for metric in comparison.metrics
     ]
+    return _table(what, head, rows)
+
+
+def _figures(comparison: Comparison) -> str:
     return (
         '<section><h2>Figures</h2><p class="dim">Below each figure its 95 % interval. ↑ more is '
         "better, ↓ less is better, neither: the figure describes and does not judge. ★ better than "
         "every other trained format, beyond the "
-        f"noise.</p>{_table('figures', head, rows)}{_per_seed(comparison)}</section>"
+        f"noise.</p>{_figure_table(comparison, 'figures')}{_per_seed(comparison)}</section>"
     )
 
 
@@ -240,6 +245,18 @@ def _difference(comparison: Comparison, metric: Metric, found: Difference) -> li
         judged = f'<span class="dim">{word if found.rows >= ENOUGH else "too few rows"}</span>'
     value = f"{_number(interval.value)}{_bounds(interval)}"
     return [value, forest(found, reach or 1.0, fill), judged]
+
+
+def _groups(comparison: Comparison, column: str) -> str:
+    """Verdict and figures for each value of a column."""
+    parts = []
+    for value, group in comparison.groups[column].items():
+        said = "".join(f"<p>{_escape(text)}</p>" for text in group.sentences(tuned_only=True))
+        parts.append(
+            f'<details class="pair"><summary><h3>{_escape(value)}, {group.rows} rows</h3></summary>'
+            f"{said}{_figure_table(group, f'figures, {column} {value}')}</details>"
+        )
+    return f"<section><h2>By {_escape(column)}</h2>{''.join(parts)}</section>"
 
 
 # Training

@@ -106,7 +106,7 @@ def plan_templates(
         )
     for name in templates:
         plugins.template(name)  # before rows are read
-    bare = replace(config, samples=replace(config.samples, count=0))
+    bare = replace(config, samples=replace(config.samples, count=0, by=()))
     jobs = [prepare(replace(bare, template=name), plugins) for name in templates]
     import fasttune.models.unsloth  # noqa: F401  before transformers' tokenizers
 

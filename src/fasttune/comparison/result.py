@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ class Comparison:
         differences: for every pair of tuned labels, then each tuned label against its base.
         notes: what a reader has to know before trusting the figures.
         folder: where it is kept, with the report.
+        groups: column -> its value -> the comparison on the rows with that value alone.
     """
 
     about: Mapping[str, str]
@@ -95,6 +96,7 @@ class Comparison:
     differences: Sequence[Difference]
     notes: Sequence[str]
     folder: Path | None = None
+    groups: Mapping[str, Mapping[str, Comparison]] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -103,9 +105,14 @@ class Comparison:
     def arms_of(self, label: str) -> list[Arm]:
         return [arm for arm in self.arms if arm.label == label]
 
+    @property
+    def rows(self) -> int:
+        """How many rows were answered."""
+        return len(self.arms[0].answers)
+
     def counted(self, metric: str) -> str:
         """How many rows a metric counts, as "14 of 77 rows"; empty where it counts all."""
-        everywhere = len(self.arms[0].answers)
+        everywhere = self.rows
         found = sorted({self.figures[label][metric].rows for label in self.labels})
         if found == [everywhere]:
             return ""
@@ -123,11 +130,18 @@ class Comparison:
         """The result in plain sentences, a paragraph per pair of labels."""
         return "\n\n".join(self.sentences())
 
-    def sentences(self) -> list[str]:
-        """The result in plain sentences, one paragraph per pair of labels."""
+    def sentences(self, tuned_only: bool = False) -> list[str]:
+        """The result in plain sentences, one paragraph per pair of labels.
+
+        Args:
+            tuned_only: leave out the pairs with an untuned base.
+        """
         described = {metric.name: metric for metric in self.metrics}
+        tuned = {arm.label for arm in self.arms if arm.tuned}
         paragraphs = []
         for left, right in self.pairs():
+            if tuned_only and not {left, right} <= tuned:
+                continue
             found = [d for d in self.between(left, right) if described[d.metric].better]
             said = []
             for label, other in ((left, right), (right, left)):
@@ -155,8 +169,7 @@ class Comparison:
         return self.folder and self.folder / REPORT
 
     def __repr__(self) -> str:
-        rows = len(self.arms[0].answers)
-        return f"<Comparison of {', '.join(self.labels)} on {rows} rows: {self.verdict}>"
+        return f"<Comparison of {', '.join(self.labels)} on {self.rows} rows: {self.verdict}>"
 
     def _repr_html_(self) -> str:
         from fasttune.comparison.page import to_html
@@ -193,6 +206,22 @@ def compare_arms(
         _difference(metric, left, right, samples) for left, right in _pairs(arms) for metric in used
     ]
     return Comparison(about, arms, used, figures, differences, notes, folder)
+
+
+def split(comparison: Comparison, column: str) -> dict[str, Comparison]:
+    """The comparison on the rows with each value of a column alone, values in order. Rows without
+    the column are in none."""
+    values = [answer.row.get(column) for answer in comparison.arms[0].answers]
+    groups = {}
+    for value in sorted({value for value in values if value}):
+        arms = [
+            replace(
+                arm, answers=[a for a, of in zip(arm.answers, values, strict=True) if of == value]
+            )
+            for arm in comparison.arms
+        ]
+        groups[value] = compare_arms({}, arms, comparison.metrics, [])
+    return groups
 
 
 def _figure(sample: Sample) -> Figure:

@@ -23,12 +23,13 @@ from typing import Any
 from fasttune.comparison.bootstrap import Interval
 from fasttune.comparison.page import to_html
 from fasttune.comparison.plan import Format, Plan
-from fasttune.comparison.result import REPORT, Arm, Comparison, compare_arms
+from fasttune.comparison.result import REPORT, Arm, Comparison, compare_arms, split
 from fasttune.config import ModelConfig, RunConfig, in_full
 from fasttune.errors import FasttuneError
 from fasttune.files import write_json, write_text
 from fasttune.generation.generator import Generator
 from fasttune.generation.likelihood import evaluate
+from fasttune.job import require_group_columns
 from fasttune.logs import muted
 from fasttune.plugins.metric import Answer, Likelihood, as_dict
 from fasttune.plugins.template import Row
@@ -46,14 +47,20 @@ class Interrupted(KeyboardInterrupt):
     """A training was stopped with Ctrl-C, and its checkpoint is saved."""
 
 
-def run_comparison(plan: Plan) -> Comparison:
+def run_comparison(plan: Plan, by: Sequence[str] = ()) -> Comparison:
     """Train and measure whatever the folder does not hold yet, and write the result.
+
+    Args:
+        by: columns of the rows; figures and differences are taken for each of their values, too.
 
     Raises:
         Interrupted: a training was interrupted; the same call goes on with it.
-        FasttuneError: the folder holds something else, or a model cannot be loaded.
+        FasttuneError: the folder holds something else, a model cannot be loaded, or no row has
+            one of the columns.
     """
     require_one("a comparison")
+    held_out = plan.formats[0].job.eval
+    require_group_columns(by, [held_out[at] for at in plan.places], "--by")
     _claim(plan)
     log.info("comparison: %s", plan.folder)
     work = _Work(plan)
@@ -61,6 +68,7 @@ def run_comparison(plan: Plan) -> Comparison:
     arms = [*work.tuned(), *bases]
     metrics = [metric for metric, _ in plan.formats[0].job.plugins.metrics.values()]
     comparison = compare_arms(plan.about, arms, metrics, plan.notes, plan.folder)
+    comparison = replace(comparison, groups={name: split(comparison, name) for name in by})
     write_json(plan.folder / "comparison.json", to_json(comparison))
     write_text(plan.folder / REPORT, to_html(comparison))
     return comparison
@@ -222,6 +230,28 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             {"name": m.name, "description": m.description, "better": m.better}
             for m in comparison.metrics
         ],
+        **_found(comparison),
+        "by": {
+            column: {
+                value: {"rows": group.rows, **_found(group)} for value, group in groups.items()
+            }
+            for column, groups in comparison.groups.items()
+        },
+        "rows": [dict(answer.row) for answer in comparison.arms[0].answers],
+        "arms": [
+            {
+                "label": arm.label,
+                "seed": arm.seed,
+                **dict(arm.facts or {}),
+                "answers": [_as_dict(answer) for answer in arm.answers],
+            }
+            for arm in comparison.arms
+        ],
+    }
+
+
+def _found(comparison: Comparison) -> dict[str, Any]:
+    return {
         "figures": {
             label: {
                 name: {
@@ -243,16 +273,6 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                 "rows": found.rows,
             }
             for found in comparison.differences
-        ],
-        "rows": [dict(answer.row) for answer in comparison.arms[0].answers],
-        "arms": [
-            {
-                "label": arm.label,
-                "seed": arm.seed,
-                **dict(arm.facts or {}),
-                "answers": [_as_dict(answer) for answer in arm.answers],
-            }
-            for arm in comparison.arms
         ],
     }
 

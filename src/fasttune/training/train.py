@@ -271,9 +271,7 @@ class Training:
                 after = self._answers("after")
                 by = self.job.config.samples.by
                 with writing(self.run.folder, "samples.json"):
-                    scores = write_samples(
-                        self.run.folder, self.before, after, self._metrics(), by
-                    )
+                    scores = write_samples(self.run.folder, self.before, after, self._metrics(), by)
             (self.run.folder / "before.json").unlink(missing_ok=True)
         done = {"status": "done", "finished": now(), "scores": scores}
         self.run.update(done | self._measured(self.trainer))
