@@ -57,10 +57,15 @@ UNITS = {
     "zh": "周=7 天=1 年=12 个月=1 分钟=60 秒钟=1",
     "ko": "주=7 일=1 년=12 개월=1 분=60 초=1",
 }
-BELOW = re.compile(
-    "less than|below|小さい|届かない|下回る|小于|小的|低于|작은|미만|낮으면|menores|por debajo|"
-    "plus petits|au-dessous|kleiner|unter (?!„)"
-)
+COLOURS = {
+    "en": "red blue green yellow black white",
+    "es": "rojo azul verde amarillo negro blanco",
+    "fr": "rouge bleu vert jaune noir blanc",
+    "de": "rot blau grün gelb schwarz weiß",
+    "ja": "赤 青 緑 黄 黒 白",
+    "zh": "红色 蓝色 绿色 黄色 黑色 白色",
+    "ko": "빨강 파랑 초록 노랑 검정 하양",
+}
 YES = {"en": "Yes", "ja": "はい", "zh": "是", "ko": "예", "es": "Sí", "fr": "Oui", "de": "Ja"}
 NO = {"en": "No", "ja": "いいえ", "zh": "否", "ko": "아니요", "es": "No", "fr": "Non", "de": "Nein"}
 QUOTED = r"[\"「“«„]\s?([^\"」”»“]+?)\s?[\"」”»“]"
@@ -118,11 +123,14 @@ def chained_sum(row: Row) -> str:
     return str(int(start) + sum(int(change) for change in re.findall(r"[+-]\d+", changes)))
 
 
-def count_numbers(row: Row) -> str:
-    (limit,) = numbers(row["instruction"])
-    below = BELOW.search(row["instruction"])
-    values = map(int, listed(row["input"]))
-    return str(sum(value < limit if below else value > limit for value in values))
+def letters(text: str) -> list[str]:
+    """Capital letters that stand alone; not the "¿A" of Spanish."""
+    return re.findall(r"(?<![A-Za-z¿])[A-Z](?![A-Za-zÀ-ÿ])", text)
+
+
+def count_letters(row: Row) -> str:
+    (letter,) = letters(row["instruction"])
+    return str(row["input"].count(letter))
 
 
 def weekday_after(row: Row) -> str:
@@ -140,7 +148,7 @@ def order_teams(row: Row) -> str:
 
 def follow_route(row: Row) -> str:
     onward = dict(arrow.split(" → ") for arrow in listed(row["input"]))
-    (stop,) = re.findall(r"(?<![A-Za-z¿])[A-Z](?![A-Za-zù])", row["instruction"])
+    (stop,) = letters(row["instruction"])
     (count,) = numbers(row["instruction"])
     for _ in range(count):
         stop = onward[stop]
@@ -197,16 +205,27 @@ def number_words(row: Row) -> str:
 
 
 def apply_rule(row: Row) -> str:
-    limit, value = numbers(row["instruction"])
-    holds = value < limit if BELOW.search(row["instruction"]) else value > limit
-    return (YES if holds else NO)[row["language"]]
+    *listed_ones, asked = rule_names(row)
+    assert len(set(listed_ones)) == len(listed_ones)
+    return (YES if asked in listed_ones else NO)[row["language"]]
+
+
+def rule_names(row: Row) -> list[str]:
+    """The days, colours or groups of a rule, and last the one that is asked for."""
+    language = row["language"]
+    edge = "" if language in ASIAN_DIGITS else r"\b"
+    for names in (WEEKDAYS, COLOURS):
+        pattern = names[language].replace(" ", "|")
+        if found := re.findall(f"{edge}(?:{pattern}){edge}", row["instruction"]):
+            return found
+    return letters(row["instruction"])
 
 
 ANSWERS: dict[str, Callable[[Row], str]] = {
     function.__name__: function
     for function in (
         chained_sum,
-        count_numbers,
+        count_letters,
         weekday_after,
         order_teams,
         follow_route,
@@ -265,10 +284,14 @@ def test_the_reasoning_ends_on_the_answer_and_every_equation_holds() -> None:
             assert "".join(named(step)[1] for step in steps) == row["output"]
         elif row["task"] == "number_words":
             assert [step.split(" = ")[1] for step in steps] == listed(row["output"])
-        elif row["task"] != "apply_rule":
+        elif row["task"] == "apply_rule":
+            assert rule_names(row)[-1] in reasoning
+            negated = re.search(r"\bnot\b|\bno\b|n'est pas|nicht|ません|不|없음", reasoning)
+            assert bool(negated) == (row["output"] in NO.values())
+        else:
             value = numbers(row["output"]) or [row["output"]]
             assert str(value[0]) in last[0] + steps[-1].split(" = ")[-1], row
-    assert seen > 1500
+    assert seen > 1000
 
 
 # The generator
@@ -339,9 +362,18 @@ def fact(row: Row) -> object:
         worth = dict(pair.split("=") for pair in UNITS[row["language"]].split())
         large = [w for unit, w in worth.items() if w != "1" and unit in row["instruction"]]
         return large[0], numbers(asked)
+    if task == "apply_rule":
+        return rule_places(row)
+    if task == "count_letters":
+        return letters(asked)
     if task in ("initials", "read_form"):
         return row["language"], asked
     return re.findall(r"[+-]? ?\d+", asked)
+
+
+def rule_places(row: Row) -> list[int]:
+    names = (WEEKDAYS[row["language"]].split(), COLOURS[row["language"]].split(), [*"ABCDEF"])
+    return [of.index(name) for name in rule_names(row) for of in names if name in of]
 
 
 def test_no_fact_is_in_both_parts() -> None:
@@ -369,9 +401,9 @@ def test_number_words_are_held_out_by_number() -> None:
 
 def size(row: Row) -> int:
     """How long a question is, or how large."""
-    if row["task"] in ("weekday_after", "apply_rule"):
-        return numbers(row["instruction"])[0]
-    if row["task"] == "convert_units":
+    if row["task"] == "apply_rule":
+        return len(rule_names(row)) - 1
+    if row["task"] in ("weekday_after", "convert_units"):
         return numbers(row["instruction"])[0]
     if row["task"] == "chained_sum":
         return len(numbers(row["instruction"]))

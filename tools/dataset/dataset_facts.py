@@ -27,8 +27,8 @@ COUNTRIES = (
 # A large unit, a small one, how many make one, and up to what number of the small one is asked.
 UNITS = (
     ("duration-week", "duration-day", 7, 6),
-    ("duration-year", "duration-month", 12, 11),
-    ("duration-minute", "duration-second", 60, 29),
+    ("duration-year", "duration-month", 12, 9),
+    ("duration-minute", "duration-second", 60, 9),
 )
 
 # Regular in every language, beside the tens and units that they consist of.
@@ -76,13 +76,12 @@ def chained_sum(part: str) -> Iterator[tuple[int, ...]]:
         yield tuple(fact)
 
 
-def count_numbers(part: str) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """A limit and the numbers that are above or below it."""
+def count_letters(part: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """A letter and a list that holds it."""
     for i in range(CANDIDATES):
         key = ("count", part == "harder", i)
-        limit = 5 + digest(key) % 16
-        numbers = [n for n in numbers_below(30, 9, key) if n != limit]
-        yield limit, tuple(numbers[: length(part, i, (3, 4), (5, 6))])
+        letters = [pick("ABCD", key, at) for at in range(length(part, i, (4, 5), (7, 8)))]
+        yield pick(letters, key), tuple(letters)
 
 
 def weekday_after(part: str) -> Iterator[tuple[int, int]]:
@@ -92,13 +91,12 @@ def weekday_after(part: str) -> Iterator[tuple[int, int]]:
 
 
 def order_teams(part: str) -> Iterator[tuple[tuple[str, int], ...]]:
-    """Teams and their points; two of them have the same points."""
+    """Teams and their points: from 1 to 3, all of which occur."""
     for i in range(CANDIDATES):
         key = ("order", part == "harder", i)
         count = length(part, i, (3, 4), (5, 6))
-        points = numbers_below(10, count - 1, key)
-        points.append(pick(points, key))
-        teams = shuffled(LETTERS, key)[:count]
+        points = [1, 2, 3, *(1 + digest(key, at) % 3 for at in range(count - 3))]
+        teams = shuffled(LETTERS[:8], key)[:count]
         yield tuple(zip(teams, shuffled_places(points, key), strict=True))
 
 
@@ -152,10 +150,11 @@ def read_form(part: str) -> Iterator[tuple[tuple[tuple[int, int], ...], int]]:
 
 
 def largest(part: str) -> Iterator[tuple[int, ...]]:
-    """Different numbers below 100."""
+    """Numbers from 10 to 99 with different tens."""
     for i in range(CANDIDATES):
         key = ("largest", part == "harder", i)
-        yield tuple(numbers_below(100, length(part, i, (3, 4), (6, 7)), key))
+        tens = numbers_below(10, length(part, i, (3, 4), (6, 7)), key)
+        yield tuple(10 * ten + digest(key, ten) % 10 for ten in tens)
 
 
 def currency(part: str) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -174,21 +173,20 @@ def number_words(part: str) -> Iterator[tuple[int, ...]]:
         yield tuple(shuffled(known, "words", part == "harder", i)[:count])
 
 
-def apply_rule(part: str) -> Iterator[tuple[int, int]]:
-    """The limit that a rule states and a value, which is another."""
+def apply_rule(part: str) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Which of six days, colours or groups a rule names, and which one is asked for: one that it
+    names as often as not."""
     for i in range(CANDIDATES):
         key = ("rule", part == "harder", i)
-        if part == "harder":
-            limit, value = (100 + digest(key, which) % 200 for which in range(2))
-        else:
-            limit, value = (2 + digest(key, which) % 39 for which in range(2))
-        if limit != value:
-            yield limit, value
+        everything = shuffled(range(6), key)
+        count = length(part, i // 2, (2, 3), (4, 5))
+        named, others = everything[:count], everything[count:]
+        yield tuple(named), pick(named if i % 2 else others, key)
 
 
 STEPS = (
     chained_sum,
-    count_numbers,
+    count_letters,
     weekday_after,
     order_teams,
     follow_route,

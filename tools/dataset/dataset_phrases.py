@@ -23,6 +23,8 @@ class Vocabulary(NamedTuple):
     largest: str
     yes: str
     no: str
+    listed: str
+    unlisted: str
     words: str
     instructions: dict[str, tuple[str, ...]]
 
@@ -83,6 +85,8 @@ ENGLISH = Vocabulary(
     largest="Largest",
     yes="Yes",
     no="No",
+    listed="{} is listed",
+    unlisted="{} is not listed",
     words=(
         "apple bread cloud door egg fish garden house island jacket key lemon moon night orange "
         "paper river star table window"
@@ -93,11 +97,9 @@ ENGLISH = Vocabulary(
             "Calculate step by step: {sum}",
             "A counter shows {start}. It changes by {changes}. What does it show then?",
         ),
-        "count_numbers": (
-            "How many of the numbers are greater than {limit}?",
-            "How many of the numbers are less than {limit}?",
-            "Count the numbers above {limit}.",
-            "Count the numbers below {limit}.",
+        "count_letters": (
+            "How many times does {letter} occur in the list?",
+            "Count how often {letter} stands in the list.",
         ),
         "weekday_after": (
             "Today is {weekday}. What day of the week will it be in {days} days?",
@@ -143,9 +145,9 @@ ENGLISH = Vocabulary(
             "Turn these number words into digits: {words}",
         ),
         "apply_rule": (
-            "Parcels of more than {limit} kg cost extra. Does a parcel of {value} kg cost extra?",
-            "The heating is on below {limit} degrees. Is it on at {value} degrees?",
-            "Whoever has more than {limit} points wins. Does one win with {value} points?",
+            "The shop is closed on these days: {list}. Is it closed on {value}?",
+            "These colours win: {list}. Does {value} win?",
+            "These groups travel free: {list}. Does group {value} travel free?",
         ),
     },
 )
@@ -162,6 +164,8 @@ JAPANESE = Vocabulary(
     largest="最大",
     yes="はい",
     no="いいえ",
+    listed="{}は含まれます",
+    unlisted="{}は含まれません",
     words=(
         "山道 海辺 森林 空気 花火 雨水 星空 月夜 朝日 夕方 "
         "石橋 木材 車輪 電話 学校 天気 時計 手紙 音楽 新聞"
@@ -172,11 +176,9 @@ JAPANESE = Vocabulary(
             "順に計算してください。{sum}",
             "カウンターは{start}です。{changes}と変わると、いくつになりますか。",
         ),
-        "count_numbers": (
-            "{limit}より大きい数はいくつありますか。",
-            "{limit}より小さい数はいくつありますか。",
-            "{limit}を超える数を数えてください。",
-            "{limit}に届かない数を数えてください。",
+        "count_letters": (
+            "リストに{letter}は何回出てきますか。",
+            "リストに{letter}がいくつあるか数えてください。",
         ),
         "weekday_after": (
             "今日は{weekday}です。{days}日後は何曜日ですか。",
@@ -222,9 +224,9 @@ JAPANESE = Vocabulary(
             "{words}を算用数字で表すとどうなりますか。",
         ),
         "apply_rule": (
-            "{limit}キロを超える荷物は追加料金がかかります。{value}キロの荷物にはかかりますか。",
-            "{limit}度を下回ると暖房がつきます。{value}度ではつきますか。",
-            "{limit}点を超えると勝ちです。{value}点なら勝ちですか。",
+            "定休日は{list}です。{value}は休みですか。",
+            "当たりの色は{list}です。{value}は当たりですか。",
+            "無料の組は{list}です。{value}組は無料ですか。",
         ),
     },
 )
@@ -241,6 +243,8 @@ CHINESE = Vocabulary(
     largest="最大",
     yes="是",
     no="否",
+    listed="{}在其中",
+    unlisted="{}不在其中",
     words=(
         "山水 大海 森林 天空 花园 雨伞 星星 月亮 太阳 早上 "
         "石头 木头 车站 电话 学校 风车 时间 手机 音乐 新闻"
@@ -251,11 +255,9 @@ CHINESE = Vocabulary(
             "请一步一步计算：{sum}",
             "计数器显示{start}，依次变化{changes}。最后显示多少？",
         ),
-        "count_numbers": (
-            "下列数中，大于{limit}的有几个？",
-            "下列数中，小于{limit}的有几个？",
-            "请数一数比{limit}大的数。",
-            "请数一数比{limit}小的数。",
+        "count_letters": (
+            "列表中{letter}出现了几次？",
+            "请数一数列表中有几个{letter}。",
         ),
         "weekday_after": (
             "今天是{weekday}。{days}天后是星期几？",
@@ -301,9 +303,9 @@ CHINESE = Vocabulary(
             "把下列数改写成阿拉伯数字：{words}",
         ),
         "apply_rule": (
-            "超过{limit}公斤的包裹要加钱。{value}公斤的包裹要加钱吗？",
-            "低于{limit}度时开暖气。{value}度时开暖气吗？",
-            "超过{limit}分就算赢。得{value}分算赢吗？",
+            "商店在{list}休息。{value}休息吗？",
+            "中奖的颜色是{list}。{value}中奖吗？",
+            "免费的小组是{list}。{value}组免费吗？",
         ),
     },
 )
@@ -320,6 +322,8 @@ KOREAN = Vocabulary(
     largest="최대",
     yes="예",
     no="아니요",
+    listed="{} 있음",
+    unlisted="{} 없음",
     words=(
         "나무 바다 하늘 구름 사과 우산 시계 자동차 학교 고기 "
         "노래 다리 라디오 마을 비누 소리 아침 조개 차표 카드"
@@ -330,11 +334,9 @@ KOREAN = Vocabulary(
             "차례대로 계산하세요: {sum}",
             "숫자판은 {start}입니다. {changes}만큼 바뀌면 얼마가 됩니까?",
         ),
-        "count_numbers": (
-            "{limit}보다 큰 수는 몇 개입니까?",
-            "{limit}보다 작은 수는 몇 개입니까?",
-            "{limit} 초과인 수를 세어 보세요.",
-            "{limit} 미만인 수를 세어 보세요.",
+        "count_letters": (
+            "목록에 {letter}는 몇 번 나옵니까?",
+            "목록에서 {letter}의 개수를 세어 보세요.",
         ),
         "weekday_after": (
             "오늘은 {weekday}입니다. {days}일 후는 무슨 요일입니까?",
@@ -380,9 +382,9 @@ KOREAN = Vocabulary(
             "다음 수를 숫자로 바꾸어 쓰세요: {words}",
         ),
         "apply_rule": (
-            "{limit}kg을 넘는 소포는 추가 요금이 있습니다. {value}kg 소포도 그렇습니까?",
-            "{limit}도보다 낮으면 난방을 켭니다. {value}도에서는 켭니까?",
-            "{limit}점을 넘으면 이깁니다. {value}점이면 이깁니까?",
+            "가게는 다음 요일에 쉽니다: {list}. {value}에 쉽니까?",
+            "당첨 색은 다음과 같습니다: {list}. {value}도 당첨입니까?",
+            "무료인 조는 다음과 같습니다: {list}. {value}조는 무료입니까?",
         ),
     },
 )
@@ -399,6 +401,8 @@ SPANISH = Vocabulary(
     largest="Mayor",
     yes="Sí",
     no="No",
+    listed="{} está en la lista",
+    unlisted="{} no está en la lista",
     words=(
         "agua barco casa dedo estrella flor gato hoja isla jardín "
         "luna mesa noche ojo perro queso río sol tren vino"
@@ -409,11 +413,9 @@ SPANISH = Vocabulary(
             "Calcula paso a paso: {sum}",
             "Un contador marca {start}. Cambia en {changes}. ¿Cuánto marca al final?",
         ),
-        "count_numbers": (
-            "¿Cuántos de los números son mayores que {limit}?",
-            "¿Cuántos de los números son menores que {limit}?",
-            "Cuenta los números por encima de {limit}.",
-            "Cuenta los números por debajo de {limit}.",
+        "count_letters": (
+            "¿Cuántas veces aparece {letter} en la lista?",
+            "Cuenta cuántas {letter} hay en la lista.",
         ),
         "weekday_after": (
             "Hoy es {weekday}. ¿Qué día de la semana será dentro de {days} días?",
@@ -459,10 +461,9 @@ SPANISH = Vocabulary(
             "Pasa estos números a cifras: {words}",
         ),
         "apply_rule": (
-            "Un paquete de más de {limit} kg paga un recargo. ¿Lo paga uno de {value} kg?",
-            "La calefacción se enciende por debajo de {limit} grados. "
-            "¿Se enciende con {value} grados?",
-            "Gana quien tiene más de {limit} puntos. ¿Se gana con {value} puntos?",
+            "La tienda cierra estos días: {list}. ¿Cierra el {value}?",
+            "Ganan estos colores: {list}. ¿Gana el {value}?",
+            "Estos grupos viajan gratis: {list}. ¿Viaja gratis el grupo {value}?",
         ),
     },
 )
@@ -479,6 +480,8 @@ FRENCH = Vocabulary(
     largest="Le plus grand",
     yes="Oui",
     no="Non",
+    listed="{} est dans la liste",
+    unlisted="{} n'est pas dans la liste",
     words=(
         "arbre bateau chien doigt eau fleur gare herbe image jardin "
         "livre maison nuit orange pain route soleil table vent wagon"
@@ -489,11 +492,9 @@ FRENCH = Vocabulary(
             "Calculez pas à pas : {sum}",
             "Un compteur affiche {start}. Il change de {changes}. Que montre-t-il à la fin ?",
         ),
-        "count_numbers": (
-            "Combien de ces nombres sont plus grands que {limit} ?",
-            "Combien de ces nombres sont plus petits que {limit} ?",
-            "Comptez les nombres au-dessus de {limit}.",
-            "Comptez les nombres au-dessous de {limit}.",
+        "count_letters": (
+            "Combien de fois {letter} figure-t-il dans la liste ?",
+            "Comptez combien de fois {letter} apparaît dans la liste.",
         ),
         "weekday_after": (
             "Aujourd'hui, c'est {weekday}. Quel jour de la semaine serons-nous dans {days} jours ?",
@@ -539,10 +540,10 @@ FRENCH = Vocabulary(
             "Mettez ces nombres en chiffres : {words}",
         ),
         "apply_rule": (
-            "Un colis de plus de {limit} kg coûte un supplément. "
-            "Un colis de {value} kg coûte-t-il un supplément ?",
-            "Le chauffage marche au-dessous de {limit} degrés. Marche-t-il à {value} degrés ?",
-            "Avec plus de {limit} points, on gagne. Gagne-t-on avec {value} points ?",
+            "Le magasin ferme ces jours : {list}. Ferme-t-il le {value} ?",
+            "Ces couleurs gagnent : {list}. Est-ce que {value} gagne ?",
+            "Ces groupes voyagent gratuitement : {list}. "
+            "Le groupe {value} voyage-t-il gratuitement ?",
         ),
     },
 )
@@ -559,6 +560,8 @@ GERMAN = Vocabulary(
     largest="Größte Zahl",
     yes="Ja",
     no="Nein",
+    listed="{} steht auf der Liste",
+    unlisted="{} steht nicht auf der Liste",
     words=(
         "Apfel Brot Dach Erde Fisch Garten Haus Insel Jacke Katze "
         "Licht Mond Nacht Ofen Papier Regen Stern Tisch Vogel Wolke"
@@ -569,11 +572,9 @@ GERMAN = Vocabulary(
             "Rechne Schritt für Schritt: {sum}",
             "Ein Zähler steht auf {start}. Er ändert sich um {changes}. Worauf steht er dann?",
         ),
-        "count_numbers": (
-            "Wie viele der Zahlen sind größer als {limit}?",
-            "Wie viele der Zahlen sind kleiner als {limit}?",
-            "Zähle die Zahlen über {limit}.",
-            "Zähle die Zahlen unter {limit}.",
+        "count_letters": (
+            "Wie oft kommt {letter} in der Liste vor?",
+            "Zähle, wie oft {letter} in der Liste steht.",
         ),
         "weekday_after": (
             "Heute ist {weekday}. Welcher Wochentag ist in {days} Tagen?",
@@ -619,9 +620,9 @@ GERMAN = Vocabulary(
             "Übertrage diese Zahlwörter in Ziffern: {words}",
         ),
         "apply_rule": (
-            "Pakete über {limit} kg kosten extra. Kostet ein Paket von {value} kg extra?",
-            "Die Heizung läuft unter {limit} Grad. Läuft sie bei {value} Grad?",
-            "Wer mehr als {limit} Punkte hat, gewinnt. Gewinnt man mit {value} Punkten?",
+            "Der Laden ist an diesen Tagen zu: {list}. Ist er am {value} zu?",
+            "Diese Farben gewinnen: {list}. Gewinnt {value}?",
+            "Diese Gruppen fahren frei: {list}. Fährt Gruppe {value} frei?",
         ),
     },
 )

@@ -32,22 +32,22 @@ def signed(before: object, change: int) -> str:
     return f"{before} {'-' if change < 0 else '+'} {abs(change)}"
 
 
-def count_numbers(
-    words: Words, said: Vocabulary, fact: tuple[int, tuple[int, ...]], variant: int
+def count_letters(
+    words: Words, said: Vocabulary, fact: tuple[str, tuple[str, ...]], variant: int
 ) -> Values:
-    """The instructions ask for those above and those below the limit, in turn."""
-    limit, numbers = fact
-    steps, found = [], 0
-    for number in numbers:
-        above = number > limit
-        found += above == (variant % 2 == 0)
-        steps.append(said.colon(f"{number} {'>' if above else '<'} {limit}", found))
-    return {"limit": limit, "input": said.list_of(numbers), "steps": steps, "answer": found}
+    letter, letters = fact
+    steps = [said.colon(each, letters[: at + 1].count(letter)) for at, each in enumerate(letters)]
+    return {
+        "letter": letter,
+        "input": said.list_of(letters),
+        "steps": steps,
+        "answer": letters.count(letter),
+    }
 
 
 def weekday_after(words: Words, said: Vocabulary, fact: tuple[int, int], variant: int) -> Values:
     weekday, days = fact
-    steps = [said.colon(day, words.weekday(weekday + day)) for day in range(1, days + 1)]
+    steps = [said.colon(day, words.weekday(weekday + day)) for day in range(days + 1)]
     return {
         "weekday": words.weekday(weekday),
         "days": days,
@@ -81,7 +81,9 @@ def follow_route(
         "start": stops[0],
         "count": steps,
         "input": said.list_of(f"{stop} → {onward[stop]}" for stop in listed),
-        "steps": [f"{stop} → {onward[stop]}" for stop in stops[:steps]],
+        "steps": [
+            said.colon(at, f"{stop} → {onward[stop]}") for at, stop in enumerate(stops[:steps], 1)
+        ],
         "answer": stops[steps],
     }
 
@@ -178,19 +180,22 @@ def number_words(words: Words, said: Vocabulary, fact: tuple[int, ...], variant:
     spelled = [number_in_words(number, words.language) for number in fact]
     return {
         "words": said.list_of(spelled),
-        "steps": [f"{word} = {number}" for word, number in zip(spelled, fact, strict=True)],
+        "steps": [f"{number - number % 10} + {number % 10} = {number}" for number in fact],
         "answer": said.list_of(fact),
     }
 
 
-def apply_rule(words: Words, said: Vocabulary, fact: tuple[int, int], variant: int) -> Values:
-    """The second rule is about values below the limit, the others about those above."""
-    limit, value = fact
-    holds = value < limit if variant == 1 else value > limit
+def apply_rule(
+    words: Words, said: Vocabulary, fact: tuple[tuple[int, ...], int], variant: int
+) -> Values:
+    """The first rule is about days, the second about colours, the third about groups."""
+    named, asked = fact
+    names = ([words.weekday(day) for day in range(6)], said.colours, "ABCDEF")[variant]
+    holds = asked in named
     return {
-        "limit": limit,
-        "value": value,
-        "steps": [f"{value} {'>' if value > limit else '<'} {limit}"],
+        "list": said.list_of(names[place] for place in named),
+        "value": names[asked],
+        "steps": [(said.listed if holds else said.unlisted).format(names[asked])],
         "answer": said.yes if holds else said.no,
     }
 
@@ -199,7 +204,7 @@ RENDER: dict[str, Callable[[Words, Vocabulary, Any, int], Values]] = {
     function.__name__: function
     for function in (
         chained_sum,
-        count_numbers,
+        count_letters,
         weekday_after,
         order_teams,
         follow_route,
