@@ -22,7 +22,7 @@ from fasttune.losses import plot_losses
 from fasttune.runs import Run
 
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
-ROW = 31
+ROW = 27
 """Number of the previewed row in the shipped rows: in English, with a context, and short."""
 COLUMNS = 92
 

@@ -48,7 +48,7 @@ def test_shipped_data_without_a_file(run):
     assert re.search(r"template +reasoning", out)
     assert re.search(r"languages .*\bja \d+", out)
     assert " 0 bad" in out
-    assert re.search(r"split +1862 to train on, \d+ to evaluate \(from a file of their own\)", out)
+    assert re.search(r"split +1869 to train on, \d+ to evaluate \(from a file of their own\)", out)
     assert "#####" in out
     assert out.isascii(), "without a terminal the report is ASCII"
     assert max(map(len, out.splitlines())) <= 120

@@ -71,7 +71,7 @@ def chained_sum(part: str) -> Iterator[tuple[int, ...]]:
         fact = [2 + digest(key, 0) % 11]
         for place in range(1, length(part, i, (3, 4), (5, 6))):
             change = 2 + digest(key, place) % 8
-            down = digest(key, "down", place) % 3 == 0 and sum(fact) > change
+            down = digest(key, "down", place) % 2 == 0 and change < 6 and sum(fact) > change
             fact.append(-change if down else change)
         yield tuple(fact)
 
@@ -84,10 +84,12 @@ def count_letters(part: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield pick(letters, key), tuple(letters)
 
 
-def weekday_after(part: str) -> Iterator[tuple[int, int]]:
-    """A weekday, Monday being 0, and a number of days."""
-    days = (6, 7, 8) if part == "harder" else (2, 3, 4, 5)
-    yield from ((weekday, later) for later in days for weekday in range(7))
+def date_after(part: str) -> Iterator[tuple[int, int, int]]:
+    """A month, a day of it, and a number of days that stays within the month."""
+    for i in range(CANDIDATES):
+        key = ("date", part == "harder", i)
+        days = 10 + digest(key) % 5 if part == "harder" else 2 + digest(key) % 7
+        yield 1 + digest(key, "month") % 12, 2 + digest(key, "day") % 12, days
 
 
 def order_teams(part: str) -> Iterator[tuple[tuple[str, int], ...]]:
@@ -121,7 +123,7 @@ def shop(part: str) -> Iterator[tuple[tuple[int, int, int], ...]]:
         key = ("shop", part == "harder", i)
         items = shuffled(range(8), key)[: 3 if part == "harder" else 2]
         yield tuple(
-            (item, 2 + digest(key, item, "count") % 4, 2 + digest(key, item, "price") % 8)
+            (item, 2 + digest(key, item, "count") % 2, 2 + digest(key, item, "price") % 6)
             for item in items
         )
 
@@ -187,7 +189,7 @@ def apply_rule(part: str) -> Iterator[tuple[tuple[int, ...], int]]:
 STEPS = (
     chained_sum,
     count_letters,
-    weekday_after,
+    date_after,
     order_teams,
     follow_route,
     shop,

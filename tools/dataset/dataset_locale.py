@@ -1,4 +1,4 @@
-"""What CLDR says, in one language: units, weekdays, countries, currencies.
+"""What CLDR says, in one language: units, dates, weekdays, countries, currencies.
 
 All these names come from Unicode CLDR through Babel, so that no plural form is written by
 hand.  Text is normalised to plain spaces.
@@ -8,7 +8,7 @@ from datetime import date
 from functools import cache
 
 from babel import Locale
-from babel.dates import format_date
+from babel.dates import format_date, format_skeleton
 from babel.numbers import get_territory_currencies
 from babel.units import format_unit
 
@@ -40,6 +40,10 @@ class Words:
         text: str = format_unit(value, unit, "long", locale=self.locale)
         if unit in text:
             text = format_unit(value, unit, "short", locale=self.locale)
+        return text.replace("\u00a0", " ").replace(" ", self.space)
+
+    def day_and_month(self, month: int, day: int) -> str:
+        text: str = format_skeleton("MMMMd", date(2025, month, day), locale=self.locale)
         return text.replace("\u00a0", " ").replace(" ", self.space)
 
     def weekday(self, index: int) -> str:

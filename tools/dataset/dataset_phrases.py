@@ -23,8 +23,6 @@ class Vocabulary(NamedTuple):
     largest: str
     yes: str
     no: str
-    listed: str
-    unlisted: str
     words: str
     instructions: dict[str, tuple[str, ...]]
 
@@ -85,8 +83,6 @@ ENGLISH = Vocabulary(
     largest="Largest",
     yes="Yes",
     no="No",
-    listed="{} is listed",
-    unlisted="{} is not listed",
     words=(
         "apple bread cloud door egg fish garden house island jacket key lemon moon night orange "
         "paper river star table window"
@@ -101,10 +97,9 @@ ENGLISH = Vocabulary(
             "How many times does {letter} occur in the list?",
             "Count how often {letter} stands in the list.",
         ),
-        "weekday_after": (
-            "Today is {weekday}. What day of the week will it be in {days} days?",
-            "It is {weekday}. Which weekday comes {days} days later?",
-            "Start on {weekday} and count {days} days on. Which weekday is it?",
+        "date_after": (
+            "Today is {date}. What is the date in {days} days?",
+            "Which date is {days} days after {date}?",
         ),
         "order_teams": (
             "Order the teams by points, highest first. With equal points, go by the alphabet.",
@@ -124,8 +119,8 @@ ENGLISH = Vocabulary(
             "Convert into {unit}: {large} and {small}.",
         ),
         "initials": (
-            "Join the first letters of these words.",
-            "Take the first letter of each word and write them together.",
+            "List the first letters of these words.",
+            "What is the first letter of each word?",
         ),
         "read_form": (
             'What does the form say under "{field}"?',
@@ -164,8 +159,6 @@ JAPANESE = Vocabulary(
     largest="最大",
     yes="はい",
     no="いいえ",
-    listed="{}は含まれます",
-    unlisted="{}は含まれません",
     words=(
         "山道 海辺 森林 空気 花火 雨水 星空 月夜 朝日 夕方 "
         "石橋 木材 車輪 電話 学校 天気 時計 手紙 音楽 新聞"
@@ -180,10 +173,9 @@ JAPANESE = Vocabulary(
             "リストに{letter}は何回出てきますか。",
             "リストに{letter}がいくつあるか数えてください。",
         ),
-        "weekday_after": (
-            "今日は{weekday}です。{days}日後は何曜日ですか。",
-            "{weekday}の{days}日後は何曜日になりますか。",
-            "{weekday}から{days}日数えると、何曜日になりますか。",
+        "date_after": (
+            "今日は{date}です。{days}日後は何月何日ですか。",
+            "{date}の{days}日後の日付を答えてください。",
         ),
         "order_teams": (
             "チームを点の多い順に並べてください。同点ならアルファベット順です。",
@@ -203,8 +195,8 @@ JAPANESE = Vocabulary(
             "{large}と{small}が何{unit}になるか、計算してください。",
         ),
         "initials": (
-            "それぞれの言葉の最初の文字をつなげてください。",
-            "各単語の一文字目を続けて書いてください。",
+            "それぞれの言葉の最初の文字を並べてください。",
+            "各単語の一文字目は何ですか。",
         ),
         "read_form": (
             "用紙の「{field}」には何と書いてありますか。",
@@ -243,8 +235,6 @@ CHINESE = Vocabulary(
     largest="最大",
     yes="是",
     no="否",
-    listed="{}在其中",
-    unlisted="{}不在其中",
     words=(
         "山水 大海 森林 天空 花园 雨伞 星星 月亮 太阳 早上 "
         "石头 木头 车站 电话 学校 风车 时间 手机 音乐 新闻"
@@ -259,10 +249,9 @@ CHINESE = Vocabulary(
             "列表中{letter}出现了几次？",
             "请数一数列表中有几个{letter}。",
         ),
-        "weekday_after": (
-            "今天是{weekday}。{days}天后是星期几？",
-            "{weekday}再过{days}天是星期几？",
-            "从{weekday}往后数{days}天，是星期几？",
+        "date_after": (
+            "今天是{date}。{days}天后是几月几日？",
+            "{date}再过{days}天是几月几日？",
         ),
         "order_teams": (
             "请按分数从高到低排列各队，分数相同时按字母顺序。",
@@ -282,8 +271,8 @@ CHINESE = Vocabulary(
             "请算一算，{large}和{small}合起来是多少{unit}。",
         ),
         "initials": (
-            "请把每个词的第一个字连起来。",
-            "请依次写出各词的首字。",
+            "请列出每个词的第一个字。",
+            "各词的首字是什么？",
         ),
         "read_form": (
             "表格中“{field}”一栏写的是什么？",
@@ -322,8 +311,6 @@ KOREAN = Vocabulary(
     largest="최대",
     yes="예",
     no="아니요",
-    listed="{} 있음",
-    unlisted="{} 없음",
     words=(
         "나무 바다 하늘 구름 사과 우산 시계 자동차 학교 고기 "
         "노래 다리 라디오 마을 비누 소리 아침 조개 차표 카드"
@@ -338,10 +325,9 @@ KOREAN = Vocabulary(
             "목록에 {letter}는 몇 번 나옵니까?",
             "목록에서 {letter}의 개수를 세어 보세요.",
         ),
-        "weekday_after": (
-            "오늘은 {weekday}입니다. {days}일 후는 무슨 요일입니까?",
-            "{weekday}에서 {days}일이 지나면 무슨 요일입니까?",
-            "{weekday}부터 {days}일을 더 세면 무슨 요일입니까?",
+        "date_after": (
+            "오늘은 {date}입니다. {days}일 후는 몇 월 며칠입니까?",
+            "{date}에서 {days}일이 지나면 몇 월 며칠입니까?",
         ),
         "order_teams": (
             "팀을 점수가 높은 순서로 쓰세요. 점수가 같으면 알파벳 순서입니다.",
@@ -361,8 +347,8 @@ KOREAN = Vocabulary(
             "{large} {small}, 모두 {unit} 단위로 얼마입니까?",
         ),
         "initials": (
-            "각 낱말의 첫 글자를 이어 쓰세요.",
-            "낱말마다 첫 글자만 붙여 쓰세요.",
+            "각 낱말의 첫 글자를 차례로 쓰세요.",
+            "낱말마다 첫 글자는 무엇입니까?",
         ),
         "read_form": (
             '서식의 "{field}" 항목에는 무엇이 적혀 있습니까?',
@@ -401,8 +387,6 @@ SPANISH = Vocabulary(
     largest="Mayor",
     yes="Sí",
     no="No",
-    listed="{} está en la lista",
-    unlisted="{} no está en la lista",
     words=(
         "agua barco casa dedo estrella flor gato hoja isla jardín "
         "luna mesa noche ojo perro queso río sol tren vino"
@@ -417,10 +401,9 @@ SPANISH = Vocabulary(
             "¿Cuántas veces aparece {letter} en la lista?",
             "Cuenta cuántas {letter} hay en la lista.",
         ),
-        "weekday_after": (
-            "Hoy es {weekday}. ¿Qué día de la semana será dentro de {days} días?",
-            "Es {weekday}. ¿Qué día de la semana será {days} días después?",
-            "Empieza en {weekday} y cuenta {days} días más. ¿Qué día de la semana es?",
+        "date_after": (
+            "Hoy es {date}. ¿Qué fecha será dentro de {days} días?",
+            "¿Qué fecha es {days} días después del {date}?",
         ),
         "order_teams": (
             "Ordena los equipos por puntos, de más a menos. Si empatan, por orden alfabético.",
@@ -440,8 +423,8 @@ SPANISH = Vocabulary(
             "Convierte en {unit}: {large} y {small}.",
         ),
         "initials": (
-            "Une las primeras letras de estas palabras.",
-            "Toma la primera letra de cada palabra y escríbelas juntas.",
+            "Escribe las primeras letras de estas palabras.",
+            "¿Cuál es la primera letra de cada palabra?",
         ),
         "read_form": (
             "¿Qué dice el formulario en «{field}»?",
@@ -480,8 +463,6 @@ FRENCH = Vocabulary(
     largest="Le plus grand",
     yes="Oui",
     no="Non",
-    listed="{} est dans la liste",
-    unlisted="{} n'est pas dans la liste",
     words=(
         "arbre bateau chien doigt eau fleur gare herbe image jardin "
         "livre maison nuit orange pain route soleil table vent wagon"
@@ -496,10 +477,9 @@ FRENCH = Vocabulary(
             "Combien de fois {letter} figure-t-il dans la liste ?",
             "Comptez combien de fois {letter} apparaît dans la liste.",
         ),
-        "weekday_after": (
-            "Aujourd'hui, c'est {weekday}. Quel jour de la semaine serons-nous dans {days} jours ?",
-            "Nous sommes {weekday}. Quel jour de la semaine vient {days} jours plus tard ?",
-            "Partez de {weekday} et comptez encore {days} jours. Quel jour est-ce ?",
+        "date_after": (
+            "Nous sommes le {date}. Quelle sera la date dans {days} jours ?",
+            "Quelle date vient {days} jours après le {date} ?",
         ),
         "order_teams": (
             "Classez les équipes par points, du plus au moins. À égalité, suivez l'alphabet.",
@@ -519,8 +499,8 @@ FRENCH = Vocabulary(
             "Convertissez en {unit} : {large} et {small}.",
         ),
         "initials": (
-            "Joignez les premières lettres de ces mots.",
-            "Prenez la première lettre de chaque mot et écrivez-les ensemble.",
+            "Donnez les premières lettres de ces mots.",
+            "Quelle est la première lettre de chaque mot ?",
         ),
         "read_form": (
             "Que dit le formulaire sous « {field} » ?",
@@ -560,8 +540,6 @@ GERMAN = Vocabulary(
     largest="Größte Zahl",
     yes="Ja",
     no="Nein",
-    listed="{} steht auf der Liste",
-    unlisted="{} steht nicht auf der Liste",
     words=(
         "Apfel Brot Dach Erde Fisch Garten Haus Insel Jacke Katze "
         "Licht Mond Nacht Ofen Papier Regen Stern Tisch Vogel Wolke"
@@ -576,10 +554,9 @@ GERMAN = Vocabulary(
             "Wie oft kommt {letter} in der Liste vor?",
             "Zähle, wie oft {letter} in der Liste steht.",
         ),
-        "weekday_after": (
-            "Heute ist {weekday}. Welcher Wochentag ist in {days} Tagen?",
-            "Es ist {weekday}. Welcher Wochentag kommt {days} Tage später?",
-            "Beginne am {weekday} und zähle {days} Tage weiter. Welcher Wochentag ist es?",
+        "date_after": (
+            "Heute ist der {date}. Welches Datum ist in {days} Tagen?",
+            "Welches Datum ist {days} Tage nach dem {date}?",
         ),
         "order_teams": (
             "Ordne die Teams nach Punkten, die meisten zuerst. Bei Gleichstand gilt das Alphabet.",
@@ -599,8 +576,8 @@ GERMAN = Vocabulary(
             "Rechne in {unit} um: {large} und {small}.",
         ),
         "initials": (
-            "Verbinde die Anfangsbuchstaben dieser Wörter.",
-            "Nimm von jedem Wort den ersten Buchstaben und schreibe sie zusammen.",
+            "Nenne die Anfangsbuchstaben dieser Wörter.",
+            "Was ist der erste Buchstabe jedes Wortes?",
         ),
         "read_form": (
             "Was steht im Formular unter „{field}“?",

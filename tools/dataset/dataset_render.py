@@ -45,27 +45,24 @@ def count_letters(
     }
 
 
-def weekday_after(words: Words, said: Vocabulary, fact: tuple[int, int], variant: int) -> Values:
-    weekday, days = fact
-    steps = [said.colon(day, words.weekday(weekday + day)) for day in range(days + 1)]
+def date_after(words: Words, said: Vocabulary, fact: tuple[int, int, int], variant: int) -> Values:
+    month, day, days = fact
     return {
-        "weekday": words.weekday(weekday),
+        "date": words.day_and_month(month, day),
         "days": days,
-        "steps": steps,
-        "answer": words.weekday(weekday + days),
+        "steps": [f"{day} + {days} = {day + days}"],
+        "answer": words.day_and_month(month, day + days),
     }
 
 
 def order_teams(
     words: Words, said: Vocabulary, fact: tuple[tuple[str, int], ...], variant: int
 ) -> Values:
-    by_points: dict[int, list[str]] = {}
-    for team, points in sorted(fact, key=lambda each: (-each[1], each[0])):
-        by_points.setdefault(points, []).append(team)
+    ranked = sorted(fact, key=lambda each: (-each[1], each[0]))
     return {
-        "input": said.list_of(f"{team} {points}" for team, points in fact),
-        "steps": [said.colon(points, said.list_of(teams)) for points, teams in by_points.items()],
-        "answer": said.list_of(team for teams in by_points.values() for team in teams),
+        "input": said.list_of(said.colon(points, team) for team, points in fact),
+        "steps": [said.colon(points, team) for team, points in ranked],
+        "answer": said.list_of(team for team, _ in ranked),
     }
 
 
@@ -124,7 +121,7 @@ def initials(words: Words, said: Vocabulary, fact: tuple[int, ...], variant: int
     return {
         "input": said.list_of(chosen),
         "steps": [said.colon(word, word[0]) for word in chosen],
-        "answer": "".join(word[0] for word in chosen),
+        "answer": said.list_of(word[0] for word in chosen),
     }
 
 
@@ -191,12 +188,14 @@ def apply_rule(
     """The first rule is about days, the second about colours, the third about groups."""
     named, asked = fact
     names = ([words.weekday(day) for day in range(6)], said.colours, "ABCDEF")[variant]
-    holds = asked in named
+    # Up to the one that is asked for, or all of them.
+    read = named[: named.index(asked) + 1] if asked in named else named
+    steps = [said.colon(names[each], said.yes if each == asked else said.no) for each in read]
     return {
         "list": said.list_of(names[place] for place in named),
         "value": names[asked],
-        "steps": [(said.listed if holds else said.unlisted).format(names[asked])],
-        "answer": said.yes if holds else said.no,
+        "steps": steps,
+        "answer": said.yes if asked in named else said.no,
     }
 
 
@@ -205,7 +204,7 @@ RENDER: dict[str, Callable[[Words, Vocabulary, Any, int], Values]] = {
     for function in (
         chained_sum,
         count_letters,
-        weekday_after,
+        date_after,
         order_teams,
         follow_route,
         shop,
