@@ -1,12 +1,13 @@
 """Make the pictures of the README: python tools/make_pictures.py RUN
 
 RUN is a run folder, a run's name or `last`, made by `fasttune run --config configs/demo.yaml`. Its
-losses are drawn as they were logged; the preview needs its rows, template and tokenizer.
+losses and answers are drawn as they were logged; the preview needs its rows, template and tokenizer.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from dataclasses import replace
 from io import StringIO
@@ -20,9 +21,10 @@ from fasttune.files import write_text
 from fasttune.inspection.preview_terminal import TerminalPreview
 from fasttune.losses import plot_losses
 from fasttune.runs import Run
+from fasttune.training.report import draw_shares
 
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
-ROW = 27
+ROW = 69
 """Number of the previewed row in the shipped rows: in English, with a context, and short."""
 COLUMNS = 92
 
@@ -61,6 +63,12 @@ def draw_losses(run: Run, target: Path) -> None:
     plot_losses(run.metrics(), target, f"{run.config.template}, {model}")
 
 
+def draw_answers(run: Run, target: Path) -> None:
+    """The shares of exact answers, as the run's answers.png has them."""
+    samples = json.loads((run.folder / "samples.json").read_text(encoding="utf-8"))
+    draw_shares(samples["by"], target)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a run folder, a run's name or 'last'")
@@ -68,6 +76,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     draw_preview(run, FOLDER / "preview.svg")
     draw_losses(run, FOLDER / "loss.png")
+    draw_answers(run, FOLDER / "answers.png")
 
 
 if __name__ == "__main__":

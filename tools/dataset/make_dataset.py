@@ -3,9 +3,9 @@
     python tools/dataset/make_dataset.py           write both files
     python tools/dataset/make_dataset.py --check   exit with 1 if the committed files differ
 
-Names of units, months, weekdays and countries, and which currency a country has, are Unicode CLDR data
-(license: Unicode-3.0), read through Babel; all else is computed.  The bytes depend on the CLDR
-release, so on the version of Babel that is named below.
+Names of units, months, weekdays and countries, and which currency a country has, are Unicode
+CLDR data (license: Unicode-3.0), read through Babel; all else is computed.  The bytes depend on
+the CLDR release, so on the version of Babel that is named below.
 
 A row is a fact put into words.  Facts are divided before any row is made, for all languages at
 once (see dataset_facts.py).
