@@ -1,7 +1,7 @@
 """Make the pictures of the README: python tools/make_pictures.py RUN
 
 RUN is a run folder, a run's name or `last`, made by `fasttune run --config configs/demo.yaml`. Its
-losses and answers are drawn as they were logged; the preview needs its rows, template and tokenizer.
+losses and answers are drawn as they were logged; the preview needs rows, template and tokenizer.
 """
 
 from __future__ import annotations
