@@ -98,7 +98,8 @@ def draw_shares(shares: Shares, target: Path) -> None:
         axes.set_yticks(places, names)
         axes.set(title=f"by {column}", xlim=(0, 1), ylim=(longest - 0.5, -0.5))
         axes.grid(axis="x", alpha=0.25)
-    panels[0].legend(frameon=False, loc="lower left")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], frameon=False, loc="outside lower center", ncols=2)
     figure.suptitle("held-out answers that are exact, before and after training")
     with atomic_path(target) as temporary:
         figure.savefig(temporary)
