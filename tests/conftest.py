@@ -30,7 +30,8 @@ os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="fasttune-tests-")
 
 def pytest_collection_modifyitems(items):
     """What takes longest begins first, so that other tests run beside it."""
-    items.sort(key=lambda item: "rehearsal" not in item.nodeid)
+    long = ("tests/rehearsal", "tests/training")
+    items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in long])
 
 
 @contextmanager

@@ -193,7 +193,7 @@ def test_a_step_in_compiled_blocks_is_that_of_the_rows(
         patch.setattr(torch.cuda, "is_available", lambda: True)
         assert _block_compile.patch_block_compile(trainer.model) == ["PhiDecoderLayer"]
     with torch.compiler.set_stance("default"):
-        assert_a_step_of_the_rows(tiny_phi, trainer, batches)
+        assert_a_step_of_the_rows(tiny_phi, trainer)
     compiled = {vars(layer).get("_unsloth_block_mode") for layer in trainer._decoder.layers}
     assert compiled == {_block_compile._FULL}
     seen = {tuple(starts) for starts, _, _ in xformers_kernel}
@@ -216,7 +216,7 @@ def test_unsloths_own_layers_get_the_lengths(tiny_llama, tmp_path, monkeypatch):
             return forward(*args, **kwargs)
 
         monkeypatch.setattr(owner, "forward", spy)
-        assert_a_step_of_the_rows(tiny_llama, trainer, batches)
+        assert_a_step_of_the_rows(tiny_llama, trainer)
     assert arrived == [[end - start for start, end in b["row_layout"].rows] for b in batches]
 
 

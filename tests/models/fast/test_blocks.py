@@ -28,7 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
 from fasttune.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
-from fasttune.encoding.batches import Collator, Layout, pack
+from fasttune.encoding.batches import Collator, Layout, Step, pack
 from fasttune.encoding.encode import IGNORED
 from fasttune.errors import FasttuneError
 from fasttune.machine import Device
@@ -288,7 +288,7 @@ def trainer_for(folder, attention, tmp_path, max_length=16, checkpointing="off")
         args=training_arguments(config, Run(tmp_path), False, choices),
         train_dataset=Dataset.from_list(EXAMPLES),
         processing_class=tokenizer,
-        data_collator=collate,
+        collator=collate,
         sections=["response"],
         progress=Progress(),
         fast=fast,
@@ -296,10 +296,11 @@ def trainer_for(folder, attention, tmp_path, max_length=16, checkpointing="off")
     return trainer, collate(EXAMPLES)
 
 
-def assert_a_step_of_the_rows(folder, trainer, batches):
+def assert_a_step_of_the_rows(folder, trainer):
     """Loss and gradients of a step, against transformers and PEFT on every row alone."""
     model = trainer.model
-    loss = trainer.training_step(model, batches)
+    rows = Step({**example, "place": place} for place, example in enumerate(EXAMPLES))
+    loss = trainer.training_step(model, rows)
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     reference = get_peft_model(plain, model.peft_config["default"]).eval()
@@ -327,7 +328,7 @@ def test_a_step_of_the_trainer_is_that_of_the_rows(
     trainer, batches = trainer_for(folder, attention, tmp_path)
     assert trainer.fast.attention == attention and len(batches) == 2
     del xformers_kernel[:]
-    assert_a_step_of_the_rows(folder, trainer, batches)
+    assert_a_step_of_the_rows(folder, trainer)
     calls = len(batches) * trainer.model.config.num_hidden_layers
     assert len(xformers_kernel) == (calls if attention == "memory_efficient" else 0)
 
@@ -335,7 +336,7 @@ def test_a_step_of_the_trainer_is_that_of_the_rows(
 def test_blocks_that_are_computed_again_have_the_same_rows(tiny_phi, xformers_kernel, tmp_path):
     trainer, batches = trainer_for(tiny_phi, "memory_efficient", tmp_path, checkpointing="unsloth")
     del xformers_kernel[:]
-    assert_a_step_of_the_rows(tiny_phi, trainer, batches)
+    assert_a_step_of_the_rows(tiny_phi, trainer)
     assert len(xformers_kernel) == 2 * len(batches) * trainer.model.config.num_hidden_layers
 
 
