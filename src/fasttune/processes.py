@@ -136,6 +136,7 @@ def part() -> None:
     if met:
         from torch import distributed
 
+        distributed.barrier()  # none takes leave of one that still listens
         distributed.destroy_process_group()
         met = False
 
