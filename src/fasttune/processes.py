@@ -27,6 +27,10 @@ slowly."""
 met = False
 """Whether this process has met the others."""
 _meetings = itertools.count()
+_group: object = None
+"""The group of the last meeting, kept for its end. The wrapper that accelerate puts around the
+model refers to it from C++; if that were the last to do so, it would wait for the group's threads
+while it holds the interpreter's lock, and a thread that still frees a tensor waits for the lock."""
 
 
 class Gone(FasttuneError):
@@ -132,11 +136,11 @@ def meet() -> None:
 
 def part() -> None:
     """Take leave of the others: nothing is said any more."""
-    global met
+    global met, _group
     if met:
         from torch import distributed
 
-        distributed.barrier()  # none takes leave of one that still listens
+        _group = distributed.group.WORLD
         distributed.destroy_process_group()
         met = False
 
