@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fasttune.errors import FasttuneError
-from fasttune.plugins.guard import LOADING, PluginError, call, is_text, place_of, short
+from fasttune.plugins.guard import (
+    LOADING,
+    PluginError,
+    call,
+    guard_methods,
+    is_text,
+    place_of,
+    short,
+)
 from fasttune.plugins.template import Row, Template
 
 if TYPE_CHECKING:
@@ -193,14 +200,7 @@ class Exporter:
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        for method in _WRONG:
-            defined = inspect.getattr_static(cls, method)
-            if (
-                defined is not vars(Exporter)[method]
-                and not hasattr(defined, "is_guarded")
-                and hasattr(defined, "__get__")
-            ):
-                setattr(cls, method, _guarded(method, defined))
+        guard_methods(cls, Exporter, _WRONG, _guarded)
 
     def write(self, job: ExportJob) -> None:
         """Fill `job.folder`."""

@@ -6,12 +6,13 @@ is a `PluginError` with its name, file and line, whoever called it.
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from types import CodeType, FrameType
@@ -232,6 +233,21 @@ def _typed_interrupts() -> Iterator[None]:
 
 
 _OURS: tuple[CodeType, ...] = (call.__code__,)
+
+
+def guard_methods(
+    cls: type, base: type, methods: Iterable[str], guarded: Callable[[str, Any], Any]
+) -> None:
+    """Put `guarded(method, what is defined)` in the place of each method that a subclass defines
+    itself, or takes from another class than `base` that has not been guarded."""
+    for method in methods:
+        defined = inspect.getattr_static(cls, method)
+        if (
+            defined is not vars(base)[method]
+            and not hasattr(defined, "is_guarded")
+            and hasattr(defined, "__get__")
+        ):
+            setattr(cls, method, guarded(method, defined))
 
 
 def place_of(function: Any) -> Place:

@@ -6,14 +6,13 @@ inference prompt; there is no second renderer that could drift away from the fir
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from itertools import islice, takewhile
 from typing import Any, ClassVar
 
-from fasttune.plugins.guard import PluginError, call, is_text, place_of, short
+from fasttune.plugins.guard import PluginError, call, guard_methods, is_text, place_of, short
 
 Row = Mapping[str, str]
 
@@ -69,14 +68,7 @@ class Template:
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        for method in _WRONG:
-            defined = inspect.getattr_static(cls, method)
-            if (
-                defined is not vars(Template)[method]
-                and not hasattr(defined, "is_guarded")
-                and hasattr(defined, "__get__")
-            ):
-                setattr(cls, method, _guarded(method, defined))
+        guard_methods(cls, Template, _WRONG, _guarded)
 
     def segments(self, row: Row) -> Iterable[Segment]:
         """The row as ordered segments, without an end of text: the encoder appends and trains EOS.
