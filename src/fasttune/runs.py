@@ -172,7 +172,7 @@ class Run:
         kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
         for later in self._checkpoints():
-            if _step(later) > step:
+            if step_of(later) > step:
                 shutil.rmtree(later)
         for folder in (self.folder, self.checkpoints):
             for left in folder.glob(".*"):
@@ -222,8 +222,8 @@ class Run:
 
     def _checkpoints(self) -> list[Path]:
         """All of them, whole or not, the newest first."""
-        found = [p for p in self.checkpoints.glob("checkpoint-*") if p.is_dir() and _step(p) >= 0]
-        return sorted(found, key=_step, reverse=True)
+        found = [p for p in self.checkpoints.glob("checkpoint-*") if p.is_dir() and step_of(p) >= 0]
+        return sorted(found, key=step_of, reverse=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -482,7 +482,7 @@ def check_checkpoint(folder: Path) -> None:
             raise FasttuneError(f"{what}: {name} is missing", str(folder), hint)
     file = folder / "trainer_state.json"
     state: TrainerState = read_json(file, TrainerState)
-    if state["global_step"] != _step(folder):
+    if state["global_step"] != step_of(folder):
         raise FasttuneError(
             f"{what}: trainer_state.json is of step {state['global_step']}", str(folder), hint
         )
@@ -493,7 +493,7 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     """The number in a checkpoint's name; -1 where there is none."""
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if re.fullmatch("[0-9]{1,18}", number) else -1

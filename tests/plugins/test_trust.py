@@ -15,8 +15,9 @@ import pytest
 
 from fasttune import FasttuneError
 from fasttune.api import load_plugins as load_for_python
+from fasttune.files import sha256
 from fasttune.plugins.discovery import load_plugins, user_config_dir
-from fasttune.plugins.trust import hash_of, printable
+from fasttune.plugins.trust import printable
 from tests.conftest import cli, rows, write_rows
 
 MINE = """
@@ -83,7 +84,7 @@ def test_consent_is_kept_until_a_file_changes(config):
     assert ran and f"  {config.parent / 'plugins/mine.py'}\n" in ended.err
     record = user_config_dir() / "trusted-plugins.json"
     file = config.parent / "plugins/mine.py"
-    assert json.loads(record.read_text()) == {hash_of(file): str(file)}
+    assert json.loads(record.read_text()) == {sha256(file): str(file)}
     ran, ended = dry_run(config)
     assert ran and "run as code" not in ended.err
     file.write_text(MINE + "# edited\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 import traceback
@@ -16,7 +15,7 @@ from typing import Any
 import pluggy
 
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.files import require_name
+from fasttune.files import require_name, sha256
 from fasttune.plugins.attributes import place_of_thing, wrong_attribute
 from fasttune.plugins.exporter import Exporter
 from fasttune.plugins.guard import LOADING, Place, PluginError, call, described, short
@@ -120,7 +119,7 @@ class Plugins:
             distribution=provider.distribution,
             version=provider.version,
             path=str(provider.path),
-            source=hashlib.sha256(_source(template, provider).read_bytes()).hexdigest(),
+            source=sha256(_source(template, provider)),
             rendering=rendering,
         )
 

@@ -6,7 +6,6 @@ has agreed to just these: the SHA-256 of each is kept in the user's config folde
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -14,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fasttune.errors import FasttuneError
-from fasttune.files import write_json
+from fasttune.files import sha256, write_json
 
 Ask = Callable[[Sequence[Path]], bool]
 """Tells a person of files that are to run, and returns whether they may."""
@@ -55,7 +54,7 @@ def require_consent(folder: Path, record: Path, trust: bool | Ask) -> None:
     Raises:
         FasttuneError: there is no consent.
     """
-    hashes = {hash_of(file): file for file in sorted(folder.rglob("*.py")) if file.is_file()}
+    hashes = {sha256(file): file for file in sorted(folder.rglob("*.py")) if file.is_file()}
     agreed = _read(record)
     new = {digest: file for digest, file in hashes.items() if digest not in agreed}
     if not new:
@@ -67,11 +66,6 @@ def require_consent(folder: Path, record: Path, trust: bool | Ask) -> None:
             "read them, then give --trust-plugins: until they change, it is not asked again",
         )
     write_json(record, agreed | {digest: str(file.resolve()) for digest, file in new.items()})
-
-
-def hash_of(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def printable(file: Path) -> str:

@@ -44,7 +44,7 @@ from fasttune.planning.forecast import Forecast, foresee
 from fasttune.plugins.identity import Identity
 from fasttune.plugins.metric import Answer, Metric, score
 from fasttune.quiet import library_prints, quiet
-from fasttune.runs import Run, create_run, now
+from fasttune.runs import Run, create_run, now, step_of
 from fasttune.training.callbacks import Interrupt, Progress, RunLog
 from fasttune.training.checkpoints import SaveByTime
 from fasttune.training.report import write_samples
@@ -202,7 +202,7 @@ class Training:
         """Answer the sample rows untuned, unless a resumed run has these answers; it forgets what
         there is of the steps that it takes again."""
         with self._timed("samples_before"):
-            step = int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else -1
+            step = step_of(self.checkpoint) if self.checkpoint else -1
             with writing(self.run.folder, "metrics.jsonl"):
                 self.run.go_back(step)
             saved = self.run.answers_before(len(self.sample_rows)) if self.checkpoint else None
