@@ -111,7 +111,7 @@ def read_json(file: Path, kind: Any, hint: str = RESTORE) -> Any:
     Raises:
         FasttuneError: it cannot be read, is no JSON in UTF-8, or of another type.
     """
-    return _value(_read(file, hint), kind, file, str(file), hint)
+    return _checked(_parsed(_read(file, hint), file, str(file), hint), kind, file, str(file), hint)
 
 
 def read_manifest(file: Path) -> Manifest:
@@ -120,14 +120,15 @@ def read_manifest(file: Path) -> Manifest:
     Raises:
         FasttuneError: it is missing or damaged, or of a later fasttune.
     """
-    version = read_json(file, dict[str, Any]).get("format", 0)
+    found = read_json(file, dict[str, Any])
+    version = found.get("format", 0)
     if isinstance(version, int) and version > FORMAT:
         raise FasttuneError(
             "the run was written by a later fasttune",
             f"{file}: format {version}; this fasttune knows {FORMAT}",
             "pip install --upgrade fasttune",
         )
-    manifest: Manifest = read_json(file, Manifest)
+    manifest: Manifest = _checked(found, Manifest, file, str(file), RESTORE)
     return manifest
 
 
@@ -143,8 +144,8 @@ def read_metrics(file: Path) -> tuple[list[dict[str, Any]], bool]:
         return [], False
 
     def logged(line: bytes, where: str) -> dict[str, Any]:
-        _value(line, Logged, file, where, hint)
-        numbers: dict[str, Any] = _value(line, dict[str, float | None], file, where, hint)
+        found = _checked(_parsed(line, file, where, hint), Logged, file, where, hint)
+        numbers: dict[str, Any] = _checked(found, dict[str, float | None], file, where, hint)
         return numbers
 
     *whole, rest = _read(file, hint).split(b"\n")
@@ -165,21 +166,27 @@ def _read(file: Path, hint: str) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        how = f"{file}: cannot be read: {error.strerror or error}"
-        raise FasttuneError(f"{file.name} is damaged", how, hint) from error
+        how = f"cannot be read: {error.strerror or error}"
+        raise _damaged(file, str(file), how, hint) from error
 
 
-def _value(text: bytes, kind: Any, file: Path, where: str, hint: str) -> Any:
-    def damaged(how: str) -> FasttuneError:
-        return FasttuneError(f"{file.name} is damaged", f"{where}: {how}", hint)
-
+def _parsed(text: bytes, file: Path, where: str, hint: str) -> Any:
     try:
-        value = json.loads(text.decode())  # unlike msgspec's, it takes NaN
-        msgspec.convert(value, kind)
+        return json.loads(text.decode())  # unlike msgspec's, it takes NaN
     except UnicodeDecodeError as error:
-        raise damaged(f"is not UTF-8 at byte {error.start}") from error
-    except msgspec.ValidationError as error:
-        raise damaged(str(error)) from error
+        raise _damaged(file, where, f"is not UTF-8 at byte {error.start}", hint) from error
     except (ValueError, RecursionError) as error:
-        raise damaged(f"is no JSON: {error}" if text.strip() else "is empty") from error
+        how = f"is no JSON: {error}" if text.strip() else "is empty"
+        raise _damaged(file, where, how, hint) from error
+
+
+def _checked(value: Any, kind: Any, file: Path, where: str, hint: str) -> Any:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _damaged(file, where, str(error), hint) from error
     return value
+
+
+def _damaged(file: Path, where: str, how: str, hint: str) -> FasttuneError:
+    return FasttuneError(f"{file.name} is damaged", f"{where}: {how}", hint)
