@@ -24,7 +24,6 @@ from fasttune.errors import FasttuneError
 from fasttune.exports.shards import (
     BESIDES,
     DTYPES,
-    INDEX,
     Stored,
     base_folder,
     read_tensor,
@@ -35,6 +34,7 @@ from fasttune.exports.shards import (
 from fasttune.files import write_json
 from fasttune.machine import tensor_device
 from fasttune.models.tokenizer import cannot_load, require_no_code
+from fasttune.models.whole import INDEX
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ A safetensors file is 8 bytes with the length of the header (little endian), the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 from fasttune import hub
 from fasttune.errors import FasttuneError
 from fasttune.models.tokenizer import cannot_load, not_in_cache
+from fasttune.models.whole import INDEX, read_object, tensors_of
 
-INDEX = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BESIDES = ("LICENSE*", "NOTICE*", "*.py")
 """What of a base goes along with its weights: the licence asks for it, and custom code is needed to
@@ -67,7 +66,7 @@ def shards(folder: Path) -> list[Path]:
         FasttuneError: there are no safetensors.
     """
     if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_object(folder / INDEX)
         return [folder / name for name in sorted(set(index["weight_map"].values()))]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
@@ -80,16 +79,11 @@ def shards(folder: Path) -> list[Path]:
 
 def stored_tensors(files: Sequence[Path]) -> dict[str, Stored]:
     """Name -> place of every tensor in the files, from their headers alone."""
-    found = {}
-    for file in files:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            start, end = (8 + length + offset for offset in entry["data_offsets"])
-            found[name] = Stored(file, entry["dtype"], tuple(entry["shape"]), start, end)
-    return found
+    return {
+        name: Stored(file, entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+        for file in files
+        for name, entry in tensors_of(file).items()
+    }
 
 
 def read_tensor(stream: Any, place: Stored) -> torch.Tensor:

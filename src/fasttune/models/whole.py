@@ -50,7 +50,8 @@ class AdapterConfig(TypedDict):
 
 
 class Tensor(TypedDict):
-    """An entry in the header of a safetensors file; the offsets count from its end."""
+    """An entry in the header of a safetensors file: the tensor's bytes are [start, end) of the
+    file."""
 
     dtype: str
     shape: list[int]
@@ -120,7 +121,8 @@ def _require_layers(folder: Path, config: Mapping[str, Any], names: Iterable[str
 
 
 def tensors_of(file: Path) -> dict[str, Tensor]:
-    """The header of a safetensors file, held against the file's size.
+    """The header of a safetensors file, held against the file's size, with offsets from the file's
+    beginning instead of the header's end.
 
     Raises:
         FasttuneError: it is damaged.
@@ -137,9 +139,10 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
         found = msgspec.convert(header, dict[str, Tensor])
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(file, f"its header cannot be read: {error}") from error
-    at = 0
+    begin = at = 8 + length
     for name, entry in sorted(found.items(), key=lambda item: item[1]["data_offsets"]):
-        start, end = entry["data_offsets"]
+        start, end = (begin + offset for offset in entry["data_offsets"])
+        entry["data_offsets"] = (start, end)
         bits = BITS.get(entry["dtype"])
         if (
             start != at
@@ -149,8 +152,8 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
         ):
             raise _damaged(file, f"{name} is not where its header says")
         at = end
-    if 8 + length + at != size:
-        raise _damaged(file, f"is cut: {size} bytes instead of {8 + length + at}")
+    if at != size:
+        raise _damaged(file, f"is cut: {size} bytes instead of {at}")
     return found
 
 
