@@ -71,20 +71,26 @@ def _through_unsloth(name: str, config: ModelConfig, choices: Choices) -> Any:
     return model
 
 
-def _plain(name: str, config: ModelConfig, choices: Choices) -> Any:
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+def nf4(dtype: torch.dtype) -> Any:
+    """The quantisation that Unsloth loads with, for transformers: NF4 with double quantisation."""
+    from transformers import BitsAndBytesConfig
 
-    dtype = getattr(torch, choices.dtype)
-    nf4 = BitsAndBytesConfig(  # as Unsloth's
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def _plain(name: str, config: ModelConfig, choices: Choices) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    dtype = getattr(torch, choices.dtype)
     model = AutoModelForCausalLM.from_pretrained(
         name,
         dtype=dtype,
-        quantization_config=nf4 if choices.quantized else None,
+        quantization_config=nf4(dtype) if choices.quantized else None,
         trust_remote_code=False,
     )
     for module in model.modules():

@@ -52,23 +52,19 @@ def train(spec: Spec, pace: Pace, folder: Path) -> None:
 def _model(config: RunConfig, dtype: torch.dtype, device: torch.device) -> Any:
     """The base with fresh adapters, in training mode."""
     import peft
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
+
+    from fasttune.models.load import nf4
 
     lora = config.lora
     quantized = config.model.quantization == "nf4"
     checkpointing = config.train.gradient_checkpointing != "off"
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
     model = AutoModelForCausalLM.from_pretrained(
         config.model.name,
         dtype=dtype,
         device_map=device.type,
         trust_remote_code=False,
-        quantization_config=nf4 if quantized else None,
+        quantization_config=nf4(dtype) if quantized else None,
     )
     if config.model.dropout == "off":
         switch_dropout_off(model)
