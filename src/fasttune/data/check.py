@@ -163,15 +163,13 @@ def _unfit(text: str) -> str:
     return "holds a NUL character" if "\0" in text else ""
 
 
-def require_prompt(
-    row: Row, template: Template, system: str | None = None, eos: str | None = None
-) -> None:
+def require_prompt(row: Row, template: Template, system: str | None = None, eos: str = "") -> None:
     """Refuse to ask what could not be trained on: a text that holds a tag of the template, and so
     could forge a section, or the end of text, or lacks what the prompt is made of.
 
     Args:
         system: the run's own system text.
-        eos: the tokenizer's end of text, where it is known.
+        eos: the tokenizer's end of text; "" where it is not known.
 
     Raises:
         FasttuneError: it names the column.
@@ -183,7 +181,7 @@ def require_prompt(
     found = check(1, asked, template, {}, required, system)
     if found.failure:
         raise found.failure
-    problems = found.problems + (ending(1, with_system(asked, system), eos) if eos else [])
+    problems = found.problems + ending(1, with_system(asked, system), eos)
     if problems:
         raise FasttuneError(
             "this cannot be asked: training refuses such a row, too",
@@ -193,14 +191,18 @@ def require_prompt(
 
 
 def ends_early(row: Row, eos: str) -> bool:
-    """Whether a row's own text holds the end of text."""
-    return any(eos in text for text in row.values())
+    """Whether a row's own text holds the end of text; "" for none is in no text."""
+    return bool(eos) and any(eos in text for text in row.values())
 
 
 def ending(number: int, row: Row, eos: str) -> list[Finding]:
     """A finding for each column of a row whose own text holds the end of text."""
     what = f"holds the text {eos}, which would end the row early"
-    return [Finding(number, c, what, fatal=True) for c, text in row.items() if eos in text]
+    return [
+        Finding(number, column, what, fatal=True)
+        for column, text in row.items()
+        if ends_early({column: text}, eos)
+    ]
 
 
 def _kind(value: object) -> str:

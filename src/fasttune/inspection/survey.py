@@ -15,7 +15,6 @@ from typing import Any
 from fasttune.data.check import ending, ends_early
 from fasttune.data.load import Divided
 from fasttune.data.rows import ChosenRows
-from fasttune.data.sources import Finding
 from fasttune.encoding.encode import Encoded, encode_many
 from fasttune.errors import FasttuneError
 from fasttune.plugins.template import Row, Template
@@ -118,7 +117,7 @@ def survey(
     loaded, *held_out = found.sources
     eos = tokenizer.eos_token or ""
     ended = [
-        f for n, row in zip(loaded.numbers, loaded.rows, strict=True) for f in _ended(n, row, eos)
+        f for n, row in zip(loaded.numbers, loaded.rows, strict=True) for f in ending(n, row, eos)
     ]
     bad = {finding.row for finding in ended}
     findings = sorted([*loaded.findings, *ended], key=lambda finding: finding.row)
@@ -141,14 +140,10 @@ def survey(
         tokens=_tokens(encode_many(renderings, tokenizer), max_length),
         eval_fraction=eval_fraction,
         eval_source=held_out[0].source if held_out else "",
-        train_rows=sum(not (eos and ends_early(row, eos)) for row in found.train),
-        eval_rows=sum(not (eos and ends_early(row, eos)) for row in found.eval),
+        train_rows=sum(not ends_early(row, eos) for row in found.train),
+        eval_rows=sum(not ends_early(row, eos) for row in found.eval),
         problems=[asdict(finding) for finding in findings],
     )
-
-
-def _ended(number: int, row: Row, eos: str) -> list[Finding]:
-    return ending(number, row, eos) if eos else []
 
 
 def spread(values: Sequence[int]) -> Spread:
