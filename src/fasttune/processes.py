@@ -85,8 +85,11 @@ def require_one(what: str) -> None:
         )
 
 
-def meet() -> None:
+def meet(cuda: bool) -> None:
     """Wait for the other processes; from here on they can talk.
+
+    Args:
+        cuda: whether each has a GPU.
 
     Raises:
         FasttuneError: the launcher asks to divide the model, which a run does not, or does not say
@@ -110,7 +113,6 @@ def meet() -> None:
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
-    cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local_rank())
     else:  # accelerate would call it cpu:0, which torch does not load a checkpoint to

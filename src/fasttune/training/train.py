@@ -29,6 +29,7 @@ from fasttune.machine import (
     Device,
     device_name,
     peak_memory,
+    tensor_device,
     this_device,
     versions,
 )
@@ -89,7 +90,7 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
         FasttuneError: the run does not fit this machine, the model cannot be loaded, or nothing is
             left to train on. Then there is no run folder.
     """
-    processes.meet()
+    processes.meet(cuda=tensor_device() == "cuda")
     job = replace(job, config=in_full(job.config), model=absolute(job.model))
     config, checkpoint = job.config, None
     begun = processes.count()
