@@ -35,7 +35,7 @@ class CheckpointingTrainer(SFTTrainer):
         log = checkpoints.with_name("metrics.jsonl")
         if log.exists() and processes.first():
             sync(log)  # a checkpoint must not outlive the lines of its steps
-        with _aside(checkpoints, target) as made:
+        with _made_aside(checkpoints, target) as made:
             self._aside = processes.share(made)
             try:
                 super()._save_checkpoint(model, trial)
@@ -107,7 +107,7 @@ class CheckpointingTrainer(SFTTrainer):
 
 
 @contextmanager
-def _aside(checkpoints: Path, target: Path) -> Iterator[str]:
+def _made_aside(checkpoints: Path, target: Path) -> Iterator[str]:
     """A temporary folder, made and removed by the first process alone; "" in the others.
 
     Args:
