@@ -61,6 +61,17 @@ def length(answer: Answer) -> float:
     return answer.tokens
 
 
+def agreement(answer: Answer) -> float | None:
+    samples = [sample.strip() for sample in answer.samples]
+    return samples.count(answer.response.strip()) / len(samples) if samples else None
+
+
+def exact_samples(answer: Answer) -> float | None:
+    reference = answer.row.get("output", "").strip()
+    samples = [sample.strip() for sample in answer.samples]
+    return samples.count(reference) / len(samples) if samples and reference else None
+
+
 @hookimpl
 def register_metrics() -> list[Metric]:
     return [
@@ -68,5 +79,7 @@ def register_metrics() -> list[Metric]:
         Metric("format", "share of answers in which no section is empty", format_kept, "higher"),
         Metric("exact", "share of responses equal to the reference", exact, "higher"),
         Metric("numeric", "share whose last number is the reference's", numeric, "higher"),
+        Metric("agreement", "share of samples that give the response of the vote", agreement),
+        Metric("exact_samples", "share of samples equal to the reference", exact_samples, "higher"),
         Metric("length", "mean tokens of an answer", length),
     ]

@@ -345,6 +345,7 @@ def compare(
     *,
     seeds: Sequence[int] | None = None,
     budget: Literal["steps", "tokens"] = "steps",
+    without: Literal["eos"] | None = None,
     include_base: bool = True,
     rows: int = 200,
     max_new_tokens: int = 160,
@@ -362,6 +363,7 @@ def compare(
         config: of the runs to be trained.
         seeds: to train each template with; by default the config's.
         budget: as many "steps" for every format, or as many "tokens".
+        without: train each template a second time without a loss on "eos".
         include_base: measure the untuned model under every format as well.
         rows: held-out rows to answer, at equal distances; 0 takes all.
         max_new_tokens: where an answer that does not stop is cut off.
@@ -389,7 +391,7 @@ def compare(
         made = (
             plan_runs(runs, measuring, plugins, folder)
             if runs
-            else plan_templates(config, names, numbers, budget, measuring, plugins, folder)
+            else plan_templates(config, names, numbers, budget, measuring, plugins, folder, without)
         )
     from fasttune.comparison.work import run_comparison
 

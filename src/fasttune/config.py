@@ -67,6 +67,7 @@ class TrainConfig:
     optimizer: str = "auto"
     gradient_checkpointing: Literal["auto", "unsloth", "on", "off"] = "auto"
     ignore_plan: bool = False
+    learn_eos: bool = True
     log_steps: int = 1
     eval_steps: int | None = None
     eval_batch_size: int = 4

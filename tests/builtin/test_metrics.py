@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from fasttune_plugins.answers import numbers
 
 from fasttune import Answer, FasttuneError, Likelihood, Metric
 from fasttune.plugins.discovery import load_plugins
-from fasttune.plugins.metric import score
+from fasttune.plugins.metric import score, vote
 
 METRICS = {name: metric for name, (metric, _) in load_plugins().metrics.items()}
 
@@ -40,6 +41,23 @@ def test_exact_passes_over_rows_without_a_reference():
     answers = answer(" Paris\n"), answer("Lyon"), answer("x", output="")
     assert value("exact", *answers) == 0.5
     assert value("exact", answer(output="")) is None
+
+
+def test_the_vote_is_for_the_response_that_most_samples_give():
+    drawn = [answer(text) for text in ("Lyon", "Paris", " Paris\n", "Nice")]
+    chosen = vote(drawn)
+    assert chosen == replace(drawn[1], samples=("Lyon", "Paris", " Paris\n", "Nice"))
+    assert value("exact", chosen) == 1
+    assert value("agreement", chosen) == value("exact_samples", chosen) == 0.5
+    assert value("agreement", drawn[0]) is value("exact_samples", drawn[0]) is None
+    assert vote(drawn[:1] + drawn[3:]).text == "Lyon"  # a tie goes to the first
+
+
+def test_answers_without_an_end_or_a_response_have_no_vote():
+    cut, blank = answer("Lyon", stop="length"), answer(" ")
+    assert vote([cut, cut, blank, answer("Paris")]).text == "Paris"
+    assert vote([blank, cut]).samples == (" ", "Lyon")
+    assert value("agreement", vote([cut, cut, answer("Paris")])) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -119,6 +120,16 @@ def test_a_budget_of_tokens_gives_short_formats_more_steps(tiny_phi, data, phi2_
         taken[each.label] = each.job.config.train.max_steps * tokens
     assert {f.job.config.train.max_steps for f in found.formats} > {100}
     assert taken["alpaca"] == pytest.approx(taken["reasoning"], rel=0.01)
+
+
+def test_without_eos_every_format_is_there_a_second_time(tiny_phi, data):
+    found = plan(tiny_phi, data, templates=("alpaca",), without="eos").formats
+    assert [each.label for each in found] == ["alpaca", "alpaca without EOS"]
+    assert [each.base for each in found] == ["alpaca", "alpaca"]
+    learned, not_learned = (each.job.config.train for each in found)
+    assert learned.learn_eos and not not_learned.learn_eos
+    assert replace(not_learned, learn_eos=True) == learned
+    assert found[0].job.train == found[1].job.train
 
 
 def test_seeds_of_the_training_hold_out_the_same_rows(tiny_phi, data):

@@ -16,7 +16,7 @@ from fasttune.data.rows import StoredRows
 from fasttune.encoding import cache as module
 from fasttune.encoding.batches import features, section_names, trainer_dataset
 from fasttune.encoding.cache import cache_key, cached, encode_rows, store, without_ending
-from fasttune.encoding.encode import encode
+from fasttune.encoding.encode import IGNORED, encode
 from tests.conftest import build_phi2_tokenizer, listening
 
 
@@ -75,6 +75,16 @@ def test_what_the_trainer_gets(phi2_tokenizer):
     expected = [{**features(row, found.sections), "place": n} for n, row in enumerate(found)]
     assert len(dataset) == 300 and dataset[7] == expected[7]
     assert dataset.__getitems__([299, 0, 128]) == [expected[at] for at in (299, 0, 128)]
+
+
+def test_eos_need_not_be_learned(phi2_tokenizer):
+    learned, _ = made(ROWS, phi2_tokenizer)
+    not_learned, _ = made(ROWS, phi2_tokenizer, None, ("train.learn_eos", False))
+    eos = phi2_tokenizer.eos_token_id
+    assert "eos" in learned.sections and "eos" not in not_learned.sections
+    for row, other in zip(learned, not_learned, strict=True):
+        assert row.input_ids == other.input_ids and other.input_ids[-1] == eos
+        assert row.labels == [*other.labels[:-1], eos] and other.labels[-1] == IGNORED
 
 
 def test_the_second_time_they_come_from_the_cache(phi2_tokenizer, monkeypatch):

@@ -590,6 +590,25 @@ def test_sampling_is_reproducible_by_its_seed(finished):
     assert sample("1") == sample("1") != sample("2")
 
 
+def test_several_samples_of_a_question_and_their_vote(finished, tmp_path):
+    sampling = "--samples", "5", "--temperature", "1.5", "--max-new-tokens", "8"
+    asked = json.loads(cli("generate", finished.folder, "Add 3 and 4.", *sampling, "--json").out)
+    texts = [answer["text"] for answer in asked["answers"]]
+    assert len(texts) == 5 and len(set(texts)) > 1 and asked["prompt"].endswith("<|reasoning|>")
+    voted = cli("generate", finished.folder, "Add 3 and 4.", *sampling, "--vote", "--json").out
+    answer = json.loads(voted)
+    responses = [each["sections"]["response"] for each in asked["answers"]]
+    assert answer["samples"] == responses and answer["text"] in texts
+    shown = cli("generate", finished.folder, "Add 3 and 4.", *sampling, "--vote").out
+    assert "of 5 samples give this response" in shown
+
+    file = write_rows(tmp_path / "asked.jsonl", [{"instruction": "Add 3 and 4."}] * 2)
+    lines = cli("generate", finished.folder, "--file", file, *sampling).out.splitlines()
+    assert [len(json.loads(line)["answers"]) for line in lines] == [5, 5]
+    lines = cli("generate", finished.folder, "--file", file, *sampling, "--vote").out.splitlines()
+    assert [len(json.loads(line)["answer"]["samples"]) for line in lines] == [5, 5]
+
+
 def test_another_rendering_is_refused_with_both_hashes(finished, tmp_path, capsys):
     changed = tmp_path / "changed"
     shutil.copytree(finished.folder, changed)

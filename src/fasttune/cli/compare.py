@@ -13,6 +13,7 @@ from fasttune.cli.options import Columns, Config, Data, Model, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 
 Budget = Literal["steps", "tokens"]
+Without = Literal["eos"]
 
 if TYPE_CHECKING:
     from fasttune.comparison.result import Comparison, Figure
@@ -43,6 +44,13 @@ def compare(
         Budget,
         typer.Option(help="'steps': as many for every format; 'tokens': as many tokens."),
     ] = "steps",
+    without: Annotated[
+        Without | None,
+        typer.Option(
+            help="'eos': train each format a second time without a loss on EOS, to see what "
+            "becomes of its answers."
+        ),
+    ] = None,
     include_base: Annotated[
         bool, typer.Option(help="Measure the untuned model under every format as well.")
     ] = True,
@@ -83,12 +91,12 @@ def compare(
             "fasttune compare --templates alpaca,reasoning, or fasttune compare RUN RUN",
         )
     if runs:
-        training = (data, columns, config, model, seeds, *settings)
+        training = (data, columns, config, model, seeds, without, *settings)
         if any(word is not None for word in training):
             raise FasttuneError(
                 "finished runs keep their settings",
                 ", ".join(runs),
-                "leave out --data, --map, --config, --model, --seeds and settings",
+                "leave out --data, --map, --config, --model, --seeds, --without and settings",
             )
     named = [api.open_run(name) for name in runs]
     names = _words(templates)
@@ -102,6 +110,7 @@ def compare(
             api.load_config(config, overrides(data, columns, model, settings)),
             seeds=None if seeds is None else _numbers(seeds),
             budget=budget,
+            without=without,
             include_base=include_base,
             rows=rows,
             max_new_tokens=max_new_tokens,

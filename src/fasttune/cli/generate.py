@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -82,6 +83,12 @@ def generate(
     repetition_penalty: Penalty = 1.0,
     seed: Seed = 0,
     stop_loops: StopLoops = False,
+    samples: Annotated[
+        int, typer.Option(min=1, max=1000, help="Answers to each question, with a temperature.")
+    ] = 1,
+    vote: Annotated[
+        bool, typer.Option("--vote", help="Of --samples, give the response that most agree on.")
+    ] = False,
     raw: Annotated[
         bool, typer.Option("--raw", help="Print the completion as it is, nothing else.")
     ] = False,
@@ -106,6 +113,12 @@ def generate(
             "--file" if file is not None else "--stop-loops",
             "leave one of them out",
         )
+    if (samples > 1 and (temperature == 0 or via == "pipeline")) or (vote and samples == 1):
+        raise FasttuneError(
+            "several answers take a temperature above 0, the model itself, and --vote several",
+            f"--samples {samples} --temperature {temperature} --via {via}{' --vote' * vote}",
+            "fasttune generate last QUESTION --samples 9 --temperature 0.7 --vote",
+        )
     if output is not None:
         _require_output(output, file, force)
     sampling = Sampling(
@@ -117,11 +130,16 @@ def generate(
         from fasttune.data.load import parse_columns
 
         rows = source.read(file, parse_columns(columns or []))
-        _answer_file(source.load(), rows, sampling, batch_size, output)
+        _answer_file(source.load(), rows, _Asked(sampling, batch_size, samples, vote), output)
         return
     row = {"instruction": instruction or "", "input": input_}
     require_prompt(row, source.template, source.system)
     generator = source.load()
+    if samples > 1:
+        asked = _Asked(sampling, batch_size, samples, vote)
+        [answers] = asked.answers(generator, [row])
+        _show_samples(generator.prompt(row), answers, raw, as_json)
+        return
     if via == "pipeline":
         from fasttune.generation.generator import compare_with_pipeline
 
@@ -207,17 +225,33 @@ def _require_output(output: Path, file: Path | None, force: bool) -> None:
     require_free(output, "--output", force)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """How rows are answered: each so many times, of which one is kept where there is a vote."""
+
+    sampling: Sampling
+    batch_size: int
+    samples: int
+    vote: bool
+
+    def answers(
+        self,
+        generator: Generator,
+        rows: Sequence[Row],
+        report: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[list[Answer]]:
+        from fasttune.plugins.metric import vote
+
+        for found in generator.sampled(rows, self.samples, self.sampling, self.batch_size, report):
+            yield [vote(found)] if self.vote else found
+
+
 def _answer_file(
-    generator: Generator,
-    rows: Sequence[Row],
-    sampling: Sampling,
-    batch_size: int,
-    output: Path | None,
+    generator: Generator, rows: Sequence[Row], asked: _Asked, output: Path | None
 ) -> None:
     from contextlib import ExitStack
 
     from fasttune.files import atomic_path
-    from fasttune.plugins.metric import as_dict
 
     with ExitStack() as stack:
         target = (
@@ -228,9 +262,9 @@ def _answer_file(
             else sys.stdout
         )
         report = _print_progress(len(rows)) if output is not None else lambda done: None
-        answers = generator.answers(rows, sampling, batch_size, report)
-        for row, answer in zip(rows, answers, strict=True):
-            line = {**row, "answer": as_dict(answer)}
+        for row, found in zip(rows, asked.answers(generator, rows, report), strict=True):
+            answers = _dicts(found)
+            line = {**row, **({"answers": answers} if answers[1:] else {"answer": answers[0]})}
             if output is None:
                 print(json_text(line))
             else:
@@ -245,6 +279,24 @@ def _print_piece(piece: str) -> None:
     print(piece, end="", flush=True)
 
 
+def _show_samples(prompt: str, answers: Sequence[Answer], raw: bool, as_json: bool) -> None:
+    if as_json:
+        found = _dicts(answers)
+        print_json({"prompt": prompt, **({"answers": found} if found[1:] else found[0])})
+        return
+    for answer in answers:
+        if raw:
+            print(answer.text)
+        else:
+            _show(answer)
+
+
+def _dicts(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    from fasttune.plugins.metric import as_dict
+
+    return [as_dict(answer) for answer in answers]
+
+
 def _show(answer: Answer) -> None:
     from rich.table import Table
 
@@ -256,6 +308,9 @@ def _show(answer: Answer) -> None:
         "length": "ran out of --max-new-tokens",
         "loop": "repeated itself",
     }
+    if answer.samples:
+        agree = sum(each.strip() == answer.response.strip() for each in answer.samples)
+        table.add_row("vote", f"{agree} of {len(answer.samples)} samples give this response")
     table.add_row("stopped", f"{answer.stop}: {reasons[answer.stop]} ({answer.tokens} tokens)")
     print()
     console().print(table, markup=False)

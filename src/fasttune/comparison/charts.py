@@ -45,13 +45,13 @@ class Chart:
 
 def colour(comparison: Comparison, label: str) -> str:
     """The colour of a label; the untuned base has that of the format it was asked in."""
-    templates: dict[str, list[str]] = {}
+    alike: dict[str, list[str]] = {}
     for arm in comparison.arms:
-        templates.setdefault(arm.template, []).append(arm.label)
+        alike.setdefault(arm.base, []).append(arm.label)
     tuned = list(dict.fromkeys(arm.label for arm in comparison.arms if arm.tuned))
     if label not in tuned:
-        template = comparison.arms_of(label)[0].template
-        label = next((other for other in templates[template] if other in tuned), label)
+        base = comparison.arms_of(label)[0].base
+        label = next((other for other in alike[base] if other in tuned), label)
     order = [*tuned, *(other for other in comparison.labels if other not in tuned)]
     return COLOURS[order.index(label) % len(COLOURS)]
 

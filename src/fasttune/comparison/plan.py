@@ -21,6 +21,7 @@ from fasttune.plugins.template import Row
 from fasttune.runs import Run
 
 Budget = Literal["steps", "tokens"]
+Without = Literal["eos"]
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,19 @@ class Format:
         job: of its runs, but for the seed; its rows are those of all other formats, in the same
             order.
         runs: seed -> the finished run, or None where it has to be trained.
+        variant_of: the label of the format that this one is trained otherwise of; the untuned model
+            is the same under both.
     """
 
     label: str
     job: Job
     runs: Mapping[int, Run | None]
+    variant_of: str | None = None
+
+    @property
+    def base(self) -> str:
+        """The label of the format under which the untuned model is measured."""
+        return self.variant_of or self.label
 
 
 @dataclass(frozen=True)
@@ -86,12 +95,16 @@ def plan_templates(
     measuring: Measuring,
     plugins: Plugins,
     folder: Path | None = None,
+    without: Without | None = None,
 ) -> Plan:
     """Plan to train every template with every seed, on the rows that all of them can use.
 
     Under the budget "steps" every format takes the steps of the config, and so sees the same rows
     in the same order. Under "tokens" the longest format does; the others go on until they have
     seen as many tokens.
+
+    Args:
+        without: train every template a second time without this: "eos" takes no loss on EOS.
 
     Raises:
         FasttuneError: for whatever is wrong with templates, settings or data.
@@ -119,34 +132,42 @@ def plan_templates(
         round(steps(len(train[0].rows), config) * (max(means) / mean if budget == "tokens" else 1))
         for mean in means
     ]
-    formats = [
-        Format(
-            name,
-            replace(job, config=_with_steps(job.config, count), train=left.rows, eval=right.rows),
-            dict.fromkeys(seeds, None),
-        )
-        for name, job, left, right, count in zip(
-            templates, jobs, train, held_out, counts, strict=True
-        )
-    ]
+    formats = []
+    for job, left, right, count in zip(jobs, train, held_out, counts, strict=True):
+        shared = replace(_with(job, max_steps=count), train=left.rows, eval=right.rows)
+        formats.append(Format(shared.config.template, shared, dict.fromkeys(seeds, None)))
+        if without == "eos":
+            formats.append(_without_eos(formats[-1]))
     step = config.train.batch_size * config.train.gradient_accumulation
-    loaded = {_key(row) for job in jobs for row in (*job.train, *job.eval)}
-    left_out = len(loaded - {_key(row) for row in (*train[0].rows, *held_out[0].rows)})
-    return make_plan(
-        folder,
-        formats,
-        measuring,
-        {
-            "model": jobs[0].model,
-            "rows": rows_in_words(formats[0]),
-            "budget": "; ".join(
-                f"{name}: {count} steps of {step} rows, about {count * step * mean:,.0f} tokens"
-                for name, count, mean in zip(templates, counts, means, strict=True)
-            ),
-            "seeds": ", ".join(map(str, seeds)),
-        },
-        [f"{left_out} rows cannot be used in every format and were left out."] if left_out else [],
+    budgets = "; ".join(
+        f"{name}: {count} steps of {step} rows, about {count * step * mean:,.0f} tokens"
+        for name, count, mean in zip(templates, counts, means, strict=True)
     )
+    about = {
+        "model": jobs[0].model,
+        "rows": rows_in_words(formats[0]),
+        "budget": budgets,
+        "seeds": ", ".join(map(str, seeds)),
+    }
+    return make_plan(folder, formats, measuring, about, _left_out(jobs, [train[0], held_out[0]]))
+
+
+def _left_out(jobs: Sequence[Job], kept: Sequence[_Side]) -> list[str]:
+    """The note on the rows that only some of the formats can use, where there are any."""
+    loaded = {_key(row) for job in jobs for row in (*job.train, *job.eval)}
+    number = len(loaded - {_key(row) for side in kept for row in side.rows})
+    return [f"{number} rows cannot be used in every format and were left out."] if number else []
+
+
+def _with(job: Job, **training: Any) -> Job:
+    """The job with other settings of its training."""
+    config = replace(job.config, train=replace(job.config.train, **training))
+    return replace(job, config=config)
+
+
+def _without_eos(of: Format) -> Format:
+    job = _with(of.job, learn_eos=False)
+    return replace(of, label=f"{of.label} without EOS", job=job, variant_of=of.label)
 
 
 def _require_rows(job: Job, train: _Side, held_out: _Side) -> None:
@@ -158,10 +179,6 @@ def _require_rows(job: Job, train: _Side, held_out: _Side) -> None:
                 "look at each with: fasttune data FILE --template NAME; data.eval_fraction sets "
                 "how many are held out",
             )
-
-
-def _with_steps(config: RunConfig, count: int) -> RunConfig:
-    return replace(config, train=replace(config.train, max_steps=count))
 
 
 def make_plan(

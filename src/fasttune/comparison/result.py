@@ -24,7 +24,7 @@ class Arm:
 
     Attributes:
         label: what it is called; the seeds of a format share it.
-        template: the format's name.
+        base: the label of the format whose untuned model this one began as; mostly its own.
         seed: of the training; None for the untuned base.
         answers: one per held-out row, in the order of the rows, likelihoods included.
         metrics: what was logged in training, as `Run.metrics` gives it; empty for the base.
@@ -32,7 +32,7 @@ class Arm:
     """
 
     label: str
-    template: str
+    base: str
     seed: int | None
     answers: Sequence[Answer]
     metrics: Sequence[Mapping[str, Any]] = ()
@@ -231,9 +231,9 @@ def _figure(sample: Sample) -> Figure:
 
 def _pairs(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     tuned = list(dict.fromkeys(arm.label for arm in arms if arm.tuned))
-    bases = {arm.template: arm.label for arm in arms if not arm.tuned}
-    template = {arm.label: arm.template for arm in arms}
-    against_base = [(label, bases[template[label]]) for label in tuned if template[label] in bases]
+    untuned = {arm.base: arm.label for arm in arms if not arm.tuned}
+    base = {arm.label: arm.base for arm in arms}
+    against_base = [(label, untuned[base[label]]) for label in tuned if base[label] in untuned]
     return [*combinations(tuned, 2), *against_base]
 
 

@@ -94,18 +94,18 @@ def _claim(plan: Plan) -> None:
 class _Work:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        bases = len(plan.formats) * plan.measuring.include_base
-        self.total = bases + sum(len(each.runs) for each in plan.formats)
+        own = [each for each in plan.formats if each.variant_of is None]
+        self.untuned = own if plan.measuring.include_base else []
+        self.total = len(self.untuned) + sum(len(each.runs) for each in plan.formats)
         self.begun = 0
 
     def bases(self) -> list[Arm]:
         """The untuned model under every format."""
         arms = []
-        if self.plan.measuring.include_base:
-            for each in self.plan.formats:
-                label = f"{each.label}, untuned"
-                answers = self.measured(each, label, _model_config(each), None)
-                arms.append(Arm(label, each.label, None, answers))
+        for each in self.untuned:
+            label = f"{each.label}, untuned"
+            answers = self.measured(each, label, _model_config(each), None)
+            arms.append(Arm(label, each.label, None, answers))
         return arms
 
     def tuned(self) -> list[Arm]:
@@ -130,7 +130,7 @@ class _Work:
             "steps": manifest["steps"],
             "tokens per second": manifest["tokens_per_second"],
         }
-        return Arm(each.label, each.label, seed, answers, run.metrics(), facts)
+        return Arm(each.label, each.base, seed, answers, run.metrics(), facts)
 
     def trained(self, each: Format, seed: int) -> Run:
         """The finished run of a format and seed, resumed or trained where it is not there yet."""

@@ -24,7 +24,7 @@ import fasttune.encoding.spans
 from fasttune.config import RunConfig
 from fasttune.data.check import ends_early
 from fasttune.data.rows import ChosenRows, Lazy, Rows
-from fasttune.encoding.encode import Encoded, Span, batches, encode_many
+from fasttune.encoding.encode import Encoded, Span, batches, encode_many, without_eos
 from fasttune.encoding.limit import limit_lengths
 from fasttune.encoding.spans import eos_id, whole_text_backend
 from fasttune.errors import FasttuneError
@@ -136,14 +136,18 @@ def encode_rows(rows: Rows, tokenizer: Any, config: RunConfig, what: str) -> Enc
             "left out %d of %d %s rows: they hold the text %s", len(ended), len(rows), what, eos
         )
     limit, overlong = config.model.max_length, config.data.overlong
-    key = cache_key(tokenizer, rendered.hexdigest(), [*ended], limit, overlong)
+    learn_eos = config.train.learn_eos
+    key = cache_key(tokenizer, rendered.hexdigest(), [*ended], limit, overlong, learn_eos)
     encoded = cached(key)
     if encoded:
         log.info(f"{len(encoded):,} {what} rows from the cache")
     if encoded is None:
         counts = Counter(dropped=0, truncated=0)
         made = zip(usable, encode_many(map(rows.segments, usable), tokenizer), strict=True)
-        encoded = store(key, limit_lengths(made, limit, overlong, counts), counts)
+        kept = limit_lengths(made, limit, overlong, counts)
+        if not learn_eos:
+            kept = ((at, without_eos(row)) for at, row in kept)
+        encoded = store(key, kept, counts)
     for done, number in encoded.counts.items():
         if number:
             log.info(f"{done} {number} of {len(usable)} {what} rows: over {limit} tokens")

@@ -11,7 +11,7 @@ import gc
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, islice
 from typing import Any, TypeVar
@@ -64,6 +64,12 @@ class Encoded:
             if span.train:
                 labels[span.start : span.end] = self.input_ids[span.start : span.end]
         return labels
+
+
+def without_eos(row: Encoded) -> Encoded:
+    """The row with the same tokens, but no loss on EOS."""
+    spans = [span._replace(train=span.train and span.name != EOS_SPAN) for span in row.spans]
+    return replace(row, spans=spans)
 
 
 def encode(template: Template, row: Row, tokenizer: Any) -> Encoded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,20 @@ class Generator:
                 report(start + len(found))
             for at in window:
                 yield self.read(rows[at], *found[at])
+
+    def sampled(
+        self,
+        rows: Sequence[Row],
+        samples: int,
+        sampling: Sampling,
+        batch_size: int,
+        report: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[list[Answer]]:
+        """So many answers to each row, in the order of the rows; otherwise as `answers`."""
+        repeated = [row for row in rows for _ in range(samples)]
+        answers = self.answers(repeated, sampling, batch_size, lambda done: report(done // samples))
+        for _ in rows:
+            yield list(islice(answers, samples))
 
     def stream(self, row: Row, sampling: Sampling, show: Callable[[str], None]) -> Answer:
         """Answer one row; `show` is called with each piece of text as soon as it is complete."""

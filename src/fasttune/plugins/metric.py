@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -45,6 +46,8 @@ class Answer:
             "loop" where it was stopped because it repeated itself.
         tokens: number of generated tokens, EOS included.
         likelihood: of the row's reference, where it was taken.
+        samples: the responses of all answers that were sampled for the row, where this one was
+            chosen among them by `vote`.
     """
 
     row: Row
@@ -53,6 +56,7 @@ class Answer:
     stop: str
     tokens: int
     likelihood: Likelihood | None = None
+    samples: tuple[str, ...] = ()
 
     @property
     def ending(self) -> str:
@@ -131,6 +135,18 @@ def score(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, flo
     return scores
 
 
+def vote(answers: Sequence[Answer]) -> Answer:
+    """The first of the answers to one row whose response most of them give, white space around it
+    aside, with the responses of all (self-consistency, Wang et al., arXiv:2203.11171).
+
+    An answer that did not end, or has no response, has no vote where another one has.
+    """
+    voting = [a for a in answers if a.stop == "eos" and a.response.strip()] or answers
+    [(winner, _)] = Counter(answer.response.strip() for answer in voting).most_common(1)
+    chosen = next(answer for answer in voting if answer.response.strip() == winner)
+    return replace(chosen, samples=tuple(answer.response for answer in answers))
+
+
 def as_dict(answer: Answer) -> dict[str, Any]:
     """An answer without its row, for JSON."""
     return {
@@ -138,4 +154,5 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         "sections": answer.sections,
         "stop": answer.stop,
         "tokens": answer.tokens,
+        **({"samples": list(answer.samples)} if answer.samples else {}),
     }

@@ -134,6 +134,8 @@ def load(job: Job, device: Device) -> Ready:
     began = time.perf_counter()
     config = job.config
     choices = decide(config, device)
+    if not config.train.learn_eos:
+        log.warning("warning: no loss is taken on EOS (train.learn_eos), so answers may not end")
     with processes.one_after_another():  # the others take the rows from the cache
         tokenizer = load_tokenizer(job.model)
         train_rows = encode_rows(job.train, tokenizer, config, "training")
