@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 # tests/training/test_train.py: no file of a run holds them.
 os.environ["HF_TOKEN"] = "hf_SecretOfTheHub"
 os.environ["WANDB_API_KEY"] = "SecretOfWandb"
