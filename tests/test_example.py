@@ -1,4 +1,4 @@
-"""The example package: its wheel is built, installed and found, and its template passes."""
+"""The examples: a package, whose wheel is built, installed and found, and a file; both pass."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from fasttune.plugins.discovery import load_plugins
+from tests.conftest import cli
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "fasttune-chatml"
 
@@ -70,3 +73,13 @@ def test_its_template_keeps_the_contract(site, tmp_path, phi2_tokenizer):
 def test_its_own_tests_pass_against_the_installed_package(site):
     out = run("pytest", site.parent / "source/tests", path=site)
     assert "4 passed" in out
+
+
+def test_the_system_text_in_the_language_of_the_row():
+    file = Path(__file__).parents[1] / "examples" / "own_language.py"
+    template = load_plugins(files=[file]).template("own-language")
+    asked = {"instruction": "Combien ?", "language": "fr"}
+    assert template.prompt(asked).startswith("<|system|>Tu es un assistant")
+    assert template.prompt({"instruction": "Hi"}).startswith("<|system|>You are AI assistant")
+    assert template.prompt({**asked, "system": "Un mot."}).startswith("<|system|>Un mot.\n")
+    assert cli("--plugin", file, "templates", "check", "own-language").status == 0
