@@ -128,10 +128,8 @@ def plan_templates(
     held_out = _shared([job.eval for job in jobs], tokenizer, config, "held-out")
     _require_rows(jobs[0], train[0], held_out[0])
     means = [sum(side.lengths) / len(side.rows) for side in train]
-    counts = [
-        round(steps(len(train[0].rows), config) * (max(means) / mean if budget == "tokens" else 1))
-        for mean in means
-    ]
+    longest = max(means) if budget == "tokens" else None
+    counts = [round(steps(len(train[0].rows), config) * (longest or mean) / mean) for mean in means]
     formats = []
     for job, left, right, count in zip(jobs, train, held_out, counts, strict=True):
         shared = replace(_with(job, max_steps=count), train=left.rows, eval=right.rows)
@@ -139,14 +137,13 @@ def plan_templates(
         if without == "eos":
             formats.append(_without_eos(formats[-1]))
     step = config.train.batch_size * config.train.gradient_accumulation
-    budgets = "; ".join(
-        f"{name}: {count} steps of {step} rows, about {count * step * mean:,.0f} tokens"
-        for name, count, mean in zip(templates, counts, means, strict=True)
-    )
     about = {
         "model": jobs[0].model,
         "rows": rows_in_words(formats[0]),
-        "budget": budgets,
+        "budget": "; ".join(
+            f"{name}: {count} steps of {step} rows, about {count * step * mean:,.0f} tokens"
+            for name, count, mean in zip(templates, counts, means, strict=True)
+        ),
         "seeds": ", ".join(map(str, seeds)),
     }
     return make_plan(folder, formats, measuring, about, _left_out(jobs, [train[0], held_out[0]]))
