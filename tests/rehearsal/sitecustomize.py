@@ -9,7 +9,7 @@ on the CPU. So what is rehearsed is the code that a card's run takes, not the ca
 - Unsloth's loader, its replacement of TRL's trainer, its compiled blocks and its checkpointing run;
 - its Triton kernels run in Triton's interpreter;
 - what Dynamo captures of the blocks is compiled for the CPU, or with FASTTUNE_REHEARSE_COMPILE set
-  to aot_eager only divided into forward and backward, which takes a third of the time;
+  to eager run as it is captured, which takes a fourth of the time;
 - kernels of CUDA are bitsandbytes' and torch's for a CPU; copies to the host wait for nothing.
 """
 

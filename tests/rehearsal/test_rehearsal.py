@@ -2,7 +2,7 @@
 
 Each test reads what one of few processes left: sitecustomize.py answers for the card, commands.py
 goes through the commands, and reference.py computes the same with transformers and PEFT alone. The
-short form takes two cards and goes through Unsloth's blocks as Dynamo divides them; `make rehearse`
+short form takes two cards and goes through Unsloth's blocks as Dynamo captures them; `make rehearse`
 takes three, has the blocks compiled, and more settings.
 """
 
@@ -81,7 +81,7 @@ class Rehearsal:
             text=True,
             env=environment(home)
             | {"FASTTUNE_REHEARSE": card, "PYTHONPATH": str(HERE)}
-            | ({} if compiled else {"FASTTUNE_REHEARSE_COMPILE": "aot_eager"}),
+            | ({} if compiled else {"FASTTUNE_REHEARSE_COMPILE": "eager"}),
         )
         assert self._process.stdin is not None
         with self._process.stdin as stdin:
