@@ -2,8 +2,8 @@
 
 Each test reads what one of few processes left: sitecustomize.py answers for the card, commands.py
 goes through the commands, and reference.py computes the same with transformers and PEFT alone. The
-short form takes two cards and goes through Unsloth's blocks as Dynamo captures them; `make rehearse`
-takes three, has the blocks compiled, and more settings.
+short form takes two cards and runs Unsloth's blocks as Dynamo captures them; `make rehearse` takes
+three, has the blocks compiled, and more settings.
 """
 
 from __future__ import annotations
