@@ -10,7 +10,9 @@ def bits_per_byte(answer: Answer) -> tuple[float, float] | None:
 
 def bits_per_byte_reference(answer: Answer) -> tuple[float, float] | None:
     found = answer.likelihood
-    return (found.bits_reference, found.bytes) if found else None
+    if found is None or found.bits_reference is None:
+        return None
+    return found.bits_reference, found.bytes
 
 
 def p_eos(answer: Answer) -> float | None:

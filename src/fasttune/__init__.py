@@ -2,8 +2,8 @@
 
 What a plugin needs is here at once, and plugins import nothing below it; their tests find
 `check_template` and `load_plugin` here. The verbs (`load_config`, `prepare`, `preview`, `plan`,
-`train`, `open_run`, `load`, `export`, `compare`; see `fasttune.api`) are here too, and import what
-they need when they are first asked for.
+`train`, `open_run`, `load`, `export`, `compare`, `evaluate`; see `fasttune.api`) are here too, and
+import what they need when they are first asked for.
 """
 
 from importlib import import_module
@@ -29,6 +29,7 @@ from fasttune.text.repetition import longest_repeat, split_words
 if TYPE_CHECKING:
     from fasttune.api import (
         compare,
+        evaluate,
         export,
         load,
         load_config,
@@ -61,6 +62,7 @@ __all__ = [
     "check_template",
     "compare",
     "detect_language",
+    "evaluate",
     "export",
     "given",
     "hookimpl",

@@ -23,13 +23,14 @@ from fasttune.logs import muted
 
 if TYPE_CHECKING:
     from fasttune.comparison.result import Comparison
+    from fasttune.data.rows import Rows
     from fasttune.exports.verify import Exported
     from fasttune.generation.generator import Generator
     from fasttune.inspection.preview import Preview
     from fasttune.job import Job
     from fasttune.planning.forecast import Forecast
     from fasttune.plugins.registry import Plugins
-    from fasttune.plugins.template import Row, Template
+    from fasttune.plugins.template import Template
     from fasttune.runs import Run
 
 log = logging.getLogger(__name__)
@@ -208,12 +209,14 @@ class Source:
     Attributes:
         adapter: None for a base model.
         system: laid over the rows in place of the template's own system text.
+        run: None for a base model.
     """
 
     model: ModelConfig
     template: Template
     adapter: Path | None
     system: str | None
+    run: Run | None = None
 
     def load(self) -> Generator:
         """Load the model.
@@ -225,16 +228,20 @@ class Source:
 
         return Generator.load(self.model, self.template, self.adapter, self.system)
 
-    def read(self, file: str | Path, columns: Mapping[str, str]) -> Sequence[Row]:
+    def read(self, file: str | Path, columns: Mapping[str, str], labelled: bool = False) -> Rows:
         """The rows of a file to answer; only what a prompt needs has to be there.
+
+        Args:
+            labelled: the reference response has to be there, too.
 
         Raises:
             FasttuneError: it cannot be read, or holds a row that cannot be used.
         """
         from fasttune.data.load import load
 
-        targets = self.template.targets.values()
-        needed = [column for column in self.template.required if column not in targets]
+        _, response = self.template.response
+        unneeded = {*self.template.targets.values()} - ({response} if labelled else set())
+        needed = [column for column in self.template.required if column not in unneeded]
         loaded = load(str(file), self.template, columns, required=needed)
         loaded.require_clean(skip_bad_rows=False)
         return loaded.rows
@@ -284,6 +291,7 @@ def find(
         plugins.template(config.template),
         run.adapter,
         config.system if system is None else system,
+        run,
     )
 
 
@@ -393,6 +401,57 @@ def compare(
             if runs
             else plan_templates(config, names, numbers, budget, measuring, plugins, folder, without)
         )
+    from fasttune.comparison.work import run_comparison
+
+    return run_comparison(made, by)
+
+
+def evaluate(
+    name: str | Run,
+    data: str | Path,
+    *,
+    template: str | None = None,
+    system: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    include_base: bool = False,
+    rows: int = 0,
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    by: Sequence[str] = (),
+    output: str | Path | None = None,
+    plugins: Plugins | None = None,
+    force: bool = False,
+) -> Comparison:
+    """Every metric, with its interval, on a file whose rows have their reference response.
+
+    Measured as `compare` measures its held-out rows; what the folder holds already is not computed
+    again.
+
+    Args:
+        name: a run, or a base model; see `find`.
+        data: a file, a folder or a Hub name.
+        columns: our column -> theirs.
+        include_base: measure a run's untuned model as well.
+        rows: to answer, at equal distances; 0 takes all.
+        by: columns of the rows; figures are taken for each of their values, too.
+        output: the folder; by default below evaluations/, named after what is measured.
+        force: take the run although its template renders otherwise now.
+
+    Raises:
+        FasttuneError: as `find`, or the file cannot be read or holds a row that cannot be used.
+    """
+    plugins = plugins or load_plugins()
+    source = find(name, template, system, plugins, force)
+    found = source.read(data, columns or {}, labelled=True)
+    from fasttune.comparison.evaluation import plan_evaluation
+    from fasttune.comparison.plan import Measuring
+
+    measuring = Measuring(rows, max_new_tokens, batch_size, include_base or source.run is None)
+    folder = Path(output) if output is not None else None
+    made = plan_evaluation(
+        source.run or source.model, source.template.name, source.system, str(data), found,
+        measuring, plugins, folder,
+    )  # fmt: skip
     from fasttune.comparison.work import run_comparison
 
     return run_comparison(made, by)

@@ -326,6 +326,58 @@ def test_runs_that_exist_are_compared_by_their_seeds(compared, capsys, tmp_path)
 
 
 @pytest.mark.slow
+def test_a_file_of_the_same_rows_has_the_same_figures(compared, tmp_path):
+    """`evaluate` and `generate --score` are `compare` on one run."""
+    folder, _ = compared
+    saved = json.loads((folder / "comparison.json").read_text())
+    run = next(run for run in list_runs(folder / "runs") if run.config.template == "reasoning")
+    file = write(tmp_path / "labelled.jsonl", saved["rows"])
+    words = ["--max-new-tokens", "8", "-o", str(tmp_path / "e"), "--by", "parity", "--json"]
+    ended = cli("evaluate", run.folder, "-d", file, *words, "--include-base")
+    assert ended.status == 0
+    result = json.loads(ended.out)
+    seed = str(run.config.seed)
+    found = {name: figure["value"] for name, figure in result["figures"]["reasoning"].items()}
+    compare = saved["figures"]["reasoning"].items()
+    assert found == {name: figure["seeds"][seed] for name, figure in compare}
+    untuned = "reasoning, untuned"
+    assert result["figures"][untuned] == saved["figures"][untuned]  # intervals, too
+    arms = {(arm["label"], arm["seed"]): arm["answers"] for arm in saved["arms"]}
+    assert all(arm["answers"] == arms[arm["label"], arm["seed"]] for arm in result["arms"])
+    assert {"even", "odd"} == {*result["by"]["parity"]}
+    assert "<h1>Evaluation: reasoning</h1>" in (tmp_path / "e" / "report.html").read_text()
+
+    ended = cli("evaluate", run.folder, "-d", file, *words[:-1])
+    assert ended.status == 2 and "holds another comparison" in ended.err
+    ended = cli("evaluate", run.folder, "-d", file, *words[:2], "-o", tmp_path / "alone")
+    assert ended.status == 0 and "answering" in ended.err and "report.html" in ended.out
+    table = ended.out.partition("below each")[0]
+    answers = ["-o", str(tmp_path / "answers.jsonl"), "--max-new-tokens", "8"]
+    ended = cli("generate", run.folder, "--file", file, "--score", *answers)
+    assert ended.status == 0 and ended.out.partition("below each")[0] == table
+    aside = cli("generate", run.folder, "--file", file, "--score", *answers[2:])
+    assert "bits_per_byte" in aside.err and len(aside.out.splitlines()) == 8
+
+    bare = [{k: v for k, v in row.items() if k != "reasoning"} for row in saved["rows"]]
+    ended = cli("evaluate", run.folder, "-d", write(tmp_path / "b.jsonl", bare), *words[:2],
+                "-o", tmp_path / "bare", "--json")  # fmt: skip
+    kept = json.loads(ended.out)["figures"]["reasoning"]
+    assert kept["bits_per_byte"]["value"] == found["bits_per_byte"]
+    assert {*found} - {*kept} == {"bits_per_byte_reference", "p_eos"}  # they mean nothing here
+
+
+def test_what_cannot_be_evaluated(tiny_phi, data, tmp_path):
+    ended = cli("evaluate", tiny_phi)
+    assert ended.status == 2 and "nothing to evaluate on" in ended.err
+    unlabelled = write(tmp_path / "u.jsonl", [{"instruction": "Add 1 and 2."}])
+    ended = cli("evaluate", tiny_phi, "-d", unlabelled, "-t", "alpaca")
+    assert ended.status == 2 and "no column 'output'" in ended.err
+    for words in (["question"], ["--file", data, "--samples", 2, "--temperature", 1]):
+        ended = cli("generate", tiny_phi, *words, "--score")
+        assert ended.status == 2 and "--score takes" in ended.err
+
+
+@pytest.mark.slow
 def test_runs_on_other_rows_are_refused(compared, tiny_phi, tmp_path, capsys):
     folder, _ = compared
     other = write(tmp_path / "other.jsonl", rows(29))

@@ -16,6 +16,9 @@ Budget = Literal["steps", "tokens"]
 Without = Literal["eos"]
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from fasttune.comparison.result import Comparison, Figure
 
 
@@ -99,7 +102,7 @@ def compare(
                 "leave out --data, --map, --config, --model, --seeds, --without and settings",
             )
     named = [api.open_run(name) for name in runs]
-    names = _words(templates)
+    names = words(templates)
     if not named and not names:
         raise FasttuneError(
             "no template is given", f"--templates {templates!r}", "as --templates alpaca,reasoning"
@@ -115,7 +118,7 @@ def compare(
             rows=rows,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
-            by=_words(by),
+            by=words(by),
             output=output,
             plugins=plugins(context, config),
         )
@@ -127,11 +130,11 @@ def compare(
 
         print_json({"folder": str(comparison.folder), **to_json(comparison)})
     else:
-        _show(comparison)
+        show_figures(comparison)
         console().print(f"report: {comparison.report}", markup=False)
 
 
-def _words(text: str | None) -> list[str]:
+def words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
@@ -149,10 +152,28 @@ def _numbers(seeds: str) -> list[int]:
     return numbers
 
 
-def _show(comparison: Comparison) -> None:
+def show_figures(comparison: Comparison, out: Console | None = None) -> None:
+    """Figures, verdict and notes as text, on standard output unless said otherwise."""
+    out = out or console()
+    out.print(_table(comparison))
+    out.print("below each figure its 95 % interval; ↑ more is better, ↓ less is better\n")
+    for paragraph in comparison.sentences():
+        out.print(f"{paragraph}\n", markup=False)
+    for column, groups in comparison.groups.items():
+        for value, group in groups.items():
+            out.print(f"{column} {value}, {group.rows} rows", style="bold", markup=False)
+            said = group.sentences(tuned_only=True)
+            for paragraph in said:
+                out.print(f"{paragraph}\n", markup=False)
+            if not said:
+                out.print(_table(group))
+    for note in comparison.notes:
+        out.print(f"note: {note}", markup=False)
+
+
+def _table(comparison: Comparison) -> Table:
     from rich.table import Table
 
-    out = console()
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     for label in comparison.labels:
@@ -162,17 +183,7 @@ def _show(comparison: Comparison) -> None:
         cells = [_cell(comparison.figures[label][metric.name]) for label in comparison.labels]
         counted = comparison.counted(metric.name)
         table.add_row(f"{metric.name}{arrow}" + (f"\n  {counted}" if counted else ""), *cells)
-    out.print(table)
-    out.print("below each figure its 95 % interval; ↑ more is better, ↓ less is better\n")
-    for paragraph in comparison.sentences():
-        out.print(f"{paragraph}\n", markup=False)
-    for column, groups in comparison.groups.items():
-        for value, group in groups.items():
-            out.print(f"{column} {value}, {group.rows} rows", style="bold", markup=False)
-            for paragraph in group.sentences(tuned_only=True):
-                out.print(f"{paragraph}\n", markup=False)
-    for note in comparison.notes:
-        out.print(f"note: {note}", markup=False)
+    return table
 
 
 def _cell(figure: Figure) -> str:

@@ -19,6 +19,7 @@ from fasttune.files import require_free
 from fasttune.sampling import Sampling
 
 if TYPE_CHECKING:
+    from fasttune.comparison.result import Comparison
     from fasttune.generation.generator import Generator
     from fasttune.plugins.metric import Answer
     from fasttune.plugins.template import Row
@@ -89,6 +90,9 @@ def generate(
     vote: Annotated[
         bool, typer.Option("--vote", help="Of --samples, give the response that most agree on.")
     ] = False,
+    score: Annotated[
+        bool, typer.Option("--score", help="Of --file, whose rows have their references: figures.")
+    ] = False,
     raw: Annotated[
         bool, typer.Option("--raw", help="Print the completion as it is, nothing else.")
     ] = False,
@@ -119,18 +123,35 @@ def generate(
             f"--samples {samples} --temperature {temperature} --via {via}{' --vote' * vote}",
             "fasttune generate last QUESTION --samples 9 --temperature 0.7 --vote",
         )
+    if score and (file is None or (samples > 1 and not vote)):
+        raise FasttuneError(
+            "--score takes the figures of one answer to each row of a file",
+            f"--score --samples {samples}",
+            "give --file, and --vote with --samples",
+        )
     if output is not None:
         _require_output(output, file, force)
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
         repetition_penalty=repetition_penalty, seed=seed, stop_loops=stop_loops,
     )  # fmt: skip
-    source = api.find(run, template, system, plugins(context), force)
+    loaded = plugins(context)
+    source = api.find(run, template, system, loaded, force)
     if file is not None:
         from fasttune.data.load import parse_columns
 
-        rows = source.read(file, parse_columns(columns or []))
-        _answer_file(source.load(), rows, _Asked(sampling, batch_size, samples, vote), output)
+        rows = source.read(file, parse_columns(columns or []), labelled=score)
+        generator, asked = source.load(), _Asked(sampling, batch_size, samples, vote)
+        if not score:
+            _answer_file(generator, rows, asked, output)
+            return
+        from fasttune.comparison.evaluation import score_answers
+        from fasttune.generation.likelihood import with_likelihoods
+
+        answers: list[Answer] = []
+        _answer_file(generator, rows, asked, output, answers.append)
+        answers = with_likelihoods(generator, answers, batch_size)
+        _show_scores(score_answers(source.template.name, answers, loaded), output is None)
         return
     row = {"instruction": instruction or "", "input": input_}
     require_prompt(row, source.template, source.system)
@@ -247,7 +268,11 @@ class _Asked:
 
 
 def _answer_file(
-    generator: Generator, rows: Sequence[Row], asked: _Asked, output: Path | None
+    generator: Generator,
+    rows: Sequence[Row],
+    asked: _Asked,
+    output: Path | None,
+    keep: Callable[[Answer], None] = lambda answer: None,
 ) -> None:
     from contextlib import ExitStack
 
@@ -263,12 +288,22 @@ def _answer_file(
         )
         report = _print_progress(len(rows)) if output is not None else lambda done: None
         for row, found in zip(rows, asked.answers(generator, rows, report), strict=True):
+            keep(found[0])
             answers = _dicts(found)
             line = {**row, **({"answers": answers} if answers[1:] else {"answer": answers[0]})}
             if output is None:
                 print(json_text(line))
             else:
                 print(json.dumps(line, ensure_ascii=False), file=target)
+
+
+def _show_scores(scores: Comparison, aside: bool) -> None:
+    """The figures on standard output, or on standard error where that has the answers."""
+    from rich.console import Console
+
+    from fasttune.cli.compare import show_figures
+
+    show_figures(scores, Console(stderr=True, highlight=False) if aside else None)
 
 
 def _print_progress(total: int) -> Callable[[int], None]:

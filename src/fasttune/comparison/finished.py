@@ -14,6 +14,7 @@ from fasttune.comparison.plan import (
     Plan,
     make_plan,
     require_different,
+    require_several,
     rows_in_words,
 )
 from fasttune.config import flatten
@@ -57,6 +58,7 @@ def plan_runs(
             for each in formats
         ),
     }
+    require_several(labels)
     return make_plan(folder, formats, measuring, about, _differing(formats))
 
 

@@ -28,7 +28,9 @@ def to_html(comparison: Comparison) -> str:
     style, script = (
         (_HERE / name).read_text(encoding="utf-8") for name in ("compare.css", "compare.js")
     )
-    title = _escape(f"Prompt formats compared: {', '.join(_tuned(comparison))}")
+    named = _tuned(comparison)
+    what = "Prompt formats compared" if len(named) > 1 else "Evaluation"
+    title = _escape(f"{what}: {', '.join(named)}")
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',

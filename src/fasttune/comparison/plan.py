@@ -146,6 +146,7 @@ def plan_templates(
         ),
         "seeds": ", ".join(map(str, seeds)),
     }
+    require_several([each.label for each in formats])
     return make_plan(folder, formats, measuring, about, _left_out(jobs, [train[0], held_out[0]]))
 
 
@@ -185,27 +186,18 @@ def make_plan(
     about: Mapping[str, str],
     notes: list[str],
 ) -> Plan:
-    """The plan of two formats or more whose rows are the same.
-
-    Raises:
-        FasttuneError: there is only one.
-    """
-    if len(formats) < 2:
-        raise FasttuneError(
-            "there is nothing to compare with",
-            formats[0].label,
-            "give two formats or more: --templates A,B, or RUN RUN",
-        )
+    """The plan of formats whose rows are the same."""
     held_out = formats[0].job.eval
     places = spread(range(len(held_out)), measuring.rows or len(held_out))
     chosen = dict(about) | {
         "answers": f"{len(places)} held-out rows, greedy, at most {measuring.max_new_tokens} tokens"
     }
     if any(len(each.runs) == 1 for each in formats):
+        both = " Give --seeds 1,2,3 for both." if len(formats) > 1 else ""
         notes = [
             *notes,
             "One seed: the intervals tell what other rows would change, not what another seed "
-            "would. Give --seeds 1,2,3 for both.",
+            f"would.{both}",
         ]
     deciding = [
         measuring,
@@ -225,9 +217,22 @@ def make_plan(
     text = json.dumps(deciding, sort_keys=True, default=asdict)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
     name = "-".join([*(each.label for each in formats), fingerprint[:8]])
-    return Plan(
-        folder or Path("comparisons") / name, fingerprint, formats, places, measuring, chosen, notes
-    )
+    parent = Path("comparisons" if len(formats) > 1 else "evaluations")
+    return Plan(folder or parent / name, fingerprint, formats, places, measuring, chosen, notes)
+
+
+def require_several(labels: Sequence[str]) -> None:
+    """Refuse a comparison of one format.
+
+    Raises:
+        FasttuneError: it is one.
+    """
+    if len(labels) < 2:
+        raise FasttuneError(
+            "there is nothing to compare with",
+            labels[0],
+            "give two formats or more: --templates A,B, or RUN RUN; for one: fasttune evaluate",
+        )
 
 
 @dataclass(frozen=True)

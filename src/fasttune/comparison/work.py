@@ -168,7 +168,9 @@ class _Work:
                 log.warning("warning: %s is damaged; its rows are answered again", file)
         begun = f"[{self.begun}/{self.total}]"
         log.info("%s answering %d held-out rows: %s", begun, len(rows), name)
-        generator = Generator.load(model, template, run.adapter if run else None)
+        # Rows that a run holds out have this system text in them already.
+        system = each.job.config.system
+        generator = Generator.load(model, template, run.adapter if run else None, system)
         measuring = self.plan.measuring
         answers = evaluate(
             generator,

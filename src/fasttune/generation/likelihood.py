@@ -13,7 +13,7 @@ from fasttune.encoding.encode import Encoded, encode_many, response_tokens
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.plugins.metric import Answer, Likelihood
-from fasttune.plugins.template import Row
+from fasttune.plugins.template import Row, with_system
 
 
 def evaluate(
@@ -40,23 +40,25 @@ def with_likelihoods(
     generator: Generator, answers: Sequence[Answer], batch_size: int
 ) -> list[Answer]:
     """The answers with the likelihoods of their rows' references."""
-    targets = generator.template.targets
-    _, response = generator.template.response
-    rows = [answer.row for answer in answers]
+    template = generator.template
+    _, response = template.response
+    before = {section: column for section, column in template.targets.items() if column != response}
+    rows = [with_system(answer.row, generator.system) for answer in answers]
     own = [
-        {**a.row, **{c: a.sections.get(s, "") for s, c in targets.items() if c != response}}
-        for a in answers
+        {**row, **{column: answer.sections.get(section, "") for section, column in before.items()}}
+        for row, answer in zip(rows, answers, strict=True)
     ]
     after_reference = list(_costs(generator, rows, batch_size))
-    after_own = list(_costs(generator, own, batch_size)) if len(targets) > 1 else after_reference
+    after_own = list(_costs(generator, own, batch_size)) if before else after_reference
+    whole = [all(row.get(column, "").strip() for column in before.values()) for row in rows]
     return [
         replace(
             answer,
             likelihood=Likelihood(
                 bits=after_own[at][0],
-                bits_reference=after_reference[at][0],
+                bits_reference=after_reference[at][0] if whole[at] else None,
                 bytes=len(answer.row[response].encode()),
-                eos=after_reference[at][1],
+                eos=after_reference[at][1] if whole[at] else None,
             ),
         )
         for at, answer in enumerate(answers)

@@ -23,15 +23,15 @@ class Likelihood:
     Attributes:
         bits: -log2 of their probability after the prompt and the sections that the model itself
             wrote before its response, for instance its own reasoning.
-        bits_reference: the same after the reference's sections.
+        bits_reference: the same after the reference's sections; None where the row lacks one.
         bytes: length of the response in UTF-8.
-        eos: probability of EOS at the reference's end.
+        eos: probability of EOS at the reference's end; None likewise.
     """
 
     bits: float
-    bits_reference: float
+    bits_reference: float | None
     bytes: int
-    eos: float
+    eos: float | None
 
 
 @dataclass(frozen=True)

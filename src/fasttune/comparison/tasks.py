@@ -1,0 +1,140 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, on a model as it is used: prompted in its format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from fasttune.comparison.bootstrap import LEVEL, Interval
+from fasttune.errors import FasttuneError, reason
+from fasttune.exports.chat_template.jinja import compile_chat_template
+from fasttune.generation.generator import Generator
+
+
+@dataclass(frozen=True)
+class TaskFigure:
+    """What the harness found.
+
+    Attributes:
+        metric: its name and its filter, as "exact_match, strict-match".
+        interval: at LEVEL, by the harness's own standard error; bounds are NaN where it gives none.
+        rows: how many of the task's rows were asked.
+    """
+
+    task: str
+    metric: str
+    interval: Interval
+    rows: int
+
+    def as_dict(self) -> dict[str, Any]:
+        found = self.interval
+        bounds = {"low": found.low, "high": found.high}
+        known = {name: bound for name, bound in bounds.items() if bound == bound}
+        return {
+            "task": self.task, "metric": self.metric, "value": found.value,
+            **{"low": None, "high": None}, **known, "rows": self.rows,
+        }  # fmt: skip
+
+
+def require_harness() -> None:
+    """Refuse to begin without it.
+
+    Raises:
+        FasttuneError: lm-eval is not installed.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("lm_eval") is None:
+        raise FasttuneError(
+            "lm-eval is not installed", "--tasks", "pip install 'fasttune[lm-eval]'"
+        )
+
+
+def run_tasks(
+    generator: Generator, tasks: Sequence[str], rows: int = 0, batch_size: int = 8
+) -> list[TaskFigure]:
+    """Let the harness ask the model its tasks, through the chat template of an export.
+
+    A format of one turn gets the examples of a task in the same message as the question.
+
+    Args:
+        tasks: names the harness knows, or paths of its task files.
+        rows: of each task, from the start; 0 takes all.
+
+    Raises:
+        FasttuneError: lm-eval is not installed, the format cannot be a chat template, or a task is
+            not known or fails.
+    """
+    require_harness()
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    tokenizer = generator.tokenizer
+    own = tokenizer.chat_template
+    chat = compile_chat_template(generator.template, generator.system)
+    files = {word: Path(word) for word in tasks if Path(word).is_file()}
+    names = [_name(files[word]) if word in files else word for word in tasks]
+    folders = list(dict.fromkeys(str(file.parent) for file in files.values()))
+    try:
+        manager = TaskManager(
+            include_path=folders or None, include_defaults=len(files) < len(tasks)
+        )
+        if unknown := [name for name in names if name not in manager.all_tasks]:
+            raise FasttuneError(
+                f"lm-eval knows no task '{unknown[0]}'",
+                f"--tasks {','.join(tasks)}",
+                "lm-eval ls tasks shows what it knows; a task file is given by its path",
+            )
+        tokenizer.chat_template = chat.jinja_for(tokenizer)
+        with generator.choices.autocasting(generator.model.device.type):
+            found = simple_evaluate(
+                HFLM(
+                    pretrained=generator.model,
+                    backend="causal",
+                    tokenizer=tokenizer,
+                    batch_size=batch_size,
+                ),
+                tasks=names,
+                limit=rows or None,
+                apply_chat_template=True,
+                fewshot_as_multiturn=False,
+                log_samples=False,
+                task_manager=manager,
+            )
+    except (OSError, ValueError, LookupError, TypeError, ConnectionError) as error:
+        raise FasttuneError(
+            f"lm-eval fails: {reason(error)}",
+            f"--tasks {','.join(tasks)}",
+            "offline a task needs its rows in the cache, or in a local file that its task file "
+            "names; --traceback shows where it failed",
+        ) from error
+    finally:
+        tokenizer.chat_template = own
+    return [each for name, figures in found["results"].items() for each in _figures(name, figures)]
+
+
+def _name(file: Path) -> str:
+    """The name that a task file gives itself; its YAML has tags of the harness's own."""
+    found = re.search(r"^task:\s*[\"']?([\w.-]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise FasttuneError("the task file names no task", str(file), "write a line: task: NAME")
+    return found[1]
+
+
+def _figures(task: str, found: Mapping[str, Any]) -> Iterator[TaskFigure]:
+    """The figures among what the harness reports of a task: "metric,filter" -> value."""
+    reach = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    for key, value in found.items():
+        metric, comma, kept = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        error = found.get(f"{metric}_stderr,{kept}")
+        error = error if isinstance(error, int | float) else float("nan")
+        name = metric if kept == "none" else f"{metric}, {kept}"
+        bounds = Interval(float(value), value - reach * error, value + reach * error)
+        yield TaskFigure(task, name, bounds, int(found.get("sample_len", 0)))
