@@ -198,22 +198,32 @@ def chat(
 ) -> None:
     """Ask one question after another; each is a fresh prompt, as in training.
 
-    /input TEXT sets the context for the next question, /quit or Ctrl-D ends.
+    /input TEXT sets the context for the next question, /quit or Ctrl-D ends. The first question
+    can be typed while the model loads.
     """
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
         repetition_penalty=repetition_penalty, seed=seed, stop_loops=stop_loops,
     )  # fmt: skip
-    generator = api.find(run, template, system, plugins(context), force).load()
-    interactive = sys.stdin.isatty()
-    if interactive:
+    source = api.find(run, template, system, plugins(context), force)
+    prompt = "> " if sys.stdin.isatty() else ""
+    if prompt:
+        # Before loading, which takes seconds: the terminal keeps what is typed meanwhile.
         print("every question is a fresh prompt; /input TEXT adds a context, /quit ends")
-    pending = ""
+        print(prompt, end="", flush=True)
+    try:
+        generator = source.load()
+    except BaseException:
+        if prompt:
+            print()  # what is said now begins a line
+        raise
+    asking, pending = "", ""
     while True:
         try:
-            line = input("> " if interactive else "")
+            line = input(asking)
         except EOFError:
             return
+        asking = prompt
         if line.strip() == "/quit":
             return
         if line.startswith("/input"):
