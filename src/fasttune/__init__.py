@@ -2,8 +2,8 @@
 
 What a plugin needs is here at once, and plugins import nothing below it; their tests find
 `check_template` and `load_plugin` here. The verbs (`load_config`, `prepare`, `preview`, `plan`,
-`train`, `open_run`, `load`, `export`, `compare`, `evaluate`; see `fasttune.api`) are here too, and
-import what they need when they are first asked for.
+`train`, `open_run`, `load`, `export`, `compare`, `evaluate`, `serve`; see `fasttune.api`) are here
+too, and import what they need when they are first asked for.
 """
 
 from importlib import import_module
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         plan,
         prepare,
         preview,
+        serve,
         train,
     )
     from fasttune.inspection.contract import check_template
@@ -75,6 +76,7 @@ __all__ = [
     "plan",
     "prepare",
     "preview",
+    "serve",
     "split_words",
     "train",
 ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fasttune.plugins.registry import Plugins
     from fasttune.plugins.template import Template
     from fasttune.runs import Run
+    from fasttune.serving.serve import Server
 
 log = logging.getLogger(__name__)
 
@@ -455,3 +457,26 @@ def evaluate(
     from fasttune.comparison.work import run_comparison
 
     return run_comparison(made, by)
+
+
+def serve(
+    run: Run | str,
+    engine: str = "transformers",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    plugins: Plugins | None = None,
+) -> AbstractContextManager[Server]:
+    """A run behind an OpenAI-compatible server, as a context that ends it.
+
+    Args:
+        engine: "transformers", "llamacpp" or "vllm".
+        port: 0 takes a free one.
+
+    Raises:
+        FasttuneError: see `serving.serve.serve`.
+    """
+    from fasttune.serving import serve as serving
+
+    found = open_run(run) if isinstance(run, str) else run
+    return serving.serve(found, plugins or load_plugins(), engine, host, port)

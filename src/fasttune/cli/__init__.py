@@ -13,6 +13,7 @@ from fasttune.cli import (
     preview,
     run,
     runs,
+    serve,
     templates,
 )
 from fasttune.cli.app import main
@@ -30,5 +31,6 @@ __all__ = [
     "preview",
     "run",
     "runs",
+    "serve",
     "templates",
 ]

@@ -88,7 +88,8 @@ def export(
                 done = Exported(target, _verify(exporter, job, held_out) if verify else None)
             except FasttuneError as error:  # what was written is whole, only not proved
                 done = Exported(target, None, error)
-            write_json(folder / RECORD, done.as_dict())
+            of = {"adapter_sha256": run.manifest.get("adapter_sha256")}
+            write_json(folder / RECORD, done.as_dict() | of)
             if done.failures:
                 text = "\n".join(["This export is not verified:", *done.failures])
                 write_text(folder / MARKER, text + "\n")

@@ -1,0 +1,1 @@
+"""A run behind an OpenAI-compatible server of someone else's."""

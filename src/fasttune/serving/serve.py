@@ -1,0 +1,273 @@
+"""Export if need be, start a server, hold its prompts against the run's, and end it again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fasttune.encoding.encode import encode_prompt
+from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.exports.export import MARKER, RECORD, export
+from fasttune.exports.job import RunExport
+from fasttune.plugins.identity import PROBE_ROWS
+from fasttune.plugins.template import with_system
+from fasttune.serving.engines import ENGINES, Address, Engine
+
+if TYPE_CHECKING:
+    from fasttune.plugins.registry import Plugins
+    from fasttune.runs import Run
+
+log = logging.getLogger(__name__)
+
+START = 900
+"""Seconds in which a server has to have its model loaded."""
+GRACE = 10
+"""Seconds in which a server ends itself before it is killed."""
+LAST_LINES = 8
+"""Of what a server wrote before it ended, for the error."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers.
+
+    Attributes:
+        model: the name that requests give.
+        url: of the API, as http://127.0.0.1:8000/v1.
+        proof: what was seen of its prompts.
+        process: its own; in a process group by itself.
+    """
+
+    engine: str
+    model: str
+    url: str
+    export: Path
+    proof: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def curl(self) -> str:
+        """A command that asks it something."""
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": "What is the highest mountain in Japan?"}],
+            "temperature": 0,
+        }
+        return (
+            f"curl {self.url}/chat/completions -H 'Content-Type: application/json' "
+            f"-d '{json.dumps(body)}'"
+        )
+
+    def wait(self) -> None:
+        """Return never: it ends by an interrupt.
+
+        Raises:
+            FasttuneError: the server ended by itself.
+        """
+        self.process.wait()
+        raise _ended(self.engine, self.process, self.log)
+
+
+@contextmanager
+def serve(
+    run: Run,
+    plugins: Plugins,
+    engine: str = "transformers",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> Iterator[Server]:
+    """A server of the run's model; it is ended, with all its processes, when the context is.
+
+    Args:
+        port: 0 takes a free one.
+
+    Raises:
+        FasttuneError: the engine is not known or not installed, the port is taken, the run cannot
+            be exported or its export is not verified, the server does not start, or it makes other
+            prompts than the run.
+    """
+    if engine not in ENGINES:
+        raise FasttuneError(
+            f"there is no engine '{engine}'", "--engine", did_you_mean(engine, [*ENGINES])
+        )
+    chosen = ENGINES[engine]
+    chosen.require()
+    at = Address(
+        run.name, host, _free_port(host, port), max(2048, run.config.model.max_length + 256)
+    )
+    folder = exported(run, chosen.form, plugins)
+    with tempfile.TemporaryDirectory(prefix="fasttune-serve-") as here:
+        written = Path(here) / "log"
+        (Path(here) / at.name).symlink_to(folder.absolute(), target_is_directory=True)
+        shown = log.isEnabledFor(logging.DEBUG)
+        with written.open("wb") as out:
+            process = subprocess.Popen(
+                chosen.command(folder, at),
+                cwd=here,
+                stdin=subprocess.DEVNULL,
+                stdout=None if shown else out,
+                stderr=None if shown else subprocess.STDOUT,
+                env=os.environ | {"HF_HUB_OFFLINE": "1"},  # the model is here
+                start_new_session=True,  # Ctrl-C is for this process to pass on
+            )
+        try:
+            log.info("starting %s", engine)
+            root = f"http://{f'[{host}]' if ':' in host else host}:{at.port}"
+            _wait_until_ready(chosen, process, written, root)
+            proof = _verify(run, plugins, chosen, root, at.name)
+            yield Server(engine, at.name, f"{root}/v1", folder, proof, process, written)
+        finally:
+            end(process)
+
+
+def exported(run: Run, form: str, plugins: Plugins) -> Path:
+    """The run's export of a form, made now if it is not there or of another adapter.
+
+    Raises:
+        FasttuneError: it cannot be made, is not verified or, merged, has no chat template.
+    """
+    folder = run.folder / "exports" / form
+    with suppress(OSError, ValueError):
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if found.get("adapter_sha256") == run.manifest.get("adapter_sha256"):
+            log.info("the export is there: %s", folder)
+            return _usable(folder)
+    log.info("exporting as %s", form)
+    return _usable(export(run, form, plugins, force=folder.exists()).folder)
+
+
+def _usable(folder: Path) -> Path:
+    if (folder / MARKER).is_file():
+        reasons = (folder / MARKER).read_text(encoding="utf-8").strip().splitlines()[1:]
+        raise FasttuneError(
+            f"the export is not verified: {reasons[0] if reasons else ''}",
+            str(folder / MARKER),
+            "export it again with what is missing, or with --no-verify, and then serve it",
+        )
+    if (folder / "config.json").is_file() and not (folder / "chat_template.jinja").is_file():
+        raise FasttuneError(
+            "the export has no chat template, so a server could not make the run's prompts",
+            str(folder),
+            "fasttune templates check says what of the format no chat template can do",
+        )
+    return folder
+
+
+def _free_port(host: str, port: int) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            raise FasttuneError(
+                f"nothing can listen there: {error.strerror or error}",
+                f"--host {host} --port {port}",
+                "choose another port, or 0 for any that is free",
+            ) from error
+        found: int = trial.getsockname()[1]
+        return found
+
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
+
+
+def _request(url: str, body: Mapping[str, Any] | None = None, seconds: float = 5) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with _OPENER.open(request, timeout=seconds) as response:
+        return json.loads(response.read() or b"null")
+
+
+def _wait_until_ready(
+    engine: Engine, process: subprocess.Popen[bytes], written: Path, root: str
+) -> None:
+    deadline = time.monotonic() + START
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise _ended(engine.name, process, written)
+        with suppress(OSError, ValueError):
+            _request(f"{root}{engine.ready}")
+            return
+        time.sleep(0.2)
+    raise FasttuneError(
+        f"{engine.name} did not answer within {START} seconds", root, "give --verbose to watch it"
+    )
+
+
+def _ended(engine: str, process: subprocess.Popen[bytes], written: Path) -> FasttuneError:
+    lines = written.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    said = "\n".join(lines[-LAST_LINES:]) or "it said nothing"
+    return FasttuneError(
+        f"{engine} ended by itself, with status {process.returncode}", said, "--verbose shows more"
+    )
+
+
+def _verify(run: Run, plugins: Plugins, engine: Engine, root: str, name: str) -> str:
+    """Send rows of every kind that the format tells apart, and compare the prompts' ids, or their
+    number where the engine tells no more.
+
+    Raises:
+        FasttuneError: a prompt is not the run's.
+    """
+    job = RunExport(run, plugins.template(run.config.template), run.folder, {})
+    chat, tokenizer = job.chat_format(), job.tokenizer()
+
+    def ask(path: str, body: Mapping[str, Any]) -> Any:
+        try:
+            return _request(f"{root}{path}", body, seconds=300)
+        except urllib.error.HTTPError as error:
+            said = error.read().decode(errors="replace")[:500]
+            raise FasttuneError(
+                f"{engine.name} answers with status {error.code}", said, "--verbose shows more"
+            ) from error
+
+    compared, ids = 0, True
+    for row in PROBE_ROWS:
+        variables = chat.kwargs(row)
+        if variables and not engine.variables:
+            continue
+        expected = encode_prompt(job.template, with_system(row, run.config.system), tokenizer)
+        found = engine.prompt(ask, name, chat.messages(row), variables)
+        ids = isinstance(found, list)
+        if found != (expected if ids else len(expected)):
+            raise FasttuneError(
+                f"{engine.name} makes other prompts than the run",
+                f"{row['instruction']!r}: {found}, the run has {expected if ids else len(expected)}"
+                f"{'' if ids else ' tokens'}",
+                "another release of it may do; the export itself was verified",
+            )
+        compared += 1
+    what = "the run's ids" if ids else "as many tokens as the run's; the ids it does not tell"
+    return f"{compared} prompts have {what}"
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all of its group: asked first, then killed."""
+    try:
+        _signal(process, signal.SIGTERM)
+        process.wait(GRACE)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        pass
+    finally:
+        _signal(process, signal.SIGKILL)  # and whatever it left behind
+        process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)

@@ -1,0 +1,215 @@
+"""`fasttune serve`: the real command, asked by OpenAI's client, and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fasttune
+from fasttune.exports.export import MARKER, RECORD
+from fasttune.serving import serve as serving
+from fasttune.serving.engines import ENGINES, Engine
+from tests.conftest import cli, tiny_model
+from tests.exports.conftest import EOS, build_byte_tokenizer, make_run, plugins  # noqa: F401
+
+QUESTION = "How many days are in two weeks?"
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    """A model that writes printable characters: half of one would be held back in a stream."""
+    from safetensors.torch import load_file, save_file
+
+    tokenizer = build_byte_tokenizer()
+    ends = {"bos_token_id": EOS, "eos_token_id": EOS}
+    folder = tiny_model("phi", tokenizer, vocab_size=EOS + 8, intermediate_size=640, **ends)
+    weights = load_file(folder / "model.safetensors")
+    printable = tokenizer.convert_tokens_to_ids([chr(code) for code in range(33, 127)])
+    weights["lm_head.bias"][:] = -1e3
+    weights["lm_head.bias"][printable] = 0.0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def of_group(group: int) -> list[int]:
+    """The processes of a group that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def children(process: int) -> list[int]:
+    listed = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(each) for each in listed]
+
+
+@pytest.fixture(scope="module")
+def run(make_run):  # noqa: F811
+    return make_run("served", template="reasoning")
+
+
+@pytest.fixture(scope="module")
+def served(run, plugins):  # noqa: F811
+    """The command with everything it prints until it serves, on an export that is there."""
+    openai = pytest.importorskip("openai", reason="pip install 'fasttune[serve]'")
+    fasttune.export(run, plugins=plugins, rows=1)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fasttune", "serve", str(run.folder), "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        printed = [process.stdout.readline() for _ in range(3)]
+        if not printed[2]:
+            pytest.fail(process.stderr.read())
+        url = printed[1].removeprefix("base URL: ").strip()
+        yield process, printed, openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_a_client_gets_the_answer_of_the_run(run, served, plugins):  # noqa: F811
+    import openai
+
+    process, printed, client = served
+    assert printed[0].startswith(f"{run.name} on transformers: 24 prompts have as many tokens as")
+    assert f'\'{{"model": "{run.name}"' in printed[2] and printed[2].startswith("curl http://")
+    asked = {
+        "model": run.name, "max_tokens": 12, "temperature": 0,
+        "messages": [{"role": "user", "content": QUESTION}],
+    }  # fmt: skip
+    generator = fasttune.load(run, plugins=plugins)
+    expected = generator.answer(QUESTION, max_new_tokens=12)
+    whole = client.chat.completions.create(**asked)
+    said = whole.choices[0].message.content
+    assert said == expected.text and whole.usage.completion_tokens == expected.tokens == 12
+    pieces = [
+        chunk.choices[0].delta.content or ""
+        for chunk in client.chat.completions.create(**asked, stream=True)
+    ]
+    assert "".join(pieces) == said and len(pieces) > 2
+
+    done = subprocess.run(printed[2], shell=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["role"] == "assistant"
+
+    system = [{"role": "system", "content": "You answer."}]
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**asked | {"messages": system})
+    assert refused.value.status_code == 400
+    assert "this chat template needs a user message" in str(refused.value)
+
+    [child] = children(process.pid)
+    assert of_group(child)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and said.endswith("Ctrl-C ends it\nstopped\n")
+    assert f"the export is there: {run.folder}" in said
+    assert not of_group(child)
+
+
+def engine(script: str) -> Engine:
+    """A server made for the test, that begins with its port in `port`."""
+    code = f"import sys, os, time, signal, subprocess; port = int(sys.argv[1])\n{script}"
+    return Engine(
+        "mine", "merged", (), "",
+        lambda folder, at: [sys.executable, "-c", code, str(at.port)],
+        "/health", lambda ask, name, messages, variables: 1, True,
+    )  # fmt: skip
+
+
+ANSWERS = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"{}")
+    def log_message(self, *args): pass
+server = HTTPServer(("127.0.0.1", port), Handler)
+"""
+STUBBORN = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+"""
+
+
+@pytest.fixture
+def standing(run, monkeypatch, tmp_path):
+    """An export that is there, without being one."""
+    monkeypatch.setattr(serving, "exported", lambda *args: tmp_path)
+    monkeypatch.setattr(serving, "GRACE", 0.5)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_nothing_of_a_stubborn_server_is_left(run, standing, plugins, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(ENGINES, "mine", engine(f"{ANSWERS}{STUBBORN}server.serve_forever()"))
+    monkeypatch.setattr(serving, "_verify", lambda *args: "unseen")
+    with pytest.raises(KeyboardInterrupt), serving.serve(run, plugins, "mine", port=0) as server:
+        group = server.process.pid
+        assert len(of_group(group)) == 2
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert not of_group(group)
+
+
+@pytest.mark.slow
+def test_other_prompts_are_refused(run, standing, plugins, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(ENGINES, "mine", engine(f"{ANSWERS}server.serve_forever()"))
+    before = {*children(os.getpid())}
+    with (
+        pytest.raises(fasttune.FasttuneError, match="makes other prompts") as error,
+        serving.serve(run, plugins, "mine", port=0),
+    ):
+        pass
+    assert "Add 2 and 3.': 1, the run has" in error.value.where
+    assert {*children(os.getpid())} == before
+
+
+@pytest.mark.slow
+def test_what_ends_a_server_is_said(run, standing, plugins, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(ENGINES, "mine", engine("print('no memory'); sys.exit(3)"))
+    with (
+        pytest.raises(fasttune.FasttuneError, match="ended by itself, with status 3") as error,
+        serving.serve(run, plugins, "mine", port=0),
+    ):
+        pass
+    assert "no memory" in error.value.where
+
+
+@pytest.mark.slow
+def test_what_cannot_be_served(run, monkeypatch, tmp_path, plugins):  # noqa: F811
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ended = cli("serve", run.folder, "--port", taken.getsockname()[1])
+    assert ended.status == 2 and "nothing can listen there" in ended.err
+    ended = cli("serve", run.folder, "--engine", "transformer")
+    assert ended.status == 2 and "did you mean 'transformers'" in ended.err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    ended = cli("serve", run.folder, "--engine", "vllm")
+    assert ended.status == 2 and "no module vllm" in ended.err and "pip install vllm" in ended.err
+
+    folder = tmp_path / "exports" / "merged"
+    folder.mkdir(parents=True)
+    (folder / RECORD).write_text("{}")
+    (folder / MARKER).write_text("This export is not verified:\nrow 1: other ids\n")
+    with pytest.raises(fasttune.FasttuneError, match="not verified: row 1: other ids"):
+        serving._usable(folder)
+    (folder / MARKER).unlink()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(fasttune.FasttuneError, match="has no chat template"):
+        serving._usable(folder)
