@@ -78,8 +78,8 @@ def served(run, plugins):  # noqa: F811
         url = printed[1].removeprefix("base URL: ").strip()
         yield process, printed, openai.OpenAI(base_url=url, api_key="none", max_retries=0)
     finally:
-        process.kill()
-        process.communicate()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def engine(script: str) -> Engine:
     return Engine(
         "mine", "merged", (), "",
         lambda folder, at: [sys.executable, "-c", code, str(at.port)],
-        "/health", lambda ask, name, messages, variables: 1, True,
+        "/health", lambda ask, name, messages, variables: 1, True, {},
     )  # fmt: skip
 
 

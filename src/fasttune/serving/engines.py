@@ -44,6 +44,7 @@ class Engine:
         prompt: (ask, name, messages, variables) -> the ids of a prompt, or only their number, where
             the engine tells no more.
         variables: whether requests may give the chat template variables.
+        greedy: what a request has to say for the run's own, greedy answer.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Engine:
     ready: str
     prompt: Callable[[Ask, str, Messages, Mapping[str, str]], list[int] | int]
     variables: bool
+    greedy: Mapping[str, float]
 
     def require(self) -> None:
         """Refuse an engine that is not here.
@@ -109,17 +111,19 @@ ENGINES = {
     for engine in (
         Engine(
             "transformers", "merged", ("fastapi", "uvicorn", "openai"),
-            "pip install 'fasttune[serve]'", _transformers, "/health", _counted, True,
+            "pip install 'fasttune[serve]'",
+            _transformers, "/health", _counted, True, {"temperature": 0},
         ),
         Engine(
             "llamacpp", "gguf",
             ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context"),
             "pip install 'fasttune[gguf]' 'llama-cpp-python[server]' (this compiles llama.cpp)",
-            _llamacpp, "/v1/models", _counted, False,
+            # It penalises repetition where a request does not say 1.
+            _llamacpp, "/v1/models", _counted, False, {"temperature": 0, "repeat_penalty": 1},
         ),
         Engine(
             "vllm", "merged", ("vllm",), "pip install vllm (it wants a GPU)",
-            _vllm, "/health", _tokenized, True,
+            _vllm, "/health", _tokenized, True, {"temperature": 0},
         ),
     )
 }  # fmt: skip

@@ -51,7 +51,7 @@ class Server:
         process: its own; in a process group by itself.
     """
 
-    engine: str
+    engine: Engine
     model: str
     url: str
     export: Path
@@ -65,7 +65,7 @@ class Server:
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": "What is the highest mountain in Japan?"}],
-            "temperature": 0,
+            **self.engine.greedy,
         }
         return (
             f"curl {self.url}/chat/completions -H 'Content-Type: application/json' "
@@ -79,7 +79,7 @@ class Server:
             FasttuneError: the server ended by itself.
         """
         self.process.wait()
-        raise _ended(self.engine, self.process, self.log)
+        raise _ended(self.engine.name, self.process, self.log)
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def serve(
             root = f"http://{f'[{host}]' if ':' in host else host}:{at.port}"
             _wait_until_ready(chosen, process, written, root)
             proof = _verify(run, plugins, chosen, root, at.name)
-            yield Server(engine, at.name, f"{root}/v1", folder, proof, process, written)
+            yield Server(chosen, at.name, f"{root}/v1", folder, proof, process, written)
         finally:
             end(process)
 
