@@ -28,6 +28,13 @@ os.environ["WANDB_API_KEY"] = "SecretOfWandb"
 # A person's own plugins and cached rows must not change what the tests see, nor tests their cache.
 os.environ["FASTTUNE_CACHE"] = tempfile.mkdtemp(prefix="fasttune-tests-")
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="fasttune-tests-")
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fasttune-tests-")
+
+
+@pytest.fixture(autouse=True)
+def own_state_folder(tmp_path_factory, monkeypatch):
+    """`last` is no run of another test."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
 
 
 def pytest_collection_modifyitems(items):

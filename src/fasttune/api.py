@@ -187,21 +187,25 @@ def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -
 
 def _interrupted(run: Run, plugins: Plugins, force: bool) -> Job:
     """The job that a run began with."""
+    plugins = run.with_template(plugins)
     config = run.check_resumable(plugins.identity(run.config.template), force)
     job = prepare(config, plugins)
     run.check_data(job.train, job.eval, force)
     return job
 
 
-def open_run(name: str = "last", parent: str | Path = "runs") -> Run:
+def open_run(name: str = "last", parent: str | Path | None = None) -> Run:
     """A run by its folder, by its name below `parent`, or "last" for the newest.
+
+    Args:
+        parent: by default runs/; "last" is then the newest run wherever this person wrote it.
 
     Raises:
         FasttuneError: there is no such run.
     """
     from fasttune.runs import find_run
 
-    return find_run(name, Path(parent))
+    return find_run(name, Path(parent) if parent is not None else None)
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,7 @@ class Source:
     Attributes:
         adapter: None for a base model.
         system: laid over the rows in place of the template's own system text.
+        plugins: those that have the template.
         run: None for a base model.
     """
 
@@ -218,6 +223,7 @@ class Source:
     template: Template
     adapter: Path | None
     system: str | None
+    plugins: Plugins
     run: Run | None = None
 
     def load(self) -> Generator:
@@ -273,7 +279,11 @@ def find(
     if isinstance(name, str) and not is_run(name):
         require_model(name)
         return Source(
-            ModelConfig(name=name), plugins.template(template or "reasoning"), None, system
+            ModelConfig(name=name),
+            plugins.template(template or "reasoning"),
+            None,
+            system,
+            plugins,
         )
     run = name if isinstance(name, Run) else find_run(name)
     config = run.config
@@ -283,6 +293,7 @@ def find(
             f"--template {template}",
             "leave out --template",
         )
+    plugins = run.with_template(plugins)
     run.check_template(plugins.identity(config.template), force)
     run.check_adapter()
     require_model(str(run.adapter))
@@ -293,6 +304,7 @@ def find(
         plugins.template(config.template),
         run.adapter,
         config.system if system is None else system,
+        plugins,
         run,
     )
 
@@ -452,7 +464,7 @@ def evaluate(
     folder = Path(output) if output is not None else None
     made = plan_evaluation(
         source.run or source.model, source.template.name, source.system, str(data), found,
-        measuring, plugins, folder,
+        measuring, source.plugins, folder,
     )  # fmt: skip
     from fasttune.comparison.work import run_comparison
 

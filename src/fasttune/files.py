@@ -254,10 +254,19 @@ def cache_dir() -> Path:
     cache folder."""
     if folder := os.environ.get("FASTTUNE_CACHE"):
         return Path(folder)
+    return _of_user("XDG_CACHE_HOME", ".cache")
+
+
+def state_dir() -> Path:
+    """What is remembered from one command to the next: fasttune/ in the user's state folder."""
+    return _of_user("XDG_STATE_HOME", ".local/state")
+
+
+def _of_user(variable: str, otherwise: str) -> Path:
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData/Local")
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        base = os.environ.get(variable) or str(Path.home() / otherwise)
     return Path(base) / "fasttune"
 
 

@@ -82,6 +82,7 @@ class Manifest(Begun, total=False):
     best_eval_loss: float
     scores: dict[str, dict[str, float]]
     adapter_sha256: str
+    plugin_sha256: str
 
 
 class Logged(TypedDict):

@@ -7,6 +7,7 @@ loss.png         the losses
 samples.json     answers on held-out rows before and after training; samples.md shows them to people
 answers.png      how many of them are exact, by the columns in samples.by
 adapter/         the adapter, its tokenizer and template.json (the template's identity)
+plugin/          the source of the template's plugin, sealed
 checkpoints/     what a resumed run starts from
 """
 
@@ -39,10 +40,22 @@ from fasttune.config import (
 )
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError, did_you_mean, reason
-from fasttune.files import check_seal, open_to_all, sync, write_json, write_text
+from fasttune.files import (
+    atomic_folder,
+    check_seal,
+    locked,
+    open_to_all,
+    seal,
+    state_dir,
+    sync,
+    write_json,
+    write_text,
+)
 from fasttune.logs import muted
 from fasttune.notebook import picture
+from fasttune.plugins import discovery
 from fasttune.plugins.identity import Identity
+from fasttune.plugins.registry import Plugins, Provider
 from fasttune.plugins.template import Row
 from fasttune.records import (
     FORMAT,
@@ -64,6 +77,10 @@ CHECKPOINT = (
     "trainer_state.json",
 )
 """Without any of these a resumed run would have other losses than an unbroken one."""
+
+RUNS = Path("runs")
+KNOWN = 1000
+"""So many of a person's runs are remembered, wherever they are."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,6 +113,10 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+    @property
+    def plugin(self) -> Path:
+        return self.folder / "plugin"
 
     @property
     def manifest(self) -> Manifest:
@@ -155,10 +176,18 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    def go_on(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
-        """Take down the settings and the facts of a resumed run."""
+    def go_on(
+        self, config: RunConfig, facts: Mapping[str, Any], plugin: Provider | None = None
+    ) -> None:
+        """Take down the settings and the facts of a resumed run, and its plugin where it is another
+        one."""
         write_text(self.folder / "config.yaml", dump_config(config))
-        self.update({"format": FORMAT, "status": "running", "config": config.as_dict(), **facts})
+        before = self.manifest
+        same = "plugin_sha256" in before and before["template"] == facts["template"]
+        kept = {} if same else _keep(plugin, self.plugin)
+        begun = {"format": FORMAT, "status": "running", "config": config.as_dict()}
+        self.update({**begun, **facts, **kept})
+        _remember(self)
 
     def go_back(self, step: int) -> None:
         """Drop what there is of the steps that a resumed run will take again, and what a killed
@@ -256,12 +285,37 @@ class Run:
         """
         trained = self.manifest["template"]
         if trained["rendering"] != identity.rendering and not force:
+            kept = self.plugin / f"{trained['provider']}.py"
+            source = f" (as it was: {kept})" if kept.is_file() else ""
             raise FasttuneError(
                 f"template '{identity.name}' renders otherwise than when '{self.name}' was trained",
                 f"trained with {trained['rendering']} ({trained['path']})\n"
                 f"now loaded   {identity.rendering} ({identity.path})",
-                "restore the template, or use --force to go on all the same",
+                f"restore the template{source}, or use --force to go on all the same",
             )
+
+    def with_template(self, plugins: Plugins) -> Plugins:
+        """The plugins; where none of them has the run's template, with the one that the run keeps.
+
+        Raises:
+            FasttuneError: that is not what was written, or nobody agreed to it here.
+        """
+        manifest = self.manifest
+        digest, trained = manifest.get("plugin_sha256"), manifest["template"]
+        if trained["name"] in plugins.templates or digest is None:
+            return plugins
+        hint = "restore it, or give the plugin with --plugin FILE"
+        check_seal(self.plugin, "the plugin that the run keeps", hint, digest)
+        found = discovery.with_kept(plugins, trained["provider"], self.plugin)
+        if trained["name"] not in found.templates and trained["distribution"]:
+            wanted = f"{trained['distribution']}=={trained['version']}"
+            raise FasttuneError(
+                f"the run's template '{trained['name']}' is not installed, and its copy does not "
+                "load by itself",
+                "\n".join(f"{p.path}: {p.error}" for p in found.problems) or str(self.plugin),
+                f"pip install {wanted}",
+            )
+        return found
 
     def check_adapter(self) -> None:
         """Refuse a run that has no adapter yet, or whose adapter is not what training wrote.
@@ -372,12 +426,15 @@ class Run:
                 )
 
 
-def create_run(config: RunConfig, model: str, facts: Mapping[str, Any]) -> Run:
+def create_run(
+    config: RunConfig, model: str, facts: Mapping[str, Any], plugin: Provider | None = None
+) -> Run:
     """A new run folder named after template, model and time, with its settings and its manifest:
     all of it is there at once, or nothing.
 
     Args:
         facts: the manifest's, as `Begun`, but for status and start.
+        plugin: the template's; the run keeps its source.
 
     Raises:
         FasttuneError: the folder cannot be made.
@@ -391,7 +448,10 @@ def create_run(config: RunConfig, model: str, facts: Mapping[str, Any]) -> Run:
         try:
             write_text(aside / "config.yaml", dump_config(config))
             begun = {"format": FORMAT, "status": "running", "started": now()}
-            write_json(aside / "manifest.json", begun | {"config": config.as_dict()} | {**facts})
+            kept = _keep(plugin, aside / "plugin")
+            write_json(
+                aside / "manifest.json", {**begun, "config": config.as_dict(), **facts, **kept}
+            )
             open_to_all(aside)
             sync(aside)
             for attempt in range(1, 1000):
@@ -403,6 +463,7 @@ def create_run(config: RunConfig, model: str, facts: Mapping[str, Any]) -> Run:
                         raise
                     continue  # another process was quicker
                 sync(parent)
+                _remember(Run(folder))
                 return Run(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -415,30 +476,83 @@ def create_run(config: RunConfig, model: str, facts: Mapping[str, Any]) -> Run:
     raise FasttuneError("cannot find a free name for the run", str(parent), "clear the folder")
 
 
-def find_run(name: str, parent: Path = Path("runs")) -> Run:
+def _keep(plugin: Provider | None, folder: Path) -> dict[str, str]:
+    """Copy the source of a plugin, sealed; what the manifest holds of it."""
+    if plugin is None or plugin.path.suffix != ".py":
+        return {}
+    with atomic_folder(folder) as made:
+        discovery.keep_plugin(plugin, made)
+        return {"plugin_sha256": seal(made)}
+
+
+def _remember(run: Run) -> None:
+    """Note for later commands where a run is, and that its plugin is one that this person ran."""
+    try:
+        if run.plugin.is_dir():
+            discovery.agree(run.plugin)
+        with locked(_index()):
+            known = [line for line in _known() if line != str(run.folder.resolve())]
+            write_json(_index(), [*known, str(run.folder.resolve())][-KNOWN:])
+    except OSError as error:
+        log.warning("warning: %s will not know this run as its own: %s", _index(), reason(error))
+
+
+def _forget(run: Run) -> None:
+    with suppress(OSError), locked(_index()):
+        write_json(_index(), [line for line in _known() if line != str(run.folder.resolve())])
+
+
+def _index() -> Path:
+    return state_dir() / "runs.json"
+
+
+def _known() -> list[str]:
+    """The folders of this person's runs, the newest last."""
+    try:
+        found: list[str] = read_json(_index(), list[str])
+    except FasttuneError:
+        return []
+    return found
+
+
+def find_run(name: str, parent: Path | None = None) -> Run:
     """A run by its folder, by its name below `parent`, or "last" for the newest.
+
+    Args:
+        parent: by default runs/; "last" is then the newest run wherever this person wrote it.
 
     Raises:
         FasttuneError: there is no such run.
     """
-    for folder in (Path(name), parent / name):
+    below = parent or RUNS
+    for folder in (Path(name), below / name):
         if os.path.lexists(folder / "manifest.json"):
             return Run(folder)
-    runs = list_runs(parent)
-    for run in reversed(runs) if name == "last" else ():
+    runs = list_runs(below)
+    for run in reversed(runs if parent else _with_known(runs)) if name == "last" else ():
         try:
             run.manifest  # noqa: B018
         except FasttuneError as error:
             log.warning("warning: %s is passed over: %s (%s)", run.name, error.message, error.where)
         else:
+            if run not in runs:
+                log.info("the last run is %s", run.folder)
             return run
     hint = "there is no run here yet: give a run's folder, or a model's, one with a config.json"
     if runs:
         hint = did_you_mean(name, [run.name for run in runs])
-    raise FasttuneError(f"there is no run '{name}'", str(parent), hint)
+    raise FasttuneError(f"there is no run '{name}'", str(below), hint)
 
 
-def is_run(name: str, parent: Path = Path("runs")) -> bool:
+def _with_known(runs: Sequence[Run]) -> list[Run]:
+    """The runs, and those of this person that are elsewhere; oldest first."""
+    here = {run.folder.resolve() for run in runs}
+    known = [Path(line) for line in _known() if Path(line) not in here]
+    elsewhere = [Run(folder) for folder in known if (folder / "manifest.json").is_file()]
+    return sorted([*runs, *elsewhere], key=_started)
+
+
+def is_run(name: str, parent: Path = RUNS) -> bool:
     """Whether a name stands for a run; otherwise it is a base model, by folder or as
     owner/model."""
     if (Path(name) / "manifest.json").is_file() or (parent / name / "manifest.json").is_file():
@@ -448,7 +562,7 @@ def is_run(name: str, parent: Path = Path("runs")) -> bool:
     return name.count("/") != 1 or Path(name).parent.is_dir()
 
 
-def list_runs(parent: Path = Path("runs")) -> list[Run]:
+def list_runs(parent: Path = RUNS) -> list[Run]:
     """All runs below a folder, oldest first; before them those whose manifest is damaged."""
     try:
         runs = [Run(file.parent) for file in parent.glob("*/manifest.json")]
@@ -456,15 +570,73 @@ def list_runs(parent: Path = Path("runs")) -> list[Run]:
         raise FasttuneError(
             "cannot look for runs", f"{parent}: {reason(error)}", "give another folder with -o"
         ) from error
-    runs = [run for run in runs if not run.name.startswith(".")]  # about to be made
+    runs = [run for run in runs if not run.name.startswith(".")]  # about to be made, or removed
+    return sorted(runs, key=_started)
 
-    def started(run: Run) -> tuple[str, str]:
+
+def _started(run: Run) -> tuple[str, str]:
+    try:
+        return run.manifest["started"], run.name
+    except FasttuneError:
+        return "", run.name
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The settings, and what became of them, in which runs differ: dotted key -> a value for each.
+
+    Raises:
+        FasttuneError: a manifest is damaged.
+    """
+    facts = []
+    for run in runs:
+        manifest, settings = run.manifest, flatten(run.config.as_dict())
+        del settings["output"]
+        facts.append(
+            settings
+            | {
+                "model.name": manifest["model"],
+                "model.quantization": manifest["quantization"],
+                "model.precision": PRECISIONS[manifest["dtype"]],
+                "rendering": manifest["template"]["rendering"][:12],
+                "rows": manifest["data"]["train_sha256"][:12],
+                "held-out rows": manifest["data"]["eval_sha256"][:12],
+                "device": manifest["device"],
+            }
+            | {f"version of {name}": number for name, number in manifest["versions"].items()}
+        )
+    keys = dict.fromkeys(key for each in facts for key in each)
+    values = {key: [each.get(key) for each in facts] for key in keys}
+    return {key: found for key, found in values.items() if any(v != found[0] for v in found)}
+
+
+def remove_runs(runs: Sequence[Run]) -> None:
+    """Remove run folders, each wholly: it loses its name before the first file is gone.
+
+    Raises:
+        FasttuneError: one is being trained, or cannot be removed; those before it are gone.
+    """
+    for run in runs:
+        with run.locked():
+            pass
+    for run in runs:
+        aside = run.folder.with_name(f".{run.name}.old")
         try:
-            return run.manifest["started"], run.name
-        except FasttuneError:
-            return "", run.name
-
-    return sorted(runs, key=started)
+            run.folder.rename(aside)
+        except OSError as error:
+            raise FasttuneError(
+                f"run '{run.name}' cannot be removed",
+                f"{run.folder}: {reason(error)}",
+                "nothing of it is gone; see who may write there",
+            ) from error
+        _forget(run)
+        try:
+            shutil.rmtree(aside)
+        except OSError as error:
+            raise FasttuneError(
+                f"run '{run.name}' is no longer there, but not all of its files are gone",
+                f"{aside}: {reason(error)}",
+                f"remove {aside} by hand",
+            ) from error
 
 
 def check_checkpoint(folder: Path) -> None:

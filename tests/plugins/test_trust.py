@@ -100,7 +100,7 @@ def test_consent_is_kept_until_a_file_changes(config):
 def test_a_person_is_asked_once(config, monkeypatch, answer, runs):
     ran, ended = dry_run(config, answer=answer, monkeypatch=monkeypatch)
     assert ran is runs and "run them? [y/N] " in ended.err
-    assert ended.err.startswith("these files beside the config run as code:\n")
+    assert ended.err.startswith("these files run as code:\n")
     ran, ended = dry_run(config, answer="", monkeypatch=monkeypatch)
     assert ran is runs and ("[y/N]" in ended.err) is not runs
 

@@ -73,11 +73,11 @@ def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
 
 
 def _agreed(files: Sequence[Path]) -> bool:
-    """Ask a person whether the plugins beside a config may run; without a terminal, or where
-    several processes would ask, no."""
+    """Ask a person whether the plugins beside a config, or in a run, may run; without a terminal,
+    or where several processes would ask, no."""
     if processes.count() > 1 or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    print("these files beside the config run as code:", file=sys.stderr)
+    print("these files run as code:", file=sys.stderr)
     for file in files:
         print(f"  {printable(file)}", file=sys.stderr)
     print("run them? [y/N] ", end="", file=sys.stderr, flush=True)
@@ -86,7 +86,7 @@ def _agreed(files: Sequence[Path]) -> bool:
 
 def _told(files: Sequence[Path]) -> bool:
     """Say what --trust-plugins lets run."""
-    say("these files beside the config run as code, from now on without a word until they change:")
+    say("these files run as code, from now on without a word until they change:")
     for file in files:
         say(f"  {printable(file)}")
     return True
@@ -111,7 +111,7 @@ def root(
     ] = None,
     trust_plugins: Annotated[
         bool,
-        typer.Option("--trust-plugins", help="Agree to the files in plugins/ beside --config."),
+        typer.Option("--trust-plugins", help="Agree to plugins beside --config, or in a run."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
     verbose: Annotated[

@@ -135,8 +135,7 @@ def generate(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
         repetition_penalty=repetition_penalty, seed=seed, stop_loops=stop_loops,
     )  # fmt: skip
-    loaded = plugins(context)
-    source = api.find(run, template, system, loaded, force)
+    source = api.find(run, template, system, plugins(context), force)
     if file is not None:
         from fasttune.data.load import parse_columns
 
@@ -151,7 +150,7 @@ def generate(
         answers: list[Answer] = []
         _answer_file(generator, rows, asked, output, answers.append)
         answers = with_likelihoods(generator, answers, batch_size)
-        _show_scores(score_answers(source.template.name, answers, loaded), output is None)
+        _show_scores(score_answers(source.template.name, answers, source.plugins), output is None)
         return
     row = {"instruction": instruction or "", "input": input_}
     require_prompt(row, source.template, source.system)

@@ -1,8 +1,9 @@
-"""`fasttune runs list | show`."""
+"""`fasttune runs list | show | compare | rm`."""
 
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +15,17 @@ from fasttune.errors import FasttuneError
 if TYPE_CHECKING:
     from fasttune.runs import Run
 
-group = typer.Typer(help="Look at the runs in a folder.", no_args_is_help=True)
+group = typer.Typer(help="Look at runs, and remove them.", no_args_is_help=True)
 app.add_typer(group, name="runs")
 
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder of runs.")]
+Anywhere = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Folder of runs. Default: runs; 'last' is then the newest anywhere."
+    ),
+]
+Names = Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders, names or 'last'.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -65,7 +73,7 @@ def _as_dict(run: Run) -> dict[str, Any]:
 
 
 @group.command()
-def show(run: str, output: Folder = Path("runs"), as_json: AsJson = False) -> None:
+def show(run: str, output: Anywhere = None, as_json: AsJson = False) -> None:
     """Show a run: its folder, its name, or 'last'."""
     from fasttune.config import dump_config
     from fasttune.files import shown
@@ -108,6 +116,74 @@ def show(run: str, output: Folder = Path("runs"), as_json: AsJson = False) -> No
     for name, value in scores.get("after", {}).items():
         out.print(f"{name:<14}{scores['before'].get(name, math.nan):.2f} -> {value:.2f}")
     out.print(f"\n[bold]settings[/bold]\n{dump_config(found.config)}", end="")
+
+
+@group.command()
+def compare(runs: Names, output: Anywhere = None, as_json: AsJson = False) -> None:
+    """Show in which settings runs differ, and what became of each.
+
+    Which of them answers better is for `fasttune compare RUN RUN`.
+    """
+    from fasttune.runs import differences
+
+    found = _found(runs, output)
+    if len(found) < 2:
+        raise FasttuneError("one run has nothing to differ from", runs[0], "name two or more")
+    differing = differences(found)
+    manifests = [run.manifest for run in found]
+    became: dict[str, list[Any]] = {
+        "status": [each["status"] for each in manifests],
+        "steps": [each.get("steps") for each in manifests],
+        "held-out loss": [_losses(run.metrics()) or None for run in found],
+        "tokens/s": [each.get("tokens_per_second") for each in manifests],
+    }
+    if as_json:
+        folders = [str(run.folder) for run in found]
+        print_json({"runs": folders, "differences": differing, "results": became})
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", *(Text(run.name) for run in found), box=None)
+    for key, values in [*differing.items(), *became.items()]:
+        table.add_row(key, *(Text("-" if value is None else str(value)) for value in values))
+    if not differing:
+        console().print("the runs differ in no setting")
+    console().print(table)
+
+
+@group.command()
+def rm(
+    runs: Names,
+    output: Anywhere = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove runs, with their adapters, checkpoints and exports."""
+    from fasttune.runs import remove_runs
+
+    found = _found(runs, output)
+    for run in found:
+        files = [path for path in run.folder.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+        say(f"{run.folder}: {len(files)} files, {size / 1e6:.1f} MB")
+    if not yes and not _agreed(len(found)):
+        raise FasttuneError("nothing was removed", ", ".join(runs), "agree by y, or give --yes")
+    remove_runs(found)
+
+
+def _found(names: list[str], output: Path | None) -> list[Run]:
+    """The runs of these names, each once."""
+    from fasttune.runs import find_run
+
+    found = {run.folder.resolve(): run for run in (find_run(name, output) for name in names)}
+    return [*found.values()]
+
+
+def _agreed(count: int) -> bool:
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"remove {count} run{'s' * (count > 1)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _losses(metrics: list[dict[str, Any]]) -> str:

@@ -40,11 +40,11 @@ def plan_runs(
     groups = _groups(runs, plugins)
     labels = _labels([group[0] for group in groups])
     formats = [
-        Format(label, _job(group, plugins), _by_seed(group))
+        Format(label, _job(group, group[0].with_template(plugins)), _by_seed(group))
         for label, group in zip(labels, groups, strict=True)
     ]
     firsts = [group[0] for group in groups]
-    _require_same_rows(formats, firsts, plugins)
+    _require_same_rows(formats, firsts)
     _require_same_fit(formats, firsts)
     if not formats[0].job.eval:
         raise FasttuneError(
@@ -73,7 +73,7 @@ def _groups(runs: Sequence[Run], plugins: Plugins) -> list[list[Run]]:
                 str(run.folder),
                 f"finish it: fasttune run --resume {run.folder}",
             )
-        run.check_template(plugins.identity(run.config.template))
+        run.check_template(run.with_template(plugins).identity(run.config.template))
         run.check_adapter()
         groups.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
     return list(groups.values())
@@ -132,11 +132,11 @@ def _differing(formats: Sequence[Format]) -> list[str]:
     ]
 
 
-def _require_same_rows(formats: Sequence[Format], runs: Sequence[Run], plugins: Plugins) -> None:
+def _require_same_rows(formats: Sequence[Format], runs: Sequence[Run]) -> None:
     """Insist on the same rows in all formats; a system text of the run's own is part of its format,
     not of the rows."""
     bare = [
-        prepare(replace(each.job.config, system=None), plugins)
+        prepare(replace(each.job.config, system=None), each.job.plugins)
         if each.job.config.system
         else each.job
         for each in formats

@@ -67,6 +67,7 @@ def export(
         FasttuneError: there is no such exporter or option, the folder exists, the run has no
             adapter or its template changed, its rows cannot be read, or the disk is full.
     """
+    plugins = run.with_template(plugins)
     exporter = _exporter(name, plugins)
     chosen = _options(exporter, options or {})
     target = target or run.folder / "exports" / name

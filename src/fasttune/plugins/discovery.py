@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.machinery import SourceFileLoader
@@ -22,6 +23,9 @@ from fasttune.plugins.trust import Ask, refuse_writable, require_consent
 
 GROUP = "fasttune"
 BESIDE = "beside the config"
+FOLDER_MODULE = "fasttune_folder_"
+NOT_HELPERS = ("__main__", FOLDER_MODULE)
+"""How modules are named that a plugin in a folder has not imported: the program, other plugins."""
 
 
 def load_plugins(
@@ -37,8 +41,8 @@ def load_plugins(
     restricts what is loaded.
 
     Args:
-        trust: whether what is beside `config` may run, or who asks a person; an earlier consent to
-            the same files stands. Nothing else needs one.
+        trust: whether what is beside `config`, or in a run, may run, or who asks a person; an
+            earlier consent to the same files stands. Nothing else needs one.
 
     Raises:
         FasttuneError: a file or folder that is named does not exist, or others may write to it; the
@@ -46,7 +50,8 @@ def load_plugins(
             names a plugin that does not exist.
     """
     plugins = _empty()
-    chosen = [n.strip() for n in os.environ.get("FASTTUNE_PLUGINS", "").split(",") if n.strip()]
+    plugins.trust = trust
+    chosen = _chosen()
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     known = {point.name for point in points}
     for point in points:
@@ -68,7 +73,7 @@ def load_plugins(
         for each in dict.fromkeys((path.parent.resolve(), file.parent, file)):
             refuse_writable(each)
         if beside is not None and beside not in agreed:
-            require_consent(beside, user_config_dir() / "trusted-plugins.json", trust)
+            require_consent(beside, _agreements(), trust)
             agreed.add(beside)
         _refuse_second(plugins, file.stem, f"{file.stem} (folder, {file})")
         plugins.add(file.stem, str(file), lambda file=file: _load_file(file))  # type: ignore[misc]
@@ -95,6 +100,60 @@ def load_plugin(path: Path) -> Plugins:
     if plugins.problems:
         raise FasttuneError("the plugin does not load", str(path), plugins.problems[0].error)
     return plugins
+
+
+def keep_plugin(provider: Provider, folder: Path) -> None:
+    """Copy the source of a plugin into a folder: its file as NAME.py, and of one that was loaded
+    from a folder what it imported from there."""
+    shutil.copyfile(provider.path, folder / f"{provider.name}.py")
+    if provider.distribution:
+        return
+    home = provider.path.resolve().parent
+    for name, module in [*sys.modules.items()]:
+        file = Path(getattr(module, "__file__", None) or "").resolve()
+        if file.suffix == ".py" and home in file.parents and not name.startswith(NOT_HELPERS):
+            copy = folder / file.relative_to(home)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+
+
+def agree(folder: Path) -> None:
+    """Note that a person agrees to the .py files in and below a folder."""
+    require_consent(folder, _agreements(), trust=True)
+
+
+def with_kept(plugins: Plugins, name: str, folder: Path) -> Plugins:
+    """The plugins, and the one of that name in a folder of its own, where a run keeps it; it takes
+    the place of a loaded one of that name.
+
+    Raises:
+        FasttuneError: a person has not agreed to what is in the folder, or others may write there.
+    """
+    if (chosen := _chosen()) and name not in chosen:
+        return plugins
+    file = folder.resolve() / f"{name}.py"
+    for each in (file.parent, file):
+        refuse_writable(each)
+    require_consent(folder, _agreements(), plugins.trust, "plugins kept in the run")
+    found = _empty()
+    found.trust = plugins.trust
+    found.problems += [problem for problem in plugins.problems if problem.name != name]
+    for other, provider in plugins.providers.items():
+        if other != name:
+            found.manager.register(plugins.manager.get_plugin(other), name=other)
+            found.providers[other] = provider
+    found.add(name, str(file), lambda: _load_file(file))
+    return found
+
+
+def _chosen() -> list[str]:
+    """The plugins that are to be loaded; none is all."""
+    names = os.environ.get("FASTTUNE_PLUGINS", "").split(",")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _agreements() -> Path:
+    return user_config_dir() / "trusted-plugins.json"
 
 
 def _empty() -> Plugins:
@@ -182,7 +241,7 @@ class _Source(SourceFileLoader):
 def _load_file(file: Path) -> tuple[ModuleType, Provider]:
     # The path is part of the module's name: two folders may each hold a mine.py.
     unique = hashlib.sha256(str(file).encode()).hexdigest()[:8]
-    name = f"fasttune_folder_{file.stem}_{unique}"
+    name = f"{FOLDER_MODULE}{file.stem}_{unique}"
     if file.suffix != ".py":
         raise ImportError(f"cannot import {file}")
     spec = importlib.util.spec_from_file_location(name, file, loader=_Source(name, str(file)))

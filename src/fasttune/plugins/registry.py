@@ -22,6 +22,7 @@ from fasttune.plugins.guard import LOADING, Place, PluginError, call, described,
 from fasttune.plugins.identity import Identity, rendering_hash, require_repeatable
 from fasttune.plugins.metric import Metric
 from fasttune.plugins.template import Template
+from fasttune.plugins.trust import Ask
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,17 @@ class Problem:
 
 @dataclass
 class Plugins:
-    """Everything that was loaded, by name, and everything that was not, with the reason."""
+    """Everything that was loaded, by name, and everything that was not, with the reason.
+
+    Attributes:
+        trust: whether a plugin that a run keeps may run, or who asks a person.
+    """
 
     manager: pluggy.PluginManager
     providers: dict[str, Provider] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
+    trust: bool | Ask = False
 
     @cached_property
     def templates(self) -> dict[str, tuple[Template, Provider]]:

@@ -1,7 +1,8 @@
 """Which plugin files may run: those that nobody else can write, and that the person has agreed to.
 
-A folder beside a config comes with the config, perhaps from a stranger. Its files run when a person
-has agreed to just these: the SHA-256 of each is kept in the user's config folder.
+A folder beside a config comes with the config, perhaps from a stranger, and so does one in a run.
+Their files run when a person has agreed to just these: the SHA-256 of each is kept in the user's
+config folder. What a run of one's own was trained with counts as agreed to.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def refuse_writable(path: Path) -> None:
         )
 
 
-def require_consent(folder: Path, record: Path, trust: bool | Ask) -> None:
+def require_consent(
+    folder: Path, record: Path, trust: bool | Ask, what: str = "plugins beside the config"
+) -> None:
     """Insist on a person's consent to the .py files in and below a folder, and keep it.
 
     Helpers and tests count: a plugin can import them.
@@ -50,6 +53,7 @@ def require_consent(folder: Path, record: Path, trust: bool | Ask) -> None:
     Args:
         record: a JSON file, SHA-256 -> the path that the file had.
         trust: True where the person has agreed; or who asks.
+        what: the files, for the error.
 
     Raises:
         FasttuneError: there is no consent.
@@ -61,7 +65,7 @@ def require_consent(folder: Path, record: Path, trust: bool | Ask) -> None:
         return
     if not (trust if isinstance(trust, bool) else trust([*new.values()])):
         raise FasttuneError(
-            "plugins beside the config run as code, and you have not agreed to that",
+            f"{what} run as code, and you have not agreed to that",
             "\n".join(printable(file) for file in new.values()),
             "read them, then give --trust-plugins: until they change, it is not asked again",
         )

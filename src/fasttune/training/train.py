@@ -101,15 +101,15 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
         job = replace(job, config=replace(config, model=replace(config.model, **resumed.used)))
     ready = load(job, replace(device or this_device(), processes=begun))
     facts = _facts(job, ready) | {"processes": begun}
-    run = resumed
+    run, plugin = resumed, job.plugins.templates[config.template][1]
     if run is None:
-        made = create_run(config, job.model, facts) if processes.first() else None
+        made = create_run(config, job.model, facts, plugin) if processes.first() else None
         run = processes.share(made)
         assert run is not None, "the first process has made it"
     with run.locked() if processes.first() else nullcontext():
         if resumed is not None and processes.first():
             with writing(run.folder, "config.yaml"):
-                run.go_on(config, facts)
+                run.go_on(config, facts, plugin)
         training = Training(job, ready, run, checkpoint)
         try:
             with writing(run.folder, "manifest.json"):  # what else is written has a name below
