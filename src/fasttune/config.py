@@ -221,19 +221,22 @@ class Override(NamedTuple):
 
 
 def load_config(
-    path: Path | None = None, overrides: Sequence[Override | tuple[str, Any]] = ()
+    path: Path | None = None,
+    overrides: Sequence[Override | tuple[str, Any]] = (),
+    base: RunConfig | None = None,
 ) -> RunConfig:
     """Defaults, then the file, then the overrides: later wins.
 
     Args:
         path: a YAML file of nested mappings.
         overrides: also as (key, value).
+        base: settings in place of the file's, as those of a run.
 
     Raises:
         FasttuneError: the file cannot be read, or a key or value is not known; it names the
             file with the line, or the override.
     """
-    values, origins = _read_file(path) if path is not None else ({}, {})
+    values, origins = _read_file(path) if path is not None else (base.as_dict() if base else {}, {})
     for key, value, origin in (Override(*each) for each in overrides):
         _put(values, key, value)
         origins = {k: o for k, o in origins.items() if not f"{k}.".startswith(f"{key}.")}

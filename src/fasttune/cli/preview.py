@@ -8,32 +8,36 @@ from typing import Annotated
 
 import typer
 
+from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, overrides
 from fasttune.errors import FasttuneError
 
 
 @app.command()
 def preview(
     context: typer.Context,
-    template: Annotated[str, typer.Option("--template", "-t", help="Template to render with.")],
-    data: Annotated[
-        str | None, typer.Option(help="File or Hub data set; without it the shipped rows.")
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run, for its format, rows and model: its folder, its name or 'last'.",
+            show_default=False,
+        ),
     ] = None,
+    template: TemplateName = None,
+    data: Data = None,
+    columns: Columns = None,
+    config: Config = None,
+    model: Model = None,
     row: Annotated[int, typer.Option(min=1, help="First row to show, from 1.")] = 1,
     rows: Annotated[int, typer.Option(min=1, max=10**6, help="How many rows to show.")] = 1,
-    model: Annotated[
-        str | None, typer.Option(help="Model whose tokenizer to use; without it the default model.")
-    ] = None,
-    map_: Annotated[
-        list[str] | None, typer.Option("--map", metavar="OURS=THEIRS", help="Rename a column.")
-    ] = None,
     system: Annotated[str | None, typer.Option(help="System text in place of the row's.")] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=10**7,
-            help="Longest row, in tokens; without it the default of model.max_length.",
+            help="Longest row, in tokens; without it model.max_length.",
         ),
     ] = None,
     ids: Annotated[bool, typer.Option("--ids", help="Show the token ids.")] = False,
@@ -43,9 +47,12 @@ def preview(
     json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file of --html.")] = False,
 ) -> None:
-    """Show what the model sees of a row: sections, tokens, and which of them are trained."""
-    from fasttune.config import ModelConfig
-    from fasttune.data.load import load, parse_columns, shipped
+    """Show what the model sees of a row: sections, tokens, and which of them are trained.
+
+    Settings come from the defaults, then RUN or --config, then the command line.
+    """
+    from fasttune.config import Override, load_config
+    from fasttune.data.load import load, shipped
     from fasttune.files import require_free, write_text
     from fasttune.inspection import preview as views
     from fasttune.inspection.preview_html import to_html
@@ -58,9 +65,24 @@ def preview(
         )
     if html is not None:
         require_free(html, "--html", force)
-    chosen = plugins(context).template(template)
-    source = shipped("train") if data is None else data
-    loaded = load(source, chosen, parse_columns(map_ or []), system=system)
+    if run is not None and (template or config) is not None:
+        raise FasttuneError(
+            "a run has its own format and settings",
+            f"fasttune preview {run}",
+            "leave out --template and --config, or the run",
+        )
+    found = None if run is None else api.open_run(run)
+    given = overrides(data, columns, model, [], template=template, system=system)
+    if max_length is not None:
+        given.append(Override("model.max_length", max_length, f"--max-length {max_length}"))
+    settings = load_config(config, given, base=found and found.config)
+    provided = plugins(context, config)
+    if found is not None:
+        provided = found.with_template(provided)
+        found.check_template(provided.identity(settings.template))
+    chosen = provided.template(settings.template)
+    source = shipped("train") if settings.data.train is None else settings.data.train
+    loaded = load(source, chosen, settings.data.columns, system=settings.system)
     if loaded.bad_rows:
         print(
             f"warning: {loaded.source}: {loaded.bad_rows} unusable "
@@ -68,8 +90,8 @@ def preview(
             file=sys.stderr,
         )
     picked = views.pick(loaded, row, rows)
-    tokenizer = load_tokenizer(model)
-    name = views.short_name(model or tokenizer.name_or_path)
+    tokenizer = load_tokenizer(settings.model.name)
+    name = views.short_name(settings.model.name or tokenizer.name_or_path)
     shown = [
         views.preview(
             chosen,
@@ -77,7 +99,7 @@ def preview(
             tokenizer,
             number=number,
             model=name,
-            max_length=max_length or ModelConfig().max_length,
+            max_length=settings.model.max_length,
         )
         for number, segments in picked
     ]

@@ -144,7 +144,9 @@ def compare(runs: Names, output: Anywhere = None, as_json: AsJson = False) -> No
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("", *(Text(run.name) for run in found), box=None)
+    table = Table("", box=None)
+    for run in found:
+        table.add_column(Text(run.name))
     for key, values in [*differing.items(), *became.items()]:
         table.add_row(key, *(Text("-" if value is None else str(value)) for value in values))
     if not differing:
