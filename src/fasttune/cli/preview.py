@@ -75,7 +75,7 @@ def preview(
     given = overrides(data, columns, model, [], template=template, system=system)
     if max_length is not None:
         given.append(Override("model.max_length", max_length, f"--max-length {max_length}"))
-    settings = load_config(config, given, base=found and found.config)
+    settings = load_config(config, given, base=found.config if found else None)
     provided = plugins(context, config)
     if found is not None:
         provided = found.with_template(provided)
