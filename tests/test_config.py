@@ -110,3 +110,14 @@ def test_the_default_config_has_every_setting_at_its_default_with_a_comment():
         is_setting = ":" in line and not line.lstrip().startswith("#") and not line.endswith(":")
         if is_setting:
             assert "#" in line or before.lstrip().startswith("#"), f"no comment: {line}"
+
+
+def test_the_default_config_is_in_the_package():
+    """setuptools puts what a link leads to into the wheel."""
+    import fasttune
+
+    tomllib = pytest.importorskip("tomllib")
+    shipped = Path(fasttune.__file__).with_name("default.yaml")
+    assert shipped.read_bytes() == (CONFIGS / "default.yaml").read_bytes()
+    settings = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "default.yaml" in settings["tool"]["setuptools"]["package-data"]["fasttune"]

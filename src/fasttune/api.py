@@ -144,6 +144,63 @@ def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
     return forecast(config, shape, device, lengths)
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """Settings for rows that nobody has looked at.
+
+    Attributes:
+        lines: what was found, for people.
+    """
+
+    config: RunConfig
+    lines: list[str]
+
+
+def propose(
+    config: RunConfig, plugins: Plugins, template: str | None = None, gpu: str | None = None
+) -> Proposal:
+    """The columns of `data.train`, a template for its rows and a batch that fits.
+
+    Args:
+        config: `data.columns` stays where it has any.
+        template: by default reasoning where the rows have some, else alpaca.
+        gpu: see `plan`.
+
+    Raises:
+        FasttuneError: the rows cannot be read, or need a mapping that cannot be guessed.
+    """
+    from dataclasses import replace
+    from itertools import islice
+
+    from fasttune.data.check import column_names
+    from fasttune.data.columns import propose_columns
+    from fasttune.data.load import LOOKAHEAD, load
+    from fasttune.data.sources import reader
+    from fasttune.files import absolute
+    from fasttune.inspection.survey import default_template
+
+    assert config.data.train is not None, "there are rows"
+    names = column_names(islice(reader(config.data.train, "train"), LOOKAHEAD))
+    columns = config.data.columns or propose_columns(names)
+    lines = [f"columns: {', '.join(names)}"]
+    lines += [f"{ours} is taken from {theirs}" for ours, theirs in columns.items()]
+    if template is None:
+        start = load(config.data.train, columns=columns, limit=LOOKAHEAD)
+        template = default_template(start.rows)
+    data = replace(config.data, train=absolute(config.data.train), columns=columns)
+    config = replace(config, template=template, data=data)
+    with muted("fasttune.encoding"):
+        made = plan(prepare(config, plugins), gpu)
+    lines.append(made.line())
+    if not made.fits:
+        if not made.suggestion:
+            made.require_fit()
+        changes = [settings.parse_override(text) for text in made.suggestion]
+        lines.append(f"with {' '.join(made.suggestion)} it fits")
+        config = settings.load_config(None, changes, base=config)
+    return Proposal(config, lines)
+
+
 def _lengths(job: Job, model: str) -> list[int] | None:
     """Tokens of the rows to train on; None where the model's tokenizer cannot be had here."""
     from fasttune.encoding.cache import encode_rows

@@ -1,10 +1,11 @@
 """YAML and command-line overrides -> frozen dataclasses. Every setting is explained in
-configs/default.yaml."""
+default.yaml, which is configs/default.yaml in the repository."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -298,6 +299,40 @@ def dump_config(config: RunConfig) -> str:
     import yaml
 
     return yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def commented(config: RunConfig, command: str) -> str:
+    """default.yaml, where every setting is explained, with the values of a config.
+
+    Args:
+        command: for its first line, how a run takes it.
+    """
+    import yaml
+
+    text = Path(__file__).with_name("default.yaml").read_text(encoding="utf-8")
+    values, defaults = flatten(config.as_dict()), flatten(RunConfig().as_dict())
+    lines, group = text.splitlines(), ""
+    lines[0] = f"# {command}"
+    for number, line in enumerate(lines):
+        match = re.match(r"( *)(\w+):( *)(.*?)(?=  +#|$)", line)
+        if match is None:
+            continue
+        indent, key, gap, written = match.groups()
+        if not written:
+            group = f"{key}."
+            continue
+        value = values[f"{group if indent else ''}{key}"]
+        if value == defaults[f"{group if indent else ''}{key}"]:
+            continue
+        dumped = yaml.safe_dump(
+            value, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False
+        )
+        new = dumped.removesuffix("\n").removesuffix("\n...")
+        comment = line[match.end() :].lstrip()
+        column = len(line) - len(comment)  # it stays there as far as it can
+        start = f"{indent}{key}:{gap}{new}"
+        lines[number] = start + " " * max(2, column - len(start)) * bool(comment) + comment
+    return "\n".join(lines) + "\n"
 
 
 def steps(rows: int, config: RunConfig, processes: int = 1) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +12,8 @@ import pytest
 
 from fasttune import FasttuneError, check_template, load_plugin
 from fasttune.plugins.discovery import load_plugins
-from fasttune.plugins.scaffold import new_template
+from fasttune.plugins.scaffold import new_package, new_template
+from tests.conftest import cli
 
 
 def run_pytest(folder):
@@ -88,3 +91,41 @@ def test_force_replaces_a_plugin_that_is_loaded_from_that_very_file(tmp_path):
 def test_nothing_half_written_is_left(tmp_path):
     new_template("mine", tmp_path, load_plugins())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py", "test_mine.py"]
+
+
+def test_a_package_is_built_installed_and_found_without_a_network(tmp_path):
+    written = new_package("my-own", tmp_path, load_plugins())
+    home = tmp_path / "fasttune-my-own"
+    assert sorted(str(path.relative_to(home)) for path in written) == [
+        "README.md", "pyproject.toml", "src/fasttune_my_own.py", "tests/test_fasttune_my_own.py",
+    ]  # fmt: skip
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheel = [*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", tmp_path, home]
+    subprocess.run(wheel, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.whl")
+    assert built.name == "fasttune_my_own-0.1.0-py3-none-any.whl"
+    site = tmp_path / "site"
+    install = [*pip, "install", "--no-deps", "--no-index", "--target", site, built]
+    subprocess.run(install, check=True, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    program = "from fasttune.cli import main; main(['templates', 'list', '--json'])"
+    listed = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, env=environment
+    )
+    (found,) = [t for t in json.loads(listed.stdout) if t["name"] == "my-own"]
+    assert (found["distribution"], found["version"]) == ("fasttune-my-own", "0.1.0")
+    assert found["path"] == str(site / "fasttune_my_own.py")
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", home / "tests"]
+    done = subprocess.run(tests, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout
+
+
+def test_a_package_is_not_written_over_another(tmp_path):
+    new_package("mine", tmp_path, load_plugins())
+    with pytest.raises(FasttuneError, match="the file exists"):
+        new_package("mine", tmp_path, load_plugins())
+    with pytest.raises(FasttuneError, match="is taken"):
+        new_package("alpaca", tmp_path, load_plugins())
+    assert [path.name for path in tmp_path.iterdir()] == ["fasttune-mine"]
+    ended = cli("templates", "new", "mine", "--package", "-o", tmp_path, "--force")
+    assert ended.status == 0 and f"pip install -e {tmp_path / 'fasttune-mine'}" in ended.out

@@ -26,6 +26,14 @@ Model = Annotated[
         help="Hub name or folder. Default: microsoft/phi-2 on CUDA, else a small demo model.",
     ),
 ]
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        help="t4, v100, v100-32gb, v100-pcie, l4, a10, a10g, 3090, 4090, l40s, a100, "
+        "a100-80gb, a100-80gb-pcie, h100, h100-pcie, or a memory as 16GB.",
+        show_default="this machine",
+    ),
+]
 
 
 def overrides(

@@ -9,7 +9,7 @@ import typer
 
 from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
-from fasttune.cli.options import Columns, Config, Data, Model, overrides
+from fasttune.cli.options import Columns, Config, Data, Gpu, Model, overrides
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,14 +38,7 @@ def plan(
     columns: Columns = None,
     config: Config = None,
     model: Model = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option(
-            help="t4, v100, v100-32gb, v100-pcie, l4, a10, a10g, 3090, 4090, l40s, a100, "
-            "a100-80gb, a100-80gb-pcie, h100, h100-pcie, or a memory as 16GB.",
-            show_default="this machine",
-        ),
-    ] = None,
+    gpu: Gpu = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Work out what a run takes: memory by part, arithmetic, the least time, and what fits.

@@ -97,15 +97,31 @@ def show(
 def new(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The new template's name.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to.")] = Path(
-        "plugins"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The folder to write to.",
+            show_default="plugins; of a package the folder one stands in",
+        ),
+    ] = None,
+    package: Annotated[
+        bool, typer.Option("--package", help="Write a package that pip installs.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Write a working template and its test."""
-    from fasttune.plugins.scaffold import new_template
+    from fasttune.plugins.scaffold import new_package, new_template
 
-    plugin, test = new_template(name, out, load_all(context), force)
+    if package:
+        for path in new_package(name, out or Path(), load_all(context), force):
+            print(f"wrote {path}")
+        home = path.parents[1]
+        print(f"install it: pip install -e {home}\ncheck it:   fasttune templates check {name}")
+        print(f"test it:    pytest {home}")
+        return
+    plugin, test = new_template(name, out or Path("plugins"), load_all(context), force)
     print(f"wrote {plugin}\nwrote {test}")
     print(f"check it:  fasttune templates check {plugin}\ntest it:   pytest {test}")
     print(f"use it:    fasttune --plugin {plugin} templates show {name}")

@@ -1,8 +1,9 @@
-"""A new template: a working plugin file and its test."""
+"""A new template: a working plugin file and its test, by itself or as a package."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from fasttune.errors import FasttuneError
@@ -55,30 +56,105 @@ def test_contract():
 """
 
 
+PACKAGE_TEST = """\
+from fasttune import check_template
+from {module} import {cls}
+
+template = {cls}()
+"""
+
+PYPROJECT = """\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "{distribution}"
+version = "0.1.0"
+description = "The {name} prompt format for fasttune."
+readme = "README.md"
+requires-python = ">=3.10"
+dependencies = ["fasttune"]
+
+# fasttune finds the plugin by this: the group is `fasttune`, the value is a module.
+[project.entry-points.fasttune]
+{name} = "{module}"
+
+[tool.setuptools]
+package-dir = {{ "" = "src" }}
+py-modules = ["{module}"]
+"""
+
+README = """\
+# {distribution}
+
+The {name} prompt format for fasttune.
+
+    pip install -e .
+    fasttune templates check {name}
+    fasttune run --template {name} --data rows.jsonl
+
+Tests: `pip install pytest`, then `pytest`.
+"""
+
+
+def new_package(name: str, folder: Path, plugins: Plugins, force: bool = False) -> list[Path]:
+    """Write a package of one plugin that pip installs, fasttune-NAME, into `folder`.
+
+    Raises:
+        FasttuneError: as `new_template`.
+    """
+    distribution = f"fasttune-{name.replace('_', '-')}"
+    module = distribution.replace("-", "_")
+    home = folder / distribution
+    test = TEST[TEST.index("\n\ndef") :]
+    return _write(
+        name,
+        {
+            home / "pyproject.toml": PYPROJECT,
+            home / "README.md": README,
+            home / "src" / f"{module}.py": PLUGIN,
+            home / "tests" / f"test_{module}.py": PACKAGE_TEST + test,
+        },
+        plugins,
+        force,
+        distribution=distribution,
+        module=module,
+    )
+
+
 def new_template(name: str, folder: Path, plugins: Plugins, force: bool = False) -> list[Path]:
     """Write NAME.py and test_NAME.py into `folder`; both or, if one may not be written, neither.
 
     Raises:
         FasttuneError: the name is not valid or taken, or a file exists and `force` is not set.
     """
+    files = {folder / f"{name}.py": PLUGIN, folder / f"test_{name}.py": TEST}
+    return _write(name, files, plugins, force)
+
+
+def _write(
+    name: str, files: Mapping[Path, str], plugins: Plugins, force: bool, **words: str
+) -> list[Path]:
+    """Write files, all or none, with the words in their places."""
     if not VALID_NAME.fullmatch(name) or name.startswith("test_") or name == "conftest":
         raise FasttuneError(
             f"'{name}' is no name for a template",
             f"templates new {name}",
             "use a-z, 0-9, _ and -, a letter first; test_... and conftest are pytest's",
         )
-    plugin, test = folder / f"{name}.py", folder / f"test_{name}.py"
+    ours = [path.resolve() for path in files]
     for taken in _holders(name, plugins):
-        if taken.path != plugin.resolve():
+        if taken.path not in ours:
             raise FasttuneError(f"the name '{name}' is taken", str(taken), "choose another name")
-    for path in (plugin, test):
+    for path in files:
         if path.exists() and not force:
             raise FasttuneError("the file exists", str(path), "choose another name, or add --force")
     # With a suffix a template may be called "none", "true" or "template".
     cls = "".join(part.capitalize() for part in re.split("[-_]", name)) + "Format"
-    for path, text in ((plugin, PLUGIN), (test, TEST)):
-        write_text(path, text.format(name=name, cls=cls))
-    return [plugin, test]
+    for path, text in files.items():
+        write_text(path, text.format(name=name, cls=cls, **words))
+    return [*files]
 
 
 def _holders(name: str, plugins: Plugins) -> list[Provider]:
