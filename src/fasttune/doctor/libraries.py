@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fasttune.doctor.checks import Result
 from fasttune.machine import tensor_device, this_device
 
 CPU_BACKEND = "2026.10.9"
+TRAINING = ("transformers", "trl", "peft", "datasets", "torch", "bitsandbytes")
+ALSO_TESTED = ("accelerate", "tokenizers", "unsloth", "unsloth_zoo")
 CPU_BACKEND_HINT = f"pip install --no-deps unsloth=={CPU_BACKEND} unsloth_zoo=={CPU_BACKEND}"
 
 
@@ -40,13 +43,14 @@ def check_torch() -> Result:
 
 
 def check_versions() -> Result:
-    """The libraries that training goes through, against fasttune's own requirements."""
+    """The libraries that training goes through, against fasttune's own requirements and the
+    versions that its tests ran with."""
     from packaging.requirements import Requirement
 
     requirements = [Requirement(line) for line in importlib.metadata.requires("fasttune") or []]
     wanted = {r.name: r for r in requirements if r.marker is None}
     found, wrong = [], []
-    for name in ("transformers", "trl", "peft", "datasets", "torch", "bitsandbytes"):
+    for name in TRAINING:
         version = version_of(name)
         found.append(f"{name} {version or 'missing'}")
         specifier = wanted[name].specifier if name in wanted else None
@@ -55,7 +59,27 @@ def check_versions() -> Result:
             wrong.append(f'"{name}{specifier or ""}"')
     if wrong:
         return Result("failure", ", ".join(found), f"pip install {' '.join(wrong)}")
+    if newer := newer_than_tested():
+        named = ", ".join(f"{name} {now} (tested: {then})" for name, (now, then) in newer.items())
+        back = " ".join(f"{name}=={then}" for name, (_, then) in newer.items())
+        hint = f"nothing is known against them; if something fails: pip install {back}"
+        return Result("warning", f"{', '.join(found)}; newer than tested: {named}", hint)
     return Result("ok", ", ".join(found))
+
+
+def newer_than_tested() -> dict[str, tuple[str, str]]:
+    """Library -> its version here and the one that the tests ran with, where that is older."""
+    from packaging.version import Version
+
+    text = Path(__file__).with_name("constraints.txt").read_text(encoding="utf-8")
+    tested = dict(line.split("==") for line in text.split() if "==" in line)
+    tested |= {"unsloth": CPU_BACKEND, "unsloth_zoo": CPU_BACKEND}  # what the Makefile installs
+    here = {name: version_of(name) for name in (*TRAINING, *ALSO_TESTED)}
+    return {
+        name: (version, tested[name])
+        for name, version in here.items()
+        if version and name in tested and Version(version).release > Version(tested[name]).release
+    }
 
 
 # Unsloth patches what it finds imported, and its import can fail in ways that leave half-made
