@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune import hub
+from fasttune.data.json_list import rows_of
 from fasttune.errors import FasttuneError, did_you_mean, reason
 from fasttune.quiet import quiet
 
@@ -117,27 +118,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
 
 
 def _json(path: Path) -> Iterator[Record]:
-    parts = []
-    for number, line, problem in _lines(path):
-        if problem:
-            raise FasttuneError(
-                "the file is not UTF-8",
-                f"{path}: line {number} {problem.message}",
-                "save it as UTF-8",
-            )
-        parts.append(line)
-    if not "".join(parts).strip():
-        return
-    try:
-        value = json.loads("".join(parts), object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        lines = "Extra data" in str(error)
-        hint = "one object per line? then name it .jsonl" if lines else "put the file right"
-        raise FasttuneError("the file is not JSON", f"{path}: {error}", hint) from error
-    rows = value.get("data") if isinstance(value, dict) else value
-    if not isinstance(rows, list):
-        raise FasttuneError("there is no list of rows", str(path), 'write [...] or {"data": [...]}')
-    yield from enumerate(rows, start=1)
+    yield from enumerate(rows_of(path, _object), start=1)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
