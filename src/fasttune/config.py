@@ -42,13 +42,28 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """One of several sources: all of its rows, `count` of them, or by `weight` its share."""
+
+    name: str = ""
+    split: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    count: int | None = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
 class DataConfig:
     train: str | None = None
+    split: str = "train"
+    sources: tuple[SourceConfig, ...] = ()
     eval: str | None = None
+    eval_split: str | None = None
     eval_fraction: float = 0.05
     split_seed: int = 0
     columns: dict[str, str] = field(default_factory=dict)
     limit: int | None = None
+    drop_duplicates: bool = False
     skip_bad_rows: bool = False
     overlong: Literal["drop", "truncate", "error"] = "drop"
 
@@ -165,6 +180,19 @@ def _a_name(value: Any) -> None:
         raise ValueError("a name: letters, digits, - _ and ., not starting with a dot")
 
 
+def _sources(value: Any) -> None:
+    weighted = [each.weight is not None for each in value]
+    for each in value:
+        if not each.name.strip():
+            raise ValueError("sources that have a name, as {name: rows.jsonl, weight: 2}")
+        if each.weight is not None and (each.count is not None or not 0 < each.weight <= MANY):
+            raise ValueError(f"a weight above 0 and to {MANY}, or a count, of {each.name}")
+        if each.count is not None and each.count < 1:
+            raise ValueError(f"a count of 1 or more of {each.name}")
+    if any(weighted) and not all(weighted):
+        raise ValueError("a weight for each source, or for none")
+
+
 MANY, SEEDS = 10**6, 2**32 - 1
 CHECKS: dict[str, Check] = {
     "template": _a_name,
@@ -176,7 +204,10 @@ CHECKS: dict[str, Check] = {
     "lora.alpha": number(0, MANY, above=True),
     "lora.dropout": number(0, 1, below=True),
     "data.train": _filled,
+    "data.split": _filled,
+    "data.sources": _sources,
     "data.eval": _filled,
+    "data.eval_split": _filled,
     "data.eval_fraction": number(0, 1, below=True),
     "data.split_seed": whole(0, SEEDS),
     "data.limit": whole(1, 1000 * MANY),
@@ -270,10 +301,13 @@ def in_full(config: RunConfig) -> RunConfig:
         found and absolute(found)
         for found in (config.model.name, config.data.train, config.data.eval)
     )
+    sources = tuple(
+        dataclasses.replace(source, name=absolute(source.name)) for source in config.data.sources
+    )
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, name=name),
-        data=dataclasses.replace(config.data, train=train, eval=held_out),
+        data=dataclasses.replace(config.data, train=train, eval=held_out, sources=sources),
     )
 
 
@@ -477,8 +511,23 @@ def _build(kind: type, values: Mapping[Any, Any], prefix: str, origins: _Origins
                 )
             built[name] = _build(typing.cast(type, hints[name]), value, f"{key}.", origins)
         else:
+            item = typing.get_args(hints[name])[:1]
+            if item and dataclasses.is_dataclass(item[0]) and isinstance(value, (list, tuple)):
+                value = tuple(_one(key, item[0], each, origins) for each in value)
             built[name] = _checked(key, value, hints[name], origins.of(key))
     return kind(**built)
+
+
+def _one(key: str, kind: Any, value: Any, origins: _Origins) -> Any:
+    """One of a list of settings that belong together; a text alone is its name."""
+    if isinstance(value, kind):
+        return value
+    values = {"name": value} if isinstance(value, str) else value
+    if not isinstance(values, Mapping):
+        raise FasttuneError(
+            f"'{key}' holds {_shown(value)}", origins.of(key), "write {name: rows.jsonl, weight: 2}"
+        )
+    return _build(kind, values, f"{key}.", origins)
 
 
 def _checked(key: str, value: Any, hint: Any, where: str) -> Any:
@@ -509,6 +558,10 @@ def _convert(value: Any, hint: Any) -> Any:
         if not isinstance(word, str) or word not in arguments:
             raise ValueError(f"one of {', '.join(arguments)}")
         return word
+    if origin is tuple and dataclasses.is_dataclass(arguments[0]):
+        if not all(isinstance(item, typing.cast(type, arguments[0])) for item in value):
+            raise ValueError("a list, as [{name: rows.jsonl, weight: 2}, other.jsonl]")
+        return value
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
@@ -559,4 +612,4 @@ def _text(value: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -71,7 +71,7 @@ def prepare(config: RunConfig, plugins: Plugins) -> Job:
         template=template,
         identity=plugins.identity(config.template),
         model=resolve_model(config.model.name),
-        source="shipped rows" if config.data.train is None else source,
+        source=source if config.data.train or config.data.sources else "shipped rows",
         train=found.train,
         eval=found.eval,
         skipped=sum(loaded.bad_rows for loaded in found.sources),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.options import Columns, Config, Data, Model, overrides
+from fasttune.config import Override
 from fasttune.errors import FasttuneError
 
 if TYPE_CHECKING:
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from fasttune.inspection.survey import Bin, Spread, Survey
 
 SHOWN = 20
+NEAR_ROWS = 50_000
+"""Up to so many rows near-duplicates are counted unasked: it takes some 10 seconds."""
 
 
 @app.command()
@@ -36,58 +42,70 @@ def data(
     template: Annotated[
         str | None,
         typer.Option(
-            help="Template of the rows.", show_default="reasoning if the rows have it, else alpaca"
+            "--template",
+            "-t",
+            help="Prompt format.",
+            show_default="the config's; reasoning if the rows have it, else alpaca",
         ),
     ] = None,
-    mapping: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            metavar="OURS=THEIRS",
-            help="Take a column from another one, as in instruction=question. May be repeated.",
-            show_default=False,
-        ),
+    data: Data = None,
+    columns: Columns = None,
+    config: Config = None,
+    model: Model = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of a folder or a Hub data set.", show_default="train")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Model whose tokenizer counts.", show_default="phi-2 on CUDA, else the demo model"
-        ),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split of a saved or a Hub data set.")] = "train",
     max_length: Annotated[
-        int, typer.Option(min=1, max=10**7, help="Tokens a row may have.")
-    ] = 1024,
-    eval_fraction: Annotated[float, typer.Option(help="Share of rows kept for evaluation.")] = 0.05,
+        int | None,
+        typer.Option(min=1, max=10**7, help="Tokens a row may have.", show_default="1024"),
+    ] = None,
+    eval_fraction: Annotated[
+        float | None,
+        typer.Option(help="Share of rows kept for evaluation.", show_default="0.05"),
+    ] = None,
+    near: Annotated[
+        bool | None,
+        typer.Option(
+            help="Count rows that nearly repeat another; takes the extra dedup.",
+            show_default=f"where that is installed, up to {NEAR_ROWS} rows",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Check rows before training: problems, lengths, tokens, and the split.
 
     The exit status is 2 if a row cannot be used.
     """
-    from fasttune.config import Override, load_config
-    from fasttune.data.load import load, load_divided, parse_columns, shipped
+    from fasttune.data.load import load, load_divided, shipped
     from fasttune.data.sources import Finding
+    from fasttune.inspection.near import can_count, near_duplicates
     from fasttune.inspection.survey import default_template, survey
     from fasttune.models.tokenizer import load_tokenizer
 
-    found = plugins(context)
-    columns = parse_columns(mapping or [])
-    config = load_config(
-        overrides=[
-            Override("data.train", source, f"FILE {source!r}"),
-            Override("data.columns", columns, "--map"),
-            Override("data.eval_fraction", eval_fraction, f"--eval-fraction {eval_fraction}"),
-        ]
-    ).data
-    if template is None:
-        rows = load(
-            shipped("train") if source is None else source, columns=columns, split=split
-        ).rows
-        template = default_template(rows)
-    chosen = found.template(template)
-    divided = load_divided(config, chosen, split=split)
-    figures = survey(divided, chosen, load_tokenizer(model), max_length, eval_fraction)
+    if source is not None and data is not None:
+        raise FasttuneError("the rows are given twice", f"{source} --data {data}", "give one")
+    given = overrides(source or data, columns, model, [], template=template)
+    for key, option, value in (
+        ("data.split", "--split", split),
+        ("model.max_length", "--max-length", max_length),
+        ("data.eval_fraction", "--eval-fraction", eval_fraction),
+    ):
+        if value is not None:
+            given.append(Override(key, value, f"{option} {value}"))
+    settings = api.load_config(config, given)
+    found = plugins(context, config)
+    if template is None and config is None:
+        rows = settings.data.train or shipped("train")
+        chosen_split = settings.data.split if settings.data.train else "train"
+        name = default_template(load(rows, None, settings.data.columns, chosen_split).rows)
+        settings = replace(settings, template=name)
+    chosen = found.template(settings.template)
+    divided = load_divided(settings.data, chosen, settings.system)
+    tokenizer = load_tokenizer(settings.model.name)
+    length, fraction = settings.model.max_length, settings.data.eval_fraction
+    figures = survey(divided, chosen, tokenizer, length, fraction)
+    if near or (near is None and figures.good_rows <= NEAR_ROWS and can_count()):
+        figures = replace(figures, near=near_duplicates(divided.sources[0]))
     findings = [Finding(**problem) for problem in figures.problems]
     if as_json:
         print_json(figures.as_dict())
@@ -120,6 +138,7 @@ def _show(out: Console, figures: Survey, findings: list[Finding]) -> None:
         f"{figures.train_rows} to train on, {figures.eval_rows} to evaluate "
         f"({'from a file of their own' if figures.eval_source else chosen})"
     )
+    facts["nearly alike"] = _near(figures)
     facts["tokens"] = f"{tokens.total}, of which {tokens.trained_share:.1%} are trained"
     facts["too long"] = f"{tokens.overlong} rows of more than {tokens.max_length} tokens"
     out.print(_facts(facts), "", _lengths(figures), "", _bars(out, tokens.histogram))
@@ -127,6 +146,14 @@ def _show(out: Console, figures: Survey, findings: list[Finding]) -> None:
         out.print("", _problems(findings))
         if len(findings) > SHOWN:
             out.print(f"and {len(findings) - SHOWN} more; --json has all of them")
+
+
+def _near(figures: Survey) -> str:
+    found = figures.near
+    if found is None:
+        return "not counted: pip install 'fasttune[dedup]', or --near for many rows"
+    shown = "; ".join(f"{row} is like {other}" for row, other in found.examples)
+    return f"{found.rows} rows like an earlier one" + (f", as {shown}" if shown else "")
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -64,6 +64,8 @@ def overrides(
         for key, option, value in options
         if value is not None
     ]
+    if data is not None:  # in place of a config's several
+        given.append(Override("data.sources", (), f"--data {data}"))
     if columns:
         given.append(Override("data.columns", parse_columns(columns), f"--map {' '.join(columns)}"))
     return given + [parse_override(text) for text in settings]

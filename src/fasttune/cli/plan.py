@@ -52,7 +52,8 @@ def plan(
     resolved = api.load_config(config, chosen)
     if gpu is not None and resolved.model.name is None:
         resolved = replace(resolved, model=replace(resolved.model, name=CUDA_DEFAULT))
-    counted = template is not None or resolved.data.train is not None
+    rows = resolved.data.train or resolved.data.sources
+    counted = template is not None or bool(rows)
     job = api.prepare(resolved, plugins(context, config)) if counted else resolved
     made = api.plan(job, gpu)
     if as_json:

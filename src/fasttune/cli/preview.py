@@ -52,7 +52,7 @@ def preview(
     Settings come from the defaults, then RUN or --config, then the command line.
     """
     from fasttune.config import Override, load_config
-    from fasttune.data.load import load, shipped
+    from fasttune.data.load import load_divided
     from fasttune.files import require_free, write_text
     from fasttune.inspection import preview as views
     from fasttune.inspection.preview_html import to_html
@@ -81,8 +81,7 @@ def preview(
         provided = found.with_template(provided)
         found.check_template(provided.identity(settings.template))
     chosen = provided.template(settings.template)
-    source = shipped("train") if settings.data.train is None else settings.data.train
-    loaded = load(source, chosen, settings.data.columns, system=settings.system)
+    loaded = load_divided(settings.data, chosen, settings.system).sources[0]
     if loaded.bad_rows:
         print(
             f"warning: {loaded.source}: {loaded.bad_rows} unusable "

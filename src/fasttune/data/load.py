@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
-from fasttune.config import DataConfig
+from fasttune.config import DataConfig, SourceConfig
 from fasttune.data.check import check, column_names, require_columns
+from fasttune.data.mix import MixedRows, amounts
 from fasttune.data.rows import ChosenRows, Rows, StoredRows
 from fasttune.data.sources import Finding, count, reader
 from fasttune.data.split import digest, divide
 from fasttune.errors import FasttuneError
 from fasttune.plugins.guard import PluginError, watched
 from fasttune.plugins.template import Template
+
+log = logging.getLogger(__name__)
 
 SHOWN = 10
 LOOKAHEAD = 1000
@@ -46,7 +50,7 @@ class Loaded:
     @property
     def bad_rows(self) -> int:
         """How many rows have a fatal finding."""
-        return len({finding.row for finding in self.findings if finding.fatal})
+        return len({(each.source, each.row) for each in self.findings if each.fatal})
 
     def require_clean(self, skip_bad_rows: bool) -> None:
         """Insist on a source without fatal findings, or, under `skip_bad_rows`, on one good row.
@@ -179,32 +183,102 @@ class Divided:
     sources: list[Loaded]
 
 
-def load_divided(
-    data: DataConfig, template: Template, system: str | None = None, split: str = "train"
-) -> Divided:
+def load_divided(data: DataConfig, template: Template, system: str | None = None) -> Divided:
     """Read the rows of a run and divide them.
 
     Without `data.train` these are the shipped rows, held-out part included. With it, `data.eval`
-    is the held-out part, or `data.eval_fraction` of the rows are, chosen by a hash of the row.
-
-    Args:
-        split: of a saved DatasetDict or a Hub dataset, for the training rows.
+    or `data.eval_split` is the held-out part, or `data.eval_fraction` of the rows are, chosen by a
+    hash of the row.
 
     Raises:
         FasttuneError: as `load` and `divide`; rows that cannot be used are left to
             `Loaded.require_clean`.
     """
-    train, held_out = data.train, data.eval
-    if train is None:
-        train, held_out = str(shipped("train")), str(shipped("heldout"))
-    loaded = load(
-        train, template, data.columns, split, data.limit, system=system, seed=data.split_seed
-    )
+    train, held_out, split = data.train, data.eval, data.eval_split or "train"
+    if data.sources and train is not None:
+        raise FasttuneError(
+            "data.train and data.sources are both given", train, "put it among the sources"
+        )
+    if train is None and not data.sources:
+        train, held_out = str(shipped("train")), held_out or str(shipped("heldout"))
+    if held_out is None and data.eval_split is not None:
+        held_out = train
+        if train is None:
+            raise FasttuneError(
+                "a split of several sources is none", "data.eval_split", "name one with data.eval"
+            )
+
+    def read(source: SourceConfig, limit: int | None = None) -> Loaded:
+        columns = source.columns or data.columns
+        seed = data.split_seed
+        chosen = source.split or data.split
+        return load(source.name, template, columns, chosen, limit, system=system, seed=seed)
+
+    if train is not None:
+        loaded = read(SourceConfig(train), data.limit)
+        loaded = without_repeats([loaded])[0] if data.drop_duplicates else loaded
+    else:
+        several = [read(source, data.limit) for source in data.sources]
+        loaded = mix(data.sources, without_repeats(several) if data.drop_duplicates else several)
     if held_out:
-        other = load(held_out, template, data.columns, system=system)
+        other = read(SourceConfig(held_out, split))
         return Divided(loaded.rows, other.rows, [loaded, other])
     left, right = divide(loaded.digests, data.eval_fraction)
     return Divided(ChosenRows(loaded.rows, left), ChosenRows(loaded.rows, right), [loaded])
+
+
+def without_repeats(sources: Sequence[Loaded]) -> list[Loaded]:
+    """The sources without the rows that repeat an earlier one, of their own or of a source before.
+
+    A digest stands for the row, see `Loaded.digests`.
+    """
+    import numpy as np
+
+    kept, seen = [], np.zeros(0, np.uint64)
+    for loaded in sources:
+        digests = np.array(loaded.digests, np.uint64)
+        _, first = np.unique(digests, return_index=True)
+        first = np.sort(first[~np.isin(digests[first], seen)])
+        seen = np.concatenate([seen, digests[first]])
+        if dropped := len(digests) - len(first):
+            log.info("%s: %d rows that repeat earlier ones are left out", loaded.source, dropped)
+        places = array("q", first.tolist())
+        kept.append(_chosen(loaded, places))
+        if not places:
+            raise FasttuneError(
+                "every row repeats one of the sources before", loaded.source, "leave it out"
+            )
+    return kept
+
+
+def _chosen(loaded: Loaded, places: Sequence[int]) -> Loaded:
+    """Some of the rows, without the remarks on repeats."""
+    return replace(
+        loaded,
+        rows=ChosenRows(loaded.rows, places),
+        numbers=array("q", (loaded.numbers[at] for at in places)),
+        digests=array("Q", (loaded.digests[at] for at in places)),
+        findings=[each for each in loaded.findings if each.fatal],
+    )
+
+
+def mix(sources: Sequence[SourceConfig], loads: Sequence[Loaded]) -> Loaded:
+    """Several sources as one; a problem names its source.
+
+    Raises:
+        FasttuneError: as `amounts`.
+    """
+    taken = amounts(sources, [len(loaded.rows) for loaded in loads])
+    rows = MixedRows([loaded.rows for loaded in loads], taken)
+    pairs = list(zip(rows.source, rows.place, strict=True))
+    named = ", ".join(f"{each.source} ({n} rows)" for each, n in zip(loads, taken, strict=True))
+    return Loaded(
+        named,
+        rows,
+        array("q", (loads[source].numbers[place] for source, place in pairs)),
+        [replace(each, source=of.source) for of in loads for each in of.findings],
+        array("Q", (loads[source].digests[place] for source, place in pairs)),
+    )
 
 
 def shipped(part: Literal["train", "heldout"]) -> Path:

@@ -30,15 +30,17 @@ class Finding:
         column: our name of the column, "" if it is about none.
         message: what is wrong, reading on from row and column.
         fatal: False for a warning, such as a duplicate: the row is used.
+        source: of several, the one that the row is in; else "".
     """
 
     row: int
     column: str
     message: str
     fatal: bool
+    source: str = ""
 
     def __str__(self) -> str:
-        parts = (f"row {self.row}" if self.row else "", self.column)
+        parts = (self.source, f"row {self.row}" if self.row else "", self.column)
         return ": ".join([", ".join(filter(None, parts)), self.message]).removeprefix(": ")
 
 
@@ -62,9 +64,19 @@ def reader(source: str | Path, split: str) -> Iterator[Record]:
             raise FasttuneError(
                 "cannot tell the format of the file", str(source), f"known: {', '.join(READERS)}"
             )
+        if split != "train":
+            raise FasttuneError(
+                f"a file has no split '{split}'", str(source), "name the file that holds these rows"
+            )
         return READERS[path.suffix.lower()](path)
     if path.is_dir():
-        return _saved(path, split)
+        files = [file for file in sorted(path.glob(f"{split}.*")) if file.suffix.lower() in READERS]
+        if len(files) > 1:
+            named = ", ".join(file.name for file in files)
+            raise FasttuneError(
+                f"the split '{split}' is there twice", f"{path}: {named}", "name one"
+            )
+        return READERS[files[0].suffix.lower()](files[0]) if files else _saved(path, split)
     if path.exists() or str(source) == "-":
         raise FasttuneError(
             "rows are read from a file: they are read twice, and the name tells the format",
@@ -199,7 +211,8 @@ def _saved(folder: Path, split: str) -> Iterator[Record]:
         raise FasttuneError(
             "the folder holds no data set",
             f"{folder}: {error}",
-            "give a file, or a folder that save_to_disk of datasets has written",
+            "give a file, or a folder that save_to_disk of datasets has written, or one with "
+            f"{split}.jsonl or the like in it",
         ) from error
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:

@@ -7,16 +7,19 @@ import statistics
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 from fasttune.data.check import ending, ends_early
-from fasttune.data.load import Divided
+from fasttune.data.load import Divided, Loaded
 from fasttune.data.rows import ChosenRows
+from fasttune.data.sources import Finding
 from fasttune.encoding.encode import Encoded, encode_many
 from fasttune.errors import FasttuneError
+from fasttune.inspection.near import Near
+from fasttune.plugins.guard import watched
 from fasttune.plugins.template import Row, Template
 
 BINS = 12
@@ -77,6 +80,7 @@ class Survey:
         columns: a column's name -> its figures, in the order of the source.
         eval_source: where the held-out rows are from if not from among these; else "", and
             `eval_fraction` was aimed at.
+        near: rows that nearly repeat others; None where they were not counted.
     """
 
     source: str
@@ -94,6 +98,7 @@ class Survey:
     train_rows: int
     eval_rows: int
     problems: list[dict[str, Any]]
+    near: Near | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The survey as JSON values."""
@@ -116,16 +121,15 @@ def survey(
     """
     loaded, *held_out = found.sources
     eos = tokenizer.eos_token or ""
-    ended = [
-        f for n, row in zip(loaded.numbers, loaded.rows, strict=True) for f in ending(n, row, eos)
-    ]
-    bad = {finding.row for finding in ended}
-    findings = sorted([*loaded.findings, *ended], key=lambda finding: finding.row)
+    bad = {at for at, row in enumerate(loaded.rows) if ends_early(row, eos)}
+    ended = [f for at in sorted(bad) for f in ending(loaded.numbers[at], loaded.rows[at], eos)]
+    unread = _left_out(loaded, template)
+    findings = sorted([*loaded.findings, *ended, *unread], key=lambda finding: finding.row)
     if len(bad) == len(loaded.rows):
         raise FasttuneError(
             "no row can be used", f"{loaded.source}\n{ended[0]}", "put the rows right"
         )
-    rows = ChosenRows(loaded.rows, [at for at, n in enumerate(loaded.numbers) if n not in bad])
+    rows = ChosenRows(loaded.rows, [at for at in range(len(loaded.rows)) if at not in bad])
     renderings = map(rows.segments, range(len(rows)))
     return Survey(
         source=loaded.source,
@@ -144,6 +148,19 @@ def survey(
         eval_rows=sum(not ends_early(row, eos) for row in found.eval),
         problems=[asdict(finding) for finding in findings],
     )
+
+
+def _left_out(loaded: Loaded, template: Template) -> Iterator[Finding]:
+    """A warning for each row whose input of one character is not in its prompt: the format wants
+    two."""
+    for at, row in enumerate(loaded.rows):
+        if len(row.get("input", "")) != 1:
+            continue
+        with watched():
+            bare = list(template.segments({**row, "input": ""}))
+        if bare == loaded.rows.segments(at):
+            what = "has one character, and the template leaves that out of the prompt"
+            yield Finding(loaded.numbers[at], "input", what, fatal=False)
 
 
 def spread(values: Sequence[int]) -> Spread:

@@ -1,0 +1,83 @@
+"""Rows that nearly repeat another: by MinHash and locality-sensitive hashing (datasketch)."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from fasttune.data.check import CONTENT
+from fasttune.data.load import Loaded
+from fasttune.errors import FasttuneError
+from fasttune.plugins.template import Row
+
+LIKENESS = 0.8
+"""Jaccard similarity of two rows' sequences of SHINGLE characters, from which they are alike: what
+datasets are commonly rid of (Lee et al., arXiv:2107.06499)."""
+SHINGLE = 5
+PERMUTATIONS = 128
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Near:
+    """Rows that are like an earlier one without being the same.
+
+    Attributes:
+        examples: numbers of such a row and of the earlier one, for a few.
+    """
+
+    rows: int
+    examples: list[tuple[int, int]]
+
+
+def can_count() -> bool:
+    """Whether datasketch is installed."""
+    return importlib.util.find_spec("datasketch") is not None
+
+
+def near_duplicates(loaded: Loaded) -> Near:
+    """Count the rows that are like an earlier row, but for exact repeats. Pairs that are just alike
+    enough may be missed; none is counted that is not.
+
+    Raises:
+        FasttuneError: datasketch is not installed.
+    """
+    if not can_count():
+        raise FasttuneError(
+            "near-duplicates are counted by datasketch, which is not installed",
+            "--near",
+            "pip install 'fasttune[dedup]'",
+        )
+    from datasketch import MinHash, MinHashLSH
+
+    found = 0
+    examples: list[tuple[int, int]] = []
+    index = MinHashLSH(threshold=LIKENESS, num_perm=PERMUTATIONS)
+    places = _first_places(loaded)
+    texts = (_shingles(loaded.rows[place]) for place in places)
+    for place, sketch in zip(places, MinHash.generator(texts, num_perm=PERMUTATIONS), strict=True):
+        candidates = sorted(index.query(sketch))
+        shingles = _shingles(loaded.rows[place]) if candidates else set()
+        for other in candidates:
+            theirs = _shingles(loaded.rows[other])
+            if len(shingles & theirs) >= LIKENESS * len(shingles | theirs):
+                found += 1
+                if len(examples) < EXAMPLES:
+                    examples.append((loaded.numbers[place], loaded.numbers[other]))
+                break
+        index.insert(place, sketch)
+    return Near(found, examples)
+
+
+def _first_places(loaded: Loaded) -> list[int]:
+    """The places of the rows that repeat none exactly."""
+    firsts = {digest: place for place, digest in reversed([*enumerate(loaded.digests)])}
+    return sorted(firsts.values())
+
+
+def _shingles(row: Row) -> set[bytes]:
+    """The sequences of characters in what makes a row itself, without regard to case and blanks."""
+    text = " ".join(row.get(column, "") for column in CONTENT if "instruction" in row)
+    text = " ".join((text or " ".join(row.values())).lower().split())
+    ends = range(max(1, len(text) - SHINGLE + 1))
+    return {text[at : at + SHINGLE].encode() for at in ends}
