@@ -559,7 +559,8 @@ def _convert(value: Any, hint: Any) -> Any:
             raise ValueError(f"one of {', '.join(arguments)}")
         return word
     if origin is tuple and dataclasses.is_dataclass(arguments[0]):
-        if not all(isinstance(item, typing.cast(type, arguments[0])) for item in value):
+        kind = typing.cast(type, arguments[0])
+        if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
             raise ValueError("a list, as [{name: rows.jsonl, weight: 2}, other.jsonl]")
         return value
     if origin is tuple:

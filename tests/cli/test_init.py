@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fasttune.config import RunConfig, commented, flatten, load_config
+from fasttune.config import RunConfig, commented, load_config
 from fasttune.data.columns import propose_columns
 from tests.conftest import cli, rows, tiny_model, write_rows
 from tests.test_config import CONFIGS
@@ -72,12 +72,22 @@ def test_init_looks_at_the_rows(tmp_path, monkeypatch, phi2_tokenizer):
     }  # fmt: skip
     assert made.train.batch_size == 4 and "plan: " in ended.err
     assert "instruction is taken from question" in ended.err
-    ended = cli("init", "-d", "rows.jsonl", "-m", model, "--gpu", "0.6GB", "--force")
-    assert ended.status == 0 and " it fits" in ended.err, ended.err
-    smaller = load_config(tmp_path / "fasttune.yaml")
-    assert flatten(smaller.as_dict()) != flatten(made.as_dict())
-    ended = cli("init", "other", "-d", "rows.jsonl", "-m", model, "--gpu", "0.01GB")
-    assert ended.status == 2 and not (tmp_path / "other").exists()
+
+
+def test_init_takes_a_batch_that_fits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", rows(4))
+    words = ("init", "-d", "rows.jsonl", "-m", "microsoft/phi-2", "--force", "--gpu")
+    assert cli(*words, "t4").status == 0
+    assert load_config(tmp_path / "fasttune.yaml").train.batch_size == 4
+    ended = cli(*words, "4GB")
+    assert ended.status == 0
+    assert "train.batch_size=1 train.gradient_accumulation=4 it fits" in ended.err
+    made = load_config(tmp_path / "fasttune.yaml").train
+    assert (made.batch_size, made.gradient_accumulation) == (1, 4)
+    assert cli("plan", "-c", tmp_path / "fasttune.yaml", "--gpu", "4GB").status == 0
+    (tmp_path / "fasttune.yaml").unlink()
+    assert cli(*words, "3GB").status == 2 and not (tmp_path / "fasttune.yaml").exists()
 
 
 @pytest.mark.parametrize(
