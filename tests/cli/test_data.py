@@ -92,7 +92,13 @@ def test_json_is_one_document(run, tmp_path):
     assert sum(bin["rows"] for bin in report["tokens"]["histogram"]) == 40
     assert 0 < report["tokens"]["trained_share"] < 0.5
     assert report["problems"] == [
-        {"row": 41, "column": "", "message": "is a number, not an object", "fatal": True}
+        {
+            "row": 41,
+            "column": "",
+            "message": "is a number, not an object",
+            "fatal": True,
+            "source": "",
+        }
     ]
 
 
