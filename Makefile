@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint rehearse kill setup docs llamacpp clean
+.PHONY: demo test lint rehearse kill setup docs lock llamacpp clean
 
 demo: $(READY)
 	$(BIN)/fasttune run --config configs/demo.yaml
@@ -53,6 +53,13 @@ $(READY): pyproject.toml constraints.txt Makefile
 llamacpp: $(READY)
 	$(BIN)/pip install --quiet llama-cpp-python==0.3.36
 	$(BIN)/python -m pytest tests/builtin/gguf/test_llamacpp.py
+
+# What pip installs on Linux with an NVIDIA GPU, Python 3.12: the versions of constraints.txt, and CUDA's libraries.
+lock: $(READY)
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml -c constraints.txt --quiet --generate-hashes --no-annotate \
+		--python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-python-downloads \
+		--custom-compile-command "make lock" -o requirements-cuda.txt
 
 clean:
 	rm -rf $(VENV)
