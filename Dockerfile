@@ -4,7 +4,7 @@
 #   docker run --rm --gpus all -v "$PWD:/work" fasttune doctor
 
 # Base is enough: torch's wheels bring CUDA's libraries, triton's its assembler. The driver is the host's.
-FROM nvidia/cuda:12.8.1-base-ubuntu24.04
+FROM nvidia/cuda:13.0.2-base-ubuntu24.04
 
 # Triton compiles a small launcher for each kernel: that takes a C compiler and Python's headers.
 RUN apt-get update \
@@ -15,12 +15,14 @@ RUN python3 -m venv /opt/fasttune
 ENV PATH=/opt/fasttune/bin:$PATH
 
 WORKDIR /src
+# The versions that the tests ran with; there on a CPU, here in their builds for CUDA.
+COPY requirements-cuda.txt ./
+RUN pip install --no-cache-dir --require-hashes -r requirements-cuda.txt
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY configs configs
 COPY plugins plugins
 COPY src src
-# The versions that the tests ran with; there on a CPU, here in their builds for CUDA.
-RUN pip install --no-cache-dir -c constraints.txt .
+RUN pip install --no-cache-dir --no-deps .
 
 # Runs, and what is downloaded and remembered, are in the folder that is mounted.
 ENV HF_HOME=/work/.cache/huggingface \
