@@ -147,6 +147,41 @@ def test_a_resumed_run_keeps_what_it_goes_on_with(run):
     assert "mine" in run.with_template(load_plugins()).templates
 
 
+def test_to_go_on_with_a_run_is_no_consent_to_what_lies_in_it(tmp_path):
+    """A stranger's run of a built-in format, whose copy says something else, with its seal."""
+    from fasttune.files import seal, sha256
+    from fasttune.plugins.discovery import user_config_dir
+
+    loaded = load_plugins()
+    facts = {**FACTS, "template": loaded.identity("reasoning").as_dict()}
+    provider = loaded.templates["reasoning"][1]
+    config = load_config(None, [("output", str(tmp_path / "runs"))])
+    run = create_run(config, "model", facts, provider)
+    (run.plugin / "reasoning.py").write_text("raise SystemExit('a stranger')\n")
+    run.update({"plugin_sha256": seal(run.plugin)})
+    run.go_on(run.config, facts, provider)
+    agreed = json.loads((user_config_dir() / "trusted-plugins.json").read_text())
+    assert sha256(run.plugin / "reasoning.py") not in agreed
+
+
+def test_a_server_has_the_kept_format(run, monkeypatch):
+    from fasttune.serving import serve as serving
+
+    taken = []
+
+    def stop(run, form, plugins):
+        taken.append(plugins)
+        raise FasttuneError("far enough")
+
+    monkeypatch.setattr(serving, "exported", stop)
+    with (
+        pytest.raises(FasttuneError, match="far enough"),
+        serving.serve(run, load_plugins(), port=0),
+    ):
+        pass
+    assert taken[0].template("mine").prompt({"instruction": "Why?"}) == "Q: Why?"
+
+
 # Where runs are
 
 

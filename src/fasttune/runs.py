@@ -187,7 +187,7 @@ class Run:
         kept = {} if same else _keep(plugin, self.plugin)
         begun = {"format": FORMAT, "status": "running", "config": config.as_dict()}
         self.update({**begun, **facts, **kept})
-        _remember(self)
+        _remember(self, made=bool(kept))
 
     def go_back(self, step: int) -> None:
         """Drop what there is of the steps that a resumed run will take again, and what a killed
@@ -463,7 +463,7 @@ def create_run(
                         raise
                     continue  # another process was quicker
                 sync(parent)
-                _remember(Run(folder))
+                _remember(Run(folder), made=bool(kept))
                 return Run(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -485,10 +485,11 @@ def _keep(plugin: Provider | None, folder: Path) -> dict[str, str]:
         return {"plugin_sha256": seal(made)}
 
 
-def _remember(run: Run) -> None:
-    """Note for later commands where a run is, and that its plugin is one that this person ran."""
+def _remember(run: Run, made: bool) -> None:
+    """Note for later commands where a run is, and, where its plugin was copied just now, that it is
+    one that this person ran: what lies in somebody else's run is not."""
     try:
-        if run.plugin.is_dir():
+        if made:
             discovery.agree(run.plugin)
         with locked(_index()):
             known = [line for line in _known() if line != str(run.folder.resolve())]

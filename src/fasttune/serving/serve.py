@@ -106,6 +106,7 @@ def serve(
         )
     chosen = ENGINES[engine]
     chosen.require()
+    plugins = run.with_template(plugins)
     at = Address(
         run.name, host, _free_port(host, port), max(2048, run.config.model.max_length + 256)
     )
