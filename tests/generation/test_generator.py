@@ -143,6 +143,13 @@ def test_logits_behind_the_cache_are_those_of_the_plain_model(model, kind):
     assert (logits - expected).abs().max() < 1e-4
 
 
+def test_prompts_that_are_alike_go_through_the_model_once(model, prefills):
+    twice = [SHARING[0], SHARING[1], SHARING[0], SHARING[1], SHARING[1]]
+    found = Decoding(model, FP32, settings(), False, twice)(twice)
+    assert [ids for ids, _ in found] == [alone(model, prompt, settings()) for prompt in twice]
+    assert [rows for rows, _ in prefills] == [1, 2]  # the beginning, and what is behind it
+
+
 def test_rows_that_have_ended_leave_the_batch(model, monkeypatch):
     monkeypatch.setattr(decoding, "SPAN", 2)
     free = [alone(model, prompt, settings()) for prompt in SHARING]

@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM
 from fasttune import Template, given, learn
 from fasttune.config import ModelConfig
 from fasttune.encoding.encode import encode, response_tokens
+from fasttune.generation import likelihood
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.generation.likelihood import evaluate, with_likelihoods
 from fasttune.generation.loops import LoopStop
+from fasttune.models.head import decoder
 from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.metric import Answer
 
@@ -124,6 +126,30 @@ def test_likelihoods_are_those_of_the_reference_logits(generator, reference, bat
             assert bits == pytest.approx(-sum(log2[at] for at in places), rel=1e-5)
             if as_seen is row:
                 assert found.eos == pytest.approx(2 ** log2[-1], rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_the_beginning_of_all_rows_goes_through_the_model_once(generator, monkeypatch, batch_size):
+    answers = [Answer(row, "", {"reasoning": "", "response": "x"}, "length", 1) for row in ROWS]
+    seen = []
+    hook = decoder(generator.model).register_forward_pre_hook(
+        lambda module, inputs, named: seen.append(tuple(named["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    shared = with_likelihoods(generator, answers, batch_size)
+    passes, seen[:] = [*seen], []
+    monkeypatch.setattr(likelihood, "plain_cache", lambda model: None)
+    plain = with_likelihoods(generator, answers, batch_size)
+    hook.remove()
+    rows, begun = passes[0]
+    assert rows == 1 and begun > 20  # the system text
+    halves = [passes[: len(passes) // 2], passes[len(passes) // 2 :]]
+    for part, whole in zip(halves, (seen[: len(seen) // 2], seen[len(seen) // 2 :]), strict=True):
+        assert part[0] == (1, begun)
+        assert part[1:] == [(rows, width - begun) for rows, width in whole]
+    for one, other in zip(shared, plain, strict=True):
+        assert one.likelihood.bits == pytest.approx(other.likelihood.bits, rel=1e-5)
+        assert one.likelihood.eos == pytest.approx(other.likelihood.eos, rel=1e-4)
 
 
 def test_without_reasoning_both_likelihoods_are_the_same(generator):

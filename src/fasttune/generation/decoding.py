@@ -72,8 +72,14 @@ class Decoding:
         loops = LoopStop(len(ids), width, self._eos) if self._stop_loops else None
         cache = deepcopy(self._cache)
         if cache is not None:
-            cache.batch_repeat_interleave(len(ids))
-            self._prefill(cache, ids, mask)
+            # Prompts that are alike, as of several samples, go through the model once.
+            alike: dict[tuple[int, ...], int] = {}
+            place = [alike.setdefault(tuple(prompt), len(alike)) for prompt in prompts]
+            first = [place.index(at) for at in range(len(alike))]
+            cache.batch_repeat_interleave(len(first))
+            self._prefill(cache, ids[first], mask[first])
+            if len(first) < len(place):
+                cache.batch_select_indices(torch.tensor(place, device=self._device))
         new: list[list[int]] = [[] for _ in prompts]
         found = loops.found if loops else {}
         going = list(range(len(prompts)))

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from fasttune.encoding.batches import features, learned, pad, section_names
+from fasttune.encoding.batches import (
+    MINIMAL_SAVING,
+    features,
+    learned,
+    pad,
+    section_names,
+    shared_beginning,
+)
 from fasttune.encoding.encode import Encoded, encode_many, response_tokens
+from fasttune.generation.decoding import plain_cache
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.plugins.metric import Answer, Likelihood
@@ -48,8 +59,8 @@ def with_likelihoods(
         {**row, **{column: answer.sections.get(section, "") for section, column in before.items()}}
         for row, answer in zip(rows, answers, strict=True)
     ]
-    after_reference = list(_costs(generator, rows, batch_size))
-    after_own = list(_costs(generator, own, batch_size)) if before else after_reference
+    after_reference = _costs(generator, rows, batch_size)
+    after_own = _costs(generator, own, batch_size) if before else after_reference
     whole = [all(row.get(column, "").strip() for column in before.values()) for row in rows]
     return [
         replace(
@@ -65,33 +76,83 @@ def with_likelihoods(
     ]
 
 
-def _costs(
-    generator: Generator, rows: Sequence[Row], batch_size: int
-) -> Iterator[tuple[float, float]]:
-    """For each row the bits of the response's text, and the probability of EOS after it."""
+def _costs(generator: Generator, rows: Sequence[Row], batch_size: int) -> list[tuple[float, float]]:
+    """For each row the bits of the response's text, and the probability of EOS after it.
+
+    Rows of like length are batched, and what all rows begin with goes through the model once.
+    """
     template, tokenizer = generator.template, generator.tokenizer
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        encoded = list(encode_many(map(template.segments, batch), tokenizer))
-        for row, ids, losses in zip(batch, encoded, _losses(generator, encoded), strict=True):
-            places = response_tokens(template, row, tokenizer)
-            bits = sum(losses[at] for at in places) / math.log(2)
-            yield bits, math.exp(-losses[len(ids) - 1])
+    encoded = list(encode_many(map(template.segments, rows), tokenizer))
+    beginning = _beginning(generator, encoded)
+    order = sorted(range(len(rows)), key=lambda at: len(encoded[at]), reverse=True)
+    found: dict[int, tuple[float, float]] = {}
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        losses = _losses(generator, [encoded[at] for at in batch], beginning)
+        for at, own in zip(batch, losses, strict=True):
+            places = response_tokens(template, rows[at], tokenizer)
+            bits = sum(own[place] for place in places) / math.log(2)
+            found[at] = bits, math.exp(-own[len(encoded[at]) - 1])
+    return [found[at] for at in range(len(rows))]
+
+
+class _ReadOnly(DynamicLayer):
+    """A layer's keys and values of a beginning, [1, heads, tokens, width]: those of each row of a
+    batch come behind them, and are forgotten."""
+
+    def __init__(self, filled: DynamicLayer) -> None:
+        super().__init__()
+        self.lazy_initialization(filled.keys, filled.values)
+        self.keys, self.values = filled.keys, filled.values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = len(key_states)
+        keys, values = (kept.expand(rows, -1, -1, -1) for kept in (self.keys, self.values))
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
 
 
 @torch.inference_mode()
-def _losses(generator: Generator, rows: Sequence[Encoded]) -> list[list[float]]:
+def _beginning(generator: Generator, rows: Sequence[Encoded]) -> DynamicCache | None:
+    """Keys and values of the tokens that all rows begin with; None where that saves nothing, or
+    where the model's cache is not a plain one."""
+    cache = plain_cache(generator.model)
+    tokens = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+    shared = shared_beginning(tokens) if len(rows) > 1 else 0
+    if cache is None or shared * (len(rows) - 1) < MINIMAL_SAVING * sum(map(len, rows)):
+        return None
+    device = next(generator.model.parameters()).device
+    with generator.choices.autocasting(device.type):
+        decoder(generator.model)(
+            input_ids=torch.tensor([rows[0].input_ids[:shared]], device=device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    cache.layers = [_ReadOnly(layer) for layer in cache.layers]
+    return cache
+
+
+@torch.inference_mode()
+def _losses(
+    generator: Generator, rows: Sequence[Encoded], beginning: DynamicCache | None
+) -> list[list[float]]:
     """For each row the cross entropy in nats of every token; 0 where none is learned."""
     model = causal_lm(generator.model)
     device = next(model.parameters()).device
     names = section_names(rows)
+    begun = beginning.get_seq_length() if beginning is not None else 0
     batch = pad([features(row, names) for row in rows], generator.tokenizer.pad_token_id)
-    shape = batch["input_ids"].shape
-    batch = learned(batch)
-    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+    mask = batch.pop("attention_mask").to(device)
+    batch = learned({name: values[:, begun:] for name, values in batch.items()})
+    ids = batch["input_ids"].to(device)
+    reading: dict[str, Any] = {"use_cache": False}
+    if beginning is not None:
+        positions = torch.arange(begun, mask.shape[1], device=device).expand_as(ids)
+        reading = {"past_key_values": beginning, "position_ids": positions, "use_cache": True}
     with generator.choices.autocasting(device.type):
-        hidden = decoder(model)(**inputs, use_cache=False).last_hidden_state
-    table = torch.zeros(shape, dtype=torch.float64)
+        hidden = decoder(model)(input_ids=ids, attention_mask=mask, **reading).last_hidden_state
+    table = torch.zeros(ids.shape, dtype=torch.float64)
     losses = token_losses(model, hidden, batch["places"], batch["targets"])
     table.view(-1)[batch["places"] + 1] = losses.double().cpu()
-    return table.tolist()
+    return [[0.0] * begun + own for own in table.tolist()]
