@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -389,6 +389,8 @@ def export(
     verify: bool = True,
     force: bool = False,
     rows: int = 8,
+    push: str | None = None,
+    public: bool = False,
     plugins: Plugins | None = None,
     **options: str,
 ) -> Exported:
@@ -399,23 +401,40 @@ def export(
         output: the folder to make; by default exports/FORM in the run folder.
         force: replace an earlier export.
         rows: held-out rows to verify with.
+        push: owner/name of a repository of the Hub to upload the export to; one that is there, and
+            of this run, is not made again. An export that is not verified stays here.
+        public: whether that may be one that everybody can read.
         options: of the form, as quant="q8_0".
 
     Raises:
         FasttuneError: see `exports.export.export`.
     """
     from fasttune.exports import export as exports
+    from fasttune.exports import push as pushing
 
-    return exports.export(
-        open_run(run) if isinstance(run, str) else run,
-        to,
-        plugins or load_plugins(),
-        target=Path(output) if output is not None else None,
-        options=options,
-        verify=verify,
-        force=force,
-        rows=rows,
-    )
+    found = open_run(run) if isinstance(run, str) else run
+    target = Path(output) if output is not None else None
+    if push is not None:
+        if not verify:
+            raise FasttuneError(
+                "only a verified export is pushed", f"--push {push}", "leave out --no-verify"
+            )
+        pushing.require_repository(push)
+    done = exports.standing(found, to, options, target) if push and not force else None
+    if done is None:
+        done = exports.export(
+            found,
+            to,
+            plugins or load_plugins(),
+            target=target,
+            options=options,
+            verify=verify,
+            force=force,
+            rows=rows,
+        )
+    if push is None or done.failures:
+        return done
+    return replace(done, pushed=pushing.push(done, found, push, public))
 
 
 def compare(

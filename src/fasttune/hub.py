@@ -6,6 +6,7 @@ ever, and what it does not hold fails at once, instead of after huggingface_hub'
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -146,3 +147,20 @@ def in_cache(model: str) -> bool:
 
     folder = repo_folder_name(repo_id=model, repo_type="model")
     return (Path(constants.HF_HUB_CACHE) / folder).is_dir()
+
+
+def name_of(model: str) -> str | None:
+    """The Hub's name of a model, as far as it can be told: a name is its own; a folder in the Hub's
+    cache has it in its path, and another may say in its config.json where it is from."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    for part in reversed(folder.absolute().parts):
+        if part.startswith("models--"):
+            return "/".join(part.split("--")[1:])
+    try:
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    known = isinstance(said, str) and said.count("/") == 1 and may_know(said)
+    return said if known else None

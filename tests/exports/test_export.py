@@ -252,9 +252,31 @@ def test_adapter_is_the_runs_own(run, plugins, tmp_path):
     done = export(run, "adapter", plugins, tmp_path / "adapter")
     assert done.verification.verified
     assert done.verification.max_dlogit == 0
-    for name in ("adapter_model.safetensors", "adapter_config.json", "template.json"):
-        assert (done.folder / name).read_bytes() == (run.adapter / name).read_bytes()
+    weights = "adapter_model.safetensors"
+    assert (done.folder / weights).read_bytes() == (run.adapter / weights).read_bytes()
+    for name, changed in (
+        ("adapter_config.json", {"base_model_name_or_path": "tiny-phi-2"}),
+        ("template.json", {"path": "reasoning.py"}),
+    ):
+        own, theirs = (json.loads((at / name).read_text()) for at in (run.adapter, done.folder))
+        assert theirs == own | changed != own
     assert not (done.folder / "config.json").exists()
+
+
+@pytest.mark.parametrize("known", ["cache", "config", "option"])
+def test_an_adapter_names_its_base_as_the_hub_knows_it(run, plugins, tmp_path, monkeypatch, known):
+    named, base = "owner/some-model", run.manifest["model"]
+    place = tmp_path / ("models--owner--some-model/snapshots/abc" if known == "cache" else "mine")
+    shutil.copytree(base, place)
+    if known == "config":
+        settings = json.loads((place / "config.json").read_text()) | {"_name_or_path": named}
+        (place / "config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(type(run), "manifest", {**run.manifest, "model": str(place)})
+    options = {"base": named} if known == "option" else {}
+    done = export(run, "adapter", plugins, tmp_path / "out", options=options, verify=False)
+    settings = json.loads((done.folder / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == named
+    assert f'base_model: "{named}"' in (done.folder / "README.md").read_text()
 
 
 def test_a_template_that_is_no_chat_template_is_exported_without(

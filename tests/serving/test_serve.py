@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import fasttune
-from fasttune.exports.export import MARKER, RECORD
+from fasttune.exports.verify import Exported
 from fasttune.serving import serve as serving
 from fasttune.serving.engines import ENGINES, Engine
 from tests.conftest import cli, tiny_model
@@ -191,7 +191,7 @@ def test_what_ends_a_server_is_said(run, standing, plugins, monkeypatch):  # noq
 
 
 @pytest.mark.slow
-def test_what_cannot_be_served(run, monkeypatch, tmp_path, plugins):  # noqa: F811
+def test_what_cannot_be_served(run, monkeypatch, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -203,13 +203,9 @@ def test_what_cannot_be_served(run, monkeypatch, tmp_path, plugins):  # noqa: F8
     ended = cli("serve", run.folder, "--engine", "vllm")
     assert ended.status == 2 and "no module vllm" in ended.err and "pip install vllm" in ended.err
 
-    folder = tmp_path / "exports" / "merged"
-    folder.mkdir(parents=True)
-    (folder / RECORD).write_text("{}")
-    (folder / MARKER).write_text("This export is not verified:\nrow 1: other ids\n")
+    failed = Exported(tmp_path, None, fasttune.FasttuneError("row 1: other ids"))
     with pytest.raises(fasttune.FasttuneError, match="not verified: row 1: other ids"):
-        serving._usable(folder)
-    (folder / MARKER).unlink()
-    (folder / "config.json").write_text("{}")
+        serving._usable(failed)
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(fasttune.FasttuneError, match="has no chat template"):
-        serving._usable(folder)
+        serving._usable(Exported(tmp_path, None))

