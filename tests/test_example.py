@@ -14,7 +14,7 @@ import pytest
 from fasttune.plugins.discovery import load_plugins
 from tests.conftest import cli
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "fasttune-chatml"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "fasttune-vicuna"
 
 
 def run(*arguments, path=None):
@@ -45,27 +45,27 @@ def site(tmp_path_factory):
     pip = ("pip", "--quiet", "--disable-pip-version-check")
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source)
     (wheel,) = folder.glob("*.whl")
-    assert wheel.name == "fasttune_chatml-1.0.0-py3-none-any.whl"
+    assert wheel.name == "fasttune_vicuna-1.0.0-py3-none-any.whl"
     run(*pip, "install", "--no-deps", "--no-index", "--target", folder / "site", wheel)
     return folder / "site"
 
 
 def test_the_installed_package_is_found_with_its_distribution(site):
-    (chatml,) = [
-        t for t in fasttune("templates", "list", "--json", path=site) if t["name"] == "chatml"
+    (vicuna,) = [
+        t for t in fasttune("templates", "list", "--json", path=site) if t["name"] == "vicuna"
     ]
-    assert (chatml["distribution"], chatml["version"]) == ("fasttune-chatml", "1.0.0")
-    assert chatml["path"] == str(site / "fasttune_chatml.py")
+    assert (vicuna["distribution"], vicuna["version"]) == ("fasttune-vicuna", "1.0.0")
+    assert vicuna["path"] == str(site / "fasttune_vicuna.py")
     plugins = fasttune("plugins", "--json", path=site)
     assert plugins["problems"] == []
-    (chatml,) = [p for p in plugins["plugins"] if p["name"] == "chatml"]
-    assert chatml["provides"] == ["template chatml"]
+    (vicuna,) = [p for p in plugins["plugins"] if p["name"] == "vicuna"]
+    assert vicuna["provides"] == ["template vicuna"]
 
 
 def test_its_template_keeps_the_contract(site, tmp_path, phi2_tokenizer):
     phi2_tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "phi"}))
-    (checked,) = fasttune("templates", "check", "chatml", "--model", tmp_path, "--json", path=site)
+    (checked,) = fasttune("templates", "check", "vicuna", "--model", tmp_path, "--json", path=site)
     assert checked["passed"]
     assert {check["status"] for check in checked["checks"]} == {"ok", "info"}
 

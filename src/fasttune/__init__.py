@@ -22,7 +22,7 @@ from fasttune.plugins.exporter import (
 )
 from fasttune.plugins.hookspecs import hookimpl
 from fasttune.plugins.metric import Answer, Likelihood, Metric
-from fasttune.plugins.template import Row, Segment, Template, given, learn
+from fasttune.plugins.template import Row, Segment, Template, given, history, learn
 from fasttune.text.languages import detect_language
 from fasttune.text.repetition import longest_repeat, split_words
 
@@ -66,6 +66,7 @@ __all__ = [
     "evaluate",
     "export",
     "given",
+    "history",
     "hookimpl",
     "learn",
     "load",

@@ -307,7 +307,8 @@ class Source:
         _, response = self.template.response
         unneeded = {*self.template.targets.values()} - ({response} if labelled else set())
         needed = [column for column in self.template.required if column not in unneeded]
-        loaded = load(str(file), self.template, columns, required=needed)
+        take = self.run.config.data.turns if self.run else "all"
+        loaded = load(str(file), self.template, columns, required=needed, take=take)
         loaded.require_clean(skip_bad_rows=False)
         return loaded.rows
 

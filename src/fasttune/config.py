@@ -65,6 +65,7 @@ class DataConfig:
     limit: int | None = None
     drop_duplicates: bool = False
     skip_bad_rows: bool = False
+    turns: Literal["all", "first"] = "all"
     overlong: Literal["drop", "truncate", "error"] = "drop"
 
 

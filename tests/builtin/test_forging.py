@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from fasttune_plugins.alpaca import Alpaca
+from fasttune_plugins.chatml import ChatML
 from fasttune_plugins.multilingual import Multilingual
 from fasttune_plugins.reasoning import Reasoning
 from hypothesis import given, settings
@@ -16,16 +14,7 @@ from fasttune.data.check import check, require_prompt
 from fasttune.errors import FasttuneError
 from tests.conftest import REASONING_ROW
 
-
-def _chatml():
-    file = Path(__file__).parents[2] / "examples/fasttune-chatml/src/fasttune_chatml.py"
-    spec = importlib.util.spec_from_file_location("chatml_for_forging", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.register_templates()[0]
-
-
-TEMPLATES = [Alpaca(), Reasoning(), Multilingual(), _chatml()]
+TEMPLATES = [Alpaca(), Reasoning(), Multilingual(), ChatML()]
 COLUMNS = ("instruction", "input", "reasoning", "output")
 templates = pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
 

@@ -69,16 +69,22 @@ def test_list(fasttune):
     assert [line.split()[0] for line in out.splitlines()] == [
         "template",
         "alpaca",
+        "chatml",
         "multilingual",
         "reasoning",
+        "one",
     ]
+    assert out.splitlines()[-1] == (
+        "one turn (a row with more is refused, or its first exchange taken with data.turns=first): "
+        "alpaca, multilingual, reasoning"
+    )
     assert "reasoning, response" in out and "system text and tags" in out
 
 
 def test_list_as_json(fasttune):
     status, out, _ = fasttune("templates", "list", "--json")
     listed = {template["name"]: template for template in json.loads(out)}
-    assert status == 0 and list(listed) == ["alpaca", "multilingual", "reasoning"]
+    assert status == 0 and list(listed) == ["alpaca", "chatml", "multilingual", "reasoning"]
     assert listed["reasoning"]["learns"] == ["reasoning", "response"]
     assert listed["alpaca"]["distribution"] == "fasttune"
 

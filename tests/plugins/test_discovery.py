@@ -201,7 +201,7 @@ def test_did_you_mean(tmp_path):
     assert str(caught.value) == (
         "no template is called 'reasonning'\n"
         f"not loaded: broken ({path}): ZeroDivisionError: division by zero (line 1)\n"
-        "did you mean 'reasoning'? known: alpaca, multilingual, reasoning"
+        "did you mean 'reasoning'? known: alpaca, chatml, multilingual, reasoning"
     )
 
 
@@ -367,10 +367,10 @@ def test_every_hook_has_a_test_a_docs_section_and_an_example():
         assert "Example:\n" in getattr(hookspecs, hook).__doc__
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_the_code_in_the_docs_is_a_plugin(tmp_path, number):
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     (tmp_path / "block.py").write_text(blocks[number])
     plugins = load_plugin(tmp_path / "block.py")
     assert plugins.provided()["block"]

@@ -11,7 +11,7 @@ import typer
 
 from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
-from fasttune.cli.options import Columns, Config, Data, Model, overrides
+from fasttune.cli.options import Columns, Config, Data, Model, Turns, overrides
 from fasttune.config import Override
 from fasttune.errors import FasttuneError
 
@@ -45,7 +45,8 @@ def data(
             "--template",
             "-t",
             help="Prompt format.",
-            show_default="the config's; reasoning if the rows have it, else alpaca",
+            show_default="the config's; chatml for conversations, reasoning if the rows have it, "
+            "else alpaca",
         ),
     ] = None,
     data: Data = None,
@@ -55,6 +56,7 @@ def data(
     split: Annotated[
         str | None, typer.Option(help="Split of a folder or a Hub data set.", show_default="train")
     ] = None,
+    turns: Turns = None,
     max_length: Annotated[
         int | None,
         typer.Option(min=1, max=10**7, help="Tokens a row may have.", show_default="1024"),
@@ -87,6 +89,7 @@ def data(
     given = overrides(source or data, columns, model, [], template=template)
     for key, option, value in (
         ("data.split", "--split", split),
+        ("data.turns", "--turns", turns),
         ("model.max_length", "--max-length", max_length),
         ("data.eval_fraction", "--eval-fraction", eval_fraction),
     ):
@@ -97,7 +100,10 @@ def data(
     if template is None and config is None:
         rows = settings.data.train or shipped("train")
         chosen_split = settings.data.split if settings.data.train else "train"
-        name = default_template(load(rows, None, settings.data.columns, chosen_split).rows)
+        found_rows = load(
+            rows, None, settings.data.columns, chosen_split, take=settings.data.turns
+        ).rows
+        name = default_template(found_rows)
         settings = replace(settings, template=name)
     chosen = found.template(settings.template)
     divided = load_divided(settings.data, chosen, settings.system)
@@ -129,6 +135,15 @@ def _show(out: Console, figures: Survey, findings: list[Finding]) -> None:
         "rows": f"{figures.good_rows} good, {figures.bad_rows} bad, "
         f"{figures.warnings} with a warning",
     }
+    facts["written as"] = _counts(figures.forms)
+    if figures.exchanges:
+        facts["exchanges"] = "{min} to {max} a row, median {median:g}".format(
+            **vars(figures.exchanges)
+        )
+    if figures.first_only:
+        facts["exchanges"] = f"the first one alone of {figures.first_only} rows that have more"
+    if figures.proposed:
+        facts["perhaps"] = " ".join(f"--map {o}={t}" for o, t in figures.proposed.items())
     if figures.languages:
         facts["languages"] = _counts(figures.languages)
     else:

@@ -17,6 +17,12 @@ TemplateName = Annotated[str | None, typer.Option("--template", "-t", help="Prom
 Columns = Annotated[
     list[str] | None, typer.Option("--map", help="Column mapping, as instruction=question.")
 ]
+Turns = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a conversation take 'all' exchanges, or the 'first'.", show_default="all"
+    ),
+]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML of settings.")]
 Model = Annotated[
     str | None,

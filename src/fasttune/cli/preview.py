@@ -10,7 +10,7 @@ import typer
 
 from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
-from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, overrides
+from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, Turns, overrides
 from fasttune.errors import FasttuneError
 
 
@@ -32,6 +32,7 @@ def preview(
     row: Annotated[int, typer.Option(min=1, help="First row to show, from 1.")] = 1,
     rows: Annotated[int, typer.Option(min=1, max=10**6, help="How many rows to show.")] = 1,
     system: Annotated[str | None, typer.Option(help="System text in place of the row's.")] = None,
+    turns: Turns = None,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -75,6 +76,8 @@ def preview(
     given = overrides(data, columns, model, [], template=template, system=system)
     if max_length is not None:
         given.append(Override("model.max_length", max_length, f"--max-length {max_length}"))
+    if turns is not None:
+        given.append(Override("data.turns", turns, f"--turns {turns}"))
     settings = load_config(config, given, base=found.config if found else None)
     provided = plugins(context, config)
     if found is not None:

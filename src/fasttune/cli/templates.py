@@ -13,7 +13,7 @@ from fasttune.cli.app import plugins as load_all
 from fasttune.errors import EXIT_FAILURE, FasttuneError
 from fasttune.plugins.discovery import load_plugin, load_plugins
 from fasttune.plugins.identity import PROBE_ROWS
-from fasttune.plugins.template import Segment
+from fasttune.plugins.template import Segment, Template
 
 if TYPE_CHECKING:
     from fasttune.inspection.contract import Checked
@@ -34,6 +34,7 @@ def list_templates(context: typer.Context, as_json: Json = False) -> None:
             "name": name,
             "description": template.description,
             "learns": list(template.targets),
+            "turns": _turns(template),
             "provider": provider.name,
             "distribution": provider.distribution,
             "version": provider.version,
@@ -45,8 +46,11 @@ def list_templates(context: typer.Context, as_json: Json = False) -> None:
         print_json(listed)
         return
     _table(
-        ("template", "learns", "provider", "description"),
-        [(t["name"], ", ".join(t["learns"]), _origin(t), t["description"]) for t in listed],
+        ("template", "learns", "turns", "provider", "description"),
+        [
+            (t["name"], ", ".join(t["learns"]), t["turns"], _origin(t), t["description"])
+            for t in listed
+        ],
     )
 
 
@@ -68,6 +72,7 @@ def show(
                 "identity": identity.as_dict(),
                 "tags": list(template.tags),
                 "targets": dict(template.targets),
+                "turns": _turns(template),
                 "required": list(template.required),
                 "system": template.system,
                 "row": dict(SHOWN_ROW),
@@ -86,6 +91,9 @@ def show(
             f"{section} (column {column})" for section, column in template.targets.items()
         ),
         "required": ", ".join(template.required),
+        "turns": "many: every answer of a conversation is learned, and ends with EOS"
+        if template.holds_turns
+        else "one: a row with more is refused, or its first exchange taken with data.turns=first",
         "system": template.system,
     }
     _table(None, [(key, text) for key, text in facts.items() if text])
@@ -216,6 +224,10 @@ def plugins(context: typer.Context, as_json: Json = False) -> None:
         broken = {problem.name for problem in loaded.problems}
         good = ",".join(name for name in loaded.providers if name not in broken)
         print(f"\nfix the file, or remove it, or leave it out: FASTTUNE_PLUGINS={good}")
+
+
+def _turns(template: Template) -> str:
+    return "many" if template.holds_turns else "one"
 
 
 def _origin(thing: dict[str, Any]) -> str:

@@ -7,10 +7,25 @@ from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from fasttune.data.columns import propose_columns
+from fasttune.data.conversations import (
+    GIVEN,
+    Conversation,
+    Turns,
+    has_conversations,
+    read_conversation,
+)
 from fasttune.data.sources import Finding, Record
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.plugins.guard import PluginError
-from fasttune.plugins.template import Row, Segment, Template, tags_in, with_system
+from fasttune.plugins.template import (
+    Row,
+    Segment,
+    Template,
+    tags_in,
+    texts_of,
+    with_system,
+)
 
 CONTENT = ("instruction", "input", "reasoning", "output")
 
@@ -35,6 +50,14 @@ def column_names(records: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(name for _, row in records if isinstance(row, dict) for name in row))
 
 
+def required_of(
+    names: Iterable[str], columns: Mapping[str, str], required: Sequence[str]
+) -> list[str]:
+    """The required columns that a source has to have: a conversation holds two of them."""
+    given = GIVEN if has_conversations(names, columns) else ()
+    return [column for column in required if column not in given]
+
+
 def require_columns(
     source: str,
     names: list[str],
@@ -50,7 +73,7 @@ def require_columns(
             raise FasttuneError(
                 f"no column '{theirs}' to take '{ours}' from", source, did_you_mean(theirs, names)
             )
-    for column in required:
+    for column in required_of(names, columns, required):
         if column not in columns and column in columns.values():
             taken = next(ours for ours, theirs in columns.items() if theirs == column)
             raise FasttuneError(
@@ -59,10 +82,12 @@ def require_columns(
                 f"map another one to '{taken}', or one to '{column}': {', '.join(sorted(names))}",
             )
         if column not in columns and column not in names:
+            alike = " ".join(f"--map {o}={t}" for o, t in propose_columns(names, columns).items())
+            of = did_you_mean(column, names)
             raise FasttuneError(
                 f"no column '{column}'" + (f", which '{template.name}' needs" if template else ""),
                 source,
-                f"map it, as in --map {column}=THEIRS: {did_you_mean(column, names)}",
+                f"perhaps {alike}; {of}" if alike else f"map it, as in --map {column}=THEIRS: {of}",
             )
 
 
@@ -75,6 +100,7 @@ class Checked(NamedTuple):
         segments: `row` as the template renders it, the only time that it does.
         problems: fatal findings; with one, the rest is not to be used.
         failure: how the template failed, where nothing else is wrong with the row.
+        conversation: what the record holds of one, if anything.
     """
 
     own: dict[str, str]
@@ -82,6 +108,7 @@ class Checked(NamedTuple):
     segments: list[Segment]
     problems: list[Finding]
     failure: PluginError | None = None
+    conversation: Conversation | None = None
 
 
 def check(
@@ -91,8 +118,12 @@ def check(
     columns: Mapping[str, str],
     required: Sequence[str],
     system: str | None = None,
+    take: Turns = "all",
 ) -> Checked:
     """Map, render and check a record.
+
+    Args:
+        take: all exchanges of a conversation, or the first one.
 
     Raises:
         PluginError: the template gives anything but text for a row that is in order, or never ends.
@@ -105,6 +136,11 @@ def check(
     moved = {*columns, *columns.values()}
     values = {name: value for name, value in record.items() if name not in moved}
     values |= {ours: record.get(theirs) for ours, theirs in columns.items()}
+    talk = read_conversation(values, columns, "output" in required, take)
+    if talk and (wrong := talk.problems or _too_many_turns(talk, template, take)):
+        found = [Finding(number, talk.column, problem, fatal=True) for problem in wrong]
+        return Checked({}, {}, [], found, conversation=talk)
+    values |= talk.columns if talk else {}
     own = {name: value for name, value in values.items() if isinstance(value, str)}
     row = with_system(own, system)
     watched = _Watched(row)
@@ -115,10 +151,10 @@ def check(
         for column in dict.fromkeys((*required, *columns, *read))
         if (problem := _problem(values.get(column), column in required))
     ]
-    unfit = {**own, **{f"the name {name!a}": name for name in values if isinstance(name, str)}}
+    names = [(f"the name {name!a}", name) for name in values if isinstance(name, str)]
     problems += [
         (column if column in own else "", f"{'' if column in own else f'{column} '}{problem}")
-        for column, text in unfit.items()
+        for column, text in (*texts_of(own), *names)
         if (problem := _unfit(text)) and (column, problem) not in problems
     ]
     if template:
@@ -131,8 +167,19 @@ def check(
         raise failed
     if failed:
         problems.append(("", failed.message))
+    if talk:  # as the source calls it
+        problems = [(talk.column if c in talk.columns else c, what) for c, what in problems]
     found = [Finding(number, column, problem, fatal=True) for column, problem in problems]
-    return Checked(own, row, segments, found, failed)
+    return Checked(own, row, segments, found, failed, talk)
+
+
+def _too_many_turns(talk: Conversation, template: Template | None, take: Turns) -> list[str]:
+    if take == "first" or not template or template.holds_turns or talk.exchanges == 1:
+        return []
+    return [
+        f"holds {talk.exchanges} exchanges, and the format '{template.name}' holds one: take "
+        "another, as chatml, or the first exchange alone with data.turns=first"
+    ]
 
 
 def _rendered(template: Template, row: Row) -> tuple[list[Segment], PluginError | None]:
@@ -192,17 +239,14 @@ def require_prompt(row: Row, template: Template, system: str | None = None, eos:
 
 def ends_early(row: Row, eos: str) -> bool:
     """Whether a row's own text holds the end of text; "" for none is in no text."""
-    return bool(eos) and any(eos in text for text in row.values())
+    return bool(eos) and any(eos in text for _, text in texts_of(row))
 
 
 def ending(number: int, row: Row, eos: str) -> list[Finding]:
     """A finding for each column of a row whose own text holds the end of text."""
     what = f"holds the text {eos}, which would end the row early"
-    return [
-        Finding(number, column, what, fatal=True)
-        for column, text in row.items()
-        if ends_early({column: text}, eos)
-    ]
+    columns = [column for column, text in texts_of(row) if eos and eos in text]
+    return [Finding(number, column, what, fatal=True) for column in dict.fromkeys(columns)]
 
 
 def _kind(value: object) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
 from fasttune.config import DataConfig, SourceConfig
-from fasttune.data.check import check, column_names, require_columns
+from fasttune.data.check import check, column_names, require_columns, required_of
+from fasttune.data.columns import propose_columns
+from fasttune.data.conversations import Turns
 from fasttune.data.mix import MixedRows, amounts
 from fasttune.data.rows import ChosenRows, Rows, StoredRows
 from fasttune.data.sources import Finding, count, reader
@@ -39,6 +42,9 @@ class Loaded:
         numbers: the row number in the source of each good row.
         findings: all problems, in row order.
         digests: of each good row without the run's system text, see `split.digest`.
+        forms: how the good rows are written -> how many are.
+        cut: how many of them are the first exchange of more.
+        proposed: our column -> theirs, where a column looks like one of ours that there is not.
     """
 
     source: str
@@ -46,6 +52,9 @@ class Loaded:
     numbers: Sequence[int]
     findings: list[Finding]
     digests: Sequence[int]
+    forms: Mapping[str, int] = field(default_factory=dict)
+    cut: int = 0
+    proposed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bad_rows(self) -> int:
@@ -84,6 +93,7 @@ def load(
     required: Sequence[str] | None = None,
     system: str | None = None,
     seed: int = 0,
+    take: Turns = "all",
 ) -> Loaded:
     """Read, render and check a source, row by row.
 
@@ -97,6 +107,7 @@ def load(
         required: columns that must not be blank, instead of the template's; prompts need fewer.
         system: the run's own system text, in place of the rows'.
         seed: of the digests.
+        take: all exchanges of a conversation, or the first one.
 
     Raises:
         FasttuneError: there is no such source, it cannot be read, it lacks a mapped or required
@@ -108,7 +119,8 @@ def load(
     required = (template or Template).required if required is None else required
     rows, numbers, digests = StoredRows(), array("q"), array("Q")
     findings: list[Finding] = []
-    failures = 0
+    forms: Counter[str] = Counter()
+    cut = failures = 0
     failure: PluginError | None = None
     try:
         records = islice(reader(source, split), limit)
@@ -116,17 +128,21 @@ def load(
         if not start:
             raise FasttuneError("there are no rows", name, "give a file with at least one row")
         names = column_names(start)
-        if not {*columns.values(), *(set(required) - columns.keys())} <= {*names}:
+        needed = required_of(names, columns, required)
+        if not {*columns.values(), *(set(needed) - columns.keys())} <= {*names}:
             names = column_names(islice(reader(source, split), limit))
         require_columns(name, names, template, columns, required)
         with watched():
             for number, record in chain(start, records):
-                found = check(number, record, template, columns, required, system)
+                found = check(number, record, template, columns, required, system, take)
                 if found.problems:
                     findings.extend(found.problems)
                     failures += found.failure is not None
                     failure = failure or found.failure
                     continue
+                talk = found.conversation
+                forms[talk.form if talk else "instruction, output"] += 1
+                cut += take == "first" and talk is not None and talk.exchanges > 1
                 rows.append(found.row, found.segments, number)
                 numbers.append(number)
                 digests.append(digest(found.own, seed))
@@ -144,8 +160,13 @@ def load(
             f"run: fasttune templates check {template.name}",
         ) from failure.__cause__
     findings = sorted([*findings, *_repeats(numbers, digests)], key=lambda finding: finding.row)
-    loaded = Loaded(name, rows, numbers, findings, digests)
+    alike = propose_columns(names, columns)
+    loaded = Loaded(name, rows, numbers, findings, digests, dict(forms), cut, alike)
     loaded.require_clean(skip_bad_rows=True)
+    if cut:
+        log.info(
+            "%s: of %d of %d rows the first exchange alone, by data.turns", name, cut, len(rows)
+        )
     return loaded
 
 
@@ -212,7 +233,7 @@ def load_divided(data: DataConfig, template: Template, system: str | None = None
         columns = source.columns or data.columns
         seed = data.split_seed
         chosen = source.split or data.split
-        return load(source.name, template, columns, chosen, limit, system=system, seed=seed)
+        return load(source.name, template, columns, chosen, limit, None, system, seed, data.turns)
 
     if train is not None:
         loaded = read(SourceConfig(train), data.limit)
@@ -278,6 +299,8 @@ def mix(sources: Sequence[SourceConfig], loads: Sequence[Loaded]) -> Loaded:
         array("q", (loads[source].numbers[place] for source, place in pairs)),
         [replace(each, source=of.source) for of in loads for each in of.findings],
         array("Q", (loads[source].digests[place] for source, place in pairs)),
+        sum((Counter(loaded.forms) for loaded in loads), Counter()),
+        sum(loaded.cut for loaded in loads),
     )
 
 

@@ -10,14 +10,15 @@ from typing import TypeVar
 
 from fasttune.data.check import CONTENT
 from fasttune.errors import FasttuneError
-from fasttune.plugins.template import Row
+from fasttune.plugins.template import HISTORY, Row
 
 T = TypeVar("T")
 
 
 def digest(row: Row, seed: int = 0) -> int:
     """The first 64 bits of SHA-256 over the seed and what makes a row itself: its instruction,
-    input, reasoning and output, or all of its columns where it has no instruction."""
+    input, reasoning and output, and the turns before them, or all of its columns where it has no
+    instruction."""
     found = hashlib.sha256(f"{seed}\n{_content(row)}".encode()).digest()
     return int.from_bytes(found[:8], "big")
 
@@ -58,5 +59,6 @@ def data_hash(rows: Iterable[Row]) -> str:
 def _content(row: Row) -> str:
     """What makes a row itself: equal for duplicates, whatever their ids are."""
     if "instruction" in row:
-        return json.dumps([row.get(column, "") for column in CONTENT])
+        earlier = [row[HISTORY]] if HISTORY in row else []
+        return json.dumps([*(row.get(column, "") for column in CONTENT), *earlier])
     return json.dumps(dict(row), sort_keys=True)

@@ -1,8 +1,9 @@
 """Segments and a tokenizer -> input ids, labels and spans.
 
-The prompt and the completion are tokenized apart, each as one string. BPE merges across any other
-border (the `>` of `<|response|>` and a quote are one token in GPT-2's vocabulary); the one border
-that must be a token border is the one where generation begins: nothing can merge across it.
+The prompt and the completion of a turn are tokenized apart, each as one string. BPE merges across
+any other border (the `>` of `<|response|>` and a quote are one token in GPT-2's vocabulary); the
+one border that must be a token border is the one where generation begins: nothing can merge across
+it. A conversation has one in every turn, and EOS at the end of each.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fasttune.encoding.spans import Span as Span
 from fasttune.encoding.spans import Tokens, lay, tokenize
 from fasttune.encoding.spans import eos_id as eos_id
 from fasttune.errors import FasttuneError
-from fasttune.plugins.template import Row, Segment, Template
+from fasttune.plugins.template import Row, Segment, Template, opening, split_turns
 
 IGNORED = -100
 """The label that torch's cross entropy skips."""
@@ -30,6 +31,7 @@ BATCH = 500
 """Rows tokenized in one call."""
 
 Parts = tuple[list[Segment], list[Segment]]
+"""The prompt and the completion of a turn."""
 T = TypeVar("T")
 
 
@@ -38,9 +40,9 @@ class Encoded:
     """One row as the model sees it.
 
     Attributes:
-        input_ids: n token ids, EOS last.
+        input_ids: n token ids, EOS at the end of each turn.
         spans: cover the n tokens in order, without gaps; the last is EOS.
-        prompt_length: number of tokens before generation begins.
+        prompt_length: number of tokens before generation of the last turn begins.
     """
 
     input_ids: list[int]
@@ -88,13 +90,13 @@ def encode_many(renderings: Iterable[Iterable[Segment]], tokenizer: Any) -> Iter
         FasttuneError: nothing is learned from a row or nothing is given before it, or the tokenizer
             gives no offsets or has no EOS.
     """
-    waiting: tuple[list[Parts], Future[tuple[list[Tokens], list[Tokens]]]] | None = None
+    waiting: tuple[list[list[Parts]], Future[list[list[Tokens]]]] | None = None
     with ThreadPoolExecutor(1) as pool, _frozen():
         for batch in chain(batches(renderings, BATCH), [[]]):
-            parts = [_trainable(segments) for segments in batch]
-            ahead = (parts, pool.submit(_tokenized, parts, tokenizer)) if parts else None
+            rows = [_trainable(segments) for segments in batch]
+            ahead = (rows, pool.submit(_tokenized, rows, tokenizer)) if rows else None
             if waiting:
-                yield from _join(waiting[0], *waiting[1].result(), eos_id(tokenizer))
+                yield from _join(waiting[0], waiting[1].result(), eos_id(tokenizer))
             waiting = ahead
 
 
@@ -116,31 +118,42 @@ def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _tokenized(parts: Sequence[Parts], tokenizer: Any) -> tuple[list[Tokens], list[Tokens]]:
-    """The tokens of the prompts, and those of the completions."""
-    return (
-        tokenize([prompt for prompt, _ in parts], tokenizer, special=True),
-        tokenize([completion for _, completion in parts], tokenizer, special=False),
-    )
+def _tokenized(rows: Sequence[Sequence[Parts]], tokenizer: Any) -> list[list[Tokens]]:
+    """For each row the tokens of the prompt and of the completion of every turn, in order."""
+    first = tokenize([turns[0][0] for turns in rows], tokenizer, special=True)
+    rest = [part for turns in rows for part in list(chain(*turns))[1:]]
+    others = iter(tokenize(rest, tokenizer, special=False))
+    return [
+        [tokens, *islice(others, 2 * len(turns) - 1)]
+        for tokens, turns in zip(first, rows, strict=True)
+    ]
 
 
 def _join(
-    parts: Sequence[Parts], prompts: Sequence[Tokens], completions: Sequence[Tokens], eos: int
+    rows: Sequence[Sequence[Parts]], tokens: Sequence[Sequence[Tokens]], eos: int
 ) -> Iterator[Encoded]:
-    for (asked, answer), prompt, completion in zip(parts, prompts, completions, strict=True):
-        prompt_length = len(prompt.ids)
-        ids = [*prompt.ids, *completion.ids, eos]
-        last = len(ids) - 1
-        spans = [
-            *lay(asked, prompt, 0),
-            *lay(answer, completion, prompt_length),
-            Span(EOS_SPAN, last, last + 1, train=True),
-        ]
+    for turns, coded in zip(rows, tokens, strict=True):
+        ids: list[int] = []
+        spans: list[Span] = []
+        prompt_length = 0
+        for (asked, answer), prompt, completion in zip(turns, coded[::2], coded[1::2], strict=True):
+            spans += lay(asked, prompt, len(ids))
+            ids += prompt.ids
+            prompt_length = len(ids)
+            spans += lay(answer, completion, prompt_length)
+            ids += completion.ids
+            spans.append(Span(EOS_SPAN, len(ids), len(ids) + 1, train=True))
+            ids.append(eos)
         yield Encoded(ids, spans, prompt_length)
 
 
-def _trainable(segments: Iterable[Segment]) -> Parts:
-    """The segments with text of the prompt and of the completion, neither of them empty."""
+def _trainable(segments: Iterable[Segment]) -> list[Parts]:
+    """The segments with text of the prompt and of the completion of each turn, none of them
+    empty."""
+    return [_trainable_turn(turn) for turn in split_turns(segments)]
+
+
+def _trainable_turn(segments: Iterable[Segment]) -> Parts:
     prompt, completion = (
         [segment for segment in part if segment.text] for part in _parts(segments)
     )
@@ -158,7 +171,14 @@ def _trainable(segments: Iterable[Segment]) -> Parts:
 
 def encode_prompt(template: Template, row: Row, tokenizer: Any) -> list[int]:
     """The ids generation starts from: the first `prompt_length` ids of the same row in training."""
-    return list(tokenizer(template.prompt(row)).input_ids)
+    *earlier, last = split_turns(opening(template, row)) if template.holds_turns else [[]]
+    if not earlier:
+        return list(tokenizer(template.prompt(row)).input_ids)
+    turns = [*map(_parts, earlier), (last, [])]
+    ids: list[int] = []
+    for at, tokens in enumerate(_tokenized([turns], tokenizer)[0][:-1]):
+        ids += [*tokens.ids, eos_id(tokenizer)] if at % 2 else tokens.ids
+    return ids
 
 
 def response_tokens(template: Template, row: Row, tokenizer: Any) -> range:
@@ -170,8 +190,8 @@ def response_tokens(template: Template, row: Row, tokenizer: Any) -> range:
     """
     section, column = template.response
     response = row[column]
-    _, full = _parts(template.segments(row))
-    _, without = _parts(template.segments({**row, column: ""}))
+    _, full = _parts(split_turns(template.segments(row))[-1])
+    _, without = _parts(split_turns(template.segments({**row, column: ""}))[-1])
     text, bare = ("".join(s.text for s in segments) for segments in (full, without))
     start, end = next(
         (
@@ -203,8 +223,8 @@ def describe_row(row: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def _parts(rendering: Iterable[Segment]) -> Parts:
-    """The segments of the prompt, and those of the completion. The first learned segment ends the
-    prompt even without text: `Template.prompt` ends there too."""
+    """The segments of a turn's prompt, and those of its completion. The first learned segment ends
+    the prompt even without text: `Template.prompt` ends there too."""
     segments = list(rendering)
     start = next((i for i, segment in enumerate(segments) if segment.train), len(segments))
     return segments[:start], segments[start:]

@@ -15,7 +15,7 @@ from typing import Any
 from fasttune.errors import FasttuneError
 from fasttune.inspection.promises import TEXT, TOKENS, Keep, Severity, renders, told
 from fasttune.plugins.guard import Overdue, PluginError, described, watched
-from fasttune.plugins.identity import PROBE_ROWS
+from fasttune.plugins.identity import PROBE_ROWS, probe_rows
 from fasttune.plugins.template import Row, Segment, Template
 
 Complaint = tuple[str, str]
@@ -62,7 +62,7 @@ def check_template(
         FasttuneError: `data` cannot be read, none of its rows can be used, or the template does not
             come to an end.
     """
-    probes = [(f"probe row {number}", row) for number, row in enumerate(PROBE_ROWS, 1)]
+    probes = [(f"probe row {number}", row) for number, row in enumerate(probe_rows(template), 1)]
     rows: list[tuple[str, Row]] = list(probes)
     results: list[Checked] = []
     if data is not None and not any(renders(template, row, None) for row in PROBE_ROWS):
@@ -77,7 +77,8 @@ def check_template(
             rows = [(where, row) for where, row in rows if where not in broken]
         if not rows:
             return results
-    results += _own_text_results(template, [place for place in probes if place in rows])
+    single = [place for place in probes[: len(PROBE_ROWS)] if place in rows]
+    results += _own_text_results(template, single)
     if tokenizer is not None and template.tags:
         results.append(_tokens_per_tag(template, tokenizer))
     return results

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fasttune.data.check import CONTENT
 from fasttune.data.load import Loaded
 from fasttune.errors import FasttuneError
-from fasttune.plugins.template import Row
+from fasttune.plugins.template import HISTORY, Row
 
 LIKENESS = 0.8
 """Jaccard similarity of two rows' sequences of SHINGLE characters, from which they are alike: what
@@ -77,7 +77,7 @@ def _first_places(loaded: Loaded) -> list[int]:
 
 def _shingles(row: Row) -> set[bytes]:
     """The sequences of characters in what makes a row itself, without regard to case and blanks."""
-    text = " ".join(row.get(column, "") for column in CONTENT if "instruction" in row)
+    text = " ".join(row.get(column, "") for column in (*CONTENT, HISTORY) if "instruction" in row)
     text = " ".join((text or " ".join(row.values())).lower().split())
     ends = range(max(1, len(text) - SHINGLE + 1))
     return {text[at : at + SHINGLE].encode() for at in ends}

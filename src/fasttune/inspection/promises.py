@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Literal
 
 from fasttune.encoding.encode import IGNORED, encode, encode_prompt
 from fasttune.plugins.guard import Overdue, PluginError
 from fasttune.plugins.identity import difference, parting, unlike
-from fasttune.plugins.template import Row, Segment, Template
+from fasttune.plugins.template import HISTORY, Row, Segment, Template, history, split_turns, turns
 
 Severity = Literal["ok", "info", "warning", "failure"]
 
@@ -35,10 +36,13 @@ def _repeats(template: Template, row: Row, tokenizer: Any) -> str:
 
 
 def _learns(template: Template, row: Row, tokenizer: Any) -> str:
-    with_text = [segment for segment in template.segments(row) if segment.text]
-    if not any(segment.train for segment in with_text):
-        return "nothing is learned"
-    return "nothing is given first" if with_text[0].train else ""
+    for turn in split_turns(template.segments(row)):
+        with_text = [segment for segment in turn if segment.text]
+        if not any(segment.train for segment in with_text):
+            return "nothing is learned"
+        if with_text[0].train:
+            return "nothing is given first"
+    return ""
 
 
 def _prompts_alike(template: Template, row: Row, tokenizer: Any) -> str:
@@ -49,41 +53,56 @@ def _prompts_alike(template: Template, row: Row, tokenizer: Any) -> str:
 
 
 def _parses(template: Template, row: Row, tokenizer: Any) -> str:
-    sections = template.parse("".join(s.text for s in _completion(template, row)))
-    for section, column in template.targets.items():
-        if section not in sections:
-            return f"parse gives no '{section}'"
-        if sections[section] != row.get(column, ""):
-            return f"{section} {difference(sections[section], row.get(column, ''))}"
+    for turn, segments in zip(turns(row), _completions(template, row), strict=True):
+        sections = template.parse("".join(s.text for s in segments))
+        for section, column in template.targets.items():
+            if section not in sections:
+                return f"parse gives no '{section}'"
+            if sections[section] != turn.get(column, ""):
+                return f"{section} {difference(sections[section], turn.get(column, ''))}"
     return ""
 
 
 def _learns_all_it_writes(template: Template, row: Row, tokenizer: Any) -> str:
-    unlearned = [s.text for s in _completion(template, row) if s.text and not s.train]
+    written = [s for segments in _completions(template, row) for s in segments]
+    unlearned = [s.text for s in written if s.text and not s.train]
     return f"{unlearned[0]!r} is given after a learned segment" if unlearned else ""
 
 
 def _ids_alike(template: Template, row: Row, tokenizer: Any) -> str:
-    encoded = encode(template, row, tokenizer)
-    trained = encoded.input_ids[: encoded.prompt_length]
-    prompted = encode_prompt(template, row, tokenizer)
-    return "" if trained == prompted else f"trained after {trained}, prompted with {prompted}"
+    ids = encode(template, row, tokenizer).input_ids
+    for start in _starts(template, row):
+        encoded = encode(template, start, tokenizer)
+        trained = ids[: encoded.prompt_length]
+        prompted = encode_prompt(template, _bare(template, start), tokenizer)
+        if trained != prompted:
+            return f"trained after {trained}, prompted with {prompted}"
+    return ""
+
+
+def _starts(template: Template, row: Row) -> list[Row]:
+    """The row as it was at the end of each of its turns."""
+    said = [{c: text for c, text in turn.items() if c != HISTORY} for turn in turns(row)]
+    return [{**turn, **history(said[:at])} for at, turn in enumerate(said)]
 
 
 def _decodes(template: Template, row: Row, tokenizer: Any) -> str:
-    if not all(segment.train for segment in _completion(template, row)):
+    written = _completions(template, row)
+    if not all(segment.train for segments in written for segment in segments):
         return ""  # a token that lies over the border of a given segment would decode to more
     labels = [label for label in encode(template, row, tokenizer).labels if label != IGNORED]
     decoded = tokenizer.decode(
         labels, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
-    learned = "".join(s.text for s in _completion(template, row)) + tokenizer.eos_token
+    texts = ["".join(s.text for s in segments) + tokenizer.eos_token for segments in written]
+    learned = "".join(texts)
     return "" if decoded == learned else f"decoded {difference(decoded, learned)}"
 
 
 def _in_one_go(template: Template, row: Row, tokenizer: Any) -> str:
     apart = encode(template, row, tokenizer).input_ids[:-1]
-    whole = list(tokenizer(template.render(row)).input_ids)
+    texts = ["".join(s.text for s in turn) for turn in split_turns(template.segments(row))]
+    whole = list(tokenizer(tokenizer.eos_token.join(texts)).input_ids)
     if apart == whole:
         return ""
     at = parting(apart, whole)
@@ -144,7 +163,7 @@ TOKENS: tuple[Promise, ...] = (
         "ids",
         "failure",
         _ids_alike,
-        "training begins with the very ids that generation begins with",
+        "up to every answer, training has the very ids that generation begins with",
         "do not override prompt(), and give all sections before the first learned one text",
     ),
     (
@@ -165,10 +184,12 @@ TOKENS: tuple[Promise, ...] = (
 )
 
 
-def _completion(template: Template, row: Row) -> list[Segment]:
-    segments = list(template.segments(row))
-    first = next(i for i, segment in enumerate(segments) if segment.train)
-    return segments[first:]
+def _completions(template: Template, row: Row) -> list[list[Segment]]:
+    """The segments of each turn from its first learned one on."""
+    return [
+        list(dropwhile(lambda segment: not segment.train, turn))
+        for turn in split_turns(template.segments(row))
+    ]
 
 
 def _bare(template: Template, row: Row) -> dict[str, str]:

@@ -20,7 +20,7 @@ from fasttune.encoding.encode import Encoded, encode_many
 from fasttune.errors import FasttuneError
 from fasttune.inspection.near import Near
 from fasttune.plugins.guard import watched
-from fasttune.plugins.template import Row, Template
+from fasttune.plugins.template import HISTORY, Row, Template, texts_of, turns
 
 BINS = 12
 """At most so many bars in the histogram: what fits on a screen with everything else."""
@@ -77,6 +77,10 @@ class Survey:
     Attributes:
         languages: rows by their `language` column; empty if no row has one.
         scripts: rows in which a script occurs, so a Japanese row counts for Han and for Kana.
+        forms: how the good rows are written, as "messages (role, content)" -> how many are.
+        exchanges: of a row, a question and its answer each; None where every row has one.
+        first_only: rows of which the first exchange was taken alone.
+        proposed: our column -> theirs, where a column looks like one of ours that there is not.
         columns: a column's name -> its figures, in the order of the source.
         eval_source: where the held-out rows are from if not from among these; else "", and
             `eval_fraction` was aimed at.
@@ -91,6 +95,10 @@ class Survey:
     warnings: int
     languages: dict[str, int]
     scripts: dict[str, int]
+    forms: dict[str, int]
+    exchanges: Spread | None
+    first_only: int
+    proposed: dict[str, str]
     columns: dict[str, Column]
     tokens: TokenFigures
     eval_fraction: float
@@ -106,9 +114,15 @@ class Survey:
 
 
 def default_template(rows: Iterable[Row]) -> str:
-    """The built-in template that suits the rows: reasoning where a row has some, else alpaca."""
-    reasons = any(row.get("reasoning", "").strip() for row in rows)
-    return "reasoning" if reasons else "alpaca"
+    """The built-in template that suits the rows: chatml where a row has several turns, reasoning
+    where one has some, else alpaca."""
+    found = "alpaca"
+    for row in rows:
+        if HISTORY in row:
+            return "chatml"
+        if row.get("reasoning", "").strip():
+            found = "reasoning"
+    return found
 
 
 def survey(
@@ -139,7 +153,11 @@ def survey(
         bad_rows=loaded.bad_rows + len(bad),
         warnings=sum(not finding.fatal for finding in findings),
         languages=_ranked(row["language"] for row in rows if row.get("language")),
-        scripts=_ranked(script for row in rows for script in scripts("".join(row.values()))),
+        scripts=_ranked(s for row in rows for s in scripts("".join(t for _, t in texts_of(row)))),
+        forms=dict(loaded.forms),
+        exchanges=_exchanges(rows),
+        first_only=loaded.cut,
+        proposed=dict(loaded.proposed),
         columns=_columns(rows),
         tokens=_tokens(encode_many(renderings, tokenizer), max_length),
         eval_fraction=eval_fraction,
@@ -207,11 +225,19 @@ def _script(char: str) -> str:
     return word.title()
 
 
+def _exchanges(rows: Iterable[Row]) -> Spread | None:
+    counts = array("q", (len(turns(row)) for row in rows))
+    return spread(counts) if max(counts) > 1 else None
+
+
 def _columns(rows: Iterable[Mapping[str, str]]) -> dict[str, Column]:
     lengths: dict[str, array[int]] = {}
     for row in rows:
-        for name, text in row.items():
-            lengths.setdefault(name, array("q")).append(len(text))
+        sizes: Counter[str] = Counter()
+        for name, text in texts_of(row):
+            sizes[name] += len(text)
+        for name, size in sizes.items():
+            lengths.setdefault(name, array("q")).append(size)
     return {
         name: Column(sum(length > 0 for length in column), spread(column))
         for name, column in lengths.items()

@@ -43,6 +43,8 @@ def _of_template(template: Template) -> str:
         return f"targets is {short(targets)}, not a dict with at least one section and its column"
     if not is_text(template.system):
         return f"system is {short(template.system)}, not text"
+    if type(template).turn is not Template.turn and not template.holds_turns:
+        return "segments() and turn() are both there: turn() alone makes the segments"
     return _no_method(template, Template, "segments", "parse", "prompt", "render")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from fasttune.plugins.guard import PluginError, place_of, watched
-from fasttune.plugins.template import Row, Segment, Template
+from fasttune.plugins.template import Row, Segment, Template, history
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,14 @@ PROBE_ROWS: tuple[Row, ...] = tuple(
 """Rows for every combination a template has to tell apart; hashed, so never reordered."""
 
 
+def probe_rows(template: Template) -> tuple[Row, ...]:
+    """The probe rows for a template: conversations besides, where it holds them."""
+    if not template.holds_turns:
+        return PROBE_ROWS
+    talks = [PROBE_ROWS[at : at + turns] for at, turns in enumerate((2, 3, 2, 4, 2), start=3)]
+    return (*PROBE_ROWS, *({**talk[-1], **history(talk[:-1])} for talk in talks))
+
+
 def rendering_hash(template: Template) -> str:
     """SHA-256 over the segments of the probe rows: equal hashes render alike.
 
@@ -63,7 +71,7 @@ def rendering_hash(template: Template) -> str:
     """
     rendered = []
     with watched():
-        for probe in PROBE_ROWS:
+        for probe in probe_rows(template):
             bare = {
                 key: text for key, text in probe.items() if key not in template.targets.values()
             }
@@ -81,7 +89,7 @@ def require_repeatable(template: Template) -> None:
             text or never ends.
     """
     with watched():
-        for row in PROBE_ROWS:
+        for row in probe_rows(template):
             try:
                 first, second = list(template.segments(row)), list(template.segments(row))
                 template.parse("".join(segment.text for segment in first if segment.train))

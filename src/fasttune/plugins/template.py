@@ -6,13 +6,15 @@ inference prompt; there is no second renderer that could drift away from the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from itertools import islice, takewhile
-from typing import Any, ClassVar
+from itertools import islice
+from typing import Any, ClassVar, cast
 
-from fasttune.plugins.guard import PluginError, call, guard_methods, is_text, place_of, short
+from fasttune.plugins.guard import Place, PluginError, call, guard_methods, is_text, place_of, short
 
 Row = Mapping[str, str]
 
@@ -42,8 +44,32 @@ def learn(name: str, text: str) -> Segment:
     return Segment(name, text, train=True)
 
 
+END = Segment("eos", "", train=True)
+"""Ends a turn that another one follows: the encoder writes EOS there, and trains it."""
+
+HISTORY = "earlier turns"
+"""The column of the exchanges before the one that a row is about, see `turns`. No file has one of
+that name."""
+
+
+def history(exchanges: Sequence[Row]) -> dict[str, str]:
+    """Earlier exchanges as a row has them; each has an `instruction`, an `output`, and whatever
+    else its turn is written from."""
+    text = json.dumps([dict(each) for each in exchanges], ensure_ascii=False)
+    return {HISTORY: text} if exchanges else {}
+
+
+def turns(row: Row) -> list[Row]:
+    """The exchanges of a row, each as a row of its own. The last one is the row itself; an earlier
+    one takes what it does not say, such as the system text, from the row."""
+    earlier = json.loads(row.get(HISTORY) or "[]")
+    blank = dict.fromkeys(("input", "reasoning", "output"), "")
+    return [*(cast(Row, ChainMap({**blank, **each}, cast(Any, row))) for each in earlier), row]
+
+
 class Template:
-    """A prompt format. Subclass it, name it, and yield segments.
+    """A prompt format. Subclass it, name it, and yield segments: from `segments` for a format of
+    one turn, from `turn` for one that holds a conversation.
 
     What a subclass defines is called through `plugins.guard`: `segments` gives a list whoever calls
     it, and what is wrong, raises or takes too long is a `PluginError` with its file and line.
@@ -68,6 +94,11 @@ class Template:
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
+        if cls.turn is not Template.turn and (
+            cls.segments is Template.segments or _is_in_turns(cls.segments)
+        ):
+            whole = _guarded("segments", _in_turns, place_of(cls.turn))
+            cls.segments = whole  # type: ignore[method-assign]
         guard_methods(cls, Template, _WRONG, _guarded)
 
     def segments(self, row: Row) -> Iterable[Segment]:
@@ -76,6 +107,21 @@ class Template:
         When prompting, the target columns are absent, so read them with `row.get(column, "")`.
         """
         raise NotImplementedError(f"{type(self).__name__}.segments")
+
+    def turn(self, row: Row, first: bool) -> Iterable[Segment]:
+        """One exchange of a conversation as ordered segments, without an end of turn: the encoder
+        appends and trains EOS after every one. Define it instead of `segments`.
+
+        Args:
+            row: the exchange, with the columns of a row of its own.
+            first: whether the conversation begins with it; a system text goes before it.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.turn")
+
+    @property
+    def holds_turns(self) -> bool:
+        """Whether a row may have earlier turns: the format is written by `turn`."""
+        return _is_in_turns(type(self).segments)
 
     def parse(self, text: str) -> dict[str, str]:
         """The sections of a completion, `{section: text}`; the inverse of the learned segments."""
@@ -94,7 +140,8 @@ class Template:
         return "".join(segment.text for segment in self.segments(row))
 
     def prompt(self, row: Row) -> str:
-        """The text before the first learned segment: what generation starts from."""
+        """The text before the first learned segment of the last turn: what generation starts
+        from, but for the EOS after each turn before it."""
         return "".join(segment.text for segment in opening(self, row))
 
 
@@ -103,8 +150,8 @@ MOST_SEGMENTS = 10_000
 
 
 def opening(template: Template, row: Row) -> list[Segment]:
-    """The segments before the first learned one. What follows is not asked for: it may need columns
-    that a prompt does not have.
+    """The segments before the first learned one of the last turn. What follows is not asked for: it
+    may need columns that a prompt does not have.
 
     Raises:
         PluginError: the template fails.
@@ -113,27 +160,64 @@ def opening(template: Template, row: Row) -> list[Segment]:
     if hasattr(segments, "is_guarded"):
         found: list[Segment] = segments(row, prompting=True)
         return found
-    return list(takewhile(lambda segment: not segment.train, segments(row)))
+    return list(_before_answer(template, row, segments(row)))
 
 
-def _guarded(method: str, defined: Any) -> Callable[..., Any]:
-    """A method of a template as everybody calls it."""
-    wrong, at = _WRONG[method], place_of(defined)
+def split_turns(segments: Iterable[Segment]) -> list[list[Segment]]:
+    """The segments of each turn, without what ends it."""
+    found: list[list[Segment]] = [[]]
+    for segment in segments:
+        if segment == END:
+            found.append([])
+        else:
+            found[-1].append(segment)
+    return found
+
+
+def _in_turns(template: Template, row: Row) -> Iterator[Segment]:
+    """The segments of a row of a format that is written turn by turn."""
+    for at, turn in enumerate(turns(row)):
+        if at:
+            yield END
+        yield from template.turn(turn, at == 0)
+
+
+def _is_in_turns(segments: Any) -> bool:
+    return getattr(segments, "__wrapped__", None) is _in_turns
+
+
+def _before_answer(template: Template, row: Row, segments: Iterable[Any]) -> Iterator[Any]:
+    earlier = len(turns(row)) - 1 if template.holds_turns else 0
+    for segment in segments:
+        if isinstance(segment, Segment) and segment == END:
+            earlier -= 1
+        elif isinstance(segment, Segment) and segment.train and earlier <= 0:
+            return
+        yield segment
+
+
+def _guarded(method: str, defined: Any, at: Place | None = None) -> Callable[..., Any]:
+    """A method of a template as everybody calls it.
+
+    Args:
+        at: where the plugin's own code is; by default where `defined` is.
+    """
+    wrong, place = _WRONG[method], at or place_of(defined)
 
     def given(template: Template, argument: Any, prompting: bool) -> Any:
         found = defined.__get__(template, type(template))(argument)
         if prompting:
-            found = takewhile(lambda s: not (isinstance(s, Segment) and s.train), found)
+            found = _before_answer(template, argument, found)
         return list(islice(found, MOST_SEGMENTS)) if method == "segments" else found
 
     @wraps(getattr(defined, "__func__", defined))
     def guarded(template: Template, argument: Any, prompting: bool = False) -> Any:
         name = getattr(template, "name", type(template).__name__)
-        found = call(template, f"template '{name}'", given, template, argument, prompting, at=at)
+        found = call(template, f"template '{name}'", given, template, argument, prompting, at=place)
         if problem := wrong(found):
             raise PluginError(
                 f"template '{name}' breaks its contract: {problem}",
-                str(at),
+                str(place),
                 f"run: fasttune templates check {name}",
             )
         return found
@@ -181,12 +265,18 @@ def with_system(row: Row, system: str | None) -> Row:
     return {**row, "system": system} if system else row
 
 
+def texts_of(row: Row) -> Iterator[tuple[str, str]]:
+    """The (column, text) pairs of a row, each text of its history on its own."""
+    for column, text in row.items():
+        if column == HISTORY:
+            yield from ((column, said) for each in json.loads(text) for said in each.values())
+        elif isinstance(text, str):
+            yield column, text
+
+
 def tags_in(template: Template, row: Row) -> list[tuple[str, str]]:
     """The (column, tag) pairs where a field's own text contains one of the template's tags."""
-    return [
-        (column, tag)
-        for column, text in row.items()
-        if isinstance(text, str)
-        for tag in template.tags
-        if tag in text
+    found = [
+        (column, tag) for column, text in texts_of(row) for tag in template.tags if tag in text
     ]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,321 @@
+"""Conversations as ids: a border before each answer, EOS after it, as `chat` starts from."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from fasttune_plugins.chatml import ChatML
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from fasttune import FasttuneError, Template, check_template, learn
+from fasttune import given as given_
+from fasttune.encoding.encode import (
+    IGNORED,
+    encode,
+    encode_prompt,
+    response_tokens,
+    without_eos,
+)
+from fasttune.encoding.limit import limit_lengths
+from fasttune.plugins.attributes import wrong_attribute
+from fasttune.plugins.identity import probe_rows, rendering_hash
+from fasttune.plugins.template import END, history, split_turns, turns
+from tests.conftest import build_phi2_tokenizer
+
+CHATML = (  # as tokenizers with ChatML have it, Qwen's for one
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
+    "+ '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def with_bos():
+    tokenizer = build_phi2_tokenizer()
+    bos = ("<|endoftext|>", tokenizer.bos_token_id)
+    adds = processors.TemplateProcessing("<|endoftext|> $A", "$A $B", [bos])
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.Sequence([backend.post_processor, adds])
+    return tokenizer
+
+
+def with_im_end():
+    """As a model for ChatML has it: both markers are tokens, and the end of a turn is EOS."""
+    tokenizer = build_phi2_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
+    return tokenizer
+
+
+def with_words():
+    """As SentencePiece does: blanks belong to the word behind them, bytes stand for the rest."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=tokens, show_progress=False)
+    backend.train_from_iterator(["a user asks the assistant", "the assistant says so"], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+TOKENIZERS = {
+    make.__name__: make() for make in (build_phi2_tokenizer, with_bos, with_im_end, with_words)
+}
+tokenizers = pytest.mark.parametrize("name", TOKENIZERS)
+
+
+class Plain(Template):
+    """What is learned has text around it, and there is nothing between two turns."""
+
+    name = "plain"
+    tags = ("Q:", "A:")
+    targets = {"reasoning": "reasoning", "response": "output"}
+
+    def turn(self, row, first):
+        yield given_("instruction", f"{'Once.' if first else ''}Q: {row['instruction']} A:")
+        yield learn("reasoning", f" ({row.get('reasoning', '')})")
+        yield learn("response", f" {row.get('output', '')}!")
+
+    def parse(self, text):
+        reasoning, _, response = text.removeprefix(" (").partition(") ")
+        return {"reasoning": reasoning, "response": response.removesuffix("!")}
+
+
+TEMPLATES = (ChatML(), Plain())
+templates = pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
+
+text = st.text(
+    st.sampled_from(" \n\tab\"'.<|>AQ:\u00e9日🗼_") | st.characters(exclude_categories=("Cs",)),
+    min_size=1,
+    max_size=12,
+)
+exchanges = st.lists(
+    st.fixed_dictionaries({"instruction": text, "reasoning": text, "output": text}),
+    min_size=1,
+    max_size=4,
+)
+TALK = [
+    {"instruction": "Hi.", "output": "Hello."},
+    {"instruction": "Add 2 and 3.", "output": "5"},
+]
+
+
+def row(said, **more):
+    return {**said[-1], **history(said[:-1]), **more}
+
+
+def test_a_conversation_turn_by_turn():
+    assert [
+        [(s.text, s.train) for s in turn] for turn in split_turns(ChatML().segments(row(TALK)))
+    ] == [
+        [
+            ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>", False),
+            ("\n<|im_start|>user\nHi.<|im_end|>\n", False),
+            ("<|im_start|>assistant\n", False),
+            ("Hello.", True),
+        ],
+        [
+            ("\n<|im_start|>user\nAdd 2 and 3.<|im_end|>\n", False),
+            ("<|im_start|>assistant\n", False),
+            ("5", True),
+        ],
+    ]
+    assert ChatML().render(row(TALK[:1])) == ChatML().render(TALK[0])
+    assert not [s for s in ChatML().segments(TALK[0]) if s == END]
+
+
+def test_ids_and_labels(phi2_tokenizer):
+    coded = encode(Plain(), row(TALK), phi2_tokenizer)
+    eos = phi2_tokenizer.eos_token
+    assert phi2_tokenizer.decode(coded.input_ids) == (
+        f"Once.Q: Hi. A: () Hello.!{eos}Q: Add 2 and 3. A: () 5!{eos}"
+    )
+    learned = [token for token in coded.labels if token != IGNORED]
+    assert phi2_tokenizer.decode(learned) == f" () Hello.!{eos} () 5!{eos}"
+    assert [(s.name, s.train) for s in coded.spans] == [
+        ("instruction", False),
+        ("reasoning", True),
+        ("response", True),
+        ("eos", True),
+    ] * 2
+    assert [s.start for s in coded.spans[1:]] == [s.end for s in coded.spans[:-1]]
+    quiet = without_eos(coded)
+    assert [label for label in quiet.labels if label != IGNORED] == [
+        token for token in learned if token != phi2_tokenizer.eos_token_id
+    ]
+
+
+@tokenizers
+@templates
+@settings(max_examples=60, deadline=None)
+@given(exchanges, st.none() | text)
+def test_before_every_answer_are_the_ids_that_chat_starts_from(template, name, said, system):
+    tokenizer = TOKENIZERS[name]
+    more = {"system": system} if system else {}
+    whole = encode(template, row(said, **more), tokenizer)
+    ends = [span.end for span in whole.spans if span.name == "eos"]
+    assert len(ends) == len(said) and ends[-1] == len(whole)
+    for at in range(len(said)):
+        asked = {"instruction": said[at]["instruction"], **more, **history(said[:at])}
+        ids = encode_prompt(template, asked, tokenizer)
+        assert whole.input_ids[: len(ids)] == ids
+        assert all(
+            label == IGNORED for label in whole.labels[(ends[at - 1] if at else 0) : len(ids)]
+        )
+        assert whole.labels[len(ids) : ends[at]] == whole.input_ids[len(ids) : ends[at]]
+        assert whole.input_ids[ends[at] - 1] == tokenizer.eos_token_id
+    assert whole.prompt_length == len(ids)
+
+
+spoken = text.filter(lambda said: not said[0].isspace())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(text, spoken), min_size=1, max_size=4), text.filter(str.strip))
+def test_chatml_has_the_ids_of_apply_chat_template(said, system):
+    from fasttune.data.conversations import from_messages
+
+    said = [(question.strip() or "?", answer) for question, answer in said]
+    messages = [{"role": "system", "content": system}]
+    for question, answer in said:
+        messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    tokenizer = TOKENIZERS["with_im_end"]
+
+    def applied(messages, asking):
+        return tokenizer.apply_chat_template(
+            messages, chat_template=CHATML, add_generation_prompt=asking, return_dict=False
+        )
+
+    newline = tokenizer("\n", add_special_tokens=False).input_ids
+    whole = encode(ChatML(), from_messages(messages), tokenizer).input_ids
+    assert [*whole, *newline] == applied(messages, asking=False)
+    asked = from_messages(messages[:-1])
+    assert encode_prompt(ChatML(), asked, tokenizer) == applied(messages[:-1], asking=True)
+
+
+def test_an_answer_that_begins_with_white_space_keeps_the_border(phi2_tokenizer):
+    said = [{"instruction": "a", "output": "\n\nb"}, {"instruction": "c", "output": "d"}]
+    ids = encode(ChatML(), row(said), phi2_tokenizer).input_ids
+    start = encode_prompt(ChatML(), {"instruction": "a"}, phi2_tokenizer)
+    assert ids[: len(start)] == start
+    assert phi2_tokenizer.decode(ids[len(start) :]).startswith("\n\nb<|endoftext|>\n<|im_start|>")
+
+
+def test_a_row_that_is_too_long_loses_whole_turns(phi2_tokenizer):
+    said = [{"instruction": "Hi.", "output": word} for word in ("one two three", "four", "five")]
+    whole = encode(Plain(), row(said), phi2_tokenizer)
+    two = encode(Plain(), row(said[:2]), phi2_tokenizer)
+    one = encode(Plain(), row(said[:1]), phi2_tokenizer)
+
+    def cut(length):
+        counts: Counter[str] = Counter()
+        kept = [coded for _, coded in limit_lengths([(0, whole)], length, "truncate", counts)]
+        assert counts.total() == (length < len(whole))
+        return kept[0] if kept else None
+
+    assert cut(len(whole)) == whole
+    assert cut(len(whole) - 1) == cut(len(two)) == two
+    assert cut(len(two) - 1) == cut(len(one)) == one
+    short = cut(len(one) - 1)
+    assert len(short) == len(one) - 1
+    assert (short.input_ids[-1], short.prompt_length) == (one.input_ids[-1], one.prompt_length)
+    assert cut(one.prompt_length) is None
+    with pytest.raises(FasttuneError, match=f"has {len(whole)} tokens"):
+        list(limit_lengths([(0, whole)], len(two), "error", Counter()))
+
+
+def test_the_response_is_that_of_the_last_turn(phi2_tokenizer):
+    ids = encode(Plain(), row(TALK), phi2_tokenizer).input_ids
+    places = response_tokens(Plain(), row(TALK), phi2_tokenizer)
+    assert phi2_tokenizer.decode(ids[places.start : places.stop]) == " 5"
+
+
+def test_an_earlier_turn_takes_the_system_text_of_the_row_and_not_its_input():
+    first, second = turns(row(TALK, system="Talk.", input="context"))
+    assert (first["system"], first["input"], first["output"]) == ("Talk.", "", "Hello.")
+    assert second["input"] == "context"
+    assert ChatML().prompt(row(TALK, system="Talk.")).startswith("<|im_start|>system\nTalk.")
+
+
+@tokenizers
+@templates
+def test_the_contract(template, name):
+    bad = [r for r in check_template(template, TOKENIZERS[name]) if r.status in ("failure",)]
+    assert bad == []
+
+
+class Forgetful(ChatML):
+    """Writes a turn otherwise once it is no longer the last one."""
+
+    name = "forgetful"
+
+    def turn(self, row, first):
+        yield given_("instruction", f"Q: {row['instruction']}{row.get('earlier turns', '')[:1]}")
+        yield learn("response", row.get("output", ""))
+
+
+class Loose(ChatML):
+    """Learns something after an earlier answer only where another follows."""
+
+    name = "loose"
+    ends = 0
+
+    def turn(self, row, first):
+        self.ends += 1
+        yield given_("instruction", f"Q{self.ends}: {row['instruction']}")
+        yield learn("response", row.get("output", ""))
+
+
+def failures(template):
+    found = check_template(template, TOKENIZERS["build_phi2_tokenizer"])
+    return {result.check: result.rows for result in found if result.status == "failure"}
+
+
+def test_what_the_contract_finds_in_turns():
+    assert "repeatable" in failures(Loose())
+    assert failures(Forgetful()).keys() == {"ids"}
+
+
+def test_a_template_has_one_way_of_writing():
+    class Both(ChatML):
+        name = "both"
+
+        def segments(self, row):
+            yield learn("response", "x")
+
+    assert "segments() and turn() are both there" in wrong_attribute(Both())
+    assert wrong_attribute(ChatML()) == ""
+    assert ChatML().holds_turns and not Both().holds_turns
+
+
+def test_conversations_count_for_the_identity():
+    class Spaced(ChatML):
+        def turn(self, row, first):
+            if not first:
+                yield given_("space", " ")
+            yield from super().turn(row, first)
+
+    assert rendering_hash(Spaced()) != rendering_hash(ChatML())
+    assert max(len(turns(row)) for row in probe_rows(ChatML())) == 4
+
+
+def test_an_error_in_a_turn_is_told_with_its_line():
+    class Broken(ChatML):
+        name = "broken"
+
+        def turn(self, row, first):
+            yield given_("instruction", row["nothing"])
+
+    with pytest.raises(FasttuneError, match="template 'broken' fails: KeyError") as caught:
+        Broken().render({"instruction": "a"})
+    assert "test_turns.py" in caught.value.where and 'row["nothing"]' in caught.value.where
