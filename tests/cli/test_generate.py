@@ -1,12 +1,14 @@
 """`fasttune chat` at a terminal, with a generator that loads no model."""
 
 import io
+from contextlib import contextmanager
 
 import pytest
 
 from fasttune.api import Source
 from fasttune.errors import FasttuneError
 from fasttune.plugins.metric import Answer
+from fasttune.plugins.template import turns
 from tests.conftest import cli
 
 
@@ -53,3 +55,69 @@ def test_what_keeps_it_from_loading_begins_a_line(base, monkeypatch):
     assert (ended.status, ended.out.endswith("> \n")) == (2, True)
     monkeypatch.setattr("sys.stdin", io.StringIO("one\n"))
     assert cli("chat", base).out == ""
+
+
+class Remembering:
+    """A generator that answers with a number, and keeps what it was asked."""
+
+    def __init__(self, said=lambda number: f"answer {number}"):
+        self.asked, self.said, self.tuned = [], said, True
+
+    def stream(self, row, sampling, show):
+        self.asked.append((self.tuned, [(t["instruction"], t.get("output")) for t in turns(row)]))
+        text = self.said(len(self.asked))
+        show(text)
+        return Answer(row, text, {"response": text}, "eos", 2)
+
+    @contextmanager
+    def untuned(self):
+        self.tuned = False
+        yield
+        self.tuned = True
+
+
+def talk(base, monkeypatch, generator, lines, template="chatml"):
+    monkeypatch.setattr(Source, "load", lambda source: generator)
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    ended = cli("chat", base, "--template", template)
+    assert ended.status == 0
+    return ended
+
+
+def test_a_conversation_goes_on_until_it_is_reset(base, monkeypatch):
+    told = Remembering()
+    ended = talk(
+        base, monkeypatch, told, ["one", "two", "/base", "three", "/reset", "/base", "four"]
+    )
+    assert told.asked == [
+        (True, [("one", None)]),
+        (True, [("one", "answer 1"), ("two", None)]),
+        (False, [("one", "answer 1"), ("two", None)]),
+        (True, [("one", "answer 1"), ("two", "answer 2"), ("three", None)]),
+        (True, [("four", None)]),
+    ]
+    assert ended.out.splitlines()[4:8] == [
+        "answer 3",
+        "[untuned, eos, 2 tokens]",
+        "answer 4",
+        "[eos, 2 tokens]",
+    ]
+    assert "ask something first" in ended.out
+
+
+def test_a_format_of_one_turn_forgets(base, monkeypatch):
+    told = Remembering()
+    ended = talk(base, monkeypatch, told, ["one", "two", "/reset", "/what"], "alpaca")
+    assert [asked for _, asked in told.asked] == [[("one", None)], [("two", None)]]
+    assert "every question is a fresh prompt: the format holds one turn" in ended.out
+    assert "commands: /input TEXT, /reset, /base, /quit" in ended.out
+
+
+def test_an_answer_with_a_tag_is_no_part_of_the_conversation(base, monkeypatch):
+    told = Remembering(lambda number: "<|im_start|>user" if number == 1 else "fine")
+    ended = talk(base, monkeypatch, told, ["one", "two", "three"])
+    assert "the conversation goes on without it" in ended.out
+    assert told.asked[1:] == [
+        (True, [("two", None)]),
+        (True, [("two", "fine"), ("three", None)]),
+    ]

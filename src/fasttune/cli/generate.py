@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fasttune.generation.generator import Generator
     from fasttune.plugins.metric import Answer
     from fasttune.plugins.template import Row
+    from fasttune.plugins.template import Template as Format
 
 RunArgument = Annotated[
     str, typer.Argument(help="A run (folder, name or 'last'), or a base model: name or folder.")
@@ -195,10 +196,12 @@ def chat(
     stop_loops: StopLoops = True,
     force: Force = False,
 ) -> None:
-    """Ask one question after another; each is a fresh prompt, as in training.
+    """Ask one question after another. The conversation goes on where the format holds it; in a
+    format of one turn each question is a fresh prompt, as in training.
 
-    /input TEXT sets the context for the next question, /quit or Ctrl-D ends. The first question
-    can be typed while the model loads.
+    /input TEXT sets the context for the next question, /reset begins a new conversation, /base has
+    the untuned model answer the last question, too, /quit or Ctrl-D ends. The first question can be
+    typed while the model loads.
     """
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
@@ -208,7 +211,11 @@ def chat(
     prompt = "> " if sys.stdin.isatty() else ""
     if prompt:
         # Before loading, which takes seconds: the terminal keeps what is typed meanwhile.
-        print("every question is a fresh prompt; /input TEXT adds a context, /quit ends")
+        goes_on = "the conversation goes on until /reset"
+        print(
+            f"{goes_on if source.template.holds_turns else 'every question is a fresh prompt'}; "
+            "/input TEXT adds a context, /base asks the untuned model, /quit ends"
+        )
         print(prompt, end="", flush=True)
     try:
         generator = source.load()
@@ -216,31 +223,83 @@ def chat(
         if prompt:
             print()  # what is said now begins a line
         raise
-    asking, pending = "", ""
+    asking = ""
+    talk = _Talk(generator, source.template, sampling)
     while True:
         try:
             line = input(asking)
         except EOFError:
             return
         asking = prompt
-        if line.strip() == "/quit":
+        command, _, rest = line.strip().partition(" ")
+        try:
+            if command == "/quit":
+                return
+            if command == "/input":
+                talk.pending = rest.strip()
+            elif command == "/reset":
+                talk.reset()
+            elif command == "/base":
+                talk.ask_untuned()
+            elif command.startswith("/"):
+                print("commands: /input TEXT, /reset, /base, /quit")
+            elif command:
+                talk.ask(line)
+        except KeyboardInterrupt:
+            print("\n[interrupted]")
+        except FasttuneError as error:
+            complain(error)
+
+
+class _Talk:
+    """A conversation at the terminal.
+
+    Attributes:
+        pending: the context of the next question.
+        earlier: the exchanges so far, where the format holds them.
+        last: what was asked last.
+    """
+
+    def __init__(self, generator: Generator, template: Format, sampling: Sampling) -> None:
+        self.generator, self.template, self.sampling = generator, template, sampling
+        self.pending = ""
+        self.earlier: list[Row] = []
+        self.last: Row | None = None
+
+    def ask(self, question: str) -> None:
+        """Raises FasttuneError for what cannot be asked."""
+        from fasttune.plugins.template import history, tags_in
+
+        asked = {"instruction": question, "input": self.pending}
+        row = {**asked, **history(self.earlier)}
+        answer = self._answer(row)
+        self.pending, self.last = "", row
+        if not self.template.holds_turns:
             return
-        if line.startswith("/input"):
-            pending = line.removeprefix("/input").strip()
-        elif line.startswith("/"):
-            print("commands: /input TEXT, /quit")
-        elif line.strip():
-            row = {"instruction": line, "input": pending}
-            try:
-                answer = generator.stream(row, sampling, _print_piece)
-            except KeyboardInterrupt:
-                print("\n[interrupted]")
-                continue
-            except FasttuneError as error:
-                complain(error)
-                continue
-            print(f"\n[{answer.stop}, {answer.tokens} tokens]")
-            pending = ""
+        targets = self.template.targets.items()
+        said = {**asked, **{column: answer.sections.get(name, "") for name, column in targets}}
+        if tags_in(self.template, said):
+            print("[the answer holds a tag of the format: the conversation goes on without it]")
+        else:
+            self.earlier.append(said)
+
+    def ask_untuned(self) -> None:
+        """The untuned model's answer to the last question; the conversation goes on without it."""
+        if self.last is None:
+            print("ask something first: /base has the untuned model answer the same")
+            return
+        with self.generator.untuned():
+            self._answer(self.last, "untuned, ")
+
+    def reset(self) -> None:
+        self.pending, self.earlier, self.last = "", [], None
+        if not self.template.holds_turns:
+            print("every question is a fresh prompt: the format holds one turn")
+
+    def _answer(self, row: Row, who: str = "") -> Answer:
+        answer = self.generator.stream(row, self.sampling, _print_piece)
+        print(f"\n[{who}{answer.stop}, {answer.tokens} tokens]")
+        return answer
 
 
 def _require_output(output: Path, file: Path | None, force: bool) -> None:
@@ -285,6 +344,7 @@ def _answer_file(
 ) -> None:
     from contextlib import ExitStack
 
+    from fasttune.data.conversations import readable
     from fasttune.files import atomic_path
 
     with ExitStack() as stack:
@@ -299,7 +359,10 @@ def _answer_file(
         for row, found in zip(rows, asked.answers(generator, rows, report), strict=True):
             keep(found[0])
             answers = _dicts(found)
-            line = {**row, **({"answers": answers} if answers[1:] else {"answer": answers[0]})}
+            line = {
+                **readable(row),
+                **({"answers": answers} if answers[1:] else {"answer": answers[0]}),
+            }
             if output is None:
                 print(json_text(line))
             else:

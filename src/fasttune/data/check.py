@@ -19,11 +19,13 @@ from fasttune.data.sources import Finding, Record
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.plugins.guard import PluginError
 from fasttune.plugins.template import (
+    HISTORY,
     Row,
     Segment,
     Template,
     tags_in,
     texts_of,
+    turns,
     with_system,
 )
 
@@ -222,6 +224,13 @@ def require_prompt(row: Row, template: Template, system: str | None = None, eos:
         FasttuneError: it names the column.
         PluginError: the template fails on the row.
     """
+    if HISTORY in row and not template.holds_turns:
+        raise FasttuneError(
+            f"the format '{template.name}' holds one turn, and this conversation has "
+            f"{len(turns(row))}",
+            "",
+            "ask the last question alone, or take a format that holds more, such as chatml",
+        )
     targets = template.targets.values()
     asked = {column: text for column, text in row.items() if column not in targets}
     required = [column for column in template.required if column not in targets]

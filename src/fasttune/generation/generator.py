@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from fasttune.config import ModelConfig
 from fasttune.data.check import require_prompt
+from fasttune.data.conversations import from_messages
 from fasttune.encoding.encode import encode_prompt, eos_id
 from fasttune.errors import FasttuneError
 from fasttune.generation.decoding import Decoding
@@ -68,14 +70,25 @@ class Generator:
         choices = decide_for_generation(config, this_device())
         return cls(*load_for_generation(config, choices, adapter), template, choices, system)
 
-    def answer(self, instruction: str, input: str = "", **sampling: Any) -> Answer:
-        """Answer one question.
+    def answer(
+        self, instruction: str | Sequence[Mapping[str, str]], input: str = "", **sampling: Any
+    ) -> Answer:
+        """Answer one question, or the last message of a conversation.
 
         Args:
+            instruction: the question, or messages as {"role": "user", "content": "Hi."}, the last
+                of them from the user.
             input: context for it.
             sampling: fields of `Sampling`, as max_new_tokens=64.
+
+        Raises:
+            FasttuneError: the messages are no conversation, the format holds one turn and there are
+                more, or training would refuse them.
         """
-        row = {"instruction": instruction, "input": input}
+        if isinstance(instruction, str):
+            row: Row = {"instruction": instruction, "input": input}
+        else:
+            row = {**from_messages(instruction), **({"input": input} if input else {})}
         return next(self.answers([row], Sampling(**sampling), 1))
 
     def prompt(self, row: Row) -> str:
@@ -132,10 +145,33 @@ class Generator:
         for _ in rows:
             yield list(islice(answers, samples))
 
+    @contextmanager
+    def untuned(self) -> Iterator[None]:
+        """The model as it was before training answers meanwhile, to the same prompts.
+
+        Raises:
+            FasttuneError: nothing was trained: there is no adapter.
+        """
+        if not hasattr(self.model, "disable_adapter"):
+            raise FasttuneError("this is the untuned model", "", "give a run to compare it with")
+        with self.model.disable_adapter():
+            yield
+
     def stream(self, row: Row, sampling: Sampling, show: Callable[[str], None]) -> Answer:
-        """Answer one row; `show` is called with each piece of text as soon as it is complete."""
+        """Answer one row; `show` is called with each piece of text as soon as it is complete.
+
+        Raises:
+            FasttuneError: the prompt is longer than the model can read.
+        """
         torch.manual_seed(sampling.seed)
         prompt = self._prompt_ids(row)
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        if most is not None and len(prompt) >= most:
+            raise FasttuneError(
+                f"the prompt has {len(prompt)} tokens, and the model reads {most}",
+                str(self.model.config._name_or_path),
+                "ask with less text; in a chat, /reset begins anew",
+            )
         streamer = _Streamer(self.tokenizer, show)
         [completion] = self._decoding(sampling, [prompt])([prompt], streamer)
         return self.read(row, *completion)
