@@ -7,7 +7,7 @@ from fasttune import Row, Segment, Template, given, hookimpl, learn
 
 class ChatML(Template):
     name = "chatml"
-    description = "<|im_start|>speaker blocks of a conversation; the model learns the assistant's"
+    description = "blocks of a conversation; the model learns the assistant's"
     tags = ("<|im_start|>", "<|im_end|>")
     system = "You are a helpful assistant."
 

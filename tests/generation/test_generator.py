@@ -7,11 +7,12 @@ import fasttune.models.unsloth  # noqa: F401
 # isort: split
 import pytest
 import torch
+from fasttune_plugins.chatml import ChatML
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 import fasttune.generation.decoding as decoding
 import fasttune.generation.generator as generate
-from fasttune import Template, given, learn
+from fasttune import FasttuneError, Template, given, learn
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.encoding.batches import left_pad
 from fasttune.generation.decoding import Decoding, plain_cache
@@ -233,3 +234,47 @@ def test_sampling_is_repeatable(generator):
         return [answer.text for answer in generator.answers(rows(5), sampling, 2)]
 
     assert drawn(3) == drawn(3) != drawn(4)
+
+
+MESSAGES = [
+    {"role": "user", "content": "Hi."},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "Add 2 and 3."},
+]
+
+
+def test_a_conversation_is_answered_and_the_untuned_model_answers_the_same(
+    model, folder, phi2_tokenizer, monkeypatch
+):
+    seen = []
+    tuned = Generator(model, phi2_tokenizer, ChatML(), FP32)
+    base = Generator.load(ModelConfig(name=str(folder), precision="fp32"), ChatML())
+    monkeypatch.setattr(Decoding, "__call__", _noting(Decoding.__call__, seen))
+    answer = tuned.answer(MESSAGES, max_new_tokens=NEW)
+    with tuned.untuned():
+        untuned = tuned.answer(MESSAGES, max_new_tokens=NEW)
+    assert untuned.text == base.answer(MESSAGES, max_new_tokens=NEW).text != answer.text
+    assert tuned.answer(MESSAGES, max_new_tokens=NEW) == answer
+    written = f"Hello.{phi2_tokenizer.eos_token}\n<|im_start|>user\nAdd 2 and 3.<|im_end|>\n"
+    assert all(written in phi2_tokenizer.decode(ids) for ids in seen)
+    with pytest.raises(FasttuneError, match="this is the untuned model"), base.untuned():
+        pass
+
+
+def _noting(call, seen):
+    def noting(self, prompts, *more):
+        seen.extend(prompts)
+        return call(self, prompts, *more)
+
+    return noting
+
+
+def test_what_cannot_be_asked_of_a_conversation(generator):
+    with pytest.raises(FasttuneError, match="'words' holds one turn, and this conversation has 2"):
+        generator.answer(MESSAGES)
+    assert generator.answer(MESSAGES[2:], max_new_tokens=1).tokens == 1
+    with pytest.raises(FasttuneError, match="no conversation"):
+        generator.answer(MESSAGES[1:])
+    with pytest.raises(FasttuneError, match="and the model reads 2048") as caught:
+        generator.stream({"instruction": "word " * 2100}, Sampling(), lambda piece: None)
+    assert "/reset" in caught.value.hint

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 SHOWN_ROW = PROBE_ROWS[2]  # the first one with a context
 
+ONE_TURN = "a row with more is refused, or its first exchange taken with data.turns=first"
+
 group = typer.Typer(help="See, write and check prompt formats.", no_args_is_help=True)
 app.add_typer(group, name="templates")
 
@@ -46,12 +48,11 @@ def list_templates(context: typer.Context, as_json: Json = False) -> None:
         print_json(listed)
         return
     _table(
-        ("template", "learns", "turns", "provider", "description"),
-        [
-            (t["name"], ", ".join(t["learns"]), t["turns"], _origin(t), t["description"])
-            for t in listed
-        ],
+        ("template", "learns", "provider", "description"),
+        [(t["name"], ", ".join(t["learns"]), _origin(t), t["description"]) for t in listed],
     )
+    if single := [t["name"] for t in listed if t["turns"] == "one"]:
+        print(f"one turn ({ONE_TURN}): {', '.join(single)}")
 
 
 @group.command()
@@ -93,7 +94,7 @@ def show(
         "required": ", ".join(template.required),
         "turns": "many: every answer of a conversation is learned, and ends with EOS"
         if template.holds_turns
-        else "one: a row with more is refused, or its first exchange taken with data.turns=first",
+        else f"one: {ONE_TURN}",
         "system": template.system,
     }
     _table(None, [(key, text) for key, text in facts.items() if text])

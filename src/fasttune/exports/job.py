@@ -123,7 +123,8 @@ class RunExport:
         return run_tokenizer(self.run.adapter)
 
     def chat_format(self) -> CompiledChat:
-        return compile_chat_template(self.template, self.run.config.system)
+        eos = str(self.tokenizer().eos_token)
+        return compile_chat_template(self.template, self.run.config.system, eos)
 
     def example_row(self) -> Row:
         return {

@@ -118,7 +118,7 @@ def open_merged_model(
 
     def prompt_ids(row: Row) -> list[int]:
         if chat is None:
-            return list(tokenizer(template.prompt(row)).input_ids)
+            return encode_prompt(template, row, tokenizer)
         sent = {c: text for c, text in row.items() if (c, text) != ("system", system)}
         try:
             variables = chat.kwargs(sent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fasttune.exports.chat_template.skeleton import Field, Node, Skeleton
 
@@ -18,25 +18,42 @@ _OLLAMA_TAIL = "{{ $answer }}"
 _OLLAMA_FIELDS = {"instruction": "$instruction", "system": ".System"}
 
 
-def ollama_template(skeleton: Skeleton) -> str:
-    """The Go template of a Modelfile. Columns other than instruction and system count as absent."""
-    return f"{_OLLAMA_HEAD}{_ollama_nodes(skeleton.nodes)}{_OLLAMA_TAIL}"
+_OLLAMA_IN_TURNS = {"instruction": ".Content", "system": "$.System"}
 
 
-def _ollama_nodes(nodes: Sequence[Node]) -> str:
+def ollama_template(skeleton: Skeleton, later: Skeleton | None = None, eos: str = "") -> str:
+    """The Go template of a Modelfile. Columns other than instruction and system count as absent.
+
+    Args:
+        later: a turn that is not the first; None where the format holds one turn.
+        eos: what ends an earlier answer.
+    """
+    if later is None:
+        return f"{_OLLAMA_HEAD}{_ollama_nodes(skeleton.nodes, _OLLAMA_FIELDS)}{_OLLAMA_TAIL}"
+    first, others = (_ollama_nodes(each.nodes, _OLLAMA_IN_TURNS) for each in (skeleton, later))
+    return (
+        '{{- $first := true }}{{- range .Messages }}{{- if eq .Role "user" }}'
+        f"{{{{ if $first }}}}{first}{{{{ else }}}}{others}{{{{ end }}}}{{{{ $first = false }}}}"
+        f'{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}{_go_text(eos)}'
+        "{{ end }}{{ end }}"
+    )
+
+
+def _ollama_nodes(nodes: Sequence[Node], fields: Mapping[str, str]) -> str:
     text = ""
     for node in nodes:
         if isinstance(node, str):
             text += _go_text(node)
         elif isinstance(node, Field):
-            text += f"{{{{ {_OLLAMA_FIELDS.get(node.column, repr(''))} }}}}"
+            text += f"{{{{ {fields.get(node.column, repr(''))} }}}}"
         elif node.column == "system":
             # Ollama cannot tell an empty system text from none, and counts bytes.
-            inner, otherwise = _ollama_nodes(node.cases[0][1]), _ollama_nodes(node.otherwise)
-            text += f"{{{{ if .System }}}}{inner}" + (otherwise and f"{{{{ else }}}}{otherwise}")
-            text += "{{ end }}"
+            inner = _ollama_nodes(node.cases[0][1], fields)
+            otherwise = _ollama_nodes(node.otherwise, fields)
+            text += f"{{{{ if {fields['system']} }}}}{inner}"
+            text += (otherwise and f"{{{{ else }}}}{otherwise}") + "{{ end }}"
         else:
-            text += _ollama_nodes(node.otherwise)
+            text += _ollama_nodes(node.otherwise, fields)
     return text
 
 
