@@ -568,4 +568,5 @@ def serve(
     from fasttune.serving import serve as serving
 
     found = open_run(run) if isinstance(run, str) else run
-    return serving.serve(found, plugins or load_plugins(), engine, host, port)
+    provided = found.with_template(plugins or load_plugins())
+    return serving.serve(found, provided, engine, host, port)
