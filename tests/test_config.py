@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fasttune.config import RunConfig, dump_config, load_config, parse_override
+from fasttune.config import RunConfig, dump_config, flatten, load_config, parse_override
 from fasttune.errors import FasttuneError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -59,7 +59,7 @@ def test_a_dumped_config_reads_back_equal(tmp_path):
         ("train.learning_rate=-1", "above 0"),
         ("train.learning_rate=.nan", "above 0"),
         ("train.packing=maybe", "true or false"),
-        ("train.schedule=cosin", "one of"),
+        ("train.schedule=cosin", "did you mean 'cosine'"),
         ("model=phi", "groups settings"),
         ("lora.r", "key=value"),
         ("lora.r=[", "expected"),
@@ -121,3 +121,12 @@ def test_the_default_config_is_in_the_package():
     assert shipped.read_bytes() == (CONFIGS / "default.yaml").read_bytes()
     settings = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text(encoding="utf-8"))
     assert "default.yaml" in settings["tool"]["setuptools"]["package-data"]["fasttune"]
+
+
+def test_numbers_by_name():
+    config = load_config(None, [("train.schedule_options", {"min_lr_rate": "1e-1", "n": 2})])
+    assert config.train.schedule_options == {"min_lr_rate": 0.1, "n": 2.0}
+    assert flatten(config.as_dict())["train.schedule_options"] == {"min_lr_rate": 0.1, "n": 2.0}
+    with pytest.raises(FasttuneError, match="'train.schedule_options' is .*") as caught:
+        load_config(None, [("train.schedule_options", {"min_lr_rate": "low"})])
+    assert "a number" in caught.value.hint

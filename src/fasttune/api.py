@@ -445,6 +445,7 @@ def compare(
     seeds: Sequence[int] | None = None,
     budget: Literal["steps", "tokens"] = "steps",
     without: Literal["eos"] | None = None,
+    sweep: tuple[str, Sequence[Any]] | None = None,
     include_base: bool = True,
     rows: int = 200,
     max_new_tokens: int = 160,
@@ -463,6 +464,8 @@ def compare(
         seeds: to train each template with; by default the config's.
         budget: as many "steps" for every format, or as many "tokens".
         without: train each template a second time without a loss on "eos".
+        sweep: a setting and its values, as ("train.learning_rate", [1e-4, 3e-4]): each template is
+            trained with each of them.
         include_base: measure the untuned model under every format as well.
         rows: held-out rows to answer, at equal distances; 0 takes all.
         max_new_tokens: where an answer that does not stop is cut off.
@@ -490,7 +493,9 @@ def compare(
         made = (
             plan_runs(runs, measuring, plugins, folder)
             if runs
-            else plan_templates(config, names, numbers, budget, measuring, plugins, folder, without)
+            else plan_templates(
+                config, names, numbers, budget, measuring, plugins, folder, without, sweep
+            )
         )
     from fasttune.comparison.work import run_comparison
 

@@ -38,6 +38,7 @@ class LoraConfig:
     alpha: float = 16.0
     dropout: float = 0.0
     rslora: bool = False
+    dora: bool = False
     targets: tuple[str, ...] = ()
 
 
@@ -77,10 +78,13 @@ class TrainConfig:
     gradient_accumulation: int = 1
     packing: bool = True
     learning_rate: float = 2e-4
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    schedule: str = "cosine"
+    schedule_options: dict[str, float] = field(default_factory=dict)
     warmup_steps: int = 5
+    warmup_ratio: float = 0.0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    neftune_noise_alpha: float | None = None
     optimizer: str = "auto"
     gradient_checkpointing: Literal["auto", "unsloth", "on", "off"] = "auto"
     ignore_plan: bool = False
@@ -112,7 +116,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = TrainConfig()
+    train: TrainConfig = field(default_factory=TrainConfig)
     samples: SamplesConfig = SamplesConfig()
 
     def as_dict(self) -> dict[str, Any]:
@@ -132,6 +136,13 @@ OPTIMIZERS = (
     "apollo_adamw", "apollo_adamw_layerwise", "stable_adamw",
 )  # fmt: skip
 """transformers' OptimizerNames, kept here because importing them imports torch."""
+
+SCHEDULES = (
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr",
+    "warmup_stable_decay", "greedy",
+)  # fmt: skip
+"""transformers' SchedulerType, likewise."""
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
@@ -217,6 +228,9 @@ CHECKS: dict[str, Check] = {
     "train.batch_size": whole(1, MANY),
     "train.gradient_accumulation": whole(1, MANY),
     "train.learning_rate": number(0, 100, above=True),
+    "train.schedule": one_of(SCHEDULES),
+    "train.warmup_ratio": number(0, 1, below=True),
+    "train.neftune_noise_alpha": number(0, 10**4, above=True),
     "train.warmup_steps": whole(0, 1000 * MANY),
     "train.weight_decay": number(0, 100),
     "train.max_grad_norm": number(0, MANY, above=True),
@@ -287,11 +301,23 @@ def build_config(values: Mapping[str, Any], where: str) -> RunConfig:
     return config
 
 
+def with_setting(config: RunConfig, key: str, value: Any, where: str) -> RunConfig:
+    """The config with one more setting, given by its dotted key.
+
+    Raises:
+        FasttuneError: the key or the value is not known.
+    """
+    values = config.as_dict()
+    _put(values, key, value)
+    changed: RunConfig = _build(RunConfig, values, "", _Origins({}, where))
+    return changed
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted keys."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        inner = isinstance(value, dict) and key != "columns"
+        inner = isinstance(value, dict) and key not in ("columns", "schedule_options")
         found |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
     return found
 
@@ -571,8 +597,12 @@ def _convert(value: Any, hint: Any) -> Any:
         return tuple(word for item in items if (word := _text(item).strip()))
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ValueError("a mapping, as {instruction: question}")
-        return {_text(ours): _text(theirs) for ours, theirs in value.items()}
+            raise ValueError(
+                "a mapping, as {instruction: question}"
+                if arguments[1] is str
+                else "a mapping, as {min_lr_rate: 0.1}"
+            )
+        return {_text(key): _convert(inner, arguments[1]) for key, inner in value.items()}
     if hint is bool:
         if not isinstance(value, bool):
             raise ValueError("true or false")

@@ -122,6 +122,32 @@ def test_a_budget_of_tokens_gives_short_formats_more_steps(tiny_phi, data, phi2_
     assert taken["alpaca"] == pytest.approx(taken["reasoning"], rel=0.01)
 
 
+def test_a_sweep_trains_a_format_with_each_value(tiny_phi, data):
+    sweep = ("train.batch_size", ["2", "4"])
+    found = plan(tiny_phi, data, templates=("alpaca",), sweep=sweep)
+    assert [each.label for each in found.formats] == [
+        "alpaca, batch_size 2",
+        "alpaca, batch_size 4",
+    ]
+    assert [each.base for each in found.formats] == ["alpaca, batch_size 2"] * 2
+    small, large = (each.job for each in found.formats)
+    assert (small.config.train.batch_size, small.config.train.max_steps) == (2, 12)
+    assert (large.config.train.batch_size, large.config.train.max_steps) == (4, 6)
+    assert small.train == large.train and small.eval == large.eval
+    assert "alpaca, batch_size 4: 6 steps of 4 rows" in found.about["budget"]
+    assert found.folder.name.startswith("alpaca-batch_size-2-alpaca-batch_size-4-")
+    both = plan(tiny_phi, data, templates=("alpaca",), sweep=sweep, without="eos").formats
+    assert {each.base for each in both} == {"alpaca, batch_size 2"} and len(both) == 4
+    for key, values, said in (
+        ("model.max_length", ["64"], "cannot be swept"),
+        ("train.learning_rate", ["1e-4", "1e-4"], "given twice"),
+        ("train.learning_rate", ["fast"], "is 'fast'"),
+        ("train.rate", ["1"], "no setting 'train.rate'"),
+    ):
+        with pytest.raises(FasttuneError, match=said):
+            plan(tiny_phi, data, templates=("alpaca",), sweep=(key, values))
+
+
 def test_without_eos_every_format_is_there_a_second_time(tiny_phi, data):
     found = plan(tiny_phi, data, templates=("alpaca",), without="eos").formats
     assert [each.label for each in found] == ["alpaca", "alpaca without EOS"]

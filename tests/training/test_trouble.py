@@ -204,6 +204,32 @@ def test_memory_that_runs_out_makes_smaller_batches_of_the_same_steps(
     assert torch.allclose(weights(run), weights(unbroken), atol=1e-4)
 
 
+def test_the_longest_rows_come_first_and_leave_nothing(job, unbroken, monkeypatch):
+    """As on a GPU, whose memory can run out: at once or not at all."""
+    monkeypatch.setattr("fasttune.training.train.tensor_device", lambda: "cuda")
+    taken: list[list[int]] = []
+    own = Trainer._within_memory
+
+    def noting(self, rows, attempt):
+        if self.model.training:
+            taken.append([len(row["input_ids"]) for row in rows])
+        return own(self, rows, attempt)
+
+    monkeypatch.setattr(Trainer, "_within_memory", noting)
+    Allocator(monkeypatch, math.inf, refuse=1)
+    settings = {"train__batch_size": 4, "train__gradient_accumulation": 1}
+    with listening() as said:
+        run = train(job(**settings, samples__count=2))
+    seen = sorted((length for step in taken[1:] for length in step), reverse=True)
+    assert len(taken) == 7 and min(taken[0]) >= seen[3]
+    assert sum(taken[0]) == max(map(sum, taken))
+    assert losses(run) == pytest.approx(losses(unbroken), abs=1e-5)
+    assert torch.allclose(weights(run), weights(unbroken), atol=1e-4)
+    first = [line for line in said if line.startswith(("trying the longest", "memory ran out"))]
+    assert first[0] == "trying the longest 4 rows first" and len(first) == 2
+    assert first[1].startswith("memory ran out at step 1")
+
+
 def weights(run: Run) -> torch.Tensor:
     tensors = load_file(run.adapter / "adapter_model.safetensors")
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])

@@ -54,6 +54,13 @@ def compare(
             "becomes of its answers."
         ),
     ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=VALUE,VALUE",
+            help="Train each format with each of these values, as train.learning_rate=1e-4,3e-4.",
+        ),
+    ] = None,
     include_base: Annotated[
         bool, typer.Option(help="Measure the untuned model under every format as well.")
     ] = True,
@@ -94,12 +101,13 @@ def compare(
             "fasttune compare --templates alpaca,reasoning, or fasttune compare RUN RUN",
         )
     if runs:
-        training = (data, columns, config, model, seeds, without, *settings)
+        training = (data, columns, config, model, seeds, without, sweep, *settings)
         if any(word is not None for word in training):
             raise FasttuneError(
                 "finished runs keep their settings",
                 ", ".join(runs),
-                "leave out --data, --map, --config, --model, --seeds, --without and settings",
+                "leave out --data, --map, --config, --model, --seeds, --without, --sweep and "
+                "settings",
             )
     named = [api.open_run(name) for name in runs]
     names = words(templates)
@@ -114,6 +122,7 @@ def compare(
             seeds=None if seeds is None else _numbers(seeds),
             budget=budget,
             without=without,
+            sweep=None if sweep is None else _sweep(sweep),
             include_base=include_base,
             rows=rows,
             max_new_tokens=max_new_tokens,
@@ -136,6 +145,15 @@ def compare(
 
 def words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _sweep(text: str) -> tuple[str, list[str]]:
+    key, _, values = text.partition("=")
+    if not words(values):
+        raise FasttuneError(
+            f"--sweep is '{text}'", "--sweep", "as --sweep train.learning_rate=1e-4,3e-4"
+        )
+    return key.strip(), words(values)
 
 
 def _numbers(seeds: str) -> list[int]:

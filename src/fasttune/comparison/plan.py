@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fasttune.config import RunConfig, steps
+from fasttune.config import RunConfig, steps, with_setting
 from fasttune.data.rows import ChosenRows, Rows
 from fasttune.data.split import data_hash, spread
 from fasttune.encoding.cache import encode_rows
@@ -96,6 +97,7 @@ def plan_templates(
     plugins: Plugins,
     folder: Path | None = None,
     without: Without | None = None,
+    sweep: tuple[str, Sequence[Any]] | None = None,
 ) -> Plan:
     """Plan to train every template with every seed, on the rows that all of them can use.
 
@@ -105,6 +107,8 @@ def plan_templates(
 
     Args:
         without: train every template a second time without this: "eos" takes no loss on EOS.
+        sweep: a setting of the training by its dotted key, and its values: each template is trained
+            with each of them.
 
     Raises:
         FasttuneError: for whatever is wrong with templates, settings or data.
@@ -129,21 +133,25 @@ def plan_templates(
     _require_rows(jobs[0], train[0], held_out[0])
     means = [sum(side.lengths) / len(side.rows) for side in train]
     longest = max(means) if budget == "tokens" else None
-    counts = [round(steps(len(train[0].rows), config) * (longest or mean) / mean) for mean in means]
-    formats = []
-    for job, left, right, count in zip(jobs, train, held_out, counts, strict=True):
-        shared = replace(_with(job, max_steps=count), train=left.rows, eval=right.rows)
-        formats.append(Format(shared.config.template, shared, dict.fromkeys(seeds, None)))
-        if without == "eos":
-            formats.append(_without_eos(formats[-1]))
-    step = config.train.batch_size * config.train.gradient_accumulation
+    formats: list[Format] = []
+    budgets = []
+    for job, left, right, mean in zip(jobs, train, held_out, means, strict=True):
+        first = None
+        for label, own in _swept(job.config, sweep):
+            count = round(steps(len(left.rows), own) * (longest or mean) / mean)
+            step = own.train.batch_size * own.train.gradient_accumulation
+            shared = _with(replace(job, config=own, train=left.rows, eval=right.rows), count)
+            formats.append(Format(label, shared, dict.fromkeys(seeds, None), first))
+            first = first or label
+            budgets.append(
+                f"{label}: {count} steps of {step} rows, about {count * step * mean:,.0f} tokens"
+            )
+            if without == "eos":
+                formats.append(_without_eos(formats[-1]))
     about = {
         "model": jobs[0].model,
         "rows": rows_in_words(formats[0]),
-        "budget": "; ".join(
-            f"{name}: {count} steps of {step} rows, about {count * step * mean:,.0f} tokens"
-            for name, count, mean in zip(templates, counts, means, strict=True)
-        ),
+        "budget": "; ".join(budgets),
         "seeds": ", ".join(map(str, seeds)),
     }
     require_several([each.label for each in formats])
@@ -157,15 +165,39 @@ def _left_out(jobs: Sequence[Job], kept: Sequence[_Side]) -> list[str]:
     return [f"{number} rows cannot be used in every format and were left out."] if number else []
 
 
-def _with(job: Job, **training: Any) -> Job:
+SWEPT = ("train.", "lora.")
+"""Beginnings of the settings that can be swept: all others would change the rows or the model."""
+
+
+def _swept(
+    config: RunConfig, sweep: tuple[str, Sequence[Any]] | None
+) -> Iterator[tuple[str, RunConfig]]:
+    """(label, config) for each value of a setting; without one, the template's name."""
+    if sweep is None:
+        yield config.template, config
+        return
+    key, values = sweep
+    if not key.startswith(SWEPT):
+        raise FasttuneError(
+            f"'{key}' cannot be swept", f"--sweep {key}", "it takes a setting of train or lora"
+        )
+    require_different(f"--sweep {key}", values)
+    for value in values:
+        own = with_setting(config, key, value, f"--sweep {key}={value}")
+        yield f"{config.template}, {key.partition('.')[2]} {value}", own
+
+
+def _with(job: Job, max_steps: int | None = None, **training: Any) -> Job:
     """The job with other settings of its training."""
+    if max_steps is not None:
+        training["max_steps"] = max_steps
     config = replace(job.config, train=replace(job.config.train, **training))
     return replace(job, config=config)
 
 
 def _without_eos(of: Format) -> Format:
     job = _with(of.job, learn_eos=False)
-    return replace(of, label=f"{of.label} without EOS", job=job, variant_of=of.label)
+    return replace(of, label=f"{of.label} without EOS", job=job, variant_of=of.base)
 
 
 def _require_rows(job: Job, train: _Side, held_out: _Side) -> None:
@@ -216,9 +248,14 @@ def make_plan(
     ]
     text = json.dumps(deciding, sort_keys=True, default=asdict)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    name = "-".join([*(each.label for each in formats), fingerprint[:8]])
+    name = "-".join([*(slug(each.label) for each in formats), fingerprint[:8]])
     parent = Path("comparisons" if len(formats) > 1 else "evaluations")
     return Plan(folder or parent / name, fingerprint, formats, places, measuring, chosen, notes)
+
+
+def slug(name: str) -> str:
+    """A name that any file system takes."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")
 
 
 def require_several(labels: Sequence[str]) -> None:

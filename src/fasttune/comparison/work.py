@@ -14,7 +14,6 @@ import gc
 import json
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -22,7 +21,7 @@ from typing import Any
 
 from fasttune.comparison.bootstrap import Interval
 from fasttune.comparison.page import to_html
-from fasttune.comparison.plan import Format, Plan
+from fasttune.comparison.plan import Format, Plan, slug
 from fasttune.comparison.result import REPORT, Arm, Comparison, compare_arms, split
 from fasttune.config import ModelConfig, RunConfig, in_full
 from fasttune.errors import FasttuneError
@@ -155,7 +154,7 @@ class _Work:
         """An arm's answers, from its file where it is there and still true."""
         self.begun += 1
         rows = [each.job.eval[at] for at in self.plan.places]
-        file = self.plan.folder / "answers" / f"{_slug(name)}.json"
+        file = self.plan.folder / "answers" / f"{slug(name)}.json"
         template = each.job.template
         if file.is_file():
             try:
@@ -194,11 +193,6 @@ def _is_of(run: Run, config: RunConfig) -> bool:
     except FasttuneError as error:
         log.warning("warning: %s is passed over: %s (%s)", run.name, error.message, error.where)
         return False
-
-
-def _slug(name: str) -> str:
-    """A name that any file system takes."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-")
 
 
 def _model_config(each: Format) -> ModelConfig:

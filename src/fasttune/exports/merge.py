@@ -50,6 +50,7 @@ class Change:
     Attributes:
         new: the tensor that takes its place, or None.
         a, b: LoRA's factors, [r, in] and [out, r], or None.
+        magnitude: DoRA's, [out]: the length that each row of the result has; or None.
         transposed: the base holds [in, out].
     """
 
@@ -57,6 +58,7 @@ class Change:
     new: torch.Tensor | None = None
     a: torch.Tensor | None = None
     b: torch.Tensor | None = None
+    magnitude: torch.Tensor | None = None
     transposed: bool = False
     keys: list[str] = field(default_factory=list)
 
@@ -68,13 +70,19 @@ class Change:
         return shape[::-1] if self.transposed else shape
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
-        """The changed tensor, fp32, from the base's in fp32: W + scale * B A (arXiv:2106.09685)."""
+        """The changed tensor, fp32, from the base's in fp32: W + scale * B A (arXiv:2106.09685),
+        or with DoRA its rows at their magnitudes (arXiv:2402.09353)."""
         if self.new is not None:
             weight = self.new.float()
         if self.a is None or self.b is None:
             return weight
         delta = self.scale * (self.b.float() @ self.a.float())
-        return weight + (delta.T if self.transposed else delta)
+        weight = weight + (delta.T if self.transposed else delta)
+        if self.magnitude is None:
+            return weight
+        along = 0 if self.transposed else 1
+        length = self.magnitude.float() / weight.norm(dim=along)
+        return weight * length.unsqueeze(along)
 
 
 def merged_bytes(base: str) -> int:
@@ -159,6 +167,9 @@ def read_changes(adapter: Path) -> dict[str, Change]:
             change = changes.setdefault(f"{module}.weight", Change())
             setattr(change, factor.lower(), tensor)
             change.transposed = bool(embedding) != bool(settings.get("fan_in_fan_out"))
+        elif match := re.fullmatch(r"(.+)\.lora_magnitude_vector(?:\.weight)?", name):
+            change = changes.setdefault(f"{match[1]}.weight", Change())
+            change.magnitude = tensor
         elif "lora_" in name or "token_adapter" in name:
             raise _misfit("the adapter holds a kind of tensor that cannot be merged", key)
         else:

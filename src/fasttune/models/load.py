@@ -138,9 +138,16 @@ def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple
             lora_dropout=lora.dropout,
             target_modules=targets,
             use_rslora=lora.rslora,
+            use_dora=lora.dora,
             bias="none",
             use_gradient_checkpointing=choices.unsloth_checkpointing,
             random_state=seed,
+        )
+    if model.peft_config["default"].use_dora != lora.dora:
+        raise FasttuneError(
+            "Unsloth made other adapters than were asked for",
+            f"lora.dora: {str(lora.dora).lower()}",
+            "this release of Unsloth is not supported: see fasttune doctor",
         )
     return model, coverage(model, before)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from trl import SFTConfig
 
-from fasttune.config import RunConfig
-from fasttune.errors import FasttuneError
+from fasttune.config import RunConfig, TrainConfig
+from fasttune.errors import FasttuneError, reason
 from fasttune.machine import tensor_device
 from fasttune.models.choices import Choices
 from fasttune.processes import count
@@ -44,9 +44,11 @@ def training_arguments(
         gradient_accumulation_steps=1,  # the collator divides a step's rows
         learning_rate=chosen.learning_rate,
         lr_scheduler_type=chosen.schedule,
-        warmup_steps=chosen.warmup_steps,
+        lr_scheduler_kwargs=dict(chosen.schedule_options) or None,
+        warmup_steps=chosen.warmup_ratio or chosen.warmup_steps,  # below 1 it is a share
         weight_decay=chosen.weight_decay,
         max_grad_norm=chosen.max_grad_norm,
+        neftune_noise_alpha=chosen.neftune_noise_alpha,
         optim=choices.optimizer,
         gradient_checkpointing=choices.checkpointing != "off",
         logging_steps=chosen.log_steps,
@@ -74,6 +76,48 @@ def training_arguments(
         logging_nan_inf_filter=False,  # the trainer looks itself, with one wait for a GPU
         dataloader_num_workers=0,
     )
+
+
+BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that follow the held-out loss."""
+
+
+def check_schedule(chosen: TrainConfig, evaluate: bool) -> None:
+    """Refuse a schedule that transformers could not make of its options, before a model is loaded.
+
+    Raises:
+        FasttuneError: it lacks an option, has one that it does not know, or has no evaluations.
+    """
+    import torch
+    from transformers import get_scheduler
+
+    if chosen.schedule in BY_EVALUATION and not evaluate:
+        raise FasttuneError(
+            f"{chosen.schedule} follows the held-out loss, and no row is held out",
+            "train.schedule",
+            "set data.eval_fraction, or take another schedule",
+        )
+    if chosen.schedule in ("constant", "constant_with_warmup") and chosen.schedule_options:
+        raise FasttuneError(  # transformers would not look at them
+            f"the schedule {chosen.schedule} cannot be made: it takes no options",
+            f"train.schedule_options: {chosen.schedule_options}",
+            "leave them out",
+        )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=chosen.learning_rate)
+    try:
+        get_scheduler(
+            chosen.schedule,
+            optimizer,
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=dict(chosen.schedule_options),
+        )
+    except (TypeError, ValueError) as error:
+        raise FasttuneError(
+            f"the schedule {chosen.schedule} cannot be made: {reason(error)}",
+            f"train.schedule_options: {chosen.schedule_options}",
+            "its options are the arguments of transformers' get_..._schedule functions",
+        ) from error
 
 
 def _every(steps: int | None) -> tuple[str, int]:

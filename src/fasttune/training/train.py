@@ -49,7 +49,7 @@ from fasttune.runs import Run, create_run, now, step_of
 from fasttune.training.callbacks import Interrupt, Progress, RunLog
 from fasttune.training.checkpoints import SaveByTime
 from fasttune.training.report import write_samples
-from fasttune.training.settings import training_arguments
+from fasttune.training.settings import check_schedule, training_arguments
 from fasttune.training.trainer import Trainer
 from fasttune.training.trouble import Troubles, require_finite, writing
 
@@ -134,6 +134,7 @@ def load(job: Job, device: Device) -> Ready:
     began = time.perf_counter()
     config = job.config
     choices = decide(config, device)
+    check_schedule(config.train, bool(job.eval))
     if not config.train.learn_eos:
         log.warning("warning: no loss is taken on EOS (train.learn_eos), so answers may not end")
     with processes.one_after_another():  # the others take the rows from the cache
@@ -364,6 +365,8 @@ def make_trainer(
             progress=next(each for each in callbacks if isinstance(each, Progress)),
             fast=fast,
             troubles=troubles,
+            # A CPU's memory does not run out with an error that could be told.
+            longest=_longest(train_rows, config, begun) if tensor_device() != "cpu" else (),
         )
     trainer.remove_callback(PrinterCallback)
     precision = trainer.accelerator.mixed_precision
@@ -378,6 +381,13 @@ def make_trainer(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return trainer
+
+
+def _longest(rows: Sequence[Encoded], config: RunConfig, processes: int) -> list[int]:
+    """The places of as many of the longest rows as a step has."""
+    lengths = rows.lengths if isinstance(rows, EncodedRows) else [len(row) for row in rows]
+    count = config.train.batch_size * config.train.gradient_accumulation * processes
+    return sorted(range(len(lengths)), key=lambda at: -lengths[at])[:count]
 
 
 def save_adapter(run: Run, model: Any, tokenizer: Any, identity: Identity) -> str:

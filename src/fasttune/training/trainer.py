@@ -51,6 +51,9 @@ class Trainer(CheckpointingTrainer):
     averages over batches, and holds the logits of a batch, which runs out of memory where training
     fits.
 
+    Before the first step the longest rows of all are taken as one, and what comes of it is thrown
+    away: what runs out of memory does so in the first minute.
+
     A loss or a gradient that is not finite ends the training before the optimiser's step.
 
     Several processes divide the rows of each step and of the evaluation among them.
@@ -64,6 +67,7 @@ class Trainer(CheckpointingTrainer):
         progress: Progress,
         fast: FastPath,
         troubles: Troubles | None = None,
+        longest: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, data_collator=Step, **kwargs)
@@ -77,6 +81,7 @@ class Trainer(CheckpointingTrainer):
         self._places: list[int] = []
         self._loss = torch.zeros(())
         self._finite = Finite()
+        self._longest = longest
 
     def training_step(
         self, model: Any, inputs: Step, num_items_in_batch: Any = None
@@ -88,7 +93,28 @@ class Trainer(CheckpointingTrainer):
         """
         settle_compilation()
         model.train()
+        if self._longest:
+            self._try_longest()
         self._places = [row["place"] for row in inputs]
+        self._loss = self._forward_and_backward(inputs)
+        self.progress.tokens += sum(len(row["input_ids"]) for row in inputs)
+        return self._loss
+
+    def _try_longest(self) -> None:
+        """Take the longest rows as a step that leaves nothing: no gradient, no figure, and random
+        numbers as they were. Only the size of packs stays, where they had to be smaller."""
+        rows = Step([self.train_dataset[at] for at in self._longest])
+        self._longest, saved = (), self.saved_tokens
+        log.info("trying the longest %d rows first", len(rows))
+        device = self.args.device
+        with torch.random.fork_rng([device] if device.type != "cpu" else []):
+            self._forward_and_backward(rows)
+        self.model.zero_grad(set_to_none=True)
+        self.section_loss.reset()
+        self.saved_tokens = saved
+
+    def _forward_and_backward(self, inputs: Step) -> torch.Tensor:
+        """The gradients of a step, and its mean loss."""
         learned = max(1, sum(count_learned(row) for row in inputs))
 
         def attempt(batches: list[dict[str, Any]]) -> torch.Tensor:
@@ -104,11 +130,8 @@ class Trainer(CheckpointingTrainer):
             self.saved_tokens += sum(layout.saved for layout in layouts)
             return total
 
-        self._loss = self._within_memory(self._share(inputs), attempt)
-        if processes.count() > 1:
-            self._loss = self._add_up(self._loss)
-        self.progress.tokens += sum(len(row["input_ids"]) for row in inputs)
-        return self._loss
+        loss = self._within_memory(self._share(inputs), attempt)
+        return self._add_up(loss) if processes.count() > 1 else loss
 
     def _share(self, step: Step) -> Step:
         """This process's rows of a step. Those of like length are dealt out one to each, so that

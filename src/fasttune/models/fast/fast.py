@@ -91,7 +91,8 @@ def speed_up(model: Any, choices: Choices) -> FastPath:
     on, why = _switch_attention(inner, choices)
     if choices.kind != "cpu":
         return FastPath(on, why)
-    groups = len(group_lora(model, choices.nf4_copy)) if choices.grouped else 0
+    plain = not any(config.use_dora for config in model.peft_config.values())
+    groups = len(group_lora(model, choices.nf4_copy)) if choices.grouped and plain else 0
     give_back_freed_memory()
     if not inner.is_gradient_checkpointing:
         keep_freed_memory()
