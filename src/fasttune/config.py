@@ -569,6 +569,8 @@ def _checked(key: str, value: Any, hint: Any, where: str) -> Any:
 
 def _shown(value: Any) -> str:
     """A value for a message: short, whatever it is."""
+    if isinstance(value, tuple) and value and isinstance(value[0], SourceConfig):
+        value = [each.name for each in value]
     huge = isinstance(value, int) and abs(value) >= 10**100
     text = "a number of more than 100 digits" if huge else repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."

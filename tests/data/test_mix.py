@@ -120,6 +120,24 @@ def test_problems_name_their_source(files, alpaca):
     assert ended.status == 2 and "bad.jsonl, row 3" in ended.err
 
 
+def test_remarks_on_rows_of_several_sources_name_theirs(files, alpaca):
+    text = "The same long question about the same thing, in nearly the same words"
+    one = {"instruction": f"{text}.", "input": "x", "output": "y"}
+    for name in ("one.jsonl", "two.jsonl"):
+        write_rows(files / name, [*some(name, 1), {**one, "instruction": f"{text}, {name[0]}"}])
+    asked = ("data", "-c", write_config(files, sources=["one.jsonl", "two.jsonl"], eval_fraction=0))
+    found = json.loads(cli(*asked, "--json").out)
+    remarks = [(each["source"], each["row"], each["column"]) for each in found["problems"]]
+    assert remarks == [("one.jsonl", 2, "input"), ("two.jsonl", 2, "input")]
+    assert found["near"] == {"rows": 1, "examples": [["two.jsonl 2", "one.jsonl 2"]]}
+    shown = cli(*asked).out
+    assert "two.jsonl 2 is like one.jsonl 2" in shown
+    assert [line.split()[:3] for line in shown.splitlines() if "warning:" in line] == [
+        ["one.jsonl", "2", "input"],
+        ["two.jsonl", "2", "input"],
+    ]
+
+
 def write_config(folder, **data):
     file = folder / "some.yaml"
     file.write_text(json.dumps({"data": data, "template": "alpaca"}))
@@ -146,7 +164,7 @@ def test_what_cannot_be_mixed(files, alpaca, sources, more, why):
     ("sources", "why"),
     [
         ([{"name": "a", "weight": 1}, "b"], "a weight for each source, or for none"),
-        ([{"name": "a", "weight": 1, "count": 2}], "a weight above 0"),
+        ([{"name": "a", "weight": 1, "count": 2}], "'data.sources' is ['a']"),
         ([{"name": "a", "weight": 0}], "a weight above 0"),
         ([{"name": "a", "count": 0}], "a count of 1 or more"),
         ([{"weight": 1}], "sources that have a name"),
@@ -269,9 +287,9 @@ def test_rows_that_nearly_repeat_are_counted(tmp_path, alpaca):
     ]
     file = write_rows(tmp_path / "rows.jsonl", alike)
     found = near_duplicates(load_divided(config(train=str(file)).data, alpaca).sources[0])
-    assert (found.rows, found.examples) == (1, [(2, 1)])
+    assert (found.rows, found.examples) == (1, [("2", "1")])
     shown = json.loads(cli("data", file, "--json", "-t", "alpaca").out)
-    assert shown["near"] == {"rows": 1, "examples": [[2, 1]]}
+    assert shown["near"] == {"rows": 1, "examples": [["2", "1"]]}
     assert json.loads(cli("data", file, "--json", "--no-near").out)["near"] is None
 
 

@@ -168,7 +168,9 @@ def _near(figures: Survey) -> str:
     if found is None:
         return "not counted: pip install 'fasttune[dedup]', or --near for many rows"
     shown = "; ".join(f"{row} is like {other}" for row, other in found.examples)
-    return f"{found.rows} rows like an earlier one" + (f", as {shown}" if shown else "")
+    return f"{found.rows} row{'s' * (found.rows != 1)} like an earlier one" + (
+        f", as {shown}" if shown else ""
+    )
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -228,8 +230,10 @@ def _bars(out: Console, histogram: list[Bin]) -> RenderableType:
 def _problems(findings: list[Finding]) -> RenderableType:
     from rich.text import Text
 
-    table = _table("row", "column", "problem")
+    several = any(finding.source for finding in findings)
+    table = _table(*["source"] * several, "row", "column", "problem")
     for finding in findings[:SHOWN]:
         message = finding.message if finding.fatal else f"warning: {finding.message}"
-        table.add_row(str(finding.row), Text(finding.column), Text(message))
+        source = [Text(finding.source)] * several
+        table.add_row(*source, str(finding.row), Text(finding.column), Text(message))
     return table

@@ -290,7 +290,7 @@ def mix(sources: Sequence[SourceConfig], loads: Sequence[Loaded]) -> Loaded:
         FasttuneError: as `amounts`.
     """
     taken = amounts(sources, [len(loaded.rows) for loaded in loads])
-    rows = MixedRows([loaded.rows for loaded in loads], taken)
+    rows = MixedRows([each.rows for each in loads], taken, [each.source for each in loads])
     pairs = list(zip(rows.source, rows.place, strict=True))
     named = ", ".join(f"{each.source} ({n} rows)" for each, n in zip(loads, taken, strict=True))
     return Loaded(

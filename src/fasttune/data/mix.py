@@ -73,8 +73,10 @@ def order(amounts: Sequence[int]) -> tuple[array[int], array[int]]:
 class MixedRows(Rows):
     """Rows of several sources, those of each at equal distances, in the order of `order`."""
 
-    def __init__(self, sources: Sequence[Rows], amounts: Sequence[int]) -> None:
-        self._sources = sources
+    def __init__(
+        self, sources: Sequence[Rows], amounts: Sequence[int], names: Sequence[str]
+    ) -> None:
+        self._sources, self._names = sources, names
         chosen = [
             array("q", spread(range(len(rows)), amount))
             for rows, amount in zip(sources, amounts, strict=True)
@@ -91,6 +93,9 @@ class MixedRows(Rows):
 
     def number(self, place: int) -> int:
         return self._sources[self.source[place]].number(self.place[place])
+
+    def origin(self, place: int) -> str:
+        return self._names[self.source[place]]
 
     def __len__(self) -> int:
         return len(self.source)

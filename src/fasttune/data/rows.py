@@ -44,6 +44,10 @@ class Rows(Lazy[Row]):
     def number(self, place: int) -> int:
         """The number in its source, from 1, of the row at a place."""
 
+    def origin(self, place: int) -> str:
+        """Which of several sources the row at a place is in; "" where there is but one."""
+        return ""
+
     @abstractmethod
     def rendering(self, place: int) -> str:
         """The segments of the row at a place as a JSON text, made when the row was checked."""
@@ -118,6 +122,9 @@ class ChosenRows(Rows):
 
     def number(self, place: int) -> int:
         return self._rows.number(self._places[place])
+
+    def origin(self, place: int) -> str:
+        return self._rows.origin(self._places[place])
 
     def __len__(self) -> int:
         return len(self._places)

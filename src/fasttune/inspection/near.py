@@ -23,11 +23,12 @@ class Near:
     """Rows that are like an earlier one without being the same.
 
     Attributes:
-        examples: numbers of such a row and of the earlier one, for a few.
+        examples: such a row and the earlier one, for a few: the number of each, behind its source
+            where there are several.
     """
 
     rows: int
-    examples: list[tuple[int, int]]
+    examples: list[tuple[str, str]]
 
 
 def can_count() -> bool:
@@ -51,7 +52,7 @@ def near_duplicates(loaded: Loaded) -> Near:
     from datasketch import MinHash, MinHashLSH
 
     found = 0
-    examples: list[tuple[int, int]] = []
+    examples: list[tuple[str, str]] = []
     index = MinHashLSH(threshold=LIKENESS, num_perm=PERMUTATIONS)
     places = _first_places(loaded)
     texts = (_shingles(loaded.rows[place]) for place in places)
@@ -63,10 +64,14 @@ def near_duplicates(loaded: Loaded) -> Near:
             if len(shingles & theirs) >= LIKENESS * len(shingles | theirs):
                 found += 1
                 if len(examples) < EXAMPLES:
-                    examples.append((loaded.numbers[place], loaded.numbers[other]))
+                    examples.append((_named(loaded, place), _named(loaded, other)))
                 break
         index.insert(place, sketch)
     return Near(found, examples)
+
+
+def _named(loaded: Loaded, place: int) -> str:
+    return f"{loaded.rows.origin(place)} {loaded.numbers[place]}".strip()
 
 
 def _first_places(loaded: Loaded) -> list[int]:

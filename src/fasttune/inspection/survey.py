@@ -8,7 +8,7 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -136,9 +136,15 @@ def survey(
     loaded, *held_out = found.sources
     eos = tokenizer.eos_token or ""
     bad = {at for at, row in enumerate(loaded.rows) if ends_early(row, eos)}
-    ended = [f for at in sorted(bad) for f in ending(loaded.numbers[at], loaded.rows[at], eos)]
+    ended = [
+        replace(each, source=loaded.rows.origin(at))
+        for at in sorted(bad)
+        for each in ending(loaded.numbers[at], loaded.rows[at], eos)
+    ]
     unread = _left_out(loaded, template)
-    findings = sorted([*loaded.findings, *ended, *unread], key=lambda finding: finding.row)
+    findings = sorted(
+        [*loaded.findings, *ended, *unread], key=lambda finding: (finding.source, finding.row)
+    )
     if len(bad) == len(loaded.rows):
         raise FasttuneError(
             "no row can be used", f"{loaded.source}\n{ended[0]}", "put the rows right"
@@ -178,7 +184,7 @@ def _left_out(loaded: Loaded, template: Template) -> Iterator[Finding]:
             bare = list(template.segments({**row, "input": ""}))
         if bare == loaded.rows.segments(at):
             what = "has one character, and the template leaves that out of the prompt"
-            yield Finding(loaded.numbers[at], "input", what, fatal=False)
+            yield Finding(loaded.numbers[at], "input", what, False, loaded.rows.origin(at))
 
 
 def spread(values: Sequence[int]) -> Spread:
