@@ -275,6 +275,8 @@ def test_what_cannot_be_asked_of_a_conversation(generator):
     assert generator.answer(MESSAGES[2:], max_new_tokens=1).tokens == 1
     with pytest.raises(FasttuneError, match="no conversation"):
         generator.answer(MESSAGES[1:])
+    with pytest.raises(FasttuneError, match="nothing to answer"):
+        generator.answer(MESSAGES[:2])
     with pytest.raises(FasttuneError, match="and the model reads 2048") as caught:
         generator.stream({"instruction": "word " * 2100}, Sampling(), lambda piece: None)
     assert "/reset" in caught.value.hint

@@ -89,6 +89,10 @@ class Generator:
             row: Row = {"instruction": instruction, "input": input}
         else:
             row = {**from_messages(instruction), **({"input": input} if input else {})}
+            if "output" in row:
+                raise FasttuneError(
+                    "there is nothing to answer", "the last message", "end with one from the user"
+                )
         return next(self.answers([row], Sampling(**sampling), 1))
 
     def prompt(self, row: Row) -> str:
