@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from fasttune_plugins.chatml import ChatML
@@ -13,6 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from fasttune import FasttuneError, Template, check_template, learn
 from fasttune import given as given_
+from fasttune.config import RunConfig
+from fasttune.data.rows import StoredRows
+from fasttune.encoding.batches import features, pad
+from fasttune.encoding.cache import encode_rows
 from fasttune.encoding.encode import (
     IGNORED,
     encode,
@@ -232,6 +237,24 @@ def test_a_row_that_is_too_long_loses_whole_turns(phi2_tokenizer):
     assert cut(one.prompt_length) is None
     with pytest.raises(FasttuneError, match=f"has {len(whole)} tokens"):
         list(limit_lengths([(0, whole)], len(two), "error", Counter()))
+
+
+def test_conversations_on_disk(phi2_tokenizer):
+    rows = StoredRows()
+    for said in (TALK, TALK[:1]):
+        rows.append(row(said), ChatML().segments(row(said)))
+    config = RunConfig()
+    stored = encode_rows(rows, phi2_tokenizer, config, "training")
+    assert list(stored) == [
+        encode(ChatML(), row(said), phi2_tokenizer) for said in (TALK, TALK[:1])
+    ]
+    quiet = replace(config, train=replace(config.train, learn_eos=False))
+    eos = phi2_tokenizer.eos_token_id
+    unlearned = encode_rows(rows, phi2_tokenizer, quiet, "training")
+    assert [coded.input_ids.count(eos) for coded in unlearned] == [2, 1]
+    assert [coded.labels.count(eos) for coded in unlearned] == [0, 0]
+    batch = pad([features(coded, ["response", "eos"]) for coded in stored], eos)
+    assert (batch["labels"] == eos).sum() == 3
 
 
 def test_the_response_is_that_of_the_last_turn(phi2_tokenizer):
