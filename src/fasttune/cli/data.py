@@ -141,7 +141,7 @@ def _show(out: Console, figures: Survey, findings: list[Finding]) -> None:
             **vars(figures.exchanges)
         )
     if figures.first_only:
-        facts["exchanges"] = f"the first one alone of {figures.first_only} rows that have more"
+        facts["exchanges"] = f"the first alone, where a row has more ({figures.first_only} of them)"
     if figures.proposed:
         facts["perhaps"] = " ".join(f"--map {o}={t}" for o, t in figures.proposed.items())
     if figures.languages:

@@ -165,7 +165,7 @@ def load(
     loaded.require_clean(skip_bad_rows=True)
     if cut:
         log.info(
-            "%s: of %d of %d rows the first exchange alone, by data.turns", name, cut, len(rows)
+            "%s: data.turns takes the first exchange alone of %d of %d rows", name, cut, len(rows)
         )
     return loaded
 
