@@ -6,16 +6,22 @@ Only this module asks torch whether there is a GPU. What follows from the answer
 
 from __future__ import annotations
 
+import logging
+import os
 import platform
 import re
 import resource
 import sys
+import time
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 from fasttune import processes
+
+log = logging.getLogger(__name__)
 
 GB = 10**9
 
@@ -168,3 +174,76 @@ def peak_memory() -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes elsewhere
+
+
+class Threads:
+    """torch's threads on a CPU: as many as other programs leave cores, looked at all the time.
+
+    The threads of a product wait for each other by spinning, and so hold the cores that the one
+    they wait for could have: where another program takes one of two cores, two threads are several
+    times slower than one. How long they spin is settled when libgomp is loaded, the number of
+    threads is not.
+
+    Nothing is done where the person has settled it: by one of `SETTLED` in the environment, or by
+    calling torch.set_num_threads after this has begun.
+    """
+
+    SETTLED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    PAUSE = 0.5
+    """Seconds between two looks: the kernel counts in hundredths."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._get, self._set = torch.get_num_threads, torch.set_num_threads
+        self._most = self._now = self._get()
+        self._off = self._most == 1 or any(os.environ.get(name) for name in self.SETTLED)
+        self._told = False
+        self._seen = _worked()
+
+    def adapt(self, *_: object) -> None:
+        """Look at what others took since the last look, if that is long ago; as a hook of a model
+        it is called before each pass."""
+        if self._off or time.monotonic() - self._seen[0] < self.PAUSE:
+            return
+        if self._get() != self._now:
+            self._off = True
+            return
+        before, self._seen = self._seen, _worked()
+        seconds, all_, own = (new - old for new, old in zip(self._seen, before, strict=True))
+        others = max(0.0, all_ - own) / seconds
+        fitting = max(1, min(self._most, round(len(_cores()) - others)))
+        if fitting == self._now:
+            return
+        level = logging.DEBUG if self._told else logging.INFO
+        log.log(
+            level,
+            f"other programs take {others:.1f} of {len(_cores())} cores: {fitting} instead of "
+            f"{self._now} threads, and from here on as many as they leave",
+        )
+        self._now, self._told = fitting, True
+        self._set(fitting)
+
+
+@cache
+def threads() -> Threads:
+    """Those of this process, whose others are looked at from the first call on."""
+    return Threads()
+
+
+def _worked() -> tuple[float, float, float]:
+    """Seconds: the time now, what this process's cores have worked, and what for it. Programs of a
+    lower priority than usual do not count, unless this is one: they give way."""
+    import psutil
+
+    names = ("user", "system", "nice")[: 3 if os.nice(0) > 0 else 2]
+    times = psutil.cpu_times(percpu=True)
+    all_ = sum(getattr(times[core], name) for core in _cores() for name in names)
+    return time.monotonic(), all_, time.process_time()
+
+
+def _cores() -> list[int]:
+    """The numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))

@@ -8,6 +8,7 @@ The benchmark sends lines of JSON, `{"steps": n}`. An arm answers with lines of 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -107,6 +108,8 @@ class Worker:
     def __init__(self, arm: str, spec_file: Path) -> None:
         self.arm = arm
         self._log = spec_file.parent / f"{arm}.log"
+        # As many threads for every arm, all the time.
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), **os.environ}
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "fasttune.benchmark.arms", arm, str(spec_file)],
@@ -114,6 +117,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 encoding="utf-8",
+                env=threads,
             )
 
     def __enter__(self) -> Worker:

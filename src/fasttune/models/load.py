@@ -11,10 +11,11 @@ import torch
 
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.errors import FasttuneError
-from fasttune.machine import tensor_device
+from fasttune.machine import tensor_device, threads
 from fasttune.models.activation import fuse_gelu
 from fasttune.models.choices import Choices
 from fasttune.models.dropout import switch_dropout_off
+from fasttune.models.head import decoder
 from fasttune.models.lora import Coverage, choose_targets, coverage, linear_names
 from fasttune.models.tokenizer import cannot_load, load_tokenizer, require_model, resolve_model
 from fasttune.quiet import quiet
@@ -33,6 +34,7 @@ def load_base(config: ModelConfig, choices: Choices, plain: bool = False) -> tup
         FasttuneError: Unsloth or transformers cannot load it, or load it otherwise than chosen.
     """
     name = resolve_model(config.name)
+    threads()  # what others take is looked at from here on
     tokenizer = load_tokenizer(name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # labels are explicit: padding masks no EOS
@@ -51,7 +53,14 @@ def load_base(config: ModelConfig, choices: Choices, plain: bool = False) -> tup
     if config.dropout == "off":
         switch_dropout_off(model)
     fuse_gelu(model)
+    _adapt_threads(model)
     return model, tokenizer
+
+
+def _adapt_threads(model: Any) -> None:
+    """Let the model look before each pass, on a CPU, what other programs leave it."""
+    if tensor_device() == "cpu":
+        decoder(model).register_forward_pre_hook(threads().adapt)
 
 
 def _through_unsloth(name: str, config: ModelConfig, choices: Choices) -> Any:
@@ -195,4 +204,5 @@ def load_folder(folder: Path) -> tuple[Any, Any]:
             ).to(tensor_device())
     except Exception as error:  # transformers, tokenizers and safetensors each have their own
         raise cannot_load(str(folder), error) from error
+    _adapt_threads(model)
     return model.eval(), tokenizer
