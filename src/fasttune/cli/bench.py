@@ -1,9 +1,9 @@
-"""`fasttune bench`: the same training by plain transformers, by Unsloth and by fasttune."""
+"""`fasttune bench`: the same work by plain transformers, Unsloth or TRL, and by fasttune."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,12 @@ from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, ove
 from fasttune.config import Override
 from fasttune.errors import FasttuneError, did_you_mean
 
+if TYPE_CHECKING:
+    from fasttune.job import Job
+
 ARMS = "plain,unsloth,fasttune"
+ROWS = {"train": 128, "generate": 32, "prepare": None}
+"""How many are taken of what can be measured."""
 
 
 @app.command()
@@ -28,16 +33,26 @@ def bench(
     columns: Columns = None,
     config: Config = None,
     model: Model = None,
+    what: Annotated[
+        str, typer.Option(help="What to measure: train, generate or prepare.")
+    ] = "train",
     rows: Annotated[
-        int, typer.Option(min=1, max=10**6, help="Take the first rows, this many.")
-    ] = 128,
+        int | None,
+        typer.Option(
+            min=1,
+            max=10**6,
+            help="Take the first rows, this many. Default: 128 to train on, 32 to answer, all to "
+            "prepare.",
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Of generate and prepare.")] = 3,
     block: Annotated[
         int,
         typer.Option(
-            min=1, max=10**6, help="Steps an arm takes at a time; the first block warms up."
+            min=1, max=10**6, help="Of train: steps an arm takes at a time; the first warms up."
         ),
     ] = 4,
-    arms: Annotated[str, typer.Option(help="What to measure, some of these.")] = ARMS,
+    arms: Annotated[str, typer.Option(help="Of train, some of these.")] = ARMS,
     notebook_checkpointing: Annotated[
         bool,
         typer.Option(
@@ -50,21 +65,35 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure training speed against plain transformers and Unsloth.
+    """Measure the speed of training, answering or preparing rows against other ways to it.
 
-    The same rows in the same order, with the same adapters at the start; in turns, each in a
-    process of its own. Nothing is held out, and no run folder is written.
+    train: plain transformers, Unsloth, fasttune. The same rows in the same order, with the same
+    adapters at the start; in turns, each in a process of its own. generate: transformers' pipeline,
+    plain batches, fasttune, with samples.batch_size and samples.max_new_tokens. prepare: TRL's
+    preparation, fasttune's. Nothing is held out, and no run folder is written.
     """
     names = _names(arms)
+    if what not in ROWS:
+        raise FasttuneError(
+            f"there is no '{what}' to measure", "--what", f"one of {', '.join(ROWS)}"
+        )
+    taken = rows or ROWS[what]
     resolved = api.load_config(
         config,
         [
-            Override("data.limit", rows, f"--rows {rows}"),
+            *([Override("data.limit", taken, f"--rows {taken}")] if taken else []),
             Override("data.eval_fraction", 0),
             *overrides(data, columns, model, settings or [], template=template),
         ],
     )
     job = api.prepare(resolved, plugins(context, config))
+    if what != "train":
+        folder, result = _in_rounds(what, job, rounds, output)
+        if as_json:
+            print_json({"folder": str(folder), **result})
+        else:
+            _show_rounds(folder, result)
+        return
     from fasttune.benchmark.turns import bench
 
     folder, result = bench(job, names, block, notebook_checkpointing, output)
@@ -83,6 +112,44 @@ def _names(arms: str) -> list[str]:
     if not names:
         raise FasttuneError("no arm is left", "--arms", f"some of {ARMS}")
     return names
+
+
+def _in_rounds(
+    what: str, job: Job, rounds: int, output: Path | None
+) -> tuple[Path, dict[str, Any]]:
+    from fasttune.benchmark.rounds import default_folder
+
+    target = output or default_folder(what, job)
+    if what == "generate":
+        from fasttune.benchmark.generating import bench_generate
+
+        return bench_generate(job, rounds, target)
+    from fasttune.benchmark.preparing import bench_prepare
+
+    return bench_prepare(job, rounds, target)
+
+
+def _show_rounds(folder: Path, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    out, arms = console(), result["arms"]
+    rows, first = result["data"]["rows"], next(iter(arms))
+    out.print(
+        f"{result['what']}: {rows} rows, {Path(result['model']).name}, {result['device']}",
+        markup=False,
+    )
+    answered = result["what"] == "generate"
+    table = Table("", box=None, padding=(0, 2, 0, 0))
+    headings = ("rows/min", "as the pipeline") if answered else ("rows/s", "tokens")
+    for heading in (headings[0], f"x {first}", headings[1]):
+        table.add_column(heading, justify="right")
+    for arm, values in arms.items():
+        speed = values["rows_per_second"] * (60 if answered else 1)
+        last = f"{values['same_answers']} of {rows}" if answered else str(values["tokens"])
+        table.add_row(arm, f"{speed:.1f}", f"{values['speedup']:.2f}", last)
+    out.print(table)
+    out.print("medians of the rounds, the ratios of each round's own")
+    out.print(f"  {folder / 'bench.json'}", markup=False)
 
 
 def _show(folder: Path, result: dict[str, Any]) -> None:
