@@ -16,6 +16,7 @@ from fasttune.models.activation import fuse_gelu
 from fasttune.models.choices import Choices
 from fasttune.models.dropout import switch_dropout_off
 from fasttune.models.head import decoder
+from fasttune.models.heap import give_back_mapped_files, loading
 from fasttune.models.lora import Coverage, choose_targets, coverage, linear_names
 from fasttune.models.tokenizer import cannot_load, load_tokenizer, require_model, resolve_model
 from fasttune.quiet import quiet
@@ -38,7 +39,7 @@ def load_base(config: ModelConfig, choices: Choices, plain: bool = False) -> tup
     tokenizer = load_tokenizer(name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # labels are explicit: padding masks no EOS
-    with quiet():
+    with quiet(), loading():
         try:
             model = (_plain if plain else _through_unsloth)(name, config, choices)
         except FasttuneError:  # Unsloth cannot be imported
@@ -53,6 +54,8 @@ def load_base(config: ModelConfig, choices: Choices, plain: bool = False) -> tup
     if config.dropout == "off":
         switch_dropout_off(model)
     fuse_gelu(model)
+    if choices.kind == "cpu" and choices.quantized:
+        give_back_mapped_files()
     _adapt_threads(model)
     return model, tokenizer
 

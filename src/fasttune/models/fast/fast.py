@@ -5,8 +5,6 @@ On CUDA that is the attention of packed rows alone; the rest of the model is as 
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +18,7 @@ from fasttune.models.fast.blocks import attend_by_length, attend_in_blocks
 from fasttune.models.fast.grouped import group_lora
 from fasttune.models.fast.norm import fuse_norms
 from fasttune.models.head import causal_lm, decoder
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+from fasttune.models.heap import keep_freed_memory
 
 LEAK = 0.1
 """Share of its length by which a row's state may change with its neighbours. Rounding in 16 bits
@@ -93,7 +90,6 @@ def speed_up(model: Any, choices: Choices) -> FastPath:
         return FastPath(on, why)
     plain = not any(config.use_dora for config in model.peft_config.values())
     groups = len(group_lora(model, choices.nf4_copy)) if choices.grouped and plain else 0
-    give_back_freed_memory()
     if not inner.is_gradient_checkpointing:
         keep_freed_memory()
     return FastPath(on, why, groups, fuse_norms(inner))
@@ -154,20 +150,3 @@ def check_packing(model: Any, fast: FastPath, choices: Choices) -> None:
             f"model type '{causal_lm(model).config.model_type}', {SAID[fast.attention]}",
             "train.packing=false gives each row a place of its own",
         )
-
-
-def give_back_freed_memory() -> None:
-    """Give the kernel what loading left in the heap; with another C library than glibc nothing
-    happens. Doing it in every step takes a tenth of its time."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one from now on. By default large tensors go
-    back to the kernel, which has to fill them with zeros again: 5 % of a step's processor time,
-    2.5 % with this."""
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
