@@ -55,7 +55,10 @@ def test_a_plan_for_a_gpu_imports_nothing_heavy():
 
 
 def test_the_default_on_a_gpu_is_phi_2(capsys):
-    assert cli("plan", "--gpu", "t4", "model.max_length=2048", "train.batch_size=2").status == 0
+    long = ("plan", "--gpu", "t4", "model.max_length=2048", "train.batch_size=2")
+    assert cli(*long).status == 0
+    assert re.search(r"^answers +5.7\d$", capsys.readouterr().out, re.M)  # six rows as long
+    assert cli(*long, "samples.count=0").status == 0
     shown = capsys.readouterr().out
     assert "microsoft/phi-2: 2,779.7 M parameters, base in NF4, LoRA 23.59 M" in shown
     assert "4096 tokens in the largest" in shown and "checkpointing unsloth; fits" in shown

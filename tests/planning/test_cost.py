@@ -84,12 +84,13 @@ def test_a_cpu_may_dequantise_in_each_pass():
     assert written == 3 * 2 * PHI2.linear_weights
 
 
-def test_files_of_the_compute_dtype_stay_mapped_on_a_cpu():
+def test_files_are_mapped_while_a_cpu_loads():
     converted = cost.memory(CHECKPOINTED, "cpu")  # Phi-2's files are in fp16
     alike = replace(CHECKPOINTED, shape=replace(PHI2, stored="bfloat16"))
     mapped = cost.memory(alike, "cpu")
-    assert mapped.weights - converted.weights == 2 * PHI2.linear_weights
-    assert mapped.loading == 0 and converted.loading == 2 * PHI2.parameters
+    assert mapped.weights == converted.weights  # what has been quantised is given back
+    assert converted.loading == 2 * PHI2.parameters
+    assert mapped.loading == 2 * PHI2.linear_weights  # embeddings are read from there
     unquantized = cost.memory(replace(alike, quantized=False), "cpu")
     assert unquantized.weights == 2 * PHI2.parameters and unquantized.loading == 0
 
@@ -99,6 +100,34 @@ def test_loading_counts_where_it_takes_more_than_training():
     memory = cost.memory(small, "cpu")
     assert memory.parts()["loading"] == 4 * DEMO.parameters
     assert memory.peak == memory.process + (2 + 4) * DEMO.parameters
+
+
+def test_evaluation_and_answers_count_where_they_take_more_than_training():
+    asked = {"train__batch_size": 1, "train__gradient_checkpointing": "on"}
+    lengths = [100, 200, 200, 200]
+    work = workload_of(config(**asked), PHI2, gpu(16), lengths)
+    assert (work.eval_tokens, work.answered) == (800, 6)
+    assert (work.prompt_tokens, work.new_tokens) == (200, 128)
+    memory = cost.memory(work, "cuda")
+    cache = 6 * 328 * 2 * 2560 * 2  # prompts and answers: keys and values of one layer
+    passing = 6 * 200 * 2560 * 2 * 18.5 + 2 * PHI2.linear_weights / 32  # a block out of NF4
+    assert memory.answers == 33 * cache + passing + 6 * PHI2.vocab * cost.LOGITS
+    assert memory.parts()["answers"] == memory.answers > memory.training - memory.adapters
+    assert memory.peak - memory.answers == memory.weights + memory.adapters + memory.process
+    alone = workload_of(
+        config(samples__count=0, data__eval_fraction=0, **asked), PHI2, gpu(16), lengths
+    )
+    alone = cost.memory(alone, "cuda")
+    assert (alone.evaluation, alone.answers) == (0, 0) and "working" in alone.parts()
+    evaluated = workload_of(config(samples__count=0, **asked), PHI2, gpu(16), lengths)
+    large = cost.memory(replace(evaluated, eval_tokens=16 * 800), "cuda")
+    assert large.parts()["evaluation"] == large.evaluation > memory.evaluation
+
+
+def test_answers_may_be_what_has_to_be_fewer():
+    made = forecast(config(samples__batch_size=64, samples__count=64), PHI2, gpu(16))
+    assert not made.fits
+    assert made.suggestion == ("train.eval_batch_size=1", "samples.batch_size=1")
 
 
 def test_on_a_cpu_rows_of_different_lengths_leave_holes_in_the_heap():
@@ -308,7 +337,7 @@ def test_nf4_on_a_cpu_takes_the_fastest_that_fits(memory, asked, copy, checkpoin
     ],
 )
 def test_the_setting_that_would_fit(memory, settings, expected):
-    asked = {"model__max_length": 2048, "train__batch_size": 2} | settings
+    asked = {"model__max_length": 2048, "train__batch_size": 2, "samples__count": 0} | settings
     asked = {"train__gradient_checkpointing": "off"} | asked
     made = forecast(config(**asked), PHI2, gpu(memory))
     assert not made.fits and made.suggestion == expected

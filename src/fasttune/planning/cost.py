@@ -7,7 +7,7 @@ widths: one width is h numbers per token and layer in the compute dtype. GB are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fasttune.machine import CONTEXT, GB, Device
 from fasttune.models.limits import CHUNK, SHORT
@@ -77,6 +77,10 @@ class Workload:
         targets: of LoRA; none are all.
         varied: whether the rows differ in length.
         copied: on a CPU, NF4 weights are held dequantised as well.
+        eval_tokens: tokens of the largest batch of an evaluation; 0 where there is none.
+        answered: prompts that are answered at a time, before and after training.
+        prompt_tokens: of the longest of them, at the most.
+        new_tokens: of an answer, at the most.
     """
 
     shape: Shape
@@ -93,6 +97,10 @@ class Workload:
     targets: tuple[str, ...] = ()
     varied: bool = False
     copied: bool = True
+    eval_tokens: int = 0
+    answered: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
 
     @property
     def number_bytes(self) -> int:
@@ -119,6 +127,8 @@ class Memory:
             what is out of NF4 for it); on a CPU both.
         process: the process itself.
         loading: what loading holds beside weights and process, before there is a batch.
+        evaluation: what an evaluation takes, between the steps: it keeps no activations.
+        answers: what the answers before and after training take, above all their keys and values.
     """
 
     weights: float
@@ -127,6 +137,8 @@ class Memory:
     working: float
     process: float
     loading: float
+    evaluation: float = 0.0
+    answers: float = 0.0
 
     @property
     def training(self) -> float:
@@ -135,21 +147,21 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """The larger of training and loading; what `machine.peak_memory` measures of a run."""
+        """The largest of training, loading, evaluation and answers; what `machine.peak_memory`
+        measures of a run."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, float]:
         """The parts that add up to the peak."""
-        if self.loading > self.training:
-            parts = {"weights": self.weights, "loading": self.loading}
-        else:
-            parts = {
-                "weights": self.weights,
-                "adapters": self.adapters,
-                "activations": self.activations,
-                "working": self.working,
-            }
-        return {**parts, "process": self.process}
+        adapters = {"adapters": self.adapters}
+        phases = (
+            {**adapters, "activations": self.activations, "working": self.working},
+            {"loading": self.loading},
+            {**adapters, "evaluation": self.evaluation},
+            {**adapters, "answers": self.answers},
+        )
+        largest = max(phases, key=lambda phase: sum(phase.values()))
+        return {"weights": self.weights, **largest, "process": self.process}
 
 
 def widths(shape: Shape) -> float:
@@ -174,14 +186,14 @@ def fast_widths(shape: Shape, attended: float, number_bytes: int) -> float:
     A norm keeps its input and its output, which all layers that read it share (2 each; Phi has one
     norm). Attention keeps q, k, v and its output (2a + 2g) and, in bf16 for short rows, the scores:
     heads x attended numbers a token. Otherwise k and v are kept for all heads and the output twice
-    (5a). The MLP keeps 4m where it is gated, 2m in Phi.
+    (5a). The MLP keeps 4m where it is gated; in Phi m, the input of gelu.
     """
     a, g, m = _relative(shape)
     if number_bytes == 2 and attended <= SHORT:
         attention = 2 * a + 2 * g + attended * shape.heads / shape.hidden
     else:
         attention = 5 * a
-    return (4 if shape.gated else 2) + attention + (4 if shape.gated else 2) * m
+    return (4 if shape.gated else 2) + attention + (4 if shape.gated else 1) * m
 
 
 def _relative(shape: Shape) -> tuple[float, float, float]:
@@ -194,8 +206,7 @@ def memory(work: Workload, kind: str) -> Memory:
     """The parts of the peak on a device of the kind "cuda" or "cpu".
 
     Weights: NF4 for the blocks' matrices, if quantised; embeddings, head, norms and biases in the
-    compute dtype. A CPU may keep the matrices dequantised as well, for the whole run, and where the
-    files hold the compute dtype they stay mapped: the embeddings are read from there. Adapters in
+    compute dtype. A CPU may keep the matrices dequantised as well, for the whole run. Adapters in
     fp32: 4 bytes, 4 for the gradient, and the optimiser's. Activations: h * bytes * tokens * L * k;
     with checkpointing the inputs of the blocks, h * bytes * tokens * L, and k for one block at a
     time; on a CPU also what the heap loses to `HOLES`. A dense mask over the pack becomes a tensor
@@ -210,8 +221,6 @@ def memory(work: Workload, kind: str) -> Memory:
     if not work.quantized or (work.copied and not cuda):
         weights += shape.linear_weights * number
     mapped = not cuda and shape.stored == work.dtype
-    if work.quantized and mapped:
-        weights += shape.linear_weights * number
     width = shape.hidden * number * work.peak_tokens
     slack = VARIED_SLACK if work.varied else CPU_SLACK
     block = widths(shape) if cuda else slack * fast_widths(shape, work.attended, work.number_bytes)
@@ -232,9 +241,48 @@ def memory(work: Workload, kind: str) -> Memory:
         # glibc keeps what the loss frees, and a block's backward pass does not fit into the holes.
         working=max(float(loss), again) if cuda else loss + again,
         process=PROCESS[kind],
-        # Files of another dtype are mapped into memory while they are converted.
-        loading=0.0 if cuda or mapped else float(shape.parameters * shape.stored_bytes),
+        loading=0.0 if cuda else _loading(work, mapped),
+        evaluation=_evaluation(work, slack if not cuda else 1.0, kind),
+        answers=_answers(work, slack if not cuda else 1.0, kind),
     )
+
+
+def _loading(work: Workload, mapped: bool) -> float:
+    """Bytes of files that are mapped on a CPU while they are converted or quantised. Unquantised
+    ones of the compute dtype are the weights themselves."""
+    shape = work.shape
+    if not mapped:
+        return float(shape.parameters * shape.stored_bytes)
+    return float(shape.linear_weights * work.number_bytes) if work.quantized else 0.0
+
+
+def _passing(work: Workload, tokens: int, kind: str) -> float:
+    """Bytes of a pass that keeps nothing for a backward one: what a block makes, its input and its
+    output, and one of its matrices out of NF4."""
+    width = work.shape.hidden * work.number_bytes * tokens
+    return width * (widths(work.shape) + 2) + dequantized_held(
+        replace(work, checkpointing=True), kind
+    )
+
+
+def _evaluation(work: Workload, slack: float, kind: str) -> float:
+    """Bytes of an evaluation: a pass and the loss of `CHUNK` rows of logits."""
+    if not work.eval_tokens:
+        return 0.0
+    loss = min(work.eval_tokens, CHUNK) * work.shape.vocab * LOGITS
+    return slack * _passing(work, work.eval_tokens, kind) + loss
+
+
+def _answers(work: Workload, slack: float, kind: str) -> float:
+    """Bytes of answering: keys and values of every layer, of one layer twice while they grow, the
+    pass over the prompts, and a row of logits for each."""
+    if not work.answered:
+        return 0.0
+    shape = work.shape
+    kept = 2 * shape.keys * work.number_bytes * (work.prompt_tokens + work.new_tokens)
+    passing = slack * _passing(work, work.answered * work.prompt_tokens, kind)
+    logits = work.answered * shape.vocab * LOGITS
+    return work.answered * kept * (shape.layers + 1) + passing + logits
 
 
 def dequantized_held(work: Workload, kind: str) -> float:

@@ -48,6 +48,9 @@ def workload_of(
     # Unsloth's own layers need no mask, nor does a row by itself.
     masked = choices.attention == "mask" and not shape.in_unsloth and packs < step_rows
     shape.adapted(config.lora.targets)
+    held_out = config.data.eval is not None or config.data.eval_fraction > 0
+    asked = config.samples
+    evaluated = chosen.eval_batch_size * tokens[0] if held_out else 0
     return Workload(
         shape=shape,
         quantized=choices.quantized,
@@ -63,6 +66,10 @@ def workload_of(
         rank=config.lora.r,
         targets=config.lora.targets,
         varied=tokens[0] != tokens[-1],
+        eval_tokens=min(evaluated, budget) if chosen.packing else evaluated,
+        answered=min(asked.count, asked.batch_size),
+        prompt_tokens=tokens[0],
+        new_tokens=asked.max_new_tokens,
     )
 
 
@@ -96,11 +103,16 @@ def suggest(
     config: RunConfig, shape: Shape, device: Device, lengths: Sequence[int] | None = None
 ) -> tuple[str, ...]:
     """The first change of settings with which the run fits, the cheapest tried first; empty if
-    none of them is enough."""
+    none of them is enough. Each is tried with evaluation and answers one row at a time as well."""
+    fewer = ("train.eval_batch_size=1", "samples.batch_size=1")
     for words, changed in _changes(config, device.kind):
         shorter = lengths and [min(n, changed.model.max_length) for n in lengths]
-        if _fits(workload_of(changed, shape, device, shorter), device):
-            return words
+        one = replace(
+            _with(changed, eval_batch_size=1), samples=replace(changed.samples, batch_size=1)
+        )
+        for more, tried in ((), changed), (fewer, one):
+            if _fits(workload_of(tried, shape, device, shorter), device):
+                return (*words, *more)
     return ()
 
 
@@ -148,10 +160,14 @@ def _changes(config: RunConfig, kind: str) -> Iterator[tuple[tuple[str, ...], Ru
 def largest_batch(
     config: RunConfig, shape: Shape, device: Device, length: int, checkpointing: bool
 ) -> int:
-    """The most rows of `length` tokens that fit in a batch, with the margin; 0 if none does."""
+    """The most rows of `length` tokens that fit in a training batch, with the margin; 0 if none
+    does."""
     word = "on" if checkpointing else "off"
     asked = replace(
-        _with(config, gradient_checkpointing=word), model=replace(config.model, max_length=length)
+        _with(config, gradient_checkpointing=word),
+        model=replace(config.model, max_length=length),
+        data=replace(config.data, eval=None, eval_fraction=0.0),
+        samples=replace(config.samples, count=0),
     )
 
     def fits(rows: int) -> bool:

@@ -76,8 +76,35 @@ def test_layers_that_read_one_input_are_one_group(kind, names, request):
     assert groups == names * model.config.num_hidden_layers
 
 
-def test_an_adapter_that_is_switched_off_is_off(tiny_llama):
-    model = build(tiny_llama)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gelu_is_computed_again_and_its_result_not_kept(tiny_phi, checkpointing):
+    model = build(tiny_phi)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    expected, gradients = logits_and_gradients(model)
+    groups = grouped.group_lora(model)
+    activations = [group.activation for group in groups if group.activation is not None]
+    config = model.config
+    assert len(activations) == config.num_hidden_layers
+    wide = []
+
+    def keep(tensor):
+        if tensor.shape[-1] == config.intermediate_size and tensor.shape[:-1].numel() == 40:
+            wide.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found, again = logits_and_gradients(model)
+    assert len(wide) == config.num_hidden_layers  # of each MLP one: the input of gelu
+    assert (found - expected).abs().max() < 1e-6
+    for name, gradient in gradients.items():
+        assert (again[name] - gradient).abs().max() <= 1e-6 * max(1, gradient.abs().max()), name
+
+
+@pytest.mark.parametrize("kind", ["tiny_phi", "tiny_llama"])
+def test_an_adapter_that_is_switched_off_is_off(kind, request):
+    model = build(request.getfixturevalue(kind))
     with model.disable_adapter():
         expected = model(input_ids=IDS).logits
     grouped.group_lora(model)

@@ -3,8 +3,9 @@
 PEFT computes x A^T and (x A^T) B^T for every layer on its own, in the adapter's dtype. On a CPU
 these small products cost more than their arithmetic. Layers that read one input (q, k and v; gate
 and up; in Phi q, k, v and fc1) share the product with their stacked A, B is added in place, and
-the backward pass keeps one input for all of them. The formulas are LoRA's own (arXiv:2106.09685):
-y = x W^T + b + s (x A^T) B^T.
+the backward pass keeps one input for all of them. Where a layer reads what gelu has made, as Phi's
+fc2, gelu's input is kept alone, and gelu computed again. The formulas are LoRA's own
+(arXiv:2106.09685): y = x W^T + b + s (x A^T) B^T.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn.functional import gelu, linear
 
 
 class _Grouped(torch.autograd.Function):
-    """n layers over one input. Arguments after the scale: the n frozen base layers, n As, n Bs.
+    """n layers over one input, or over its gelu. Arguments after that: the n frozen base layers, n
+    As, n Bs.
 
     The base layers are kept, not their weights: those in 4 bits may be dequantised anew for the
     backward pass.
@@ -23,27 +26,28 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, scale: float, bases: list[Any], *tensors: Any
+        ctx: Any, x: torch.Tensor, scale: float, activate: bool, bases: list[Any], *tensors: Any
     ) -> tuple[torch.Tensor, ...]:
         count = len(bases)
         dtype = x.dtype
         a = torch.cat([t.to(dtype) for t in tensors[:count]])
         b = [t.to(dtype) for t in tensors[count:]]
-        flat = x.reshape(-1, x.shape[-1])
+        kept = x.reshape(-1, x.shape[-1])
+        flat = gelu(kept, approximate="tanh") if activate else kept
         low = flat @ a.t()  # [tokens, n r]
         outputs = []
         for base, up, part in zip(bases, b, low.chunk(count, 1), strict=True):
-            y = torch.nn.functional.linear(flat, weight_of(base, dtype), base.bias)
+            y = linear(flat, weight_of(base, dtype), base.bias)
             y.addmm_(part, up.t(), alpha=scale)
             outputs.append(y.view(*x.shape[:-1], -1))
-        ctx.save_for_backward(flat, low, a, *b)
-        ctx.bases, ctx.scale, ctx.shape = bases, scale, x.shape
+        ctx.save_for_backward(kept, low, a, *b)
+        ctx.bases, ctx.scale, ctx.activate, ctx.shape = bases, scale, activate, x.shape
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         count = len(gradients)
-        flat, low, a, *b = ctx.saved_tensors
+        kept, low, a, *b = ctx.saved_tensors
         dys = [g.reshape(-1, g.shape[-1]) for g in gradients]
         rank = low.shape[1] // count
         dlow = torch.empty_like(low)
@@ -53,21 +57,32 @@ class _Grouped(torch.autograd.Function):
             dlow[:, part] = dy @ up
             dbs.append((dy.t() @ low[:, part]).float().mul_(ctx.scale))
         dlow.mul_(ctx.scale)
+        flat = gelu(kept, approximate="tanh") if ctx.activate else kept
         das = (dlow.t() @ flat).float().chunk(count)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = dlow @ a
             for dy, base in zip(dys, ctx.bases, strict=True):
                 dx.addmm_(dy, weight_of(base, dy.dtype))
+            if ctx.activate:
+                dx = torch.ops.aten.gelu_backward(dx, kept, approximate="tanh")
             dx = dx.view(ctx.shape)
-        return (dx, None, None, *das, *dbs)
+        return (dx, None, None, None, *das, *dbs)
 
 
 class Group:
-    """LoRA layers of PEFT that read the same input; the first one called computes for all."""
+    """LoRA layers of PEFT that read the same input; the first one called computes for all.
 
-    def __init__(self, layers: list[Any]) -> None:
-        self.layers = layers
+    Args:
+        activation: the gelu whose result they read and nobody else; from now on it passes its input
+            on to them.
+    """
+
+    def __init__(self, layers: list[Any], activation: Any = None) -> None:
+        self.layers, self.activation = layers, activation
+        if activation is not None:
+            plain = activation.forward
+            activation.forward = lambda x: plain(x) if self._off(layers[0]) else x
         self._plain = [layer.forward for layer in layers]
         self._input: torch.Tensor | None = None
         self._ready: dict[int, torch.Tensor] = {}
@@ -76,13 +91,18 @@ class Group:
 
     def release(self) -> None:
         """Give the layers PEFT's own forward back."""
-        for layer in self.layers:
-            del layer.forward
+        for module in (*self.layers, *([self.activation] if self.activation is not None else [])):
+            del module.forward
+
+    @staticmethod
+    def _off(layer: Any) -> bool:
+        """Whether PEFT's own forward is to be taken."""
+        return bool(layer.merged or layer.disable_adapters)
 
     def _forward(self, at: int) -> Any:
         def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             layer = self.layers[at]
-            if layer.merged or layer.disable_adapters:
+            if self._off(layer):
                 result: torch.Tensor = self._plain[at](x, *args, **kwargs)
                 return result
             if self._input is not x or at not in self._ready:
@@ -101,6 +121,7 @@ class Group:
         outputs: tuple[torch.Tensor, ...] = _Grouped.apply(
             x,
             float(self.layers[0].scaling[name]),
+            self.activation is not None,
             bases,
             *[layer.lora_A[name].weight for layer in self.layers],
             *[layer.lora_B[name].weight for layer in self.layers],
@@ -138,10 +159,15 @@ def group_lora(model: Any, nf4_copy: bool = True) -> list[Group]:
     from peft.tuners.lora import LoraLayer
 
     seen: list[tuple[torch.Tensor, Any]] = []
+    made: dict[int, tuple[torch.Tensor, Any]] = {}
     layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
     handles = [
         layer.register_forward_pre_hook(lambda layer, inputs: seen.append((inputs[0], layer)))
         for layer in layers
+    ]
+    handles += [
+        module.register_forward_hook(lambda m, _, output: made.update({id(output): (output, m)}))
+        for module in _activations(model)
     ]
     ids = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
     try:
@@ -154,4 +180,16 @@ def group_lora(model: Any, nf4_copy: bool = True) -> list[Group]:
         groups.setdefault(id(source), []).append(layer)
         if nf4_copy:  # now: between activations the weights would leave holes in the heap
             keep_dequantized(layer.get_base_layer(), source.dtype)
-    return [Group(layers) for layers in groups.values()]
+    return [Group(layers, made.get(at, (None, None))[1]) for at, layers in groups.items()]
+
+
+def _activations(model: Any) -> list[Any]:
+    """The gelus of MLPs whose other modules are two layers: before it, and behind it."""
+    return [
+        child
+        for module in model.modules()
+        for child in module.children()
+        if type(child) is torch.nn.GELU
+        and child.approximate == "tanh"
+        and len([*module.children()]) == 3
+    ]
