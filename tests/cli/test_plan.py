@@ -128,7 +128,7 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(
         "fasttune.training.train.load_base", lambda *_: pytest.fail("a model was loaded")
     )
-    too_much = ("train.batch_size=10", "train.gradient_checkpointing=off")
+    too_much = ("train.batch_size=12", "train.gradient_checkpointing=off")
     assert run(tiny_phi, long_rows, tmp_path, *too_much) == 2
     error = capsys.readouterr().err
     assert "plan: 1." in error and "of 1.4 GB" in error
@@ -138,7 +138,7 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
 
 
 def test_a_plan_that_is_ignored_is_a_warning(tiny_phi, long_rows, tmp_path, small_ram, capsys):
-    asked = ("train.batch_size=10", "train.gradient_checkpointing=off", "train.ignore_plan=true")
+    asked = ("train.batch_size=12", "train.gradient_checkpointing=off", "train.ignore_plan=true")
     assert run(tiny_phi, long_rows, tmp_path, *asked, "--dry-run") == 0
     assert "warning: the run needs 1." in capsys.readouterr().err
 

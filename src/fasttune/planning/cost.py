@@ -151,6 +151,12 @@ class Memory:
         measures of a run."""
         return sum(self.parts().values())
 
+    @property
+    def needed(self) -> float:
+        """What a device must have: the peak without the files that loading has mapped, whose pages
+        the kernel takes back where it is short of memory."""
+        return sum(replace(self, loading=0.0).parts().values())
+
     def parts(self) -> dict[str, float]:
         """The parts that add up to the peak."""
         adapters = {"adapters": self.adapters}
@@ -251,9 +257,11 @@ def _loading(work: Workload, mapped: bool) -> float:
     """Bytes of files that are mapped on a CPU while they are converted or quantised. Unquantised
     ones of the compute dtype are the weights themselves."""
     shape = work.shape
-    if not mapped:
-        return float(shape.parameters * shape.stored_bytes)
-    return float(shape.linear_weights * work.number_bytes) if work.quantized else 0.0
+    if mapped and not work.quantized:
+        return 0.0
+    files = (shape.linear_weights if mapped else shape.parameters) * shape.stored_bytes
+    copies = shape.linear_weights * work.number_bytes * (work.quantized and work.copied)
+    return float(max(0, files - copies))  # the copies are made after loading
 
 
 def _passing(work: Workload, tokens: int, kind: str) -> float:

@@ -117,7 +117,7 @@ def suggest(
 
 
 def _fits(work: Workload, device: Device) -> bool:
-    return memory(work, device.kind).peak <= MARGIN * device.memory
+    return memory(work, device.kind).needed <= MARGIN * device.memory
 
 
 def _changes(config: RunConfig, kind: str) -> Iterator[tuple[tuple[str, ...], RunConfig]]:

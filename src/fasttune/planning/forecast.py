@@ -51,7 +51,7 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        return self.memory.peak <= self.device.memory
+        return self.memory.needed <= self.device.memory
 
     def line(self) -> str:
         """The short form: memory with its largest parts, the decisions, steps and time."""
@@ -92,7 +92,8 @@ class Forecast:
         """
         if self.fits:
             return
-        need, have = self.memory.peak / GB, self.device.memory / GB
+        parts = replace(self.memory, loading=0.0).parts()
+        need, have = self.memory.needed / GB, self.device.memory / GB
         problem = f"the run needs {need:.1f} GB, and {self.device.name} has {have:.1f} GB"
         if self.config.train.ignore_plan:
             log.warning("warning: %s; it is tried, as train.ignore_plan says", problem)
@@ -104,7 +105,7 @@ class Forecast:
         )
         raise FasttuneError(
             problem,
-            ", ".join(f"{k} {v / GB:.1f} GB" for k, v in self.memory.parts().items() if v),
+            ", ".join(f"{k} {v / GB:.1f} GB" for k, v in parts.items() if v),
             f"{better}; or try it as it is: train.ignore_plan=true",
         )
 
@@ -117,7 +118,7 @@ class Forecast:
         config = replace(self.config, train=one)
         shape, length = self.workload.shape, config.model.max_length
         taken = cost.memory(workload_of(config, shape, self.device, [length]), self.device.kind)
-        return suggest(config, shape, replace(self.device, memory=taken.peak), [length])
+        return suggest(config, shape, replace(self.device, memory=taken.needed), [length])
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values: bytes, FLOPs, seconds."""
