@@ -41,12 +41,14 @@ class FastPath:
         why: what stood against the attention that was chosen; empty where that one is on.
         groups: how many groups of LoRA layers are computed together; 0 leaves them to PEFT.
         norms: how many RMSNorms are fused.
+        gelus: how many gelus are computed again instead of kept.
     """
 
     attention: Attention
     why: str = ""
     groups: int = 0
     norms: int = 0
+    gelus: int = 0
 
     @property
     def by_row(self) -> bool:
@@ -75,7 +77,9 @@ class FastPath:
     def __str__(self) -> str:
         rows = SAID[self.attention] + (f" ({self.why})" if self.why else "")
         lora = f"LoRA in {self.groups} groups" if self.groups else "LoRA layer by layer"
-        return f"{rows}, {lora}" + (f", {self.norms} norms fused" if self.norms else "")
+        norms = [f"{self.norms} norms fused"] if self.norms else []
+        gelus = [f"{self.gelus} gelus computed again"] if self.gelus else []
+        return ", ".join([rows, lora, *norms, *gelus])
 
 
 def speed_up(model: Any, choices: Choices) -> FastPath:
@@ -89,10 +93,11 @@ def speed_up(model: Any, choices: Choices) -> FastPath:
     if choices.kind != "cpu":
         return FastPath(on, why)
     plain = not any(config.use_dora for config in model.peft_config.values())
-    groups = len(group_lora(model, choices.nf4_copy)) if choices.grouped and plain else 0
+    groups = group_lora(model, choices.nf4_copy) if choices.grouped and plain else []
     if not inner.is_gradient_checkpointing:
         keep_freed_memory()
-    return FastPath(on, why, groups, fuse_norms(inner))
+    gelus = sum(group.activation is not None for group in groups)
+    return FastPath(on, why, len(groups), fuse_norms(inner), gelus)
 
 
 def _switch_attention(model: Any, choices: Choices) -> tuple[Attention, str]:
