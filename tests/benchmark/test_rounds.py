@@ -39,14 +39,14 @@ def test_the_arms_do_the_same_work(what, arms, tiny_phi, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl", rows(6))
     ended = cli(
         "bench", "--what", what, "--template", "alpaca", "--data", data, "--model", tiny_phi,
-        "--rounds", 2, "--output", tmp_path / "out", "model.precision=fp32",
+        "--rounds", 1, "--output", tmp_path / "out", "model.precision=fp32",
         "samples.batch_size=4", "samples.max_new_tokens=5",
     )  # fmt: skip
     assert ended.status == 0, ended.err
     found = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))
     assert list(found["arms"]) == arms and found["data"]["rows"] == 6
     for values in found["arms"].values():
-        assert len(values["seconds"]) == 2 and values["rows_per_second"] > 0
+        assert len(values["seconds"]) == 1 and values["rows_per_second"] > 0
     if what == "generate":  # in fp32 batches give the same tokens
         assert [values["same_answers"] for values in found["arms"].values()] == [6, 6, 6]
         assert "rows/min" in ended.out and "6 of 6" in ended.out
