@@ -86,7 +86,10 @@ def data(
 
     if source is not None and data is not None:
         raise FasttuneError("the rows are given twice", f"{source} --data {data}", "give one")
-    given = overrides(source or data, columns, model, [], template=template)
+    given = overrides(data, columns, model, [], template=template)
+    if source is not None:
+        where = f"FILE {source!r}"
+        given += [Override("data.train", source, where), Override("data.sources", (), where)]
     for key, option, value in (
         ("data.split", "--split", split),
         ("data.turns", "--turns", turns),
