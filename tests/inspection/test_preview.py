@@ -9,9 +9,10 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from fasttune_plugins.chatml import ChatML
 from rich.console import Console
 
-from fasttune import FasttuneError, Template, given, learn
+from fasttune import FasttuneError, Template, given, history, learn
 from fasttune.data.load import Loaded
 from fasttune.data.rows import StoredRows
 from fasttune.encoding.encode import encode
@@ -356,3 +357,12 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("heavy: []\n")
     assert "--template" in done.stdout
+
+
+def test_generation_begins_at_each_answer_of_a_conversation(phi2_tokenizer):
+    said = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
+    segments = ChatML().segments({**said[1], **history(said[:1])})
+    shown = preview(ChatML(), segments, phi2_tokenizer, number=1, model="m", max_length=99)
+    answers = [s.start for s in shown.sections if s.train and s.name == "response"]
+    assert shown.beginnings == {*answers} and len(answers) == 2
+    assert to_html([shown]).count("generation begins here") == 2

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fasttune.encoding.encode import IGNORED, encode_many
+from fasttune.encoding.encode import EOS_SPAN, IGNORED, encode_many
 from fasttune.errors import FasttuneError
 from fasttune.notebook import framed
 from fasttune.plugins.template import Segment, Template
@@ -94,6 +94,16 @@ class Preview:
     @property
     def tokens(self) -> int:
         return self.sections[-1].end
+
+    @property
+    def beginnings(self) -> set[int]:
+        """Where generation begins: the first token of each answer."""
+        found, due = {self.prompt_length}, True
+        for section in self.sections:
+            if due and section.train and section.start < self.prompt_length:
+                found.add(section.start)
+            due = section.name == EOS_SPAN or (due and not section.train)
+        return found
 
     @property
     def summary(self) -> str:

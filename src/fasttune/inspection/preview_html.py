@@ -30,7 +30,7 @@ def _html_row(shown: Preview, ids: bool) -> str:
         f"<p>Tokenizer of {html.escape(shown.model)}: {summary}</p>",
     ]
     for section in shown.sections:
-        if section.start == shown.prompt_length:
+        if section.start in shown.beginnings:
             parts.append('<p class="begin">generation begins here</p>')
         kind = "trained" if section.train else "given"
         parts.append(

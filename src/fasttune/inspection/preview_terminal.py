@@ -44,7 +44,7 @@ class TerminalPreview:
         yield legend
         for section in shown.sections:
             yield Text()
-            if section.start == shown.prompt_length:
+            if section.start in shown.beginnings:
                 yield Text("---- generation begins here ----", "dim")
             gutter = f"{GUTTER} " if section.train else "  "
             yield Text(f"{gutter}{section.name}, {section.summary}", "bold")
