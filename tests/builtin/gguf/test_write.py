@@ -17,9 +17,9 @@ from fasttune_plugins.gguf.write import K_QUANTS, QUANTS, write_gguf  # noqa: E4
 from fasttune_plugins.ollama import modelfile  # noqa: E402
 
 from fasttune import FasttuneError  # noqa: E402
-from tests.conftest import tiny_model  # noqa: E402
+from tests.conftest import build_sentencepiece_tokenizer, tiny_model  # noqa: E402
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +176,7 @@ def test_rows_that_fill_no_block_are_f16(tiny_llama, tmp_path):
 def copied(folder: Path, tmp_path: Path, name: str, change) -> Path:
     """A copy of a model folder with one JSON file changed."""
     target = tmp_path / "changed"
+    tmp_path.mkdir(exist_ok=True)
     shutil.copytree(folder, target)
     value = json.loads((target / name).read_text(encoding="utf-8"))
     change(value)
@@ -203,15 +204,119 @@ def test_bos_is_added_where_the_tokenizer_adds_it(tiny_llama, tmp_path):
     assert fields["tokenizer.ggml.add_bos_token"] is True
 
 
+PIECES = {"vocab_size": 1408, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+@pytest.fixture(scope="module")
+def tiny_mistral() -> Path:
+    return tiny_model("mistral", build_sentencepiece_tokenizer(), sliding_window=512, **PIECES)
+
+
+def test_pieces_have_their_kinds_and_scores(tiny_mistral, tmp_path):
+    fields, _ = read(tiny_mistral, tmp_path, "f32")
+    assert fields["general.architecture"] == "llama" and fields["llama.context_length"] == 512
+    assert fields["tokenizer.ggml.model"] == "llama"
+    assert fields["tokenizer.ggml.add_space_prefix"] is True
+    assert fields["tokenizer.ggml.add_bos_token"] is True
+    tokens, kinds, scores = (
+        fields[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "scores")
+    )
+    assert kinds[:3] == [UNKNOWN, CONTROL, CONTROL] and kinds[3:259] == [BYTE] * 256
+    assert tokens[3 + 10] == "<0x0A>"
+    known = build_sentencepiece_tokenizer()
+    assert {*kinds[259 : len(known)]} == {NORMAL} and {*kinds[len(known) :]} == {UNUSED}
+    ranked = [tokens.index(piece) for piece in ("▁t", "▁a", "he", "in", "re")]
+    assert ranked == sorted(ranked)
+    assert [scores[at] for at in ranked] == sorted((scores[at] for at in ranked), reverse=True)
+
+
+def test_pieces_that_llamacpp_would_merge_otherwise_are_refused(tiny_mistral, tmp_path):
+    def two_ranks(tokenizer):
+        merges = tokenizer["model"]["merges"]
+        pieces = ["".join(pair) for pair in merges]
+        at = next(at for at, piece in enumerate(pieces) if pieces.count(piece) > 1)
+        merges.append(merges.pop(at))
+
+    for number, (change, said) in enumerate(
+        (
+            (lambda t: t["model"]["merges"].pop(), "never merges"),
+            (two_ranks, "at two ranks"),
+            (lambda t: t["normalizer"]["normalizers"].append({"type": "NFC"}), "treats spaces"),
+        )
+    ):
+        folder = copied(tiny_mistral, tmp_path / str(number), "tokenizer.json", change)
+        with pytest.raises(FasttuneError, match=said):
+            write_gguf(folder, tmp_path / "out.gguf", "f32", None, "x")
+
+
+def test_qwen_has_norms_per_head_and_no_other_order(tmp_path):
+    folder = tiny_model("qwen3", seed=4, head_dim=64, tie_word_embeddings=True)
+    fields, tensors = read(folder, tmp_path, "f32")
+    assert fields["general.architecture"] == "qwen3"
+    assert fields["qwen3.attention.key_length"] == fields["qwen3.rope.dimension_count"] == 64
+    expected = weights(folder)
+    for theirs, ours in (("q_proj", "attn_q"), ("k_norm", "attn_k_norm")):
+        same = expected[f"model.layers.1.self_attn.{theirs}.weight"]
+        assert np.array_equal(values(tensors[f"blk.1.{ours}.weight"]), same)
+    assert "output.weight" not in tensors
+
+
+def test_gemmas_norms_begin_at_one(tmp_path):
+    tokenizer = build_sentencepiece_tokenizer(spaced=False)
+    folder = tiny_model("gemma", tokenizer, head_dim=48, num_key_value_heads=1, **PIECES)
+    fields, tensors = read(folder, tmp_path, "f32")
+    assert fields["general.architecture"] == "gemma"
+    assert fields["tokenizer.ggml.add_space_prefix"] is False
+    for theirs, ours in (
+        ("model.norm.weight", "output_norm.weight"),
+        ("model.layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight"),
+    ):
+        assert np.array_equal(values(tensors[ours]), weights(folder)[theirs] + 1)
+
+
+def test_scaled_rotations(tiny_llama, tmp_path):
+    scaled = {"factor": 4.0, "original_max_position_embeddings": 512, "rope_theta": 10000.0}
+
+    def fields_of(rope):
+        folder = copied(tiny_llama, tmp_path / rope["rope_type"], "config.json",
+                        lambda c: c.update(rope_parameters=rope))  # fmt: skip
+        return read(folder, tmp_path, "f32")
+
+    fields, _ = fields_of({**scaled, "rope_type": "yarn"})
+    assert fields["llama.rope.scaling.type"] == "yarn"
+    assert fields["llama.rope.scaling.factor"] == 4.0
+    assert fields["llama.rope.scaling.original_context_length"] == 512
+    fields, tensors = fields_of({**scaled, "rope_type": "linear"})
+    assert fields["llama.rope.scaling.type"] == "linear" and "rope_freqs.weight" not in tensors
+    ends = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    fields, tensors = fields_of({**scaled, **ends, "rope_type": "llama3"})
+    assert "llama.rope.scaling.type" not in fields
+    factors = values(tensors["rope_freqs.weight"])
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {**scaled, **ends, "rope_type": "llama3"}
+    config = LlamaConfig(hidden_size=96, num_attention_heads=6, rope_parameters=rope)
+    inverse, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 10000.0 ** (-np.arange(0, 16, 2) / 16)
+    assert np.allclose(plain / factors, inverse.numpy(), rtol=1e-6)
+    assert factors[0] == 1 and factors[-1] == 4
+
+
 REFUSED = {
     "architecture 'opt'": ("config.json", lambda c: c.update(model_type="opt")),
-    "rotary embeddings of type 'llama3'": (
+    "rotary embeddings of type 'longrope'": (
         "config.json",
-        lambda c: c.update(rope_parameters={"rope_type": "llama3"}),
+        lambda c: c.update(rope_parameters={"rope_type": "longrope"}),
     ),
+    "yarn with settings of its own": (
+        "config.json",
+        lambda c: c.update(rope_scaling={"type": "yarn", "factor": 2.0, "beta_fast": 16}),
+    ),
+    "sliding window in some": ("config.json", lambda c: c.update(use_sliding_window=True)),
     "splits text by": ("tokenizer.json", lambda t: t.update(pre_tokenizer={"type": "Whitespace"})),
     "normalises text": ("tokenizer.json", lambda t: t.update(normalizer={"type": "NFC"})),
-    "falls back to bytes": ("tokenizer.json", lambda t: t["model"].update(byte_fallback=True)),
+    "treats spaces as": ("tokenizer.json", lambda t: t["model"].update(byte_fallback=True)),
     "takes in white space": ("tokenizer.json", lambda t: t["added_tokens"][0].update(lstrip=True)),
     "names no EOS": ("tokenizer_config.json", lambda t: t.pop("eos_token")),
     "the model 50000 rows": ("config.json", lambda c: c.update(vocab_size=50000)),
