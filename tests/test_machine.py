@@ -41,10 +41,23 @@ def test_threads_follow_what_others_leave(cores):
             threads.adapt()
             found.append(cores.set)
     assert found == [4, 3, 1, 1, 4, 4]
-    assert said == [
-        "other programs take 1.0 of 4 cores: 3 instead of 4 threads, and from here on as many as "
-        "they leave"
-    ]
+    assert said == ["other programs take 1.0 of 4 cores: 3 instead of 4 threads"]
+
+
+def test_a_training_keeps_one_number_of_threads(cores):
+    threads = Threads()
+    cores.passes(1.0, own=1.0, others=2.0)
+    with threads.settled() as count:
+        assert count == cores.set == 2
+        cores.passes(1.0, own=1.0, others=0.0)
+        threads.adapt()
+        assert cores.set == 2
+    threads.adapt()
+    assert cores.set == 4
+    with threads.settled(2) as count:  # resumed
+        assert count == cores.set == 2
+    with threads.settled(9) as count:  # begun on a larger machine
+        assert count == cores.set == 4
 
 
 def test_a_look_takes_its_time(cores):

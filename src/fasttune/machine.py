@@ -13,6 +13,8 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -177,7 +179,8 @@ def peak_memory() -> int:
 
 
 class Threads:
-    """torch's threads on a CPU: as many as other programs leave cores, looked at all the time.
+    """torch's threads on a CPU: as many as other programs leave cores, looked at all the time, and
+    in a training once, at its beginning.
 
     The threads of a product wait for each other by spinning, and so hold the cores that the one
     they wait for could have: where another program takes one of two cores, two threads are several
@@ -197,7 +200,8 @@ class Threads:
 
         self._get, self._set = torch.get_num_threads, torch.set_num_threads
         self._most = self._now = self._get()
-        self._off = self._most == 1 or any(os.environ.get(name) for name in self.SETTLED)
+        chosen = any(os.environ.get(name) for name in self.SETTLED)
+        self._off = self._most == 1 or chosen or tensor_device() == "cuda"
         self._told = False
         self._seen = _worked()
 
@@ -219,10 +223,33 @@ class Threads:
         log.log(
             level,
             f"other programs take {others:.1f} of {len(_cores())} cores: {fitting} instead of "
-            f"{self._now} threads, and from here on as many as they leave",
+            f"{self._now} threads",
         )
-        self._now, self._told = fitting, True
-        self._set(fitting)
+        self._told = True
+        self._take(fitting)
+
+    @contextmanager
+    def settled(self, count: int | None = None) -> Iterator[int]:
+        """Inside, one number of threads, which is given: products in bf16 are rounded otherwise by
+        another number, and a resumed training is the unbroken one's bit for bit.
+
+        Args:
+            count: to take; None takes what other programs leave now.
+        """
+        if not self._off:
+            if count is None:
+                self.adapt()
+            else:
+                self._take(min(count, self._most))
+        before, self._off = self._off, True
+        try:
+            yield self._get()
+        finally:
+            self._off = before
+
+    def _take(self, count: int) -> None:
+        self._now = count
+        self._set(count)
 
 
 @cache

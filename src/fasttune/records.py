@@ -71,6 +71,7 @@ class Manifest(Begun, total=False):
     choices: dict[str, Any]
     batch_limit: int
     processes: int
+    threads: int
     planned_memory_bytes: int | None
     finished: str
     steps: int

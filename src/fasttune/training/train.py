@@ -31,6 +31,7 @@ from fasttune.machine import (
     peak_memory,
     tensor_device,
     this_device,
+    threads,
     versions,
 )
 from fasttune.models.choices import decide
@@ -100,7 +101,14 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
         # "auto" may stand for something else here
         job = replace(job, config=replace(config, model=replace(config.model, **resumed.used)))
     ready = load(job, replace(device or this_device(), processes=begun))
-    facts = _facts(job, ready) | {"processes": begun}
+    with threads().settled(resumed and resumed.manifest.get("threads")) as count:
+        return _train(job, ready, resumed, checkpoint, {"processes": begun, "threads": count})
+
+
+def _train(
+    job: Job, ready: Ready, resumed: Run | None, checkpoint: Path | None, facts: dict[str, Any]
+) -> Run:
+    config, facts = job.config, _facts(job, ready) | facts
     run, plugin = resumed, job.plugins.templates[config.template][1]
     if run is None:
         made = create_run(config, job.model, facts, plugin) if processes.first() else None
