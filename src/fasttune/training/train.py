@@ -101,7 +101,8 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
         # "auto" may stand for something else here
         job = replace(job, config=replace(config, model=replace(config.model, **resumed.used)))
     ready = load(job, replace(device or this_device(), processes=begun))
-    with threads().settled(resumed and resumed.manifest.get("threads")) as count:
+    before = resumed.manifest.get("threads") if resumed is not None else None
+    with threads().settled(before) as count:
         return _train(job, ready, resumed, checkpoint, {"processes": begun, "threads": count})
 
 
