@@ -84,8 +84,8 @@ def test_init_takes_a_batch_that_fits(tmp_path, monkeypatch):
     made = load_config(tmp_path / "fasttune.yaml").train
     assert ended.status == 0 and made.batch_size < 4
     assert made.batch_size * made.gradient_accumulation == 4
-    words_of_plan = f"batch_size={made.batch_size} train.gradient_accumulation"
-    assert f"with train.{words_of_plan}={made.gradient_accumulation} it fits" in ended.err
+    assert f"train.batch_size={made.batch_size} train.gradient" in ended.err
+    assert " it fits" in ended.err
     assert cli("plan", "-c", tmp_path / "fasttune.yaml", "--gpu", "4GB").status == 0
     (tmp_path / "fasttune.yaml").unlink()
     assert cli(*words, "2GB").status == 2 and not (tmp_path / "fasttune.yaml").exists()
