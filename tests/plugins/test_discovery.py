@@ -67,9 +67,8 @@ def test_built_ins_enter_by_the_public_door():
     assert {"alpaca", "answers", "multilingual", "reasoning"} <= set(BUILT_IN)
     assert {p.distribution for p in plugins.providers.values()} == {"fasttune"}
     assert plugins.problems == []
-    assert plugins.provided()["answers"] == [
-        f"metric {name}" for name in ("stops", "format", "exact", "numeric", "length")
-    ]
+    metrics = "stops", "format", "exact", "numeric", "agreement", "exact_samples", "length"
+    assert plugins.provided()["answers"] == [f"metric {name}" for name in metrics]
 
 
 def test_folders_are_searched_in_order(tmp_path, monkeypatch):
