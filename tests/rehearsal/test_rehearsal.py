@@ -116,6 +116,7 @@ def environment(home: Path) -> dict[str, str]:
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
         "FASTTUNE_CACHE": str(home / "cache"),
+        "XDG_STATE_HOME": str(home / "state"),  # of two processes, each has its own last run
         "TORCHINDUCTOR_CACHE_DIR": str(home.parent / "inductor"),
         "OMP_NUM_THREADS": "1",  # two processes at a time
     }

@@ -431,7 +431,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(finished, tmp_path, m
     moved = Run(Path(shutil.copytree(finished.folder, tmp_path / "moved")))
     config = finished.config
     left = replace(config, model=replace(config.model, precision="auto", quantization="auto"))
-    moved.go_on(left, {"status": "interrupted"})
+    moved.go_on(left, {"status": "interrupted", "template": moved.manifest["template"]})
     assert moved.config.model.precision == moved.config.model.quantization == "auto"
 
     def stop(job, device):

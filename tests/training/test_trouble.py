@@ -266,8 +266,7 @@ def test_a_row_that_does_not_fit_by_itself_ends_the_run(job, tmp_path, monkeypat
         train(job(data__eval_fraction=0))
     assert "memory ran out at step 1, with one row at a time, of up to" in caught.value.message
     assert caught.value.where.startswith("rows ") and len(caught.value.where.splitlines()) == 4
-    # A model so small that no setting takes a tenth less; the next test has one that does.
-    assert caught.value.hint.startswith("lower model.max_length, set train.gradient_checkpointing")
+    assert caught.value.hint.startswith("this takes less: train.gradient_checkpointing=on")
     assert find_run("last", tmp_path / "runs").manifest["status"] == "failed"
 
 

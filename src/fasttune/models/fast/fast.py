@@ -92,7 +92,7 @@ def speed_up(model: Any, choices: Choices) -> FastPath:
     on, why = _switch_attention(inner, choices)
     if choices.kind != "cpu":
         return FastPath(on, why)
-    plain = not any(config.use_dora for config in model.peft_config.values())
+    plain = not any(config.use_dora for config in getattr(model, "peft_config", {}).values())
     groups = group_lora(model, choices.nf4_copy) if choices.grouped and plain else []
     if not inner.is_gradient_checkpointing:
         keep_freed_memory()
