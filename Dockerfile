@@ -1,7 +1,7 @@
 # fasttune on an NVIDIA GPU. Read docs/docker.md first: nobody has built or run this yet.
 #
 #   docker build -t fasttune .
-#   docker run --rm --gpus all -v "$PWD:/work" fasttune doctor
+#   docker run --rm --gpus all -v "$PWD:/project" fasttune doctor
 
 # Base is enough: torch's wheels bring CUDA's libraries, triton's its assembler. The driver is the host's.
 FROM nvidia/cuda:13.0.2-base-ubuntu24.04
@@ -25,10 +25,10 @@ COPY src src
 RUN pip install --no-cache-dir --no-deps .
 
 # Runs, and what is downloaded and remembered, are in the folder that is mounted.
-ENV HF_HOME=/work/.cache/huggingface \
-    XDG_CACHE_HOME=/work/.cache \
-    XDG_CONFIG_HOME=/work/.config \
-    XDG_STATE_HOME=/work/.state
-WORKDIR /work
+ENV HF_HOME=/project/.cache/huggingface \
+    XDG_CACHE_HOME=/project/.cache \
+    XDG_CONFIG_HOME=/project/.config \
+    XDG_STATE_HOME=/project/.state
+WORKDIR /project
 ENTRYPOINT ["fasttune"]
 CMD ["--help"]
