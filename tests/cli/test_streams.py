@@ -79,24 +79,32 @@ def test_a_reader_that_leaves_is_no_error():
     assert done.stderr == ""
 
 
+ON_A_TERMINAL = """
+import io, sys
+
 class Terminal(io.StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
+
+out, sys.stdout = sys.stdout, Terminal()
+from fasttune.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    out.write(sys.stdout.getvalue())
+"""
 
 
 @pytest.mark.parametrize("columns", ["20", "24", "1"])
 @pytest.mark.parametrize("arguments", [["templates", "list"], *COMMANDS], ids=" ".join)
-def test_a_narrow_terminal(arguments, columns, monkeypatch):
-    from fasttune.cli import main
-
-    monkeypatch.setenv("COLUMNS", columns)
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert not stopped.value.code
-    assert not re.search(r"\x1b\[[34]\d", sys.stdout.getvalue())  # bold and italic may stay
+def test_a_narrow_terminal(arguments, columns):
+    """In a process of its own: what other tests import may have settled colours for good."""
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_TERMINAL, *arguments], capture_output=True, text=True,
+        env={**os.environ, "COLUMNS": columns, "NO_COLOR": "1", "TERM": "xterm-256color"},
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout
+    assert not re.search(r"\x1b\[[34]\d", done.stdout)  # bold and italic may stay
 
 
 def test_the_bars_of_lengths_have_a_width_on_any_terminal():
