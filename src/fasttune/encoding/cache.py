@@ -21,6 +21,7 @@ from typing import Any
 import fasttune.encoding.encode
 import fasttune.encoding.limit
 import fasttune.encoding.spans
+import fasttune.plugins.template
 from fasttune.config import RunConfig
 from fasttune.data.check import ends_early
 from fasttune.data.rows import ChosenRows, Lazy, Rows
@@ -42,6 +43,7 @@ CODE = (
     fasttune.encoding.encode.__file__,
     fasttune.encoding.limit.__file__,
     fasttune.encoding.spans.__file__,
+    fasttune.plugins.template.__file__,
     __file__,
 )
 

@@ -21,7 +21,7 @@ from fasttune.encoding.spans import Span as Span
 from fasttune.encoding.spans import Tokens, lay, tokenize
 from fasttune.encoding.spans import eos_id as eos_id
 from fasttune.errors import FasttuneError
-from fasttune.plugins.template import Row, Segment, Template, opening, split_turns
+from fasttune.plugins.template import Row, Segment, Template, at_the_answer, opening, split_turns
 
 IGNORED = -100
 """The label that torch's cross entropy skips."""
@@ -155,7 +155,7 @@ def _trainable(segments: Iterable[Segment]) -> list[Parts]:
 
 def _trainable_turn(segments: Iterable[Segment]) -> Parts:
     prompt, completion = (
-        [segment for segment in part if segment.text] for part in _parts(segments)
+        [segment for segment in part if segment.text] for part in at_the_answer(segments)
     )
     learns = any(segment.train for segment in completion)
     if not learns or not prompt:
@@ -174,7 +174,7 @@ def encode_prompt(template: Template, row: Row, tokenizer: Any) -> list[int]:
     *earlier, last = split_turns(opening(template, row)) if template.holds_turns else [[]]
     if not earlier:
         return list(tokenizer(template.prompt(row)).input_ids)
-    turns = [*map(_parts, earlier), (last, [])]
+    turns = [*map(at_the_answer, earlier), (last, [])]
     ids: list[int] = []
     for at, tokens in enumerate(_tokenized([turns], tokenizer)[0][:-1]):
         ids += [*tokens.ids, eos_id(tokenizer)] if at % 2 else tokens.ids
@@ -190,8 +190,8 @@ def response_tokens(template: Template, row: Row, tokenizer: Any) -> range:
     """
     section, column = template.response
     response = row[column]
-    _, full = _parts(split_turns(template.segments(row))[-1])
-    _, without = _parts(split_turns(template.segments({**row, column: ""}))[-1])
+    _, full = at_the_answer(split_turns(template.segments(row))[-1])
+    _, without = at_the_answer(split_turns(template.segments({**row, column: ""}))[-1])
     text, bare = ("".join(s.text for s in segments) for segments in (full, without))
     start, end = next(
         (
@@ -220,14 +220,6 @@ def describe_row(row: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
         }
         for span in row.spans
     ]
-
-
-def _parts(rendering: Iterable[Segment]) -> Parts:
-    """The segments of a turn's prompt, and those of its completion. The first learned segment ends
-    the prompt even without text: `Template.prompt` ends there too."""
-    segments = list(rendering)
-    start = next((i for i, segment in enumerate(segments) if segment.train), len(segments))
-    return segments[:start], segments[start:]
 
 
 def _section(segments: Sequence[Segment], name: str) -> tuple[int, int]:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Literal
 
 from fasttune.encoding.encode import IGNORED, encode, encode_prompt
 from fasttune.plugins.guard import Overdue, PluginError
 from fasttune.plugins.identity import difference, parting, unlike
-from fasttune.plugins.template import HISTORY, Row, Segment, Template, history, split_turns, turns
+from fasttune.plugins.template import (
+    HISTORY,
+    Row,
+    Segment,
+    Template,
+    at_the_answer,
+    history,
+    split_turns,
+    turns,
+)
 
 Severity = Literal["ok", "info", "warning", "failure"]
 
@@ -186,10 +194,7 @@ TOKENS: tuple[Promise, ...] = (
 
 def _completions(template: Template, row: Row) -> list[list[Segment]]:
     """The segments of each turn from its first learned one on."""
-    return [
-        list(dropwhile(lambda segment: not segment.train, turn))
-        for turn in split_turns(template.segments(row))
-    ]
+    return [at_the_answer(turn)[1] for turn in split_turns(template.segments(row))]
 
 
 def _bare(template: Template, row: Row) -> dict[str, str]:

@@ -174,6 +174,14 @@ def split_turns(segments: Iterable[Segment]) -> list[list[Segment]]:
     return found
 
 
+def at_the_answer(turn: Iterable[Segment]) -> tuple[list[Segment], list[Segment]]:
+    """The segments of a turn before its first learned one, and those from it on. It divides them
+    even without text: `Template.prompt` ends there too."""
+    segments = list(turn)
+    start = next((at for at, segment in enumerate(segments) if segment.train), len(segments))
+    return segments[:start], segments[start:]
+
+
 def _in_turns(template: Template, row: Row) -> Iterator[Segment]:
     """The segments of a row of a format that is written turn by turn."""
     for at, turn in enumerate(turns(row)):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import dropwhile
 from typing import Any
 
 from fasttune.encoding.encode import encode_prompt
@@ -26,6 +25,7 @@ from fasttune.plugins.template import (
     Row,
     Segment,
     Template,
+    at_the_answer,
     history,
     opening,
     split_turns,
@@ -75,7 +75,7 @@ class CompiledChat:
         *earlier, last = turns(row)
         written = split_turns(opening(self.template, self._full(row)))
         for turn, segments in zip(earlier, written, strict=False):
-            answer = "".join(s.text for s in dropwhile(lambda s: not s.train, segments))
+            answer = "".join(segment.text for segment in at_the_answer(segments)[1])
             messages.append({"role": "user", "content": turn["instruction"]})
             messages.append({"role": "assistant", "content": answer})
         return [*messages, {"role": "user", "content": last["instruction"]}]
@@ -107,7 +107,7 @@ class CompiledChat:
         """The row with its switches set such that the skeletons give its prompt, if they do."""
         first, *others = turns(row)
         begun, *written = [
-            "".join(segment.text for segment in _asked(segments))
+            "".join(segment.text for segment in at_the_answer(segments)[0])
             for segments in split_turns(opening(self.template, self._full(row)))
         ]
         if any(turn.get("input") for turn in (first, *others)[:-1]):
@@ -169,12 +169,6 @@ class CompiledChat:
 def _without_earlier_inputs(row: Row) -> Row:
     *earlier, _ = turns(row)
     return {**row, **history([{**turn, "input": ""} for turn in earlier])}
-
-
-def _asked(segments: Sequence[Segment]) -> list[Segment]:
-    """The segments of a turn before its first learned one."""
-    first = next((at for at, segment in enumerate(segments) if segment.train), len(segments))
-    return list(segments[:first])
 
 
 def compile_chat_template(
