@@ -313,6 +313,11 @@ def with_setting(config: RunConfig, key: str, value: Any, where: str) -> RunConf
     return changed
 
 
+def with_training(config: RunConfig, **changes: Any) -> RunConfig:
+    """The config with other settings of its training."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted keys."""
     found: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fasttune.config import RunConfig, steps, with_setting
+from fasttune.config import RunConfig, steps, with_setting, with_training
 from fasttune.data.rows import ChosenRows, Rows
 from fasttune.data.split import data_hash, spread
 from fasttune.encoding.cache import encode_rows
@@ -132,22 +132,14 @@ def plan_templates(
     held_out = _shared([job.eval for job in jobs], tokenizer, config, "held-out")
     _require_rows(jobs[0], train[0], held_out[0])
     means = [sum(side.lengths) / len(side.rows) for side in train]
-    longest = max(means) if budget == "tokens" else None
     formats: list[Format] = []
-    budgets = []
+    budgets: list[str] = []
     for job, left, right, mean in zip(jobs, train, held_out, means, strict=True):
-        first = None
-        for label, own in _swept(job.config, sweep):
-            count = round(steps(len(left.rows), own) * (longest or mean) / mean)
-            step = own.train.batch_size * own.train.gradient_accumulation
-            shared = _with(replace(job, config=own, train=left.rows, eval=right.rows), count)
-            formats.append(Format(label, shared, dict.fromkeys(seeds, None), first))
-            first = first or label
-            budgets.append(
-                f"{label}: {count} steps of {step} rows, about {count * step * mean:,.0f} tokens"
-            )
-            if without == "eos":
-                formats.append(_without_eos(formats[-1]))
+        shared = replace(job, train=left.rows, eval=right.rows)
+        share = max(means) / mean if budget == "tokens" else 1.0
+        for each in _formats(shared, share, seeds, sweep):
+            formats += [each, *([_without_eos(each)] if without == "eos" else [])]
+            budgets.append(_in_words(each, mean))
     about = {
         "model": jobs[0].model,
         "rows": rows_in_words(formats[0]),
@@ -156,6 +148,29 @@ def plan_templates(
     }
     require_several([each.label for each in formats])
     return make_plan(folder, formats, measuring, about, _left_out(jobs, [train[0], held_out[0]]))
+
+
+def _formats(
+    job: Job, share: float, seeds: Sequence[int], sweep: tuple[str, Sequence[Any]] | None
+) -> Iterator[Format]:
+    """A template's formats, one for each value of a setting.
+
+    Args:
+        share: how often a training takes the steps of its config.
+    """
+    first = None
+    for label, own in _swept(job.config, sweep):
+        count = round(steps(len(job.train), own) * share)
+        config = with_training(own, max_steps=count)
+        yield Format(label, replace(job, config=config), dict.fromkeys(seeds, None), first)
+        first = first or label
+
+
+def _in_words(of: Format, mean: float) -> str:
+    """The budget of a format, whose rows have `mean` tokens."""
+    chosen = of.job.config.train
+    count, step = chosen.max_steps or 0, chosen.batch_size * chosen.gradient_accumulation
+    return f"{of.label}: {count} steps of {step} rows, about {count * step * mean:,.0f} tokens"
 
 
 def _left_out(jobs: Sequence[Job], kept: Sequence[_Side]) -> list[str]:
@@ -187,16 +202,8 @@ def _swept(
         yield f"{config.template}, {key.partition('.')[2]} {value}", own
 
 
-def _with(job: Job, max_steps: int | None = None, **training: Any) -> Job:
-    """The job with other settings of its training."""
-    if max_steps is not None:
-        training["max_steps"] = max_steps
-    config = replace(job.config, train=replace(job.config.train, **training))
-    return replace(job, config=config)
-
-
 def _without_eos(of: Format) -> Format:
-    job = _with(of.job, learn_eos=False)
+    job = replace(of.job, config=with_training(of.job.config, learn_eos=False))
     return replace(of, label=f"{of.label} without EOS", job=job, variant_of=of.base)
 
 

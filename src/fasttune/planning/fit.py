@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Any, Literal
+from typing import Literal
 
-from fasttune.config import RunConfig
+from fasttune.config import RunConfig, with_training
 from fasttune.machine import Device
 from fasttune.models.choices import decide
 from fasttune.planning.cost import Workload, memory
@@ -91,7 +91,7 @@ def decide_memory(
     for word, copy in choices:
         tried = config
         if config.train.gradient_checkpointing == "auto":
-            tried = _with(tried, gradient_checkpointing=word)
+            tried = with_training(tried, gradient_checkpointing=word)
         if copies:
             tried = replace(tried, model=replace(tried.model, nf4_copy=copy))
         if _fits(workload_of(tried, shape, device, lengths), device):
@@ -108,7 +108,8 @@ def suggest(
     for words, changed in _changes(config, device.kind):
         shorter = lengths and [min(n, changed.model.max_length) for n in lengths]
         one = replace(
-            _with(changed, eval_batch_size=1), samples=replace(changed.samples, batch_size=1)
+            with_training(changed, eval_batch_size=1),
+            samples=replace(changed.samples, batch_size=1),
         )
         for more, tried in ((), changed), (fewer, one):
             if _fits(workload_of(tried, shape, device, shorter), device):
@@ -128,7 +129,10 @@ def _changes(config: RunConfig, kind: str) -> Iterator[tuple[tuple[str, ...], Ru
     if config.train.gradient_checkpointing == "off":
         word = "unsloth" if kind == "cuda" else "on"
         bases.append(
-            ((f"train.gradient_checkpointing={word}",), _with(config, gradient_checkpointing=word))
+            (
+                (f"train.gradient_checkpointing={word}",),
+                with_training(config, gradient_checkpointing=word),
+            )
         )
     words, last = bases[-1]
     asked = config.model.quantization
@@ -153,7 +157,7 @@ def _changes(config: RunConfig, kind: str) -> Iterator[tuple[tuple[str, ...], Ru
             )
             yield (
                 (*base_words, *smaller),
-                _with(base, batch_size=size, gradient_accumulation=more),
+                with_training(base, batch_size=size, gradient_accumulation=more),
             )
 
 
@@ -164,14 +168,14 @@ def largest_batch(
     does."""
     word = "on" if checkpointing else "off"
     asked = replace(
-        _with(config, gradient_checkpointing=word),
+        with_training(config, gradient_checkpointing=word),
         model=replace(config.model, max_length=length),
         data=replace(config.data, eval=None, eval_fraction=0.0),
         samples=replace(config.samples, count=0),
     )
 
     def fits(rows: int) -> bool:
-        return _fits(workload_of(_with(asked, batch_size=rows), shape, device), device)
+        return _fits(workload_of(with_training(asked, batch_size=rows), shape, device), device)
 
     if not fits(1):
         return 0
@@ -182,7 +186,3 @@ def largest_batch(
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _with(config: RunConfig, **changes: Any) -> RunConfig:
-    return replace(config, train=replace(config.train, **changes))
