@@ -155,7 +155,12 @@ class Memory:
     def needed(self) -> float:
         """What a device must have: the peak without the files that loading has mapped, whose pages
         the kernel takes back where it is short of memory."""
-        return sum(replace(self, loading=0.0).parts().values())
+        return self.unmapped.peak
+
+    @property
+    def unmapped(self) -> Memory:
+        """The same without the files that loading has mapped."""
+        return replace(self, loading=0.0)
 
     def parts(self) -> dict[str, float]:
         """The parts that add up to the peak."""
@@ -229,6 +234,7 @@ def memory(work: Workload, kind: str) -> Memory:
     mapped = not cuda and shape.stored == work.dtype
     width = shape.hidden * number * work.peak_tokens
     slack = VARIED_SLACK if work.varied else CPU_SLACK
+    passed = 1.0 if cuda else slack
     block = widths(shape) if cuda else slack * fast_widths(shape, work.attended, work.number_bytes)
     kept = block
     if work.checkpointing:
@@ -248,8 +254,8 @@ def memory(work: Workload, kind: str) -> Memory:
         working=max(float(loss), again) if cuda else loss + again,
         process=PROCESS[kind],
         loading=0.0 if cuda else _loading(work, mapped),
-        evaluation=_evaluation(work, slack if not cuda else 1.0, kind),
-        answers=_answers(work, slack if not cuda else 1.0, kind),
+        evaluation=_evaluation(work, passed, kind),
+        answers=_answers(work, passed, kind),
     )
 
 

@@ -92,7 +92,7 @@ class Forecast:
         """
         if self.fits:
             return
-        parts = replace(self.memory, loading=0.0).parts()
+        parts = self.memory.unmapped.parts()
         need, have = self.memory.needed / GB, self.device.memory / GB
         problem = f"the run needs {need:.1f} GB, and {self.device.name} has {have:.1f} GB"
         if self.config.train.ignore_plan:
