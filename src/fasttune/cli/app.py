@@ -72,16 +72,19 @@ def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
     return api.load_plugins(**context.obj, config=config)
 
 
+def ask(question: str) -> bool:
+    """Whether a person says yes; without a terminal nobody does, and nothing is asked."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def _agreed(files: Sequence[Path]) -> bool:
     """Ask a person whether the plugins beside a config, or in a run, may run; without a terminal,
     or where several processes would ask, no."""
-    if processes.count() > 1 or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    print("these files run as code:", file=sys.stderr)
-    for file in files:
-        print(f"  {printable(file)}", file=sys.stderr)
-    print("run them? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    listed = "".join(f"  {printable(file)}\n" for file in files)
+    return processes.count() == 1 and ask(f"these files run as code:\n{listed}run them?")
 
 
 def _told(files: Sequence[Path]) -> bool:

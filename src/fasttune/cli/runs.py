@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fasttune.cli.app import app, console, print_json, say
+from fasttune.cli.app import app, ask, console, print_json, say
 from fasttune.errors import FasttuneError
 
 if TYPE_CHECKING:
@@ -168,7 +167,7 @@ def rm(
         files = [path for path in run.folder.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         say(f"{run.folder}: {len(files)} files, {size / 1e6:.1f} MB")
-    if not yes and not _agreed(len(found)):
+    if not (yes or ask(f"remove {len(found)} run{'s' * (len(found) > 1)}?")):
         raise FasttuneError("nothing was removed", ", ".join(runs), "agree by y, or give --yes")
     remove_runs(found)
 
@@ -179,13 +178,6 @@ def _found(names: list[str], output: Path | None) -> list[Run]:
 
     found = {run.folder.resolve(): run for run in (find_run(name, output) for name in names)}
     return [*found.values()]
-
-
-def _agreed(count: int) -> bool:
-    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    print(f"remove {count} run{'s' * (count > 1)}? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _losses(metrics: list[dict[str, Any]]) -> str:
