@@ -62,8 +62,7 @@ def length(answer: Answer) -> float:
 
 
 def agreement(answer: Answer) -> float | None:
-    samples = [sample.strip() for sample in answer.samples]
-    return samples.count(answer.response.strip()) / len(samples) if samples else None
+    return answer.agreeing / len(answer.samples) if answer.samples else None
 
 
 def exact_samples(answer: Answer) -> float | None:

@@ -416,8 +416,9 @@ def _show(answer: Answer) -> None:
         "loop": "repeated itself",
     }
     if answer.samples:
-        agree = sum(each.strip() == answer.response.strip() for each in answer.samples)
-        table.add_row("vote", f"{agree} of {len(answer.samples)} samples give this response")
+        table.add_row(
+            "vote", f"{answer.agreeing} of {len(answer.samples)} samples give this response"
+        )
     table.add_row("stopped", f"{answer.stop}: {reasons[answer.stop]} ({answer.tokens} tokens)")
     print()
     console().print(table, markup=False)

@@ -70,6 +70,11 @@ class Answer:
         return self.sections.get("response", next(reversed(self.sections.values()), ""))
 
     @property
+    def agreeing(self) -> int:
+        """How many of the samples give this response, white space around it aside."""
+        return [sample.strip() for sample in self.samples].count(self.response.strip())
+
+    @property
     def readable(self) -> str:
         """The response, or where it is blank all that was written instead."""
         return self.response if self.response.strip() else self.text
