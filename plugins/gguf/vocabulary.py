@@ -21,6 +21,17 @@ _LLAMA3 = (
 )
 # That of Qwen2 and Qwen3: one digit at a time.
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def _split(expression: str) -> dict[str, Any]:
+    return {
+        "type": "Split",
+        "pattern": {"Regex": expression},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+
+
 _NFC = {"type": "NFC"}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 # How text is split before merging -> llama.cpp's name for it. llama.cpp has the expressions in its
@@ -33,24 +44,14 @@ PRE_TOKENIZERS: tuple[tuple[list[Mapping[str, Any]], str], ...] = (
     ),
     (
         [
-            {
-                "type": "Split",
-                "pattern": {"Regex": _LLAMA3},
-                "behavior": "Isolated",
-                "invert": False,
-            },
+            _split(_LLAMA3),
             {**_BYTES, "use_regex": False},
         ],
         "llama-bpe",
     ),
     (
         [
-            {
-                "type": "Split",
-                "pattern": {"Regex": _QWEN2},
-                "behavior": "Isolated",
-                "invert": False,
-            },
+            _split(_QWEN2),
             {**_BYTES, "use_regex": False},
         ],
         "qwen2",
