@@ -169,7 +169,6 @@ def propose(
     Raises:
         FasttuneError: the rows cannot be read, or need a mapping that cannot be guessed.
     """
-    from dataclasses import replace
     from itertools import islice
 
     from fasttune.data.check import column_names
@@ -573,5 +572,4 @@ def serve(
     from fasttune.serving import serve as serving
 
     found = open_run(run) if isinstance(run, str) else run
-    provided = found.with_template(plugins or load_plugins())
-    return serving.serve(found, provided, engine, host, port)
+    return serving.serve(found, plugins or load_plugins(), engine, host, port)
