@@ -9,7 +9,7 @@ import typer
 
 from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json, say
-from fasttune.cli.options import Columns, Config, Data, Model, overrides
+from fasttune.cli.options import By, Columns, Config, Data, Model, Together, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 
 Budget = Literal["steps", "tokens"]
@@ -71,13 +71,8 @@ def compare(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, max=10**6, help="Where an answer that does not stop is cut off.")
     ] = 160,
-    batch_size: Annotated[
-        int, typer.Option(min=1, max=10**6, help="Rows answered at a time.")
-    ] = 32,
-    by: Annotated[
-        str | None,
-        typer.Option(help="Columns of the rows to split the figures by, as task,language."),
-    ] = None,
+    batch_size: Together = 32,
+    by: By = None,
     output: Annotated[
         Path | None,
         typer.Option(

@@ -12,7 +12,7 @@ from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.cli.compare import show_figures, words
 from fasttune.cli.generate import Force, RunArgument, System, Template, Tokens
-from fasttune.cli.options import Columns
+from fasttune.cli.options import By, Columns, Together
 from fasttune.errors import FasttuneError
 
 if TYPE_CHECKING:
@@ -37,10 +37,7 @@ def evaluate(
     columns: Columns = None,
     template: Template = None,
     system: System = None,
-    by: Annotated[
-        str | None,
-        typer.Option(help="Columns of the rows to split the figures by, as task,language."),
-    ] = None,
+    by: By = None,
     include_base: Annotated[
         bool, typer.Option(help="Measure a run's untuned model as well.")
     ] = False,
@@ -53,9 +50,7 @@ def evaluate(
         ),
     ] = 0,
     max_new_tokens: Tokens = 256,
-    batch_size: Annotated[
-        int, typer.Option(min=1, max=10**6, help="Rows answered at a time.")
-    ] = 32,
+    batch_size: Together = 32,
     output: Annotated[
         Path | None,
         typer.Option(

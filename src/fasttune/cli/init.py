@@ -9,7 +9,16 @@ import typer
 
 from fasttune import api
 from fasttune.cli.app import app, plugins, print_json, say
-from fasttune.cli.options import Columns, Config, Data, Gpu, Model, TemplateName, overrides
+from fasttune.cli.options import (
+    Columns,
+    Config,
+    Data,
+    Gpu,
+    Model,
+    Settings,
+    TemplateName,
+    overrides,
+)
 from fasttune.errors import FasttuneError
 
 NAME = "fasttune.yaml"
@@ -60,10 +69,7 @@ def init(
 
 @app.command()
 def config(
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(help="Any setting as KEY=VALUE, for instance train.epochs=2 lora.r=8."),
-    ] = None,
+    settings: Settings = None,
     template: TemplateName = None,
     data: Data = None,
     columns: Columns = None,

@@ -23,6 +23,15 @@ Turns = Annotated[
         help="Of a conversation take 'all' exchanges, or the 'first'.", show_default="all"
     ),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(help="Any setting as KEY=VALUE, for instance train.epochs=2 lora.r=8."),
+]
+By = Annotated[
+    str | None,
+    typer.Option(help="Columns of the rows to split the figures by, as task,language."),
+]
+Together = Annotated[int, typer.Option(min=1, max=10**6, help="Rows answered at a time.")]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML of settings.")]
 Model = Annotated[
     str | None,

@@ -11,7 +11,7 @@ import typer
 
 from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json, say
-from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, overrides
+from fasttune.cli.options import Columns, Config, Data, Model, Settings, TemplateName, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 from fasttune.processes import count, first
 
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 @app.command()
 def run(
     context: typer.Context,
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(help="Any setting as KEY=VALUE, for instance train.epochs=2 lora.r=8."),
-    ] = None,
+    settings: Settings = None,
     template: TemplateName = None,
     data: Data = None,
     columns: Columns = None,
