@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fasttune.benchmark.rounds import figures, in_rounds, require_new, write_result
+from fasttune.benchmark.folder import require_new
+from fasttune.benchmark.rounds import figures, in_rounds, write_result
 from fasttune.encoding.encode import encode_prompt
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.job import Job

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fasttune.benchmark.rounds import figures, in_rounds, require_new, write_result
+from fasttune.benchmark.folder import require_new
+from fasttune.benchmark.rounds import figures, in_rounds, write_result
 from fasttune.data.split import data_hash
 from fasttune.encoding.cache import encode_rows
 from fasttune.job import Job, prepare

@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.job import Job
 from fasttune.machine import device_name, versions
@@ -78,16 +76,3 @@ def write_result(
     with atomic_folder(target) as folder:
         write_json(folder / "bench.json", result)
     return result
-
-
-def require_new(target: Path) -> Path:
-    """Raises FasttuneError: the folder exists."""
-    if target.exists():
-        raise FasttuneError("the result folder exists", str(target), "choose another with --output")
-    return target
-
-
-def default_folder(what: str, job: Job) -> Path:
-    """A new folder below bench/."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("bench") / f"{what}-{job.template.name}-{Path(job.model).name}-{stamp}"

@@ -12,11 +12,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fasttune.benchmark.figures import Step, figures, plot
+from fasttune.benchmark.folder import new_folder, require_new
 from fasttune.benchmark.pipe import Spec, Worker
 from fasttune.config import PRECISIONS, RunConfig, steps
 from fasttune.encoding.cache import encode_rows
@@ -79,9 +79,9 @@ def bench(
     choices = planned.choices if planned is not None else decide(job.config, device)
     config = resolved(job.config, job.model, choices)
     spec = make_spec(rows, config, block, notebook_checkpointing)
-    target = target or _default_folder(config)
-    if target.exists():
-        raise FasttuneError("the result folder exists", str(target), "choose another with --output")
+    name = Path(str(config.model.name)).name
+    target = target or new_folder(config.template, name, str(config.model.quantization))
+    require_new(target)
     together = planned is not None and len(arms) * planned.memory.peak <= device.memory
     if not together:
         log.info("the arms do not fit together, as far as is known: they train one after the other")
@@ -247,9 +247,3 @@ def _rows_per_step(config: RunConfig) -> int:
 def _block_line(arm: str, taken: Sequence[Step]) -> str:
     tokens, seconds = sum(s.tokens for s in taken), sum(s.seconds for s in taken)
     return f"{arm:<9} {tokens / seconds:.0f} tokens/s  loss {taken[-1].loss:.4f}"
-
-
-def _default_folder(config: RunConfig) -> Path:
-    model = Path(str(config.model.name)).name
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("bench") / f"{config.template}-{model}-{config.model.quantization}-{stamp}"

@@ -117,9 +117,9 @@ def _names(arms: str) -> list[str]:
 def _in_rounds(
     what: str, job: Job, rounds: int, output: Path | None
 ) -> tuple[Path, dict[str, Any]]:
-    from fasttune.benchmark.rounds import default_folder
+    from fasttune.benchmark.folder import new_folder
 
-    target = output or default_folder(what, job)
+    target = output or new_folder(what, job.template.name, Path(job.model).name)
     if what == "generate":
         from fasttune.benchmark.generating import bench_generate
 
