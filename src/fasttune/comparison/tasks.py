@@ -72,24 +72,12 @@ def run_tasks(
     require_harness()
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
     tokenizer = generator.tokenizer
     own = tokenizer.chat_template
     chat = compile_chat_template(generator.template, generator.system)
-    files = {word: Path(word) for word in tasks if Path(word).is_file()}
-    names = [_name(files[word]) if word in files else word for word in tasks]
-    folders = list(dict.fromkeys(str(file.parent) for file in files.values()))
     try:
-        manager = TaskManager(
-            include_path=folders or None, include_defaults=len(files) < len(tasks)
-        )
-        if unknown := [name for name in names if name not in manager.all_tasks]:
-            raise FasttuneError(
-                f"lm-eval knows no task '{unknown[0]}'",
-                f"--tasks {','.join(tasks)}",
-                "lm-eval ls tasks shows what it knows; a task file is given by its path",
-            )
+        names, manager = _found(tasks)
         tokenizer.chat_template = chat.jinja_for(tokenizer)
         with generator.choices.autocasting(generator.model.device.type):
             found = simple_evaluate(
@@ -116,6 +104,23 @@ def run_tasks(
     finally:
         tokenizer.chat_template = own
     return [each for name, figures in found["results"].items() for each in _figures(name, figures)]
+
+
+def _found(tasks: Sequence[str]) -> tuple[list[str], Any]:
+    """The names of the tasks, and the harness's manager, which knows them."""
+    from lm_eval.tasks import TaskManager
+
+    files = {word: Path(word) for word in tasks if Path(word).is_file()}
+    names = [_name(files[word]) if word in files else word for word in tasks]
+    folders = list(dict.fromkeys(str(file.parent) for file in files.values()))
+    manager = TaskManager(include_path=folders or None, include_defaults=len(files) < len(tasks))
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        raise FasttuneError(
+            f"lm-eval knows no task '{unknown[0]}'",
+            f"--tasks {','.join(tasks)}",
+            "lm-eval ls tasks shows what it knows; a task file is given by its path",
+        )
+    return names, manager
 
 
 def _name(file: Path) -> str:
