@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from fasttune.config import DataConfig, SourceConfig
-from fasttune.data.check import check, column_names, require_columns, required_of
+from fasttune.data.check import Checked, check, column_names, require_columns, required_of
 from fasttune.data.columns import propose_columns
 from fasttune.data.conversations import Turns
 from fasttune.data.mix import MixedRows, amounts
@@ -117,11 +117,7 @@ def load(
         raise FasttuneError("nothing is to be loaded", f"limit: {limit}", "give 1 or more")
     name, columns = str(source), columns or {}
     required = (template or Template).required if required is None else required
-    rows, numbers, digests = StoredRows(), array("q"), array("Q")
-    findings: list[Finding] = []
-    forms: Counter[str] = Counter()
-    cut = failures = 0
-    failure: PluginError | None = None
+    read = _Read(seed, take)
     try:
         records = islice(reader(source, split), limit)
         start = list(islice(records, LOOKAHEAD))
@@ -134,40 +130,74 @@ def load(
         require_columns(name, names, template, columns, required)
         with watched():
             for number, record in chain(start, records):
-                found = check(number, record, template, columns, required, system, take)
-                if found.problems:
-                    findings.extend(found.problems)
-                    failures += found.failure is not None
-                    failure = failure or found.failure
-                    continue
-                talk = found.conversation
-                forms[talk.form if talk else "instruction, output"] += 1
-                cut += take == "first" and talk is not None and talk.exchanges > 1
-                rows.append(found.row, found.segments, number)
-                numbers.append(number)
-                digests.append(digest(found.own, seed))
+                read.add(number, check(number, record, template, columns, required, system, take))
     except OSError as error:
         raise FasttuneError(
             "cannot read the file",
             f"{name}: {error.strerror or error}",
             "check the path, and who may read it",
         ) from error
-    if failure and template and not rows:
-        of = "the only row" if failures == 1 else f"each of the {failures} rows"
-        raise PluginError(
-            f"{failure.message}, with {of} that could be used",
-            f"{failure.where}\n{name}",
-            f"run: fasttune templates check {template.name}",
-        ) from failure.__cause__
-    findings = sorted([*findings, *_repeats(numbers, digests)], key=lambda finding: finding.row)
-    alike = propose_columns(names, columns)
-    loaded = Loaded(name, rows, numbers, findings, digests, dict(forms), cut, alike)
+    if template and not read.rows:
+        read.blame(template, name)
+    loaded = read.loaded(name, propose_columns(names, columns))
     loaded.require_clean(skip_bad_rows=True)
-    if cut:
+    if loaded.cut:
         log.info(
-            "%s: data.turns takes the first exchange alone of %d of %d rows", name, cut, len(rows)
-        )
+            "%s: data.turns takes the first exchange alone of %d of %d rows",
+            name, loaded.cut, len(loaded.rows),
+        )  # fmt: skip
     return loaded
+
+
+class _Read:
+    """What was read of a source so far: the good rows, and what is wrong with the others."""
+
+    def __init__(self, seed: int, take: Turns) -> None:
+        self.seed, self.take = seed, take
+        self.rows, self.numbers, self.digests = StoredRows(), array("q"), array("Q")
+        self.findings: list[Finding] = []
+        self.forms: Counter[str] = Counter()
+        self.cut = self.failures = 0
+        self.failure: PluginError | None = None
+
+    def add(self, number: int, found: Checked) -> None:
+        """Take down a row, or what is wrong with it."""
+        if found.problems:
+            self.findings.extend(found.problems)
+            self.failures += found.failure is not None
+            self.failure = self.failure or found.failure
+            return
+        talk = found.conversation
+        self.forms[talk.form if talk else "instruction, output"] += 1
+        self.cut += self.take == "first" and talk is not None and talk.exchanges > 1
+        self.rows.append(found.row, found.segments, number)
+        self.numbers.append(number)
+        self.digests.append(digest(found.own, self.seed))
+
+    def blame(self, template: Template, name: str) -> None:
+        """Raises PluginError: the template failed, on every row that it was given."""
+        if self.failure is None:
+            return
+        of = "the only row" if self.failures == 1 else f"each of the {self.failures} rows"
+        raise PluginError(
+            f"{self.failure.message}, with {of} that could be used",
+            f"{self.failure.where}\n{name}",
+            f"run: fasttune templates check {template.name}",
+        ) from self.failure.__cause__
+
+    def loaded(self, name: str, proposed: Mapping[str, str]) -> Loaded:
+        """All of it, repeats among the findings."""
+        found = [*self.findings, *_repeats(self.numbers, self.digests)]
+        return Loaded(
+            name,
+            self.rows,
+            self.numbers,
+            sorted(found, key=lambda finding: finding.row),
+            self.digests,
+            dict(self.forms),
+            self.cut,
+            proposed,
+        )
 
 
 def _repeats(numbers: Sequence[int], digests: array[int]) -> Iterator[Finding]:
