@@ -34,7 +34,7 @@ from fasttune.machine import (
     threads,
     versions,
 )
-from fasttune.models.choices import decide
+from fasttune.models.choices import Choices, decide
 from fasttune.models.dropout import base_dropout
 from fasttune.models.fast.fast import check_packing, speed_up
 from fasttune.models.head import check_head
@@ -378,6 +378,16 @@ def make_trainer(
             longest=_longest(train_rows, config, begun) if tensor_device() != "cpu" else (),
         )
     trainer.remove_callback(PrinterCallback)
+    _keep_precision(trainer, choices)
+    return trainer
+
+
+def _keep_precision(trainer: Trainer, choices: Choices) -> None:
+    """Insist on the mixed precision that was chosen, and on adapters in fp32.
+
+    Raises:
+        FasttuneError: Unsloth set another one.
+    """
     precision = trainer.accelerator.mixed_precision
     if precision != choices.mixed_precision:
         raise FasttuneError(
@@ -389,7 +399,6 @@ def make_trainer(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return trainer
 
 
 def _longest(rows: Sequence[Encoded], config: RunConfig, processes: int) -> list[int]:
