@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib.util
 import io
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -26,9 +29,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 os.environ["HF_TOKEN"] = "hf_SecretOfTheHub"
 os.environ["WANDB_API_KEY"] = "SecretOfWandb"
 # A person's own plugins and cached rows must not change what the tests see, nor tests their cache.
-os.environ["FASTTUNE_CACHE"] = tempfile.mkdtemp(prefix="fasttune-tests-")
-os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="fasttune-tests-")
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fasttune-tests-")
+OWN = Path(tempfile.mkdtemp(prefix="fasttune-tests-"))
+atexit.register(shutil.rmtree, OWN, ignore_errors=True)
+for variable in ("FASTTUNE_CACHE", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+    (OWN / variable).mkdir()
+    os.environ[variable] = str(OWN / variable)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def less_to_collect():
+    """Unsloth collects garbage some 20 times a training, each time through all objects that its
+    import and the modules before have left."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

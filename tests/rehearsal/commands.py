@@ -24,11 +24,15 @@ trainers = []
 
 
 def note_models(load):
-    """What `load_base` gave since the last command."""
-    gc.freeze()  # Unsloth collects garbage 18 times a load, half a second each in so many objects
+    """What `load_base` gave since the last command.
+
+    Unsloth collects garbage 20 times a load, half a second each in so many objects; those that are
+    there already are left out.
+    """
     load_base = load.load_base
 
     def noting(*args):
+        gc.freeze()
         model, tokenizer = load_base(*args)
         loaded.append(model)
         return model, tokenizer
