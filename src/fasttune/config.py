@@ -28,6 +28,7 @@ class ModelConfig:
     max_length: int = 1024
     quantization: Literal["auto", "nf4", "none"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    fast_path: Literal["auto", "on", "off"] = "auto"
     nf4_copy: Literal["auto", "on", "off"] = "auto"
     dropout: Literal["off", "config"] = "off"
 

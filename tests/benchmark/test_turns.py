@@ -91,6 +91,18 @@ def test_a_benchmark_takes_whole_steps_and_more_than_one_block():
         make_spec(rows, config, 10, False)
 
 
+def test_an_arm_has_the_fast_path_on(monkeypatch, tmp_path):
+    from fasttune.benchmark.arms import fast_path, fasttune
+
+    given = []
+    monkeypatch.setattr(fasttune, "train", lambda *arguments: given.append(arguments))
+    spec = Spec(RunConfig(), [], 3, False)
+    fast_path.train(spec, "pace", tmp_path)
+    [(found, *others)] = given
+    assert found.config.model == ModelConfig(fast_path="on") and others == ["pace", tmp_path]
+    assert (found.rows, found.steps) == ([], 3)
+
+
 def test_an_optimiser_that_the_plain_loop_lacks_is_refused():
     config = RunConfig(train=TrainConfig(optimizer="adafactor"))
     with pytest.raises(FasttuneError, match="not every arm can use the optimiser 'adafactor'"):

@@ -24,7 +24,8 @@ T4 = Choices(
     autocast=True,
     loss_scaling=True,
     attention="memory_efficient",
-    grouped=False,
+    fast_path=False,
+    why_plain="on a GPU model.fast_path is off by itself",
     nf4_copy=False,
     optimizer="adamw_8bit",
     checkpointing="unsloth",
@@ -36,7 +37,8 @@ AMPERE = Choices(
     autocast=True,
     loss_scaling=False,
     attention="varlen",
-    grouped=False,
+    fast_path=False,
+    why_plain="on a GPU model.fast_path is off by itself",
     nf4_copy=False,
     optimizer="adamw_8bit",
     checkpointing="unsloth",
@@ -48,7 +50,8 @@ ON_A_CPU = Choices(
     autocast=False,
     loss_scaling=False,
     attention="rows",
-    grouped=True,
+    fast_path=True,
+    why_plain="",
     nf4_copy=False,
     optimizer="adamw_torch",
     checkpointing="off",
@@ -97,8 +100,25 @@ def test_settings_go_before_a_cpu_too():
         train=TrainConfig(optimizer="adafactor", gradient_checkpointing="on"),
     )
     assert decide(asked, OLD_CPU) == replace(
-        ON_A_CPU, quantization="nf4", grouped=False, optimizer="adafactor", checkpointing="on"
+        ON_A_CPU,
+        quantization="nf4",
+        why_plain="layers that draw a dropout of their own share no product",
+        optimizer="adafactor",
+        checkpointing="on",
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "plain"),
+    [
+        ("off", CPU, "model.fast_path is off"), ("on", CPU, ""), ("auto", CPU, ""),
+        ("on", GPUS["t4"], ""), ("auto", GPUS["t4"], "on a GPU model.fast_path is off by itself"),
+    ],
+)  # fmt: skip
+def test_the_fast_path_is_auto_on_a_cpu_alone(asked, device, plain):
+    found = choices_for(ModelConfig(quantization="nf4", fast_path=asked), device)
+    assert found.why_plain == plain and found.fast_path == (not plain)
+    assert found.nf4_copy == (device is CPU and not plain)
 
 
 @pytest.mark.parametrize(("asked", "copied"), [("auto", True), ("on", True), ("off", False)])

@@ -60,6 +60,21 @@ def test_what_is_out_of_nf4_at_once_on_a_gpu():
     llama = replace(TWO_OF_2048, shape=DEMO)  # in Unsloth's own layers: the largest of the MLP's
     assert cost.dequantized_held(llama, "cuda") == 2 * 576 * 1536
     assert cost.dequantized_held(replace(TWO_OF_2048, quantized=False), "cuda") == 0
+    # With Phi's layers in few functions the largest matrix, and fewer widths beside it.
+    fast = replace(TWO_OF_2048, fast=True)
+    assert cost.dequantized_held(fast, "cuda") == 2 * 2560 * 10240
+    kept = cost.memory(fast, "cuda").activations
+    assert kept == 11 * 2 * 2560 * 4096 * 32  # 16.5 as transformers has them
+    assert kept < cost.memory(TWO_OF_2048, "cuda").activations - 32 * block
+
+
+def test_the_fast_path_counts_where_the_settings_put_it():
+    asked = config(model__fast_path="on")
+    assert workload_of(asked, PHI2, gpu(16)).fast and not workload_of(asked, DEMO, gpu(16)).fast
+    assert not workload_of(config(), PHI2, gpu(16)).fast
+    cpu = Device("CPU", "cpu", 24 * GB, bf16=True)
+    off = config(model__fast_path="off")
+    assert workload_of(config(), DEMO, cpu).fast and not workload_of(off, DEMO, cpu).fast
 
 
 def test_nf4_has_4_127_bits_a_weight():
@@ -189,7 +204,7 @@ def test_widths_are_what_autograd_keeps(kind, path):
         inputs = {}
         if path != "transformers":
             fast = speed_up(model, choices_for(ModelConfig()))
-            assert fast.by_row and fast.groups
+            assert fast.by_row and (fast.layers or fast.groups)
             layout = Layout(0, ((0, tokens // 2), (tokens // 2, tokens)))
             inputs = {"row_layout": layout, "attention_mask": torch.empty(1, 1, 1, 1)}
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}

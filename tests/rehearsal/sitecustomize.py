@@ -42,6 +42,11 @@ def unsloth_asks():
     return asking.partition(".")[0] in ("unsloth", "unsloth_zoo")
 
 
+def current_device():
+    """The first card, or what the tensors that are dequantised say of theirs: no number."""
+    return None if sys._getframe(1).f_globals["__name__"] == "unsloth.kernels.nf4" else 0
+
+
 class Stream:
     """Work on a CPU is done in the order it is asked for."""
 
@@ -71,7 +76,7 @@ def answer_for_torch(torch):
     cuda = torch.cuda
     cuda.is_available = lambda: unsloth_asks()
     cuda.device_count = lambda: int(unsloth_asks())
-    cuda.current_device = lambda: 0
+    cuda.current_device = current_device
     cuda.get_device_properties = lambda *args, **kwargs: facts
     cuda.get_device_capability = lambda *args, **kwargs: CAPABILITY
     cuda.get_device_name = lambda *args, **kwargs: NAME

@@ -200,6 +200,7 @@ def props(tmp_path_factory, phi2_tokenizer) -> Props:
 
 
 EXACT, UNQUANTISED = "model.precision=fp32", "model.quantization=none"
+FAST = "model.fast_path=on"
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,8 @@ STEPS = {
     ),
     "nf4": Step((EXACT, "model.quantization=nf4", "train.gradient_checkpointing=off"), *SHARP),
     "scaled": Step(("model.precision=fp16", "train.gradient_checkpointing=off"), *HALF),
+    "fast": Step((EXACT, FAST, "train.gradient_checkpointing=unsloth"), *SHARP),
+    "fast scaled": Step(("model.precision=fp16", FAST, "train.gradient_checkpointing=off"), *HALF),
 }
 
 
@@ -328,7 +331,7 @@ def assert_the_cards_choices(manifest: dict, dtype: str, quantized: bool) -> Non
     assert choices["quantization"] == manifest["quantization"] == ("nf4" if quantized else "none")
     assert choices["autocast"] == (dtype != "float32")
     assert choices["loss_scaling"] == (dtype == "float16")
-    assert choices["optimizer"] == "adamw_8bit" and not choices["grouped"]
+    assert choices["optimizer"] == "adamw_8bit" and not choices["fast_path"]
 
 
 def assert_near(rehearsal: Rehearsal, name: str, step: Step) -> None:
@@ -414,6 +417,11 @@ def test_a_step_is_that_of_transformers_and_peft(name, t4, expected):
 def test_steps_ran_the_kernel_and_the_offloading_that_they_are_named_for(t4):
     counts = {name: t4[name].facts["counts"] for name in STEPS}
     assert counts["nf4"]["nf4"] > 0 and counts["scaled"]["nf4"] > 0 == counts["exact"]["nf4"]
+    # Each matrix twice before training, and of four packs once in every pass over it: forward,
+    # forward again, backward.
+    matrices = LAYERS * len(TARGETS)
+    assert counts["fast"]["nf4"] == (2 + 4 * 3) * matrices
+    assert counts["fast scaled"]["nf4"] == (2 + 4 * 2) * matrices
     assert counts["offloaded"]["offloaded"] >= LAYERS and counts["exact"]["offloaded"] == 0
 
 

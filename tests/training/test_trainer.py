@@ -141,7 +141,8 @@ def test_a_run_with_the_choices_of_an_h100_is_under_autocast_throughout(run_for,
         "autocast": True,
         "loss_scaling": False,
         "attention": "varlen",
-        "grouped": False,
+        "fast_path": False,
+        "why_plain": "on a GPU model.fast_path is off by itself",
         "nf4_copy": False,
         "optimizer": "adamw_8bit",
         "checkpointing": "off",  # as the plan for 80 GB has it
@@ -165,7 +166,9 @@ def test_in_fp32_the_choices_of_a_t4_change_no_loss_and_nothing_is_cast(run_for,
     there, on_cpu_said, on_cpu_contexts = on_a_cpu
     kept = "NF4 weights kept dequantised, adamw_torch, checkpointing off"
     assert f"choices: NF4 in float32, no autocast, {kept}" in on_cpu_said
-    assert any("rows attend one by one, LoRA in 6 groups" in line for line in on_cpu_said)
+    assert any(
+        "rows attend one by one, 2 layers of Phi in few functions" in line for line in on_cpu_said
+    )
     assert len(losses(run)) == 5
     assert losses(run) == pytest.approx(losses(there), rel=1e-4)
     off = dict.fromkeys(("training_step", "evaluate", "_prefill", "__call__"), {None})

@@ -13,7 +13,12 @@ from fasttune.files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {"plain": "tab:gray", "unsloth": "tab:orange", "fasttune": "tab:blue"}
+COLOURS = {
+    "plain": "tab:gray",
+    "unsloth": "tab:orange",
+    "fasttune": "tab:blue",
+    "fast_path": "tab:green",
+}
 
 
 @dataclass(frozen=True)

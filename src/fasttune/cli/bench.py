@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fasttune.job import Job
 
 ARMS = "plain,unsloth,fasttune"
+ALL_ARMS = (*ARMS.split(","), "fast_path")
 ROWS = {"train": 128, "generate": 32, "prepare": None}
 """How many are taken of what can be measured."""
 
@@ -52,7 +53,13 @@ def bench(
             min=1, max=10**6, help="Of train: steps an arm takes at a time; the first warms up."
         ),
     ] = 4,
-    arms: Annotated[str, typer.Option(help="Of train, some of these.")] = ARMS,
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Of train: some of plain, unsloth, fasttune and fast_path, which is fasttune with "
+            "model.fast_path=on."
+        ),
+    ] = ARMS,
     notebook_checkpointing: Annotated[
         bool,
         typer.Option(
@@ -104,13 +111,13 @@ def bench(
 
 
 def _names(arms: str) -> list[str]:
-    known = ARMS.split(",")
     names = list(dict.fromkeys(word.strip() for word in arms.split(",") if word.strip()))
     for name in names:
-        if name not in known:
-            raise FasttuneError(f"there is no arm '{name}'", "--arms", did_you_mean(name, known))
+        if name not in ALL_ARMS:
+            hint = did_you_mean(name, ALL_ARMS)
+            raise FasttuneError(f"there is no arm '{name}'", "--arms", hint)
     if not names:
-        raise FasttuneError("no arm is left", "--arms", f"some of {ARMS}")
+        raise FasttuneError("no arm is left", "--arms", f"some of {', '.join(ALL_ARMS)}")
     return names
 
 

@@ -30,14 +30,17 @@ class Choices:
         quantization: of the base model's matrices.
         dtype: torch's name of the dtype in which the base model computes.
         autocast: LoRA's products are cast to `dtype` too, instead of the adapters' fp32. Not on a
-            CPU, where grouped layers do it by themselves.
+            CPU, where our functions do it by themselves.
         loss_scaling: the loss is scaled before the backward pass, since fp16 has no small numbers.
         attention: how the rows of a pack are kept apart. "rows": a causal attention for each;
             "varlen": one kernel that is told their lengths; "memory_efficient": xformers' with a
             block-diagonal causal bias; "mask": one dense mask for all, which is also what remains
             where architecture or kernels do not allow it (`models.fast.fast.FastPath` says so).
-        grouped: LoRA layers that read the same input are computed together.
-        nf4_copy: they have NF4 weights dequantised once and for all, beside those in 4 bits.
+        fast_path: norms, and the LoRA layers that read one input, are computed by functions of our
+            own where a model allows it; on CUDA Phi's whole layers.
+        why_plain: what keeps the LoRA layers PEFT's all the same; empty where nothing does.
+        nf4_copy: our functions have NF4 weights dequantised once and for all, beside those in 4
+            bits.
         optimizer: transformers' name of it.
         checkpointing: "unsloth" offloads what the blocks begin with.
     """
@@ -48,7 +51,8 @@ class Choices:
     autocast: bool
     loss_scaling: bool
     attention: Attention
-    grouped: bool
+    fast_path: bool
+    why_plain: str
     nf4_copy: bool
     optimizer: str
     checkpointing: Checkpointing
@@ -110,8 +114,8 @@ def decide(config: RunConfig, device: Device) -> Choices:
     if error := _refusal(dtype, device):
         raise error
     nf4 = cuda if asked.quantization == "auto" else asked.quantization == "nf4"
-    # Layers that draw a dropout of their own cannot share a product.
-    grouped = not cuda and not config.lora.dropout
+    fast = not cuda if asked.fast_path == "auto" else asked.fast_path == "on"
+    why_plain = _why_plain(config, fast)
     optimizer = "adamw_8bit" if cuda else "adamw_torch"
     checkpointing: Checkpointing = "unsloth" if cuda else "off"
     return Choices(
@@ -121,8 +125,9 @@ def decide(config: RunConfig, device: Device) -> Choices:
         autocast=cuda and dtype != "float32",
         loss_scaling=dtype == "float16",
         attention=_attention(device, dtype),
-        grouped=grouped,
-        nf4_copy=nf4 and grouped and asked.nf4_copy != "off",
+        fast_path=fast,
+        why_plain=why_plain,
+        nf4_copy=nf4 and not cuda and not why_plain and asked.nf4_copy != "off",
         optimizer=optimizer if chosen.optimizer == "auto" else chosen.optimizer,
         checkpointing=checkpointing
         if chosen.gradient_checkpointing == "auto"
@@ -155,6 +160,16 @@ def _refusal(dtype: str, device: Device) -> FasttuneError | None:
             "take model.precision=fp16 or auto",
         )
     return None
+
+
+def _why_plain(config: RunConfig, fast: bool) -> str:
+    """What of the settings keeps LoRA layers PEFT's own."""
+    if not fast:
+        asked = config.model.fast_path == "off"
+        return "model.fast_path is off" if asked else "on a GPU model.fast_path is off by itself"
+    if config.lora.dropout:
+        return "layers that draw a dropout of their own share no product"
+    return "DoRA" if config.lora.dora else ""
 
 
 def _attention(device: Device, dtype: str) -> Attention:

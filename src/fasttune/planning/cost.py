@@ -77,6 +77,7 @@ class Workload:
         targets: of LoRA; none are all.
         varied: whether the rows differ in length.
         copied: on a CPU, NF4 weights are held dequantised as well.
+        fast: the fast path computes the layers, on CUDA Phi's alone.
         eval_tokens: tokens of the largest batch of an evaluation; 0 where there is none.
         answered: prompts that are answered at a time, before and after training.
         prompt_tokens: of the longest of them, at the most.
@@ -97,6 +98,7 @@ class Workload:
     targets: tuple[str, ...] = ()
     varied: bool = False
     copied: bool = True
+    fast: bool = False
     eval_tokens: int = 0
     answered: int = 0
     prompt_tokens: int = 0
@@ -192,7 +194,7 @@ def widths(shape: Shape) -> float:
 
 
 def fast_widths(shape: Shape, attended: float, number_bytes: int) -> float:
-    """Widths that one block of the fast path on a CPU keeps; counted by the same test.
+    """Widths that one block of the fast path keeps; counted by the same test.
 
     A norm keeps its input and its output, which all layers that read it share (2 each; Phi has one
     norm). Attention keeps q, k, v and its output (2a + 2g) and, in bf16 for short rows, the scores:
@@ -205,6 +207,13 @@ def fast_widths(shape: Shape, attended: float, number_bytes: int) -> float:
     else:
         attention = 5 * a
     return (4 if shape.gated else 2) + attention + (4 if shape.gated else 1) * m
+
+
+def _block_widths(work: Workload) -> float:
+    """Widths that one block keeps, by the code that computes it."""
+    if not work.fast:
+        return widths(work.shape)
+    return fast_widths(work.shape, work.attended, work.number_bytes)
 
 
 def _relative(shape: Shape) -> tuple[float, float, float]:
@@ -235,14 +244,14 @@ def memory(work: Workload, kind: str) -> Memory:
     width = shape.hidden * number * work.peak_tokens
     slack = VARIED_SLACK if work.varied else CPU_SLACK
     passed = 1.0 if cuda else slack
-    block = widths(shape) if cuda else slack * fast_widths(shape, work.attended, work.number_bytes)
+    block = passed * _block_widths(work)
     kept = block
     if work.checkpointing:
         kept = 1 if cuda else 1 + HOLES
     loss = min(work.peak_tokens, CHUNK) * shape.vocab * LOGITS + width
     again = width * block if work.checkpointing else 0.0
     held = dequantized_held(work, kind)
-    if work.checkpointing or shape.in_unsloth or not cuda:
+    if work.checkpointing or work.fast or shape.in_unsloth or not cuda:
         again += held  # for one block, or one matrix, at a time
         held = 0.0
     masks = work.peak_tokens**2 * number * (1 if work.checkpointing else shape.layers)
@@ -302,15 +311,15 @@ def _answers(work: Workload, slack: float, kind: str) -> float:
 def dequantized_held(work: Workload, kind: str) -> float:
     """Bytes of the base that are out of NF4 at once, where they are not kept.
 
-    Unsloth's own layers, and the grouped ones on a CPU, have one matrix at a time. The blocks that
-    Unsloth compiles on CUDA, Phi's among them, keep every matrix from the forward to the backward
-    pass, as autograd does of a product's factors; with checkpointing those of one block. A compiler
-    may do with fewer: it is an upper bound.
+    Unsloth's own layers, those of the fast path, and bitsandbytes' on a CPU have one matrix at a
+    time. The blocks that Unsloth compiles on CUDA keep every matrix from the forward to the
+    backward pass, as autograd does of a product's factors; with checkpointing those of one block. A
+    compiler may do with fewer: it is an upper bound.
     """
     shape = work.shape
     if not work.quantized or (kind == "cpu" and work.copied):
         return 0.0
-    if shape.in_unsloth or kind == "cpu":
+    if shape.in_unsloth or work.fast or kind == "cpu":
         return float(shape.largest_linear * work.number_bytes)
     blocks = 1 if work.checkpointing else shape.layers
     return float(shape.linear_weights / shape.layers * blocks * work.number_bytes)

@@ -55,6 +55,7 @@ def workload_of(
         shape=shape,
         quantized=choices.quantized,
         copied=choices.nf4_copy,
+        fast=not choices.why_plain and (device.kind == "cpu" or shape.model_type == "phi"),
         dtype=choices.dtype,
         optimizer_bytes=2 if "8bit" in choices.optimizer else 8,
         checkpointing=chosen.gradient_checkpointing in ("on", "unsloth"),

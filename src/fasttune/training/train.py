@@ -308,6 +308,7 @@ class Training:
         return best | {
             "steps": state.global_step,
             "attention": trainer.fast.attention,
+            "fast_path": str(trainer.fast),
             "tokens_per_second": round(trainer.progress.tokens_per_second, 1),
             "shared_tokens_saved": trainer.saved_tokens,
             "peak_memory_bytes": peak_memory(),

@@ -1,6 +1,7 @@
 """What makes a training step fast, put onto a model with fresh adapters.
 
-On CUDA that is the attention of packed rows alone; the rest of the model is as Unsloth has made it.
+On CUDA that is the attention of packed rows, and with `model.fast_path=on` Phi's layers; the rest
+of the model is as Unsloth has made it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from fasttune.encoding.batches import Layout, pack
 from fasttune.errors import FasttuneError
 from fasttune.models.choices import Attention, Choices
+from fasttune.models.fast import phi
 from fasttune.models.fast.attention import attend_by_row, obstacle
 from fasttune.models.fast.blocks import attend_by_length, attend_in_blocks
 from fasttune.models.fast.grouped import group_lora
@@ -39,16 +41,18 @@ class FastPath:
     Attributes:
         attention: how the rows of a pack are kept apart, see `Choices.attention`.
         why: what stood against the attention that was chosen; empty where that one is on.
-        groups: how many groups of LoRA layers are computed together; 0 leaves them to PEFT.
+        layers: how many decoder layers have a forward of our own, Phi's.
+        groups: how many groups of LoRA layers are computed together in the others.
+        why_plain: what stood against both; empty where one is on.
         norms: how many RMSNorms are fused.
-        gelus: how many gelus are computed again instead of kept.
     """
 
     attention: Attention
     why: str = ""
+    layers: int = 0
     groups: int = 0
+    why_plain: str = ""
     norms: int = 0
-    gelus: int = 0
 
     @property
     def by_row(self) -> bool:
@@ -75,11 +79,14 @@ class FastPath:
         return rows
 
     def __str__(self) -> str:
-        rows = SAID[self.attention] + (f" ({self.why})" if self.why else "")
-        lora = f"LoRA in {self.groups} groups" if self.groups else "LoRA layer by layer"
-        norms = [f"{self.norms} norms fused"] if self.norms else []
-        gelus = [f"{self.gelus} gelus computed again"] if self.gelus else []
-        return ", ".join([rows, lora, *norms, *gelus])
+        said = [SAID[self.attention] + (f" ({self.why})" if self.why else "")]
+        if self.layers:
+            said.append(f"{self.layers} layers of Phi in few functions")
+        elif self.groups:
+            said.append(f"LoRA in {self.groups} groups")
+        else:
+            said.append("LoRA layer by layer" + (f" ({self.why_plain})" if self.why_plain else ""))
+        return ", ".join([*said, *([f"{self.norms} norms fused"] if self.norms else [])])
 
 
 def speed_up(model: Any, choices: Choices) -> FastPath:
@@ -90,14 +97,21 @@ def speed_up(model: Any, choices: Choices) -> FastPath:
     """
     inner = causal_lm(model)
     on, why = _switch_attention(inner, choices)
-    if choices.kind != "cpu":
-        return FastPath(on, why)
-    plain = not any(config.use_dora for config in getattr(model, "peft_config", {}).values())
-    groups = group_lora(model, choices.nf4_copy) if choices.grouped and plain else []
-    if not inner.is_gradient_checkpointing:
+    cpu = choices.kind == "cpu"
+    if cpu and not inner.is_gradient_checkpointing:
         keep_freed_memory()
-    gelus = sum(group.activation is not None for group in groups)
-    return FastPath(on, why, len(groups), fuse_norms(inner), gelus)
+    norms = fuse_norms(inner) if cpu and choices.fast_path else 0
+    if choices.why_plain:
+        return FastPath(on, why, why_plain=choices.why_plain, norms=norms)
+    stands = phi.obstacle(inner)
+    if not stands:
+        dtype = getattr(torch, choices.dtype)
+        layers = phi.rewrite_layers(inner, dtype, choices.nf4_copy)
+        return FastPath(on, why, layers=len(layers), norms=norms)
+    if not cpu:  # Unsloth has its own layers for many, and compiles the others
+        return FastPath(on, why, why_plain=stands, norms=norms)
+    groups = group_lora(model, choices.nf4_copy)
+    return FastPath(on, why, groups=len(groups), norms=norms)
 
 
 def _switch_attention(model: Any, choices: Choices) -> tuple[Attention, str]:

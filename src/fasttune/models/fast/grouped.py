@@ -2,14 +2,15 @@
 
 PEFT computes x A^T and (x A^T) B^T for every layer on its own, in the adapter's dtype. On a CPU
 these small products cost more than their arithmetic. Layers that read one input (q, k and v; gate
-and up; in Phi q, k, v and fc1) share the product with their stacked A, B is added in place, and
-the backward pass keeps one input for all of them. Where a layer reads what gelu has made, as Phi's
-fc2, gelu's input is kept alone, and gelu computed again. The formulas are LoRA's own
-(arXiv:2106.09685): y = x W^T + b + s (x A^T) B^T.
+and up) share the product with their stacked A, B is added in place, and
+the backward pass keeps one input for all of them. The formulas are LoRA's own (arXiv:2106.09685):
+y = x W^T + b + s (x A^T) B^T.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,27 +22,28 @@ class _Grouped(torch.autograd.Function):
     As, n Bs.
 
     The base layers are kept, not their weights: those in 4 bits may be dequantised anew for the
-    backward pass.
+    backward pass. Autocast is off: every product is in the input's dtype.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, scale: float, activate: bool, bases: list[Any], *tensors: Any
     ) -> tuple[torch.Tensor, ...]:
-        count = len(bases)
-        dtype = x.dtype
+        count, dtype = len(bases), x.dtype
         a = torch.cat([t.to(dtype) for t in tensors[:count]])
         b = [t.to(dtype) for t in tensors[count:]]
         kept = x.reshape(-1, x.shape[-1])
-        flat = gelu(kept, approximate="tanh") if activate else kept
-        low = flat @ a.t()  # [tokens, n r]
-        outputs = []
-        for base, up, part in zip(bases, b, low.chunk(count, 1), strict=True):
-            y = linear(flat, weight_of(base, dtype), base.bias)
-            y.addmm_(part, up.t(), alpha=scale)
-            outputs.append(y.view(*x.shape[:-1], -1))
-        ctx.save_for_backward(kept, low, a, *b)
         ctx.bases, ctx.scale, ctx.activate, ctx.shape = bases, scale, activate, x.shape
+        with torch.autocast(x.device.type, enabled=False):
+            flat = gelu(kept, approximate="tanh") if activate else kept
+            low = flat @ a.t()  # [tokens, n r]
+            outputs = []
+            for base, up, part in zip(bases, b, low.chunk(count, 1), strict=True):
+                bias = None if base.bias is None else base.bias.to(dtype)
+                y = linear(flat, weight_of(base, dtype), bias)
+                y.addmm_(part, up.t(), alpha=scale)
+                outputs.append(y.view(*x.shape[:-1], -1))
+        ctx.save_for_backward(kept, low, a, *b)
         return tuple(outputs)
 
     @staticmethod
@@ -50,39 +52,62 @@ class _Grouped(torch.autograd.Function):
         kept, low, a, *b = ctx.saved_tensors
         dys = [g.reshape(-1, g.shape[-1]) for g in gradients]
         rank = low.shape[1] // count
-        dlow = torch.empty_like(low)
-        dbs = []
-        for i, (dy, up) in enumerate(zip(dys, b, strict=True)):
-            part = slice(i * rank, (i + 1) * rank)
-            dlow[:, part] = dy @ up
-            dbs.append((dy.t() @ low[:, part]).float().mul_(ctx.scale))
-        dlow.mul_(ctx.scale)
-        flat = gelu(kept, approximate="tanh") if ctx.activate else kept
-        das = (dlow.t() @ flat).float().chunk(count)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = dlow @ a
-            for dy, base in zip(dys, ctx.bases, strict=True):
-                dx.addmm_(dy, weight_of(base, dy.dtype))
-            if ctx.activate:
-                dx = torch.ops.aten.gelu_backward(dx, kept, approximate="tanh")
-            dx = dx.view(ctx.shape)
+        with torch.autocast(kept.device.type, enabled=False):
+            dlow = torch.empty_like(low)
+            dbs = []
+            for i, (dy, up) in enumerate(zip(dys, b, strict=True)):
+                part = slice(i * rank, (i + 1) * rank)
+                dlow[:, part] = dy @ up
+                dbs.append((dy.t() @ low[:, part]).float().mul_(ctx.scale))
+            dlow.mul_(ctx.scale)
+            flat = gelu(kept, approximate="tanh") if ctx.activate else kept
+            das = (dlow.t() @ flat).float().chunk(count)
+            dx = None
+            if ctx.needs_input_grad[0]:
+                dx = dlow @ a
+                for dy, base in zip(dys, ctx.bases, strict=True):
+                    dx.addmm_(dy, weight_of(base, dy.dtype))
+                if ctx.activate:
+                    dx = torch.ops.aten.gelu_backward(dx, kept, approximate="tanh")
+                dx = dx.view(ctx.shape)
         return (dx, None, None, None, *das, *dbs)
 
 
-class Group:
-    """LoRA layers of PEFT that read the same input; the first one called computes for all.
+def lora_linears(
+    x: torch.Tensor, layers: Sequence[Any], activate: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """What LoRA layers of PEFT with one adapter make of an input that all of them read.
 
     Args:
-        activation: the gelu whose result they read and nobody else; from now on it passes its input
-            on to them.
+        x: [..., inputs]; under autocast it is cast first.
+        activate: they read its gelu, in the approximation by tanh. It is not kept for the backward
+            pass but computed again.
     """
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))
+    name = layers[0].active_adapters[0]
+    outputs: tuple[torch.Tensor, ...] = _Grouped.apply(
+        x,
+        float(layers[0].scaling[name]),
+        activate,
+        [layer.get_base_layer() for layer in layers],
+        *[layer.lora_A[name].weight for layer in layers],
+        *[layer.lora_B[name].weight for layer in layers],
+    )
+    return outputs
 
-    def __init__(self, layers: list[Any], activation: Any = None) -> None:
-        self.layers, self.activation = layers, activation
-        if activation is not None:
-            plain = activation.forward
-            activation.forward = lambda x: plain(x) if self._off(layers[0]) else x
+
+def switched_off(layer: Any) -> bool:
+    """Whether a LoRA layer is one of its base alone, so that PEFT's own forward is to be taken."""
+    return bool(layer.merged or layer.disable_adapters)
+
+
+class Group:
+    """LoRA layers of PEFT that read the same input; the first one called computes for all."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers = layers
         self._plain = [layer.forward for layer in layers]
         self._input: torch.Tensor | None = None
         self._ready: dict[int, torch.Tensor] = {}
@@ -91,22 +116,16 @@ class Group:
 
     def release(self) -> None:
         """Give the layers PEFT's own forward back."""
-        for module in (*self.layers, *([self.activation] if self.activation is not None else [])):
-            del module.forward
-
-    @staticmethod
-    def _off(layer: Any) -> bool:
-        """Whether PEFT's own forward is to be taken."""
-        return bool(layer.merged or layer.disable_adapters)
+        for layer in self.layers:
+            del layer.forward
 
     def _forward(self, at: int) -> Any:
         def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            layer = self.layers[at]
-            if self._off(layer):
+            if switched_off(self.layers[at]):
                 result: torch.Tensor = self._plain[at](x, *args, **kwargs)
                 return result
             if self._input is not x or at not in self._ready:
-                self._ready = dict(enumerate(self._compute(x)))
+                self._ready = dict(enumerate(lora_linears(x, self.layers)))
                 self._input = x
             output = self._ready.pop(at)
             if not self._ready:
@@ -115,29 +134,21 @@ class Group:
 
         return forward
 
-    def _compute(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        bases = [layer.get_base_layer() for layer in self.layers]
-        name = self.layers[0].active_adapters[0]
-        outputs: tuple[torch.Tensor, ...] = _Grouped.apply(
-            x,
-            float(self.layers[0].scaling[name]),
-            self.activation is not None,
-            bases,
-            *[layer.lora_A[name].weight for layer in self.layers],
-            *[layer.lora_B[name].weight for layer in self.layers],
-        )
-        return outputs
-
 
 def weight_of(base: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weight of a frozen layer as it multiplies; one in 4 bits is dequantised, unless
-    `keep_dequantized` did so."""
+    """The weight of a frozen layer as it multiplies, [outputs, inputs]. One in 4 bits is
+    dequantised, unless `keep_dequantized` did so: by Unsloth's kernel where Unsloth runs on a GPU,
+    into memory of its own, else by bitsandbytes."""
     weight: torch.Tensor = base.weight
     if getattr(weight, "quant_state", None) is None:
-        return weight
+        return weight.to(dtype)
     kept: torch.Tensor | None = getattr(base, "fasttune_dequantized", None)
     if kept is not None and kept.dtype == dtype:
         return kept
+    kernels = sys.modules.get("unsloth.kernels.utils")  # its CPU backend does without
+    if kernels is not None:
+        dequantized: torch.Tensor = kernels.fast_dequantize(weight, weight.quant_state)
+        return dequantized.to(dtype)
     import bitsandbytes.functional as bnb
 
     return bnb.dequantize_4bit(weight.data, weight.quant_state).to(dtype)
@@ -159,15 +170,10 @@ def group_lora(model: Any, nf4_copy: bool = True) -> list[Group]:
     from peft.tuners.lora import LoraLayer
 
     seen: list[tuple[torch.Tensor, Any]] = []
-    made: dict[int, tuple[torch.Tensor, Any]] = {}
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
     handles = [
         layer.register_forward_pre_hook(lambda layer, inputs: seen.append((inputs[0], layer)))
-        for layer in layers
-    ]
-    handles += [
-        module.register_forward_hook(lambda m, _, output: made.update({id(output): (output, m)}))
-        for module in _activations(model)
+        for layer in model.modules()
+        if isinstance(layer, LoraLayer)
     ]
     ids = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
     try:
@@ -180,16 +186,4 @@ def group_lora(model: Any, nf4_copy: bool = True) -> list[Group]:
         groups.setdefault(id(source), []).append(layer)
         if nf4_copy:  # now: between activations the weights would leave holes in the heap
             keep_dequantized(layer.get_base_layer(), source.dtype)
-    return [Group(layers, made.get(at, (None, None))[1]) for at, layers in groups.items()]
-
-
-def _activations(model: Any) -> list[Any]:
-    """The gelus of MLPs whose other modules are two layers: before it, and behind it."""
-    return [
-        child
-        for module in model.modules()
-        for child in module.children()
-        if type(child) is torch.nn.GELU
-        and child.approximate == "tanh"
-        and len([*module.children()]) == 3
-    ]
+    return [Group(layers) for layers in groups.values()]

@@ -1,0 +1,254 @@
+"""Phi's layers rewritten, against transformers and PEFT: the code that a card runs, on a CPU."""
+
+from __future__ import annotations
+
+# isort: split
+import pytest
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
+
+from fasttune.config import LoraConfig, ModelConfig
+from fasttune.encoding.batches import pack
+from fasttune.machine import Device
+from fasttune.models.activation import fuse_gelu
+from fasttune.models.architectures import FAMILIES
+from fasttune.models.fast import phi
+from fasttune.models.fast.fast import speed_up
+from fasttune.models.load import nf4
+from tests.conftest import choices_for, tiny_model
+
+A100 = Device("A100", "cuda", 40e9, bf16=True, capability=(8, 0))
+CPU = Device("CPU", "cpu", 24e9, bf16=True)
+LENGTHS = (12, 7, 9)
+IDS = [(torch.arange(length) * 97 + 31 * length) % 50000 for length in LENGTHS]
+
+
+def plain_model(folder, quantized=False, **lora):
+    """With adapters that do something, in fp32, without dropout."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        quantization_config=nf4(torch.float32) if quantized else None,
+        resid_pdrop=0.0,
+    )
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": list(FAMILIES["phi"].targets), **lora}
+    torch.manual_seed(2)
+    model = get_peft_model(model, PeftConfig(**settings))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model.train()
+
+
+def rewritten(folder, device=CPU, quantized=False, lora=None, **settings):
+    """The same, sped up as on a device; the fast path beside it."""
+    model = plain_model(folder, quantized)
+    fuse_gelu(model)
+    config = ModelConfig(
+        precision="fp32", quantization="nf4" if quantized else "none", fast_path="on", **settings
+    )
+    return model, speed_up(model, choices_for(config, device, lora=lora or LoraConfig()))
+
+
+def loss_of(model, inputs, rows):
+    """The sum of the rows' losses on all of their tokens but the first."""
+    logits = model(**inputs, use_cache=False).logits
+    return sum(
+        torch.nn.functional.cross_entropy(logits[place][:-1], ids[1:], reduction="sum")
+        for place, ids in zip(rows, IDS, strict=True)
+    )
+
+
+def row_by_row(model):
+    """The reference: each row alone."""
+    return sum(loss_of_one(model, ids) for ids in IDS)
+
+
+def loss_of_one(model, ids):
+    logits = model(input_ids=ids[None], use_cache=False).logits[0]
+    return torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="sum")
+
+
+def packed(model, fast):
+    rows = [ids.tolist() for ids in IDS]
+    batch = pack([{"input_ids": r, "labels": r, "sections": r} for r in rows])
+    layout = batch["row_layout"]
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    places = [(0, slice(start, end)) for start, end in layout.rows]
+    return loss_of(model, inputs | fast.row_inputs(layout), places)
+
+
+def padded(model, fast):
+    inputs = {
+        "input_ids": torch.nn.utils.rnn.pad_sequence(IDS, batch_first=True),
+        "attention_mask": torch.nn.utils.rnn.pad_sequence(
+            [torch.ones_like(ids) for ids in IDS], batch_first=True
+        ),
+    }
+    return loss_of(model, inputs, [(at, slice(length)) for at, length in enumerate(LENGTHS)])
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def count_rewritten(model):
+    return sum(isinstance(vars(layer).get("forward"), phi.PhiLayer) for layer in layers_of(model))
+
+
+def layers_of(model):
+    return model.get_base_model().model.layers
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("run", [packed, padded])
+@pytest.mark.parametrize(
+    ("device", "quantized", "copy"),
+    [(CPU, False, "off"), (A100, False, "off"), (CPU, True, "on"), (CPU, True, "off")],
+    ids=["cpu", "card", "nf4 copied", "nf4 in each pass"],
+)
+def test_loss_and_gradients_are_those_of_transformers_and_peft(
+    device, quantized, copy, run, checkpointing, tiny_phi
+):
+    reference = plain_model(tiny_phi, quantized)
+    expected = row_by_row(reference)
+    wanted = gradients(reference, expected)
+    model, fast = rewritten(tiny_phi, device, quantized, nf4_copy=copy)
+    assert fast.layers == count_rewritten(model) == 2 and not fast.groups and not fast.why_plain
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    loss = run(model, fast)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    found = gradients(model, loss)
+    assert found.keys() == wanted.keys() and len(found) == 2 * 6 * 2
+    for name, gradient in wanted.items():
+        largest, error = gradient.abs().max(), (found[name] - gradient).abs().max()
+        assert largest > 0 and error <= 1e-5 * largest and error <= 1e-6, name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_of_an_mlp_only_the_input_of_gelu_is_kept(checkpointing, tiny_phi):
+    model, fast = rewritten(tiny_phi)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    wide = []
+
+    def keep(tensor):
+        if tensor.numel() == 1280 * sum(LENGTHS):
+            wide.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        packed(model, fast)
+    assert len(wide) == (0 if checkpointing else 2)  # of each layer one
+
+
+def test_under_autocast_it_is_as_near_to_fp32_as_peft(tiny_phi):
+    exact = gradients(reference := plain_model(tiny_phi), row_by_row(reference))
+    with torch.autocast("cpu", torch.bfloat16):
+        peft = row_by_row(reference)
+    peft = gradients(reference, peft)
+    model, fast = rewritten(tiny_phi, A100)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = packed(model, fast)
+        ours = gradients(model, loss)  # backward under autocast as well: it must not matter
+
+    def error(found):
+        return sum(float((found[name] - each).norm() / each.norm()) for name, each in exact.items())
+
+    assert 0 < error(ours) < 1.2 * error(peft)
+
+
+def test_answers_with_a_cache_are_those_of_transformers(tiny_phi):
+    ids = IDS[0][None]
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 50256}
+    expected = plain_model(tiny_phi).eval().generate(input_ids=ids, **settings)
+    model, _ = rewritten(tiny_phi)
+    assert torch.equal(model.eval().generate(input_ids=ids, **settings), expected)
+    with model.disable_adapter():
+        off = model.generate(input_ids=ids, **settings)
+    assert not torch.equal(off, expected)
+
+
+def test_an_adapter_that_is_switched_off_or_merged_is_transformers_own(tiny_phi):
+    ids = IDS[0][None]
+    model, _ = rewritten(tiny_phi)
+    base = AutoModelForCausalLM.from_pretrained(tiny_phi, dtype=torch.float32).eval()
+    fuse_gelu(base)
+    with torch.no_grad():
+        with model.eval().disable_adapter():
+            assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
+        ours = model(input_ids=ids).logits
+        model.merge_adapter()
+        assert (model(input_ids=ids).logits - ours).abs().max() < 1e-5
+    for layer in layers_of(model):
+        vars(layer)["forward"].release()
+    assert count_rewritten(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "lora", "why"),
+    [
+        ({"fast_path": "off"}, {}, "model.fast_path is off"),
+        ({}, {}, "on a GPU model.fast_path is off by itself"),
+        ({"fast_path": "on"}, {"dropout": 0.1}, "layers that draw a dropout of their own"),
+        ({"fast_path": "on"}, {"dora": True}, "DoRA"),
+    ],
+)
+def test_settings_that_leave_the_layers_to_peft(settings, lora, why, tiny_phi):
+    model = plain_model(tiny_phi)
+    choices = choices_for(ModelConfig(precision="fp32", **settings), A100, lora=LoraConfig(**lora))
+    fast = speed_up(model, choices)
+    assert fast.why_plain.startswith(why) and fast.why_plain in str(fast)
+    assert fast.layers == count_rewritten(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda model: setattr(model.config, "qk_layernorm", True), "queries and keys are normed"),
+        (lambda model: setattr(model.config, "model_type", "phi3"), "made for Phi alone"),
+        (
+            lambda model: setattr(layers_of(model)[1].mlp, "activation_fn", torch.nn.ReLU()),
+            "its activation is ReLU",
+        ),
+        (
+            lambda model: setattr(layers_of(model)[1].mlp, "fc2", torch.nn.Linear(4, 4)),
+            "not all of its matrices have LoRA",
+        ),
+        (
+            lambda model: (
+                model.add_adapter("second", PeftConfig(r=4, target_modules=["fc1"])),
+                model.base_model.set_adapter(["default", "second"]),
+            ),
+            "several adapters are active",
+        ),
+    ],
+)
+def test_models_that_keep_their_own_layers(change, why, tiny_phi):
+    model = plain_model(tiny_phi)
+    fuse_gelu(model)
+    change(model)
+    config = ModelConfig(precision="fp32", quantization="none", fast_path="on")
+    fast = speed_up(model, choices_for(config, A100))
+    assert why in fast.why_plain and count_rewritten(model) == 0
+
+
+def test_with_the_models_own_dropout_it_draws_as_transformers_does(phi2_tokenizer):
+    folder = tiny_model("phi", phi2_tokenizer, resid_pdrop=0.3)
+    model, _ = rewritten(folder)
+    for layer in layers_of(model):
+        layer.resid_dropout.p = 0.3
+    ids = IDS[0][None]
+    torch.manual_seed(5)
+    ours = model(input_ids=ids, use_cache=False).logits
+    for layer in layers_of(model):
+        vars(layer)["forward"].release()
+    torch.manual_seed(5)
+    assert (model(input_ids=ids, use_cache=False).logits - ours).abs().max() < 1e-5
