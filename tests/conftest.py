@@ -43,6 +43,10 @@ def less_to_collect():
     gc.freeze()
 
 
+def pytest_sessionfinish():
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def own_state_folder(tmp_path_factory, monkeypatch):
     """`last` is no run of another test."""
