@@ -29,7 +29,7 @@ from fasttune.exports.chat_template.skeleton import (
     merge,
     tree,
 )
-from fasttune.plugins.guard import PluginError, described
+from fasttune.plugins.guard import PluginError, described, watched
 from fasttune.plugins.identity import PROBE_ROWS
 from fasttune.plugins.template import Row, Template, opening
 
@@ -49,7 +49,8 @@ def take_apart(template: Template, system: str | None = None) -> Skeleton:
     Raises:
         FasttuneError: the template does more than place its columns, or fails on a probe.
     """
-    return _Prober(template, system).skeleton()
+    with watched():  # it is asked a thousand times
+        return _Prober(template, system).skeleton()
 
 
 def default_system(row: Row, system: str | None) -> Row:
