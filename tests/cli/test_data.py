@@ -103,12 +103,13 @@ def test_json_is_one_document(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["alpaca", None])
-def test_the_split_is_that_of_a_run(run, tmp_path, name):
+def test_the_split_is_that_of_a_run(run, model, tmp_path, name):
     """Of a file of one's own, and of the shipped rows with their held-out file."""
     source = name and write(tmp_path / "a.jsonl", [{**GOOD, "input": f"{n}"} for n in range(400)])
     _, out, _ = run(*filter(None, [source]), "--json")
     report = json.loads(out)
-    config = load_config(None, [("template", report["template"]), ("data.train", source)])
+    settings = {"template": report["template"], "data.train": source, "model.name": model}
+    config = load_config(None, [*settings.items()])
     job = prepare(config, load_plugins())
     assert (report["train_rows"], report["eval_rows"]) == (len(job.train), len(job.eval))
     assert report["eval_source"] == ("" if source else str(shipped("heldout")))

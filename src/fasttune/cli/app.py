@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -145,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = " ".join(["fasttune", *arguments])
     try:
         _refuse_empty_paths(arguments)
-        status = app(arguments, prog_name="fasttune", standalone_mode=False)
+        status = _all_commands()(arguments, prog_name="fasttune", standalone_mode=False)
         sys.stdout.flush()
     except FasttuneError as error:
         if show_traceback:
@@ -166,6 +167,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         status = _failed(error, command)
     sys.exit(status or 0)
+
+
+@cache
+def _all_commands() -> Any:
+    """typer makes them of their functions' signatures, each time it is asked."""
+    return typer.main.get_command(app)
 
 
 def _failed(error: OSError, command: str) -> int:
