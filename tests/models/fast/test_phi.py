@@ -118,7 +118,7 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(
     expected = row_by_row(reference)
     wanted = gradients(reference, expected)
     model, fast = rewritten(tiny_phi, device, quantized, nf4_copy=copy)
-    assert fast.layers == count_rewritten(model) == 2 and not fast.groups and not fast.why_plain
+    assert fast.layers == count_rewritten(model) == 2 and not fast.groups and not fast.plain
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -205,7 +205,7 @@ def test_settings_that_leave_the_layers_to_peft(settings, lora, why, tiny_phi):
     model = plain_model(tiny_phi)
     choices = choices_for(ModelConfig(precision="fp32", **settings), A100, lora=LoraConfig(**lora))
     fast = speed_up(model, choices)
-    assert fast.why_plain.startswith(why) and fast.why_plain in str(fast)
+    assert fast.plain.startswith(f"layers as Unsloth has them ({why}") and fast.plain in str(fast)
     assert fast.layers == count_rewritten(model) == 0
 
 
@@ -237,7 +237,7 @@ def test_models_that_keep_their_own_layers(change, why, tiny_phi):
     change(model)
     config = ModelConfig(precision="fp32", quantization="none", fast_path="on")
     fast = speed_up(model, choices_for(config, A100))
-    assert why in fast.why_plain and count_rewritten(model) == 0
+    assert why in fast.plain and count_rewritten(model) == 0
 
 
 def test_with_the_models_own_dropout_it_draws_as_transformers_does(phi2_tokenizer):

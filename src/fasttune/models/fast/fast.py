@@ -43,7 +43,7 @@ class FastPath:
         why: what stood against the attention that was chosen; empty where that one is on.
         layers: how many decoder layers have a forward of our own, Phi's.
         groups: how many groups of LoRA layers are computed together in the others.
-        why_plain: what stood against both; empty where one is on.
+        plain: whose the layers are otherwise, and what stood against both; empty where one is on.
         norms: how many RMSNorms are fused.
     """
 
@@ -51,7 +51,7 @@ class FastPath:
     why: str = ""
     layers: int = 0
     groups: int = 0
-    why_plain: str = ""
+    plain: str = ""
     norms: int = 0
 
     @property
@@ -84,8 +84,8 @@ class FastPath:
             said.append(f"{self.layers} layers of Phi in few functions")
         elif self.groups:
             said.append(f"LoRA in {self.groups} groups")
-        else:
-            said.append("LoRA layer by layer" + (f" ({self.why_plain})" if self.why_plain else ""))
+        elif self.plain:
+            said.append(self.plain)
         return ", ".join([*said, *([f"{self.norms} norms fused"] if self.norms else [])])
 
 
@@ -101,15 +101,14 @@ def speed_up(model: Any, choices: Choices) -> FastPath:
     if cpu and not inner.is_gradient_checkpointing:
         keep_freed_memory()
     norms = fuse_norms(inner) if cpu and choices.fast_path else 0
-    if choices.why_plain:
-        return FastPath(on, why, why_plain=choices.why_plain, norms=norms)
-    stands = phi.obstacle(inner)
+    stands = choices.why_plain or phi.obstacle(inner)
     if not stands:
-        dtype = getattr(torch, choices.dtype)
-        layers = phi.rewrite_layers(inner, dtype, choices.nf4_copy)
+        layers = phi.rewrite_layers(inner, getattr(torch, choices.dtype), choices.nf4_copy)
         return FastPath(on, why, layers=len(layers), norms=norms)
-    if not cpu:  # Unsloth has its own layers for many, and compiles the others
-        return FastPath(on, why, why_plain=stands, norms=norms)
+    if not cpu:  # its own for many architectures, compiled for the others
+        return FastPath(on, why, plain=f"layers as Unsloth has them ({stands})")
+    if choices.why_plain:
+        return FastPath(on, why, plain=f"LoRA layer by layer ({stands})", norms=norms)
     groups = group_lora(model, choices.nf4_copy)
     return FastPath(on, why, groups=len(groups), norms=norms)
 
