@@ -106,7 +106,7 @@ def speed_up(model: Any, choices: Choices) -> FastPath:
         layers = phi.rewrite_layers(inner, getattr(torch, choices.dtype), choices.nf4_copy)
         return FastPath(on, why, layers=len(layers), norms=norms)
     if not cpu:  # its own for many architectures, compiled for the others
-        return FastPath(on, why, plain=f"layers as Unsloth has them ({stands})")
+        return FastPath(on, why, plain=f"layers as loaded ({stands})")
     if choices.why_plain:
         return FastPath(on, why, plain=f"LoRA layer by layer ({stands})", norms=norms)
     groups = group_lora(model, choices.nf4_copy)
