@@ -66,7 +66,7 @@ def worker() -> None:
 
     from fasttune.api import load_config
     from fasttune.encoding.batches import pack
-    from fasttune.generation.generator import Generator, Sampling
+    from fasttune.generation.generator import Generator
     from fasttune.machine import this_device, threads
     from fasttune.models.choices import decide
     from fasttune.models.fast.fast import speed_up
@@ -87,8 +87,8 @@ def worker() -> None:
 
     def decode() -> int:
         FastLanguageModel.for_inference(model)
-        row = {"instruction": "Count from 1 to 100, and write nothing else.", "input": ""}
-        return generator.answer(row, Sampling(max_new_tokens=NEW)).tokens
+        asked = "Count from 1 to 100, and write nothing else."
+        return generator.answer(asked, max_new_tokens=NEW).tokens
 
     def train() -> int:
         FastLanguageModel.for_training(model)
