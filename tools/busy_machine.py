@@ -146,6 +146,8 @@ def main() -> None:
                         for name in order:
                             speeds = found[name].setdefault(f"{work}, {busy} others", [])
                             speeds.append(arms[name].turn(work))
+                            said = f"{name}: {work}, {busy} others: {speeds[-1]:.1f} tokens/s"
+                            print(said, file=sys.stderr, flush=True)
             print(f"round {number + 1} of {asked.rounds}", file=sys.stderr)
     table = {name: {case: median(v) for case, v in cases.items()} for name, cases in found.items()}
     if asked.json:
