@@ -25,7 +25,7 @@ LENGTHS = (12, 7, 9)
 IDS = [(torch.arange(length) * 97 + 31 * length) % 50000 for length in LENGTHS]
 
 
-def plain_model(folder, quantized=False, **lora):
+def plain_model(folder, quantized=False):
     """With adapters that do something, in fp32, without dropout."""
     model = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -33,41 +33,38 @@ def plain_model(folder, quantized=False, **lora):
         quantization_config=nf4(torch.float32) if quantized else None,
         resid_pdrop=0.0,
     )
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": list(FAMILIES["phi"].targets), **lora}
     torch.manual_seed(2)
-    model = get_peft_model(model, PeftConfig(**settings))
+    lora = PeftConfig(r=4, lora_alpha=8, target_modules=list(FAMILIES["phi"].targets))
+    model = get_peft_model(model, lora)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     return model.train()
 
 
-def rewritten(folder, device=CPU, quantized=False, lora=None, **settings):
+def rewritten(folder, device=CPU, quantized=False, **settings):
     """The same, sped up as on a device; the fast path beside it."""
     model = plain_model(folder, quantized)
     fuse_gelu(model)
     config = ModelConfig(
         precision="fp32", quantization="nf4" if quantized else "none", fast_path="on", **settings
     )
-    return model, speed_up(model, choices_for(config, device, lora=lora or LoraConfig()))
+    return model, speed_up(model, choices_for(config, device))
 
 
 def loss_of(model, inputs, rows):
     """The sum of the rows' losses on all of their tokens but the first."""
     logits = model(**inputs, use_cache=False).logits
-    return sum(
-        torch.nn.functional.cross_entropy(logits[place][:-1], ids[1:], reduction="sum")
-        for place, ids in zip(rows, IDS, strict=True)
-    )
+    return sum(loss_of_one(logits[place], ids) for place, ids in zip(rows, IDS, strict=True))
 
 
 def row_by_row(model):
     """The reference: each row alone."""
-    return sum(loss_of_one(model, ids) for ids in IDS)
+    alone = (model(input_ids=ids[None], use_cache=False).logits[0] for ids in IDS)
+    return sum(map(loss_of_one, alone, IDS))
 
 
-def loss_of_one(model, ids):
-    logits = model(input_ids=ids[None], use_cache=False).logits[0]
+def loss_of_one(logits, ids):
     return torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="sum")
 
 

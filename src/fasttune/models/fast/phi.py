@@ -26,9 +26,7 @@ class PhiLayer:
 
     def __init__(self, layer: Any) -> None:
         self.layer, self._stock = layer, layer.forward
-        attention, mlp = layer.self_attn, layer.mlp
-        self._reading_one = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.fc1)
-        self.matrices = (*self._reading_one, attention.dense, mlp.fc2)
+        self.matrices = _matrices(layer)
         layer.forward = self
 
     def release(self) -> None:
@@ -59,17 +57,25 @@ class PhiLayer:
             return result
         layer, attention = self.layer, self.layer.self_attn
         states = layer.input_layernorm(hidden_states)
-        *heads, wide = lora_linears(states, self._reading_one)
+        *reading_one, dense, fc2 = self.matrices
+        *heads, wide = lora_linears(states, reading_one)
         split = (*hidden_states.shape[:-1], -1, attention.head_dim)
         query, key, value = (each.view(split).transpose(1, 2) for each in heads)
         query, key = (_rotate(x, *position_embeddings) for x in (query, key))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, attention.layer_idx)
         attended = _attend(attention, query, key, value, attention_mask, **kwargs)
-        [out] = lora_linears(attended.flatten(2), [attention.dense])
-        [mlp] = lora_linears(wide, [layer.mlp.fc2], activate=True)
+        [out] = lora_linears(attended.flatten(2), [dense])
+        [mlp] = lora_linears(wide, [fc2], activate=True)
         drop = layer.resid_dropout
         return drop(out) + drop(mlp) + hidden_states
+
+
+def _matrices(layer: Any) -> tuple[Any, ...]:
+    """The six of a layer, first the four that read what its norm makes."""
+    attention, mlp = layer.self_attn, layer.mlp
+    reading_one = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.fc1)
+    return (*reading_one, attention.dense, mlp.fc2)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -79,11 +85,11 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
         x: [rows, heads, tokens, head size].
         cos, sin: [rows, tokens, rotated].
     """
+    from transformers.models.phi.modeling_phi import rotate_half
+
     turned, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], -1)
     cos, sin = cos[:, None], sin[:, None]
-    first, second = turned.chunk(2, -1)
-    half = torch.cat((-second, first), -1)
-    return torch.cat((turned * cos + half * sin, rest), -1)
+    return torch.cat((turned * cos + rotate_half(turned) * sin, rest), -1)
 
 
 def _attend(
@@ -115,14 +121,11 @@ def obstacle(model: Any) -> str:
     if model.config.qk_layernorm:
         return "queries and keys are normed"
     for layer in decoder(model).layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        matrices = [attention.q_proj, attention.k_proj, attention.v_proj, attention.dense]
-        matrices += [mlp.fc1, mlp.fc2]
+        matrices, gelu = _matrices(layer), layer.mlp.activation_fn
         if not all(hasattr(each, "lora_A") for each in matrices):
             return "not all of its matrices have LoRA"
         if any(len(each.active_adapters) != 1 for each in matrices):
             return "several adapters are active"
-        gelu = mlp.activation_fn
         if type(gelu) is not nn.GELU or gelu.approximate != "tanh":
             return f"its activation is {type(gelu).__name__}"
     return ""
