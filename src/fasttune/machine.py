@@ -49,6 +49,7 @@ class Device:
         total: bytes of a GPU's whole memory, of which `memory` may be what others left; None where
             it is not known.
         processes: how many processes of the run have such a device each.
+        cores: of a CPU, those that this process has threads for.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Device:
     capability: tuple[int, int] | None = None
     total: float | None = None
     processes: int = 1
+    cores: int = 1
 
 
 def tensor_device() -> Kind:
@@ -85,6 +87,7 @@ def this_device() -> Device:
             bf16=cpu_has_bf16(),
             source="this machine",
             processes=processes.count(),
+            cores=threads().most,
         )
     import torch
 
@@ -189,6 +192,9 @@ class Threads:
 
     Nothing is done where the person has settled it: by one of `SETTLED` in the environment, or by
     calling torch.set_num_threads after this has begun.
+
+    Attributes:
+        most: how many there were at the beginning.
     """
 
     SETTLED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -199,9 +205,9 @@ class Threads:
         import torch
 
         self._get, self._set = torch.get_num_threads, torch.set_num_threads
-        self._most = self._now = self._get()
+        self.most = self._now = self._get()
         chosen = any(os.environ.get(name) for name in self.SETTLED)
-        self._off = self._most == 1 or chosen or tensor_device() == "cuda"
+        self._off = self.most == 1 or chosen or tensor_device() == "cuda"
         self._told = False
         self._seen = _worked()
 
@@ -216,7 +222,7 @@ class Threads:
         before, self._seen = self._seen, _worked()
         seconds, all_, own = (new - old for new, old in zip(self._seen, before, strict=True))
         others = max(0.0, all_ - own) / seconds
-        fitting = max(1, min(self._most, round(len(_cores()) - others)))
+        fitting = max(1, min(self.most, round(len(_cores()) - others)))
         if fitting == self._now:
             return
         level = logging.DEBUG if self._told else logging.INFO
@@ -240,12 +246,14 @@ class Threads:
             if count is None:
                 self.adapt()
             else:
-                self._take(min(count, self._most))
+                self._take(min(count, self.most))
         before, self._off = self._off, True
+        given = self._get()
         try:
-            yield self._get()
+            yield given
         finally:
             self._off = before
+            self._set(given)
 
     def _take(self, count: int) -> None:
         self._now = count

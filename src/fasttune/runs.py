@@ -350,6 +350,11 @@ class Run:
         }
 
     @property
+    def side_by_side(self) -> int:
+        """How many packs of a step its training computes at the same time."""
+        return int(self.manifest.get("choices", {}).get("side_by_side", 1))
+
+    @property
     def model_config(self) -> ModelConfig:
         """The model settings with "auto" replaced by what the run really used."""
         return replace(self.config.model, **self.used)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from fasttune.encoding.batches import (
     NO_SECTION,
     Collator,
+    alike,
     best_fit,
     count_learned,
     features,
@@ -245,6 +246,26 @@ def test_best_fit_puts_every_row_into_one_pack_within_the_budget(lengths, budget
 
 def test_best_fit_takes_the_tightest_pack():
     assert best_fit([5, 7, 3, 4, 6], 10) == [[1, 2], [3, 4], [0]]
+
+
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(20, 100), st.integers(2, 3))
+def test_packs_side_by_side_are_within_the_budget_and_alike(lengths, budget, multiple):
+    packs = alike(lengths, budget, multiple)
+    assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))
+    assert all(pack == sorted(pack) and pack for pack in packs)
+    assert len(packs) % multiple == 0 or len(packs) == len(lengths)
+    loads = [sum(lengths[index] for index in members) for members in packs]
+    for members, load in zip(packs, loads, strict=True):
+        assert load <= budget or len(members) == 1
+        # Without its last and shortest row a pack was the shortest of all.
+        assert load - min(lengths[index] for index in members) <= min(loads)
+
+
+def test_packs_side_by_side_are_no_more_than_they_must_be():
+    assert alike([5, 7, 3, 4, 6], 14, 2) == [[1, 2, 3], [0, 4]]
+    assert alike([5, 7, 3, 4, 6], 13, 2) == [[1], [4], [0], [2, 3]]
+    assert alike([5], 12, 2) == [[0]]
+    assert alike([], 12, 2) == []
 
 
 def test_a_step_has_the_same_rows_whatever_the_packs(examples):

@@ -129,6 +129,28 @@ def test_nf4_on_a_cpu_is_kept_dequantised_unless_told_otherwise(asked, copied):
 
 
 @pytest.mark.parametrize(
+    ("changed", "packs"),
+    [
+        ({}, 2),
+        ({"train": TrainConfig(batch_size=1, gradient_accumulation=4)}, 1),
+        ({"train": TrainConfig(packing=False)}, 1),
+        ({"train": TrainConfig(gradient_checkpointing="on")}, 1),
+        ({"train": TrainConfig(neftune_noise_alpha=5.0)}, 1),
+        ({"lora": LoraConfig(dropout=0.1)}, 1),
+        ({"model": ModelConfig(dropout="config")}, 1),
+    ],
+)
+def test_two_packs_are_computed_side_by_side_where_a_cpu_has_two_cores(changed, packs):
+    two = replace(CPU, cores=2)
+    chosen = decide(RunConfig(**changed), two)
+    assert chosen.side_by_side == packs
+    assert ("2 packs side by side" in str(chosen)) == (packs == 2)
+    assert decide(RunConfig(**changed), replace(CPU, cores=16)).side_by_side == packs
+    assert decide(RunConfig(**changed), CPU).side_by_side == 1  # that has one core
+    assert decide(RunConfig(**changed), replace(GPUS["t4"], cores=2)).side_by_side == 1
+
+
+@pytest.mark.parametrize(
     ("choices", "said"),
     [
         (T4, "NF4 in float16, autocast and loss scaling, adamw_8bit, checkpointing unsloth"),

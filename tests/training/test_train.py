@@ -235,6 +235,7 @@ def test_the_manifest_holds_what_was_decided(finished):
         "nf4_copy": True,
         "optimizer": "adamw_torch",
         "checkpointing": "off",
+        "side_by_side": min(2, this_device().cores),
     }
 
 

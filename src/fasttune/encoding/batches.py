@@ -138,22 +138,32 @@ class Collator:
     """The rows of one optimiser step -> the batches it is computed in, see `learned`.
 
     Packed, the step's rows are distributed over as few packs as a budget of tokens allows,
-    best-fit decreasing. Which rows make up the step, and so the step itself, does not depend on it.
+    best-fit decreasing. Where several packs are computed side by side each has its part of the
+    budget, and all are about as long. Which rows make up the step, and so the step itself, does not
+    depend on it.
 
     Args:
         batch_size: rows in a batch; a pack may have more of them if they are short.
         max_length: the budget is `batch_size` rows of that many tokens.
         packing: whether to pack, or to pad.
         share: whether packs may store the rows' common beginning once.
+        side_by_side: how many packs are computed at the same time.
 
     Attributes:
         limit: how large a batch may be: tokens of a pack, or rows of a padded batch.
     """
 
     def __init__(
-        self, batch_size: int, max_length: int, packing: bool, share: bool, pad_id: int
+        self,
+        batch_size: int,
+        max_length: int,
+        packing: bool,
+        share: bool,
+        pad_id: int,
+        side_by_side: int = 1,
     ) -> None:
-        self.limit = batch_size * max_length if packing else batch_size
+        self.limit = batch_size * max_length // side_by_side if packing else batch_size
+        self.side_by_side = side_by_side
         self.packing = packing
         self.share = share
         self.pad_id = pad_id
@@ -179,7 +189,10 @@ class Collator:
     def _divide(self, rows: Sequence[dict[str, list[int]]]) -> list[list[int]]:
         """The places of the rows of each batch."""
         if self.packing:
-            return best_fit([len(row["input_ids"]) for row in rows], self.limit)
+            lengths = [len(row["input_ids"]) for row in rows]
+            if self.side_by_side == 1:
+                return best_fit(lengths, self.limit)
+            return alike(lengths, self.limit, self.side_by_side)
         starts = range(0, len(rows), self.limit)
         return [[*range(at, min(at + self.limit, len(rows)))] for at in starts]
 
@@ -210,6 +223,26 @@ def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
             room.append(budget)
         packs[chosen].append(index)
         room[chosen] -= lengths[index]
+    return [sorted(members) for members in packs]
+
+
+def alike(lengths: Sequence[int], budget: int, multiple: int) -> list[list[int]]:
+    """Packs of about the same length, the longest row left into the shortest of them (Graham 1969):
+    indices of the rows per pack, in order.
+
+    As few as no pack is over the budget with, unless a single row is; a multiple of `multiple`, or
+    one pack for each row.
+    """
+    packs: list[list[int]] = []
+    for count in range(multiple, len(lengths) + multiple, multiple):
+        packs = [[] for _ in range(min(count, len(lengths)))]
+        sizes = [0] * len(packs)
+        for index in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+            shortest = sizes.index(min(sizes))
+            packs[shortest].append(index)
+            sizes[shortest] += lengths[index]
+        if all(size <= budget or len(p) == 1 for size, p in zip(sizes, packs, strict=True)):
+            break
     return [sorted(members) for members in packs]
 
 

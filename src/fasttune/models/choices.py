@@ -43,6 +43,7 @@ class Choices:
             bits.
         optimizer: transformers' name of it.
         checkpointing: "unsloth" offloads what the blocks begin with.
+        side_by_side: how many packs of a step are computed at the same time, each in a thread.
     """
 
     kind: Kind
@@ -56,6 +57,7 @@ class Choices:
     nf4_copy: bool
     optimizer: str
     checkpointing: Checkpointing
+    side_by_side: int = 1
 
     @property
     def quantized(self) -> bool:
@@ -88,6 +90,7 @@ class Choices:
             *(["NF4 weights kept dequantised"] if self.nf4_copy else []),
             f"{self.optimizer}",
             f"checkpointing {self.checkpointing}",
+            *([f"{self.side_by_side} packs side by side"] if self.side_by_side > 1 else []),
         ]
         return ", ".join(said)
 
@@ -117,7 +120,9 @@ def decide(config: RunConfig, device: Device) -> Choices:
     fast = not cuda if asked.fast_path == "auto" else asked.fast_path == "on"
     why_plain = _why_plain(config, fast)
     optimizer = "adamw_8bit" if cuda else "adamw_torch"
-    checkpointing: Checkpointing = "unsloth" if cuda else "off"
+    by_itself: Checkpointing = "unsloth" if cuda else "off"
+    given = chosen.gradient_checkpointing
+    checkpointing = by_itself if given == "auto" else given
     return Choices(
         kind=device.kind,
         quantization="nf4" if nf4 else "none",
@@ -129,9 +134,8 @@ def decide(config: RunConfig, device: Device) -> Choices:
         why_plain=why_plain,
         nf4_copy=nf4 and not cuda and not why_plain and asked.nf4_copy != "off",
         optimizer=optimizer if chosen.optimizer == "auto" else chosen.optimizer,
-        checkpointing=checkpointing
-        if chosen.gradient_checkpointing == "auto"
-        else chosen.gradient_checkpointing,
+        checkpointing=checkpointing,
+        side_by_side=_side_by_side(config, device) if checkpointing == "off" else 1,
     )
 
 
@@ -170,6 +174,19 @@ def _why_plain(config: RunConfig, fast: bool) -> str:
     if config.lora.dropout:
         return "layers that draw a dropout of their own share no product"
     return "DoRA" if config.lora.dora else ""
+
+
+def _side_by_side(config: RunConfig, device: Device) -> int:
+    """How many packs are computed at a time where blocks keep their activations: two, on a CPU with
+    a core for each. Each row of a batch is to fit into memory with the others, so two packs of half
+    its size do.
+
+    One where random numbers are drawn, since two threads would share them out anew each time.
+    """
+    chosen = config.train
+    random = config.lora.dropout or config.model.dropout != "off" or chosen.neftune_noise_alpha
+    able = device.kind == "cpu" and device.cores > 1 and chosen.packing and not random
+    return 2 if able and chosen.batch_size > 1 else 1
 
 
 def _attention(device: Device, dtype: str) -> Attention:

@@ -82,6 +82,7 @@ class Workload:
         answered: prompts that are answered at a time, before and after training.
         prompt_tokens: of the longest of them, at the most.
         new_tokens: of an answer, at the most.
+        side_by_side: packs that are computed at the same time, and together have `peak_tokens`.
     """
 
     shape: Shape
@@ -103,6 +104,7 @@ class Workload:
     answered: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
+    side_by_side: int = 1
 
     @property
     def number_bytes(self) -> int:
@@ -227,11 +229,11 @@ def memory(work: Workload, kind: str) -> Memory:
 
     Weights: NF4 for the blocks' matrices, if quantised; embeddings, head, norms and biases in the
     compute dtype. A CPU may keep the matrices dequantised as well, for the whole run. Adapters in
-    fp32: 4 bytes, 4 for the gradient, and the optimiser's. Activations: h * bytes * tokens * L * k;
-    with checkpointing the inputs of the blocks, h * bytes * tokens * L, and k for one block at a
-    time; on a CPU also what the heap loses to `HOLES`. A dense mask over the pack becomes a tensor
-    of numbers in every block that keeps its activations: bytes * tokens^2. What is dequantised in
-    each pass comes to `dequantized_held`.
+    fp32: 4 bytes, 4 for the gradients of each pack that is computed at the same time, and the
+    optimiser's. Activations: h * bytes * tokens * L * k; with checkpointing the inputs of the
+    blocks, h * bytes * tokens * L, and k for one block at a time; on a CPU also what the heap loses
+    to `HOLES`. A dense mask over the pack becomes a tensor of numbers in every block that keeps its
+    activations: bytes * tokens^2. What is dequantised in each pass comes to `dequantized_held`.
     """
     shape, number = work.shape, work.number_bytes
     cuda = kind == "cuda"
@@ -248,16 +250,17 @@ def memory(work: Workload, kind: str) -> Memory:
     kept = block
     if work.checkpointing:
         kept = 1 if cuda else 1 + HOLES
-    loss = min(work.peak_tokens, CHUNK) * shape.vocab * LOGITS + width
+    loss = _losses(work, work.peak_tokens) + width
     again = width * block if work.checkpointing else 0.0
-    held = dequantized_held(work, kind)
+    held = dequantized_held(work, kind) * work.side_by_side
+    gradients = 4 * (work.side_by_side - 1)
     if work.checkpointing or work.fast or shape.in_unsloth or not cuda:
         again += held  # for one block, or one matrix, at a time
         held = 0.0
     masks = work.peak_tokens**2 * number * (1 if work.checkpointing else shape.layers)
     return Memory(
         weights=weights,
-        adapters=float(lora_parameters(work) * (8 + work.optimizer_bytes)),
+        adapters=float(lora_parameters(work) * (8 + gradients + work.optimizer_bytes)),
         activations=float(width * shape.layers * kept + (masks if work.masked else 0) + held),
         # glibc keeps what the loss frees, and a block's backward pass does not fit into the holes.
         working=max(float(loss), again) if cuda else loss + again,
@@ -292,8 +295,13 @@ def _evaluation(work: Workload, slack: float, kind: str) -> float:
     """Bytes of an evaluation: a pass and the loss of `CHUNK` rows of logits."""
     if not work.eval_tokens:
         return 0.0
-    loss = min(work.eval_tokens, CHUNK) * work.shape.vocab * LOGITS
-    return slack * _passing(work, work.eval_tokens, kind) + loss
+    losses = _losses(work, work.eval_tokens)
+    return slack * _passing(work, work.eval_tokens, kind) + losses
+
+
+def _losses(work: Workload, tokens: int) -> float:
+    """Bytes of the logits of so many tokens: `CHUNK` of each pack at a time."""
+    return float(min(tokens, CHUNK * work.side_by_side) * work.shape.vocab * LOGITS)
 
 
 def _answers(work: Workload, slack: float, kind: str) -> float:

@@ -71,6 +71,7 @@ def workload_of(
         answered=min(asked.count, asked.batch_size),
         prompt_tokens=tokens[0],
         new_tokens=asked.max_new_tokens,
+        side_by_side=choices.side_by_side,
     )
 
 

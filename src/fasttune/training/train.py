@@ -51,6 +51,7 @@ from fasttune.training.callbacks import Interrupt, Progress, RunLog
 from fasttune.training.checkpoints import SaveByTime
 from fasttune.training.report import write_samples
 from fasttune.training.settings import check_schedule, training_arguments
+from fasttune.training.side_by_side import changes_with_length
 from fasttune.training.trainer import Trainer
 from fasttune.training.trouble import Troubles, require_finite, writing
 
@@ -100,10 +101,11 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
         begun = resumed.manifest.get("processes", 1)  # steps keep their rows
         # "auto" may stand for something else here
         job = replace(job, config=replace(config, model=replace(config.model, **resumed.used)))
-    ready = load(job, replace(device or this_device(), processes=begun))
-    before = resumed.manifest.get("threads") if resumed is not None else None
-    with threads().settled(before) as count:
-        return _train(job, ready, resumed, checkpoint, {"processes": begun, "threads": count})
+    device = replace(device or this_device(), processes=begun)
+    if resumed is not None:
+        device = replace(device, cores=resumed.side_by_side)  # packs keep their rows
+    ready = load(job, device)
+    return _train(job, ready, resumed, checkpoint, {"processes": begun})
 
 
 def _train(
@@ -124,7 +126,11 @@ def _train(
             with writing(run.folder, "manifest.json"):  # what else is written has a name below
                 if processes.first():
                     training.answer_before()
-                finished = training.fit()
+                before = processes.share(run.manifest.get("threads"))  # of a resumed run
+                with threads().settled(before) as count:
+                    if processes.first():
+                        run.update({"threads": count})
+                    finished = training.fit()
                 processes.part()
                 if finished and processes.first():
                     training.finish()
@@ -369,12 +375,14 @@ def make_trainer(
                 packing=config.train.packing,
                 share=fast.by_row,
                 pad_id=tokenizer.pad_token_id,
+                side_by_side=choices.side_by_side,
             ),
             callbacks=list(callbacks),
             sections=sections,
             progress=next(each for each in callbacks if isinstance(each, Progress)),
             fast=fast,
             troubles=troubles,
+            side_by_side=1 if changes_with_length(model.config) else choices.side_by_side,
             # A CPU's memory does not run out with an error that could be told.
             longest=_longest(train_rows, config, begun) if tensor_device() != "cpu" else (),
         )

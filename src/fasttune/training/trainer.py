@@ -22,6 +22,7 @@ from fasttune.models.sections import SectionLoss
 from fasttune.models.unsloth import settle_compilation
 from fasttune.training.callbacks import Progress
 from fasttune.training.checkpoints import CheckpointingTrainer
+from fasttune.training.side_by_side import SideBySide
 from fasttune.training.trouble import (
     Finite,
     Troubles,
@@ -45,11 +46,11 @@ class Trainer(CheckpointingTrainer):
     """SFTTrainer on rows that are already encoded, with losses per section and an exact evaluation.
 
     A batch of the data loader holds the rows of a whole optimiser step. They are laid into packs
-    (or padded batches) that fit into memory one after the other; where memory runs out the step is
-    taken anew in smaller ones. The loss is the mean over all trained tokens of the step. Evaluation
-    takes the token-weighted mean over all held-out rows and keeps no logits: transformers' own
-    averages over batches, and holds the logits of a batch, which runs out of memory where training
-    fits.
+    (or padded batches) that fit into memory one after the other, or so many side by side; where
+    memory runs out the step is taken anew in smaller ones. The loss is the mean over all trained
+    tokens of the step. Evaluation takes the token-weighted mean over all held-out rows and keeps no
+    logits: transformers' own averages over batches, and holds the logits of a batch, which runs out
+    of memory where training fits.
 
     Before the first step the longest rows of all are taken as one, and what comes of it is thrown
     away: what runs out of memory does so in the first minute.
@@ -68,6 +69,7 @@ class Trainer(CheckpointingTrainer):
         fast: FastPath,
         troubles: Troubles | None = None,
         longest: Sequence[int] = (),
+        side_by_side: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, data_collator=Step, **kwargs)
@@ -82,6 +84,7 @@ class Trainer(CheckpointingTrainer):
         self._loss = torch.zeros(())
         self._finite = Finite()
         self._longest = longest
+        self._packs = SideBySide(side_by_side)
 
     def training_step(
         self, model: Any, inputs: Step, num_items_in_batch: Any = None
@@ -116,22 +119,38 @@ class Trainer(CheckpointingTrainer):
     def _forward_and_backward(self, inputs: Step) -> torch.Tensor:
         """The gradients of a step, and its mean loss."""
         learned = max(1, sum(count_learned(row) for row in inputs))
+        weights = self._weights()
+
+        def compute(batch: dict[str, Any]) -> tuple[Any, ...]:
+            parts = SectionLoss(self.section_loss.names)
+            with self.accelerator.autocast():
+                loss = self._losses(batch, parts).sum() / learned
+            gradients: Sequence[torch.Tensor | None] = ()
+            if self._packs.threads == 1:
+                self.accelerator.backward(loss)
+            else:  # backward() would add them up in the order in which the threads happen to come
+                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            return loss.detach(), parts, gradients
 
         def attempt(batches: list[dict[str, Any]]) -> torch.Tensor:
             total = torch.zeros((), device=self.args.device)
-            parts = SectionLoss(self.section_loss.names)
-            for batch in batches:
-                with self.accelerator.autocast():
-                    loss = self._losses(batch, parts).sum() / learned
-                self.accelerator.backward(loss)
-                total += loss.detach()
-            self.section_loss.include(parts)
+            all_parts = SectionLoss(self.section_loss.names)
+            for loss, parts, gradients in self._packs.map(compute, batches):
+                total += loss
+                all_parts.include(parts)
+                for weight, found in zip(weights, gradients, strict=False):
+                    if found is not None:
+                        weight.grad = found if weight.grad is None else weight.grad + found
+            self.section_loss.include(all_parts)
             layouts = [batch["row_layout"] for batch in batches if "row_layout" in batch]
             self.saved_tokens += sum(layout.saved for layout in layouts)
             return total
 
         loss = self._within_memory(self._share(inputs), attempt)
         return self._add_up(loss) if processes.count() > 1 else loss
+
+    def _weights(self) -> list[torch.nn.Parameter]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def _share(self, step: Step) -> Step:
         """This process's rows of a step. Those of like length are dealt out one to each, so that
@@ -150,7 +169,7 @@ class Trainer(CheckpointingTrainer):
         it needs the decoder's states and no logits; and a process may have several packs in a step,
         or none. What it does is to give all of them the first one's adapters to begin with.
         """
-        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        weights = self._weights()
         for weight in weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
@@ -258,12 +277,15 @@ class Trainer(CheckpointingTrainer):
         self.model.eval()
         losses = SectionLoss(self.section_loss.names)
 
-        def attempt(batches: list[dict[str, Any]]) -> None:
+        def measure(batch: dict[str, Any]) -> SectionLoss:
             parts = SectionLoss(losses.names)
-            for batch in batches:
-                with self.accelerator.autocast():
-                    self._losses(batch, parts)
-            losses.include(parts)
+            with torch.no_grad(), self.accelerator.autocast():
+                self._losses(batch, parts)
+            return parts
+
+        def attempt(batches: list[dict[str, Any]]) -> None:
+            for parts in [*self._packs.map(measure, batches)]:
+                losses.include(parts)
 
         for step in self.get_eval_dataloader():
             self._within_memory(self._share(step), attempt)

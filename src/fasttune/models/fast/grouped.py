@@ -10,6 +10,7 @@ y = x W^T + b + s (x A^T) B^T.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,14 +104,23 @@ def switched_off(layer: Any) -> bool:
     return bool(layer.merged or layer.disable_adapters)
 
 
+class _Outputs(threading.local):
+    """What a thread's layers have yet to give away, by their places, and what it was made of."""
+
+    input: torch.Tensor | None = None
+
+    def __init__(self) -> None:
+        self.ready: dict[int, torch.Tensor] = {}
+
+
 class Group:
-    """LoRA layers of PEFT that read the same input; the first one called computes for all."""
+    """LoRA layers of PEFT that read the same input; the first one called computes for all, in each
+    thread of Python by itself."""
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
         self._plain = [layer.forward for layer in layers]
-        self._input: torch.Tensor | None = None
-        self._ready: dict[int, torch.Tensor] = {}
+        self._own = _Outputs()
         for at, layer in enumerate(layers):
             layer.forward = self._forward(at)
 
@@ -124,12 +134,13 @@ class Group:
             if switched_off(self.layers[at]):
                 result: torch.Tensor = self._plain[at](x, *args, **kwargs)
                 return result
-            if self._input is not x or at not in self._ready:
-                self._ready = dict(enumerate(lora_linears(x, self.layers)))
-                self._input = x
-            output = self._ready.pop(at)
-            if not self._ready:
-                self._input = None
+            own = self._own
+            if own.input is not x or at not in own.ready:
+                own.ready = dict(enumerate(lora_linears(x, self.layers)))
+                own.input = x
+            output = own.ready.pop(at)
+            if not own.ready:
+                own.input = None
             return output
 
         return forward
