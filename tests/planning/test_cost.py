@@ -379,7 +379,7 @@ def test_the_setting_that_would_fit(memory, settings, expected):
 
 
 def test_on_a_cpu_nf4_without_a_copy_may_be_the_way_out():
-    device = Device("CPU", "cpu", 10 * GB, bf16=True, matmul=1e11)
+    device = Device("CPU", "cpu", 9 * GB, bf16=True, matmul=1e11)
     found = suggest(config(), PHI2, device)
     assert "model.quantization=nf4" in found
     made = forecast(load_config(None, [tuple(word.split("=")) for word in found]), PHI2, device)

@@ -21,6 +21,7 @@ from fasttune.config import LoraConfig, ModelConfig
 from fasttune.encoding.batches import features, learned, pack, section_names
 from fasttune.encoding.encode import IGNORED, encode
 from fasttune.errors import FasttuneError
+from fasttune.machine import threads
 from fasttune.models.head import token_losses
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.sections import SectionLoss
@@ -235,7 +236,7 @@ def test_the_manifest_holds_what_was_decided(finished):
         "nf4_copy": True,
         "optimizer": "adamw_torch",
         "checkpointing": "off",
-        "side_by_side": min(2, this_device().cores),
+        "side_by_side": min(2, threads().most),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fasttune.errors import FasttuneError
-from fasttune.models.limits import CHUNK
+from fasttune.models.limits import CHUNK, ROWS
 
 
 def causal_lm(model: Any) -> Any:
@@ -51,7 +51,8 @@ def token_losses(
 
 class _TokenLosses(torch.autograd.Function):
     """loss_i = -log softmax(z_i)[t_i] with z = cap(W h + b), and dloss_i/dh_i formed with it: the
-    backward pass needs no second look at the vocabulary.
+    backward pass needs no second look at the vocabulary. A chunk's logits become its errors
+    p - 1[t] in place, on a CPU a few rows at a time, which stay in its cache meanwhile.
 
     The gradient is formed before anybody scales the loss, so in fp16 it is kept in fp32, and the
     errors p - 1[t] are divided by the largest of their row before they are rounded: what is small
@@ -75,25 +76,30 @@ class _TokenLosses(torch.autograd.Function):
         with torch.autocast(states.device.type, enabled=False):
             for at in range(0, len(states), CHUNK):
                 part = slice(at, at + CHUNK)
-                logits = torch.nn.functional.linear(states[part], weight, bias).float()
-                if cap is not None:
-                    logits.div_(cap).tanh_().mul_(cap)
-                target = targets[part, None]
-                log_p = logits.log_softmax(1)
-                losses[part] = -log_p.gather(1, target)[:, 0]
-                if gradient is None:
-                    continue
-                slope = 1 - (logits / cap) ** 2 if cap is not None else None
-                error = log_p.exp_()
-                error.scatter_add_(1, target, error.new_full(target.shape, -1.0))
-                if slope is not None:
-                    error.mul_(slope)
-                if half:
-                    largest = error.abs().amax(1, keepdim=True).clamp_min(1e-30)
-                    product = torch.mm(error.div_(largest).half(), weight)
-                    gradient[part] = product.float().mul_(largest)
-                else:
-                    torch.mm(error.to(weight.dtype), weight, out=gradient[part])
+                logits = torch.nn.functional.linear(states[part], weight, bias)
+                scales = losses.new_ones(len(logits), 1)
+                rows = ROWS if logits.device.type == "cpu" else CHUNK
+                columns = (logits, targets[part, None], losses[part], scales)
+                for z, target, loss, scale in zip(*(x.split(rows) for x in columns), strict=True):
+                    wide = z.float()
+                    if cap is not None:
+                        wide = wide.div(cap).tanh_().mul_(cap)
+                    log_p = wide.log_softmax(1)
+                    torch.neg(log_p.gather(1, target)[:, 0], out=loss)
+                    if gradient is None:
+                        continue
+                    error = log_p.exp_()
+                    error.scatter_add_(1, target, error.new_full(target.shape, -1.0))
+                    if cap is not None:
+                        error.mul_(1 - (wide / cap) ** 2)
+                    if half:
+                        scale.copy_(error.abs().amax(1, keepdim=True).clamp_min_(1e-30))
+                        error.div_(scale)
+                    z.copy_(error)
+                if half and gradient is not None:
+                    gradient[part] = torch.mm(logits, weight).float().mul_(scales)
+                elif gradient is not None:
+                    torch.mm(logits, weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         ctx.dtype = states.dtype
         return losses

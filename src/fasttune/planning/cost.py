@@ -18,7 +18,8 @@ NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 and a 32-bit scale per 256 blocks (arXiv:2305.14314, section 3)."""
 
 LOGITS = 12
-"""Bytes per logit of a chunk: the logits in fp32, their softmax and its gradient."""
+"""Bytes per logit of a chunk on a GPU: the logits in fp32, their softmax and its gradient. On a CPU
+they are in the compute dtype alone, and become their gradient where they are."""
 
 EFFICIENCY = 0.4
 """Share of the peak that a run is expected to reach: PaLM reports 0.46 of hand-tuned training
@@ -201,14 +202,15 @@ def fast_widths(shape: Shape, attended: float, number_bytes: int) -> float:
     A norm keeps its input and its output, which all layers that read it share (2 each; Phi has one
     norm). Attention keeps q, k, v and its output (2a + 2g) and, in bf16 for short rows, the scores:
     heads x attended numbers a token. Otherwise k and v are kept for all heads and the output twice
-    (5a). The MLP keeps 4m where it is gated; in Phi m, the input of gelu.
+    (5a). The MLP keeps what its activation reads: m in Phi, 2m in Llama; in other gated blocks 4m.
     """
     a, g, m = _relative(shape)
     if number_bytes == 2 and attended <= SHORT:
         attention = 2 * a + 2 * g + attended * shape.heads / shape.hidden
     else:
         attention = 5 * a
-    return (4 if shape.gated else 2) + attention + (4 if shape.gated else 1) * m
+    rewritten = 2 if shape.model_type == "llama" else 4
+    return (4 if shape.gated else 2) + attention + (rewritten if shape.gated else 1) * m
 
 
 def _block_widths(work: Workload) -> float:
@@ -250,7 +252,7 @@ def memory(work: Workload, kind: str) -> Memory:
     kept = block
     if work.checkpointing:
         kept = 1 if cuda else 1 + HOLES
-    loss = _losses(work, work.peak_tokens) + width
+    loss = _losses(work, work.peak_tokens, kind) + width
     again = width * block if work.checkpointing else 0.0
     held = dequantized_held(work, kind) * work.side_by_side
     gradients = 4 * (work.side_by_side - 1)
@@ -295,13 +297,14 @@ def _evaluation(work: Workload, slack: float, kind: str) -> float:
     """Bytes of an evaluation: a pass and the loss of `CHUNK` rows of logits."""
     if not work.eval_tokens:
         return 0.0
-    losses = _losses(work, work.eval_tokens)
+    losses = _losses(work, work.eval_tokens, kind)
     return slack * _passing(work, work.eval_tokens, kind) + losses
 
 
-def _losses(work: Workload, tokens: int) -> float:
+def _losses(work: Workload, tokens: int, kind: str) -> float:
     """Bytes of the logits of so many tokens: `CHUNK` of each pack at a time."""
-    return float(min(tokens, CHUNK * work.side_by_side) * work.shape.vocab * LOGITS)
+    each = LOGITS if kind == "cuda" else work.number_bytes
+    return float(min(tokens, CHUNK * work.side_by_side) * work.shape.vocab * each)
 
 
 def _answers(work: Workload, slack: float, kind: str) -> float:

@@ -1,7 +1,7 @@
 """What makes a training step fast, put onto a model with fresh adapters.
 
-On CUDA that is the attention of packed rows, and with `model.fast_path=on` Phi's layers; the rest
-of the model is as Unsloth has made it.
+On CUDA that is the attention of packed rows, and with `model.fast_path=on` Phi's layers (those of
+Llama and its kin are Unsloth's own there); the rest of the model is as Unsloth has made it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import torch
 from fasttune.encoding.batches import Layout, pack
 from fasttune.errors import FasttuneError
 from fasttune.models.choices import Attention, Choices
-from fasttune.models.fast import phi
-from fasttune.models.fast.attention import attend_by_row, obstacle
+from fasttune.models.fast.attention import attend_by_row
+from fasttune.models.fast.attention import obstacle as attention_obstacle
 from fasttune.models.fast.blocks import attend_by_length, attend_in_blocks
 from fasttune.models.fast.grouped import group_lora
+from fasttune.models.fast.layers import obstacle as layer_obstacle
+from fasttune.models.fast.layers import rewrite_layers
 from fasttune.models.fast.norm import fuse_norms
 from fasttune.models.head import causal_lm, decoder
 from fasttune.models.heap import keep_freed_memory
@@ -41,7 +43,7 @@ class FastPath:
     Attributes:
         attention: how the rows of a pack are kept apart, see `Choices.attention`.
         why: what stood against the attention that was chosen; empty where that one is on.
-        layers: how many decoder layers have a forward of our own, Phi's.
+        layers: how many decoder layers have a forward of our own.
         groups: how many groups of LoRA layers are computed together in the others.
         plain: whose the layers are otherwise, and what stood against both; empty where one is on.
         norms: how many RMSNorms are fused.
@@ -81,7 +83,7 @@ class FastPath:
     def __str__(self) -> str:
         said = [SAID[self.attention] + (f" ({self.why})" if self.why else "")]
         if self.layers:
-            said.append(f"{self.layers} layers of Phi in few functions")
+            said.append(f"{self.layers} layers in few functions each")
         elif self.groups:
             said.append(f"LoRA in {self.groups} groups")
         elif self.plain:
@@ -101,9 +103,9 @@ def speed_up(model: Any, choices: Choices) -> FastPath:
     if cpu and not inner.is_gradient_checkpointing:
         keep_freed_memory()
     norms = fuse_norms(inner) if cpu and choices.fast_path else 0
-    stands = choices.why_plain or phi.obstacle(inner)
+    stands = choices.why_plain or layer_obstacle(inner)
     if not stands:
-        layers = phi.rewrite_layers(inner, getattr(torch, choices.dtype), choices.nf4_copy)
+        layers = rewrite_layers(inner, getattr(torch, choices.dtype), choices.nf4_copy)
         return FastPath(on, why, layers=len(layers), norms=norms)
     if not cpu:  # its own for many architectures, compiled for the others
         return FastPath(on, why, plain=f"layers as loaded ({stands})")
@@ -122,7 +124,7 @@ def _switch_attention(model: Any, choices: Choices) -> tuple[Attention, str]:
         return "varlen", ""  # transformers finds the rows by their positions
     if chosen == "mask":
         return chosen, ""
-    why = obstacle(model, windows=chosen == "varlen")
+    why = attention_obstacle(model, windows=chosen == "varlen")
     if not why and chosen == "varlen":
         why = attend_by_length()
     elif not why and chosen == "memory_efficient":

@@ -12,15 +12,17 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu, linear, silu
+
+Activation = Literal["none", "gelu", "silu"]
 
 
 class _Grouped(torch.autograd.Function):
-    """n layers over one input, or over its gelu. Arguments after that: the n frozen base layers, n
-    As, n Bs.
+    """n layers over one input, or over what an activation makes of it. Arguments after that: the n
+    frozen base layers, n As, n Bs.
 
     The base layers are kept, not their weights: those in 4 bits may be dequantised anew for the
     backward pass. Autocast is off: every product is in the input's dtype.
@@ -28,70 +30,93 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, scale: float, activate: bool, bases: list[Any], *tensors: Any
+        ctx: Any,
+        x: torch.Tensor,
+        up: torch.Tensor | None,
+        scale: float,
+        activation: Activation,
+        bases: list[Any],
+        *tensors: Any,
     ) -> tuple[torch.Tensor, ...]:
         count, dtype = len(bases), x.dtype
         a = torch.cat([t.to(dtype) for t in tensors[:count]])
         b = [t.to(dtype) for t in tensors[count:]]
         kept = x.reshape(-1, x.shape[-1])
-        ctx.bases, ctx.scale, ctx.activate, ctx.shape = bases, scale, activate, x.shape
+        beside = None if up is None else up.reshape(-1, up.shape[-1])
+        ctx.bases, ctx.scale, ctx.activation, ctx.shape = bases, scale, activation, x.shape
         with torch.autocast(x.device.type, enabled=False):
-            flat = gelu(kept, approximate="tanh") if activate else kept
+            flat = _activated(kept, beside, activation)
             low = flat @ a.t()  # [tokens, n r]
             outputs = []
-            for base, up, part in zip(bases, b, low.chunk(count, 1), strict=True):
+            for base, bi, part in zip(bases, b, low.chunk(count, 1), strict=True):
                 bias = None if base.bias is None else base.bias.to(dtype)
                 y = linear(flat, weight_of(base, dtype), bias)
-                y.addmm_(part, up.t(), alpha=scale)
+                y.addmm_(part, bi.t(), alpha=scale)
                 outputs.append(y.view(*x.shape[:-1], -1))
-        ctx.save_for_backward(kept, low, a, *b)
+        ctx.save_for_backward(kept, beside, low, a, *b)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         count = len(gradients)
-        kept, low, a, *b = ctx.saved_tensors
+        kept, up, low, a, *b = ctx.saved_tensors
         dys = [g.reshape(-1, g.shape[-1]) for g in gradients]
         rank = low.shape[1] // count
         with torch.autocast(kept.device.type, enabled=False):
             dlow = torch.empty_like(low)
             dbs = []
-            for i, (dy, up) in enumerate(zip(dys, b, strict=True)):
+            for i, (dy, bi) in enumerate(zip(dys, b, strict=True)):
                 part = slice(i * rank, (i + 1) * rank)
-                dlow[:, part] = dy @ up
+                dlow[:, part] = dy @ bi
                 dbs.append((dy.t() @ low[:, part]).float().mul_(ctx.scale))
             dlow.mul_(ctx.scale)
-            flat = gelu(kept, approximate="tanh") if ctx.activate else kept
+            flat = _activated(kept, up, ctx.activation)
             das = (dlow.t() @ flat).float().chunk(count)
-            dx = None
+            dx = dup = None
             if ctx.needs_input_grad[0]:
                 dx = dlow @ a
                 for dy, base in zip(dys, ctx.bases, strict=True):
                     dx.addmm_(dy, weight_of(base, dy.dtype))
-                if ctx.activate:
+                if ctx.activation == "gelu":
                     dx = torch.ops.aten.gelu_backward(dx, kept, approximate="tanh")
+                elif ctx.activation == "silu":
+                    dup = silu(kept).mul_(dx).view(ctx.shape)
+                    dx = torch.ops.aten.silu_backward(dx.mul_(up), kept)
                 dx = dx.view(ctx.shape)
-        return (dx, None, None, None, *das, *dbs)
+        return (dx, dup, None, None, None, *das, *dbs)
+
+
+def _activated(x: torch.Tensor, up: torch.Tensor | None, activation: Activation) -> torch.Tensor:
+    """gelu(x) in the approximation by tanh, or silu(x) times `up`."""
+    if activation == "gelu":
+        return gelu(x, approximate="tanh")
+    return silu(x).mul_(up) if activation == "silu" else x
 
 
 def lora_linears(
-    x: torch.Tensor, layers: Sequence[Any], activate: bool = False
+    x: torch.Tensor,
+    layers: Sequence[Any],
+    activation: Activation = "none",
+    up: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """What LoRA layers of PEFT with one adapter make of an input that all of them read.
 
     Args:
         x: [..., inputs]; under autocast it is cast first.
-        activate: they read its gelu, in the approximation by tanh. It is not kept for the backward
-            pass but computed again.
+        activation: they read its gelu, in the approximation by tanh, or its silu times `up`, which
+            is not kept for the backward pass but computed again.
+        up: as `x`, of a gated MLP.
     """
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
-        x = x.to(torch.get_autocast_dtype(kind))
+        dtype = torch.get_autocast_dtype(kind)
+        x, up = x.to(dtype), None if up is None else up.to(dtype)
     name = layers[0].active_adapters[0]
     outputs: tuple[torch.Tensor, ...] = _Grouped.apply(
         x,
+        up,
         float(layers[0].scaling[name]),
-        activate,
+        activation,
         [layer.get_base_layer() for layer in layers],
         *[layer.lora_A[name].weight for layer in layers],
         *[layer.lora_B[name].weight for layer in layers],
