@@ -138,6 +138,8 @@ def test_nf4_on_a_cpu_is_kept_dequantised_unless_told_otherwise(asked, copied):
         ({"train": TrainConfig(neftune_noise_alpha=5.0)}, 1),
         ({"lora": LoraConfig(dropout=0.1)}, 1),
         ({"model": ModelConfig(dropout="config")}, 1),
+        ({"model": ModelConfig(quantization="nf4")}, 2),
+        ({"model": ModelConfig(quantization="nf4", nf4_copy="off")}, 1),  # and once for each pack
     ],
 )
 def test_two_packs_are_computed_side_by_side_where_a_cpu_has_two_cores(changed, packs):

@@ -119,6 +119,7 @@ def decide(config: RunConfig, device: Device) -> Choices:
     nf4 = cuda if asked.quantization == "auto" else asked.quantization == "nf4"
     fast = not cuda if asked.fast_path == "auto" else asked.fast_path == "on"
     why_plain = _why_plain(config, fast)
+    copy = nf4 and not cuda and not why_plain and asked.nf4_copy != "off"
     optimizer = "adamw_8bit" if cuda else "adamw_torch"
     by_itself: Checkpointing = "unsloth" if cuda else "off"
     given = chosen.gradient_checkpointing
@@ -132,10 +133,10 @@ def decide(config: RunConfig, device: Device) -> Choices:
         attention=_attention(device, dtype),
         fast_path=fast,
         why_plain=why_plain,
-        nf4_copy=nf4 and not cuda and not why_plain and asked.nf4_copy != "off",
+        nf4_copy=copy,
         optimizer=optimizer if chosen.optimizer == "auto" else chosen.optimizer,
         checkpointing=checkpointing,
-        side_by_side=_side_by_side(config, device) if checkpointing == "off" else 1,
+        side_by_side=1 if checkpointing != "off" or nf4 != copy else _side_by_side(config, device),
     )
 
 
@@ -177,9 +178,9 @@ def _why_plain(config: RunConfig, fast: bool) -> str:
 
 
 def _side_by_side(config: RunConfig, device: Device) -> int:
-    """How many packs are computed at a time where blocks keep their activations: two, on a CPU with
-    a core for each. Each row of a batch is to fit into memory with the others, so two packs of half
-    its size do.
+    """How many packs are computed at a time where blocks keep their activations, and weights are
+    not dequantised for each pass: two, on a CPU with a core for each. Each row of a batch is to fit
+    into memory with the others, so two packs of half its size do.
 
     One where random numbers are drawn, since two threads would share them out anew each time.
     """

@@ -254,7 +254,7 @@ def memory(work: Workload, kind: str) -> Memory:
         kept = 1 if cuda else 1 + HOLES
     loss = _losses(work, work.peak_tokens, kind) + width
     again = width * block if work.checkpointing else 0.0
-    held = dequantized_held(work, kind) * work.side_by_side
+    held = dequantized_held(work, kind)
     gradients = 4 * (work.side_by_side - 1)
     if work.checkpointing or work.fast or shape.in_unsloth or not cuda:
         again += held  # for one block, or one matrix, at a time
