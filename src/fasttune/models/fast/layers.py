@@ -9,16 +9,23 @@ so blocks may be checkpointed in any way, and computed in several threads.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import SiLUActivation
 
 from fasttune.models.fast.grouped import keep_dequantized, lora_linears, switched_off
 from fasttune.models.head import decoder
 
+Attend = Callable[..., torch.Tensor]
+"""Queries, keys and values, [rows, tokens, heads x head size] each -> what o_proj or dense reads.
+"""
 
-class FastLayer:
+
+class FastLayer(ABC):
     """A forward of a decoder layer whose matrices all have LoRA.
 
     Where an adapter is merged or switched off, this is transformers' own.
@@ -37,58 +44,7 @@ class FastLayer:
         """Give the layer its own forward back."""
         del self.layer.forward
 
-    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """[rows, tokens, hidden] in and out; all else as transformers gives it to the layer."""
-        if any(map(switched_off, self.matrices)):
-            result: torch.Tensor = self._stock(hidden_states, *args, **kwargs)
-            return result
-        return self.compute(hidden_states, *args, **kwargs)
-
-    def attend(
-        self,
-        heads: tuple[torch.Tensor, ...],
-        mask: torch.Tensor | None,
-        cache: Any,
-        position_embeddings: Any,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """RoPE, the cache and attention.
-
-        Args:
-            heads: queries, keys and values, [rows, tokens, heads x head size] each.
-
-        Returns:
-            [rows, tokens, heads x head size].
-        """
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-        from transformers.models.llama.modeling_llama import eager_attention_forward
-
-        attention = self.layer.self_attn
-        split = (*heads[0].shape[:-1], -1, attention.head_dim)
-        query, key, value = (each.view(split).transpose(1, 2) for each in heads)
-        query, key = (rotate(x, *position_embeddings) for x in (query, key))
-        if cache is not None:
-            key, value = cache.update(key, value, attention.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            attention.config._attn_implementation, eager_attention_forward
-        )
-        dropout = attention.attention_dropout if attention.training else 0.0
-        output: torch.Tensor = attend(
-            attention, query, key, value, mask, dropout=dropout, scaling=attention.scaling, **kwargs
-        )[0]
-        return output.flatten(2)
-
-    @staticmethod
-    def find_matrices(layer: Any) -> tuple[Any, ...]:
-        """In the order in which `compute` takes them."""
-        raise NotImplementedError
-
-    @staticmethod
-    def obstacle(layer: Any) -> str:
-        """What a layer does that `compute` would not; empty where there is nothing."""
-        raise NotImplementedError
-
-    def compute(
+    def __call__(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -98,7 +54,44 @@ class FastLayer:
         position_embeddings: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        raise NotImplementedError
+        """[rows, tokens, hidden] in and out; all else as transformers gives it to the layer."""
+        if any(map(switched_off, self.matrices)):
+            result: torch.Tensor = self._stock(
+                hidden_states,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                position_embeddings=position_embeddings,
+                **kwargs,
+            )
+            return result
+
+        def attend(*heads: torch.Tensor) -> torch.Tensor:
+            return _attend(
+                self.layer.self_attn,
+                heads,
+                position_embeddings,
+                past_key_values,
+                attention_mask,
+                **kwargs,
+            )
+
+        return self.compute(hidden_states, attend)
+
+    @staticmethod
+    @abstractmethod
+    def find_matrices(layer: Any) -> tuple[Any, ...]:
+        """In the order in which `compute` takes them."""
+
+    @staticmethod
+    @abstractmethod
+    def obstacle(layer: Any) -> str:
+        """What a layer does that `compute` would not; empty where there is nothing."""
+
+    @abstractmethod
+    def compute(self, states: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """[rows, tokens, hidden] in and out."""
 
 
 class PhiLayer(FastLayer):
@@ -117,25 +110,12 @@ class PhiLayer(FastLayer):
             return f"its activation is {type(gelu).__name__}"
         return "queries and keys are normed" if layer.self_attn.config.qk_layernorm else ""
 
-    def compute(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = False,
-        position_embeddings: Any = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        *reading_one, dense, fc2 = self.matrices
-        *heads, wide = lora_linears(self.layer.input_layernorm(hidden_states), reading_one)
-        attended = self.attend(
-            tuple(heads), attention_mask, past_key_values, position_embeddings, **kwargs
-        )
-        [out] = lora_linears(attended, [dense])
+    def compute(self, states: torch.Tensor, attend: Attend) -> torch.Tensor:
+        layer, (*reading_one, dense, fc2) = self.layer, self.matrices
+        *heads, wide = lora_linears(layer.input_layernorm(states), reading_one)
+        [out] = lora_linears(attend(*heads), [dense])
         [mlp] = lora_linears(wide, [fc2], "gelu")
-        drop = self.layer.resid_dropout
-        result: torch.Tensor = drop(out) + drop(mlp) + hidden_states
+        result: torch.Tensor = layer.resid_dropout(out) + layer.resid_dropout(mlp) + states
         return result
 
 
@@ -150,35 +130,53 @@ class LlamaLayer(FastLayer):
 
     @staticmethod
     def obstacle(layer: Any) -> str:
-        act = layer.mlp.act_fn
-        silu = isinstance(act, nn.SiLU) or type(act).__name__ == "SiLUActivation"
-        return "" if silu else f"its activation is {type(act).__name__}"
+        kind = type(layer.mlp.act_fn)
+        return "" if kind in (nn.SiLU, SiLUActivation) else f"its activation is {kind.__name__}"
 
-    def compute(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = False,
-        position_embeddings: Any = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        *heads, o_proj, gate_proj, up_proj, down_proj = self.matrices
-        states = lora_linears(self.layer.input_layernorm(hidden_states), heads)
-        attended = self.attend(
-            states, attention_mask, past_key_values, position_embeddings, **kwargs
-        )
-        [out] = lora_linears(attended, [o_proj])
-        hidden_states = hidden_states + out
-        normed = self.layer.post_attention_layernorm(hidden_states)
-        gate, up = lora_linears(normed, [gate_proj, up_proj])
-        [mlp] = lora_linears(gate, [down_proj], "silu", up)
-        return hidden_states + mlp
+    def compute(self, states: torch.Tensor, attend: Attend) -> torch.Tensor:
+        layer, (*heads, o_proj, gate_proj, up_proj, down_proj) = self.layer, self.matrices
+        attended = attend(*lora_linears(layer.input_layernorm(states), heads))
+        states = states + lora_linears(attended, [o_proj])[0]
+        gate, up = lora_linears(layer.post_attention_layernorm(states), [gate_proj, up_proj])
+        return states + lora_linears(gate, [down_proj], "silu", up)[0]
 
 
 LAYERS: dict[str, type[FastLayer]] = {"phi": PhiLayer, "llama": LlamaLayer}
 """By model type."""
+
+
+def _attend(
+    attention: Any,
+    heads: tuple[torch.Tensor, ...],
+    position_embeddings: Any,
+    cache: Any,
+    mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """RoPE, the cache and attention behind transformers' interface.
+
+    Args:
+        heads: queries, keys and values, [rows, tokens, heads x head size] each.
+
+    Returns:
+        [rows, tokens, heads x head size].
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.models.llama.modeling_llama import eager_attention_forward
+
+    split = (*heads[0].shape[:-1], -1, attention.head_dim)
+    query, key, value = (each.view(split).transpose(1, 2) for each in heads)
+    query, key = (rotate(x, *position_embeddings) for x in (query, key))
+    if cache is not None:
+        key, value = cache.update(key, value, attention.layer_idx)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention.config._attn_implementation, eager_attention_forward
+    )
+    dropout = attention.attention_dropout if attention.training else 0.0
+    output: torch.Tensor = attend(
+        attention, query, key, value, mask, dropout=dropout, scaling=attention.scaling, **kwargs
+    )[0]
+    return output.flatten(2)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
