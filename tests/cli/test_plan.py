@@ -12,7 +12,7 @@ from fasttune.runs import find_run
 from tests.cli.test_app import HEAVY, modules_after
 from tests.conftest import cli, listening
 
-SMALL_RAM = Device("CPU", "cpu", 1.4e9, matmul=1e11)
+SMALL_RAM = Device("CPU", "cpu", 1.2e9, matmul=1e11)
 
 
 @pytest.fixture
@@ -131,8 +131,8 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
     too_much = ("train.batch_size=12", "train.gradient_checkpointing=off")
     assert run(tiny_phi, long_rows, tmp_path, *too_much) == 2
     error = capsys.readouterr().err
-    assert "plan: 1." in error and "of 1.4 GB" in error
-    assert "error: the run needs 1." in error and "and CPU has 1.4 GB" in error
+    assert "plan: 1." in error and "of 1.2 GB" in error
+    assert "error: the run needs 1." in error and "and CPU has 1.2 GB" in error
     assert "what to do: this fits: " in error
     assert not (tmp_path / "runs").exists()
 

@@ -23,6 +23,7 @@ from fasttune.errors import FasttuneError
 from fasttune.job import Job, prepare
 from fasttune.machine import Device
 from fasttune.models.demo import DEMO_MODEL
+from fasttune.planning import cost
 from fasttune.planning.forecast import forecast
 from fasttune.planning.shape import read_shape
 from fasttune.plugins.discovery import load_plugins
@@ -262,6 +263,7 @@ def test_the_gradients_of_a_failed_attempt_are_dropped_and_a_resume_keeps_the_li
 
 def test_a_row_that_does_not_fit_by_itself_ends_the_run(job, tmp_path, monkeypatch):
     Allocator(monkeypatch, 0)
+    monkeypatch.setitem(cost.PROCESS, "cpu", 1e7)  # so that what a tiny model takes matters
     with pytest.raises(FasttuneError) as caught:
         train(job(data__eval_fraction=0))
     assert "memory ran out at step 1, with one row at a time, of up to" in caught.value.message

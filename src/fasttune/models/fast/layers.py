@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.activations import SiLUActivation
 
 from fasttune.models.fast.grouped import keep_dequantized, lora_linears, switched_off
 from fasttune.models.head import decoder
@@ -130,6 +129,8 @@ class LlamaLayer(FastLayer):
 
     @staticmethod
     def obstacle(layer: Any) -> str:
+        from transformers.activations import SiLUActivation
+
         kind = type(layer.mlp.act_fn)
         return "" if kind in (nn.SiLU, SiLUActivation) else f"its activation is {kind.__name__}"
 
