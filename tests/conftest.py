@@ -328,6 +328,17 @@ def tiny_llama(phi2_tokenizer) -> Path:
     return tiny_model("llama", phi2_tokenizer)
 
 
+def wake_adapters(model, std=0.02, seed=2):
+    """Give LoRA's B, which is 0 at the start and would hide half of the gradients, some numbers."""
+    import torch
+
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=std)
+    return model
+
+
 def choices_for(model, device=None, **more):
     """What a run with these settings takes on a device, by default on this machine."""
     from fasttune.config import RunConfig

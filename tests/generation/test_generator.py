@@ -18,7 +18,7 @@ from fasttune.encoding.batches import left_pad
 from fasttune.generation.decoding import Decoding, plain_cache
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.models.load import add_lora, load_base
-from tests.conftest import choices_for
+from tests.conftest import choices_for, wake_adapters
 
 PREFIX = list(range(100, 120))
 SHARING = [[*PREFIX, *range(200 * n, 203 * n)] for n in (4, 1, 9, 2)]
@@ -60,11 +60,7 @@ def with_adapters(config: ModelConfig):
     choices = choices_for(config)
     model, _ = load_base(config, choices)
     model, _ = add_lora(model, LoraConfig(r=4), 0, choices)
-    torch.manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return model.eval()
+    return wake_adapters(model, std=0.05, seed=0).eval()
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from fasttune.runs import Run
 from fasttune.training.callbacks import Progress
 from fasttune.training.side_by_side import SideBySide, changes_with_length
 from fasttune.training.train import make_trainer, train
-from tests.conftest import rows, write_rows
+from tests.conftest import rows, wake_adapters, write_rows
 from tests.training.test_trouble import make_job
 
 TWO_CORES = replace(this_device(), cores=2)
@@ -37,10 +37,7 @@ def make(folder, tmp_path, **model):
     assert choices.side_by_side == 2
     base, tokenizer = load_base(config.model, choices)
     model, _ = add_lora(base, config.lora, 1, choices)
-    torch.manual_seed(2)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # 0 at the start, which would hide half of the gradients
-            torch.nn.init.normal_(parameter, std=0.02)
+    wake_adapters(model)
     template = load_plugins().template("reasoning")
     encoded = [encode(template, row, tokenizer) for row in rows(6)]
     names = section_names(encoded)

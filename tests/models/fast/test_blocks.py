@@ -43,7 +43,7 @@ from fasttune.runs import Run
 from fasttune.training.callbacks import Progress
 from fasttune.training.settings import training_arguments
 from fasttune.training.trainer import Trainer
-from tests.conftest import choices_for
+from tests.conftest import choices_for, wake_adapters
 
 T4, A100, CPU = GPUS["t4"], GPUS["a100"], Device("CPU", "cpu", 16e9)
 LENGTHS = (7, 12, 1, 5)
@@ -276,10 +276,7 @@ def trainer_for(folder, attention, tmp_path, max_length=16, checkpointing="off")
     choices = replace(decide(config, T4), attention=attention, optimizer="adamw_torch")
     base, tokenizer = load_base(settings, choices)
     model, _ = add_lora(base, LoraConfig(r=4), 1, choices)
-    torch.manual_seed(2)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # 0 at the start, which would hide half of the gradients
-            torch.nn.init.normal_(parameter, std=0.2)
+    wake_adapters(model, std=0.2)
     fast = speed_up(model, choices)
     check_packing(model, fast, choices)
     collate = Collator(1, max_length, packing=True, share=fast.by_row, pad_id=0)

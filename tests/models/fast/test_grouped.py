@@ -9,7 +9,7 @@ import torch
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.models.fast import grouped
 from fasttune.models.load import add_lora, load_base
-from tests.conftest import choices_for
+from tests.conftest import choices_for, wake_adapters
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 1000
 
@@ -19,13 +19,10 @@ def build(folder, quantization="none", precision="fp32"):
     choices = choices_for(config)
     model, _ = load_base(config, choices)
     model, _ = add_lora(model, LoraConfig(r=4, alpha=8), 1, choices)
-    torch.manual_seed(2)
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.02)
-    return model.train()
+    return wake_adapters(model).train()
 
 
 def logits_and_gradients(model):

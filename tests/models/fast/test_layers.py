@@ -16,8 +16,9 @@ from fasttune.models.activation import fuse_gelu
 from fasttune.models.architectures import FAMILIES
 from fasttune.models.fast.fast import speed_up
 from fasttune.models.fast.layers import FastLayer, rotate
+from fasttune.models.fast.norm import fuse_norms
 from fasttune.models.load import nf4
-from tests.conftest import choices_for, tiny_model
+from tests.conftest import choices_for, tiny_model, wake_adapters
 
 A100 = Device("A100", "cuda", 40e9, bf16=True, capability=(8, 0))
 CPU = Device("CPU", "cpu", 24e9, bf16=True)
@@ -37,11 +38,7 @@ def plain_model(folder, quantized=False):
     torch.manual_seed(2)
     family = FAMILIES[model.config.model_type]
     lora = PeftConfig(r=4, lora_alpha=8, target_modules=list(family.targets))
-    model = get_peft_model(model, lora)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    return model.train()
+    return wake_adapters(get_peft_model(model, lora)).train()
 
 
 def rewritten(folder, device=CPU, quantized=False, **settings):
@@ -130,9 +127,11 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     found = gradients(model, loss)
     assert found.keys() == wanted.keys() and len(found) == 2 * 2 * MATRICES[model.config.model_type]
+    phi = model.config.model_type == "phi"
     for name, gradient in wanted.items():
         largest, error = gradient.abs().max(), (found[name] - gradient).abs().max()
-        assert largest > 0 and error <= 1e-5 * largest and error <= 1e-6 * max(1, largest), name
+        small = 1e-6 if phi else 1e-6 * max(1, largest)  # a tiny Llama has gradients above 3
+        assert largest > 0 and error <= 1e-5 * largest and error <= small, name
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -186,10 +185,10 @@ def test_an_adapter_that_is_switched_off_or_merged_is_transformers_own(folder):
     model, _ = rewritten(folder)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     fuse_gelu(base)
+    fuse_norms(base.requires_grad_(False))  # these stay ours
     with torch.no_grad():
         with model.eval().disable_adapter():
-            off = model(input_ids=ids).logits - base(input_ids=ids).logits
-            assert off.abs().max() < 1e-5  # a norm of ours may stay
+            assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
         ours = model(input_ids=ids).logits
         model.merge_adapter()
         assert (model(input_ids=ids).logits - ours).abs().max() < 1e-5

@@ -42,10 +42,10 @@ class _Grouped(torch.autograd.Function):
         a = torch.cat([t.to(dtype) for t in tensors[:count]])
         b = [t.to(dtype) for t in tensors[count:]]
         kept = x.reshape(-1, x.shape[-1])
-        beside = None if up is None else up.reshape(-1, up.shape[-1])
+        up = None if up is None else up.reshape(-1, up.shape[-1])
         ctx.bases, ctx.scale, ctx.activation, ctx.shape = bases, scale, activation, x.shape
         with torch.autocast(x.device.type, enabled=False):
-            flat = _activated(kept, beside, activation)
+            flat = _activated(kept, up, activation)
             low = flat @ a.t()  # [tokens, n r]
             outputs = []
             for base, bi, part in zip(bases, b, low.chunk(count, 1), strict=True):
@@ -53,7 +53,7 @@ class _Grouped(torch.autograd.Function):
                 y = linear(flat, weight_of(base, dtype), bias)
                 y.addmm_(part, bi.t(), alpha=scale)
                 outputs.append(y.view(*x.shape[:-1], -1))
-        ctx.save_for_backward(kept, beside, low, a, *b)
+        ctx.save_for_backward(kept, up, low, a, *b)
         return tuple(outputs)
 
     @staticmethod
