@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from fasttune import Answer
+from fasttune import Answer, Metric
 from fasttune.comparison.charts import COLOURS
 from fasttune.comparison.page import _number, to_html
 from fasttune.comparison.result import Arm, compare_arms, split
@@ -23,8 +23,7 @@ from tests.comparison.pages import Page, table
 @pytest.fixture(scope="module", autouse=True)
 def five_rows_are_enough():
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("result", "page"):
-            patch.setattr(f"fasttune.comparison.{module}.ENOUGH", 5)
+        patch.setattr("fasttune.comparison.result.ENOUGH", 5)
         yield
 
 
@@ -66,6 +65,26 @@ def test_everything_is_escaped(text, page):
     for at in range(5):
         card = list(list(page.find("details", "row"))[3].find("article"))[at]
         assert EVIL in card.text
+
+
+def test_names_are_escaped_too():
+    text = f"before {EVIL} after"
+    sections = {EVIL: text, f"other {EVIL}": text}
+    answer = Answer({EVIL: EVIL, "instruction": EVIL}, text, sections, EVIL, 3)
+    metrics = [Metric(name, EVIL, lambda a: a.tokens, "lower") for name in (EVIL, "exact")]
+    arms = [
+        Arm(f"{name} {EVIL}", name, seed, [answer] * 9, logged(EVIL), {EVIL: EVIL})
+        for name in ("a", "b")
+        for seed in (1, 2, None)
+    ]
+    result = compare_arms({EVIL: EVIL}, arms, metrics, [EVIL])
+    result = replace(result, groups={EVIL: split(result, EVIL)})
+    page = Page(to_html(result)).root
+    assert {"img", "image"}.isdisjoint(node.tag for node in page.find())
+    assert len(list(page.find("script"))) == 1
+    assert not [n for n in page.find() if any(name.startswith("on") for name in n.attributes)]
+    assert EVIL in next(page.find("h1")).text
+    assert all("onerror=" in node.text for node in list(page.find("svg", "chart"))[-2:])
 
 
 def test_the_same_comparison_gives_the_same_page(comparison, text):
@@ -124,7 +143,7 @@ def test_best_is_marked_only_where_a_difference_says_so(comparison, page):
 def test_differences(comparison, page):
     found = table(page, f"alpaca − {LONG}")
     assert found["bits_per_byte ↓"][0].startswith("4.5") and found["bits_per_byte ↓"][2] == LONG
-    assert found["stops ↑"][2] == "noise" and found["length "][2] == "described"
+    assert found["stops ↑"][2] == "not significant" and found["length"][2] == "not judged"
     base = table(page, "alpaca − alpaca, untuned")["bits_per_byte ↓"]
     assert base == ["–", "", "not measured on both sides"]
     opened = ["open" in pair.attributes for pair in page.find("details", "pair")]
@@ -142,7 +161,7 @@ def test_numbers(value, shown):
 def test_figures_of_the_rows_with_each_value_of_a_column(comparison):
     page = Page(to_html(replace(comparison, groups={"task": split(comparison, "task")}))).root
     assert "By task" in [heading.text for heading in page.find("h2")]
-    assert "capital, 1 rows" in [heading.text for heading in page.find("h3")]
+    assert "capital, 1 row" in [heading.text for heading in page.find("h3")]
     assert list(page.find(**{"aria-label": "figures, task capital"}))
 
 
@@ -164,7 +183,8 @@ def test_charts(comparison, page):
     assert "median" in lengths.text
     assert "currentColor" in str([n.attributes for n in losses.find("text")])
     said = next(page.find(css="charts"))
-    assert "cannot be compared with each other" in page.text and "<rdf" not in said.text
+    assert "Do not compare losses per token between formats" in page.text
+    assert "<rdf" not in said.text
     assert table(page, "trainings") == {"alpaca seed 1": ["1,234"], "alpaca seed 2": ["1,234"]}
 
 
@@ -194,8 +214,15 @@ def test_every_answer_of_every_row_is_there(comparison, page):
 
 def test_summaries_tell_how_the_answers_ended(page):
     summary = next(list(page.find("details", "row"))[2].find("summary"))
-    shown = [(m.attributes["data-arms"], m.text) for m in summary.find(css="marks")]
-    assert shown[:2] == [("0 1", "alpaca loop ✗eos ✗"), ("2 3", f"{LONG} eos ✓eos ✓")]
+    shown = [
+        (m.attributes["data-arms"], " ".join(m.text.split())) for m in summary.find(css="marks")
+    ]
+    assert shown[:2] == [
+        ("0 1", "alpaca loop not exact eos not exact"),
+        ("2 3", f"{LONG} eos exact eos exact"),
+    ]
+    badges = [badge.attributes["class"] for badge in summary.find(css="badge")][:4]
+    assert badges == ["badge loop", "badge no", "badge eos", "badge no"]
     long = next(list(page.find("details", "row"))[3].find(css="beginning")).text
     assert len(long) == 101 and long.endswith("…")
 
@@ -205,7 +232,7 @@ def test_repetition_is_marked_where_it_is(page):
     [mark] = card.find("mark")
     found = longest_repeat(LOOP)
     assert mark.text == LOOP[found.start : found.end] == "on and on and on and on and on"
-    assert mark.attributes["title"] == "9 words, a phrase of 2 again and again"
+    assert mark.attributes["title"] == "9 words: a phrase of 2, repeated"
 
 
 def test_repetition_across_sections_and_what_a_section_is_called():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fasttune import Answer, Metric
 from fasttune.comparison.result import Arm, compare_arms, split
 
@@ -63,18 +65,39 @@ def test_the_better_side_follows_the_direction_of_the_metric():
     assert found["even"].better is None  # the same on both sides
 
 
-def test_the_verdict_names_what_is_better_and_what_is_noise():
+def test_the_verdict_names_rows_and_seeds_what_is_better_and_what_is_not_significant():
     first, second = compared().sentences()
-    assert first.startswith("good is better than bad on stops (0.925 against 0.275; by ")
-    assert "loops (0.075 against 0.725" in first
-    assert first.endswith("Within the noise: even.") and "length" not in first
-    assert second.startswith("bad is better than bad, untuned on stops")
+    assert first.startswith(
+        "On 40 rows with 2 seeds: good is better than bad on stops (0.925 vs. 0.275, "
+        "95% CI of the difference "
+    )
+    assert "loops (0.075 vs. 0.725, CI " in first
+    assert first.endswith("Not significant: even.") and "length" not in first
+    assert second.startswith("On 40 rows with 2 seeds: bad is better than bad, untuned on stops")
 
 
 def test_the_verdict_when_nothing_is_certain():
     arms = [Arm(label, label, 1, answers(20, 10)) for label in ("left", "right")]
     [only] = compare_arms({}, arms, [STOPS], []).sentences()
-    assert only == "Between left and right nothing is certain. Within the noise: stops."
+    assert only == (
+        "On 40 rows with one seed: no significant difference between left and right. "
+        "Not significant: stops."
+    )
+
+
+def test_the_verdict_names_the_seeds_of_each_side_if_they_differ():
+    arms = [
+        Arm(label, label, seed, answers(20, 10)) for label, seed in (("a", 1), ("a", 2), ("b", 1))
+    ]
+    [only] = compare_arms({}, arms, [STOPS], []).sentences()
+    assert only.startswith("On 40 rows with 2 seeds of a and one seed of b: ")
+
+
+def test_a_notebook_shows_the_saved_report(tmp_path):
+    shown = replace(compared(), folder=tmp_path)
+    assert shown._repr_html_() is None  # nothing is saved: Jupyter shows the repr
+    (tmp_path / "report.html").write_text("<p>the report</p>")
+    assert "&lt;p&gt;the report&lt;/p&gt;" in shown._repr_html_()
 
 
 def test_too_few_rows_are_said_to_be_too_few():

@@ -24,7 +24,7 @@
 
   const differs = row => {
     const states = shown(row, ".marks:not([data-base])").map(marks =>
-      shown(marks, ".badge").map(badge => badge.textContent).join());
+      shown(marks, ".outcome").map(outcome => outcome.textContent).join());
     return new Set(states).size > 1;
   };
 
@@ -34,7 +34,7 @@
     for (const row of rows) {
       row.hidden = (words && !contains(row, words))
         || (differ.checked && !differs(row))
-        || (loops.checked && !shown(row, ".marks .loop").length);
+        || (loops.checked && !shown(row, ".outcome").some(outcome => outcome.querySelector(".loop")));
       found += !row.hidden;
     }
     count.textContent = found === rows.length ? `${found} rows` : `${found} of ${rows.length} rows`;
@@ -53,6 +53,13 @@
   for (const control of [differ, loops]) control.addEventListener("change", filter);
   search.addEventListener("input", filter);
   addEventListener("hashchange", open);
+  // Print every details element open, also in browsers without ::details-content.
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open])")];
+    for (const details of closed) details.open = true;
+  });
+  addEventListener("afterprint", () => { for (const details of closed) details.open = false; });
   // A reloaded page keeps what was chosen.
   choose();
   open();

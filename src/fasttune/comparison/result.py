@@ -1,9 +1,9 @@
-"""What a comparison of prompt formats found: figures with intervals, differences, a verdict."""
+"""The result of a comparison: figures with intervals, differences and a verdict."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -15,20 +15,20 @@ from fasttune.plugins.metric import Answer, Metric
 
 REPORT = "report.html"
 ENOUGH = 8
-"""The least rows a verdict is based on. With fewer, an interval holds the truth too seldom."""
+"""Minimum number of rows for a verdict. With fewer, intervals are too narrow."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One model that was measured: a format trained with one seed, or the untuned base under it.
+    """One measured model: a format trained with one seed, or its untuned base.
 
     Attributes:
-        label: what it is called; the seeds of a format share it.
-        base: the label of the format whose untuned model this one began as; mostly its own.
-        seed: of the training; None for the untuned base.
-        answers: one per held-out row, in the order of the rows, likelihoods included.
-        metrics: what was logged in training, as `Run.metrics` gives it; empty for the base.
-        facts: further figures for people, as {"steps": 90, "trained tokens": 61000}.
+        label: name of the arm; all seeds of a format share it.
+        base: label of the format whose untuned model this arm started from, usually its own.
+        seed: seed of the training; None for the untuned base.
+        answers: one per held-out row, in row order, with likelihoods.
+        metrics: the training log, as `Run.metrics` returns it; empty for the base.
+        facts: figures about the training, such as {"steps": 90, "trained tokens": 61000}.
     """
 
     label: str
@@ -45,10 +45,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric of one label: over its seeds with the interval, and for each seed.
+    """A metric of one label.
 
     Attributes:
-        rows: how many rows it means something for.
+        interval: the value over all seeds, with its confidence interval.
+        seeds: the value of each seed.
+        rows: number of rows the metric counts.
     """
 
     interval: Interval
@@ -61,9 +63,9 @@ class Difference:
     """left - right in one metric.
 
     Attributes:
-        better: the better label, where the metric judges, enough rows count and the interval
-            excludes 0.
-        rows: how many rows count, on the side that has fewer.
+        better: the better label; None if the metric has no direction, too few rows count, or the
+            interval contains 0.
+        rows: number of rows that count, on the side with fewer.
     """
 
     metric: str
@@ -73,20 +75,24 @@ class Difference:
     better: str | None
     rows: int
 
+    @property
+    def too_few_rows(self) -> bool:
+        return self.rows < ENOUGH
+
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
     """The whole result.
 
     Attributes:
-        about: what was compared, for people: model, data, budget and the like, in order.
-        arms: all arms; those of one label lie together.
-        metrics: the metrics that mean something for at least one arm.
+        about: what was compared, for the reader: model, data, budget and so on, in order.
+        arms: all arms, grouped by label.
+        metrics: the metrics that at least one arm has a value for.
         figures: label -> metric name -> figure.
-        differences: for every pair of tuned labels, then each tuned label against its base.
-        notes: what a reader has to know before trusting the figures.
-        folder: where it is kept, with the report.
-        groups: column -> its value -> the comparison on the rows with that value alone.
+        differences: for every pair of tuned labels, then each tuned label minus its base.
+        notes: caveats to read before the figures.
+        folder: the folder of the comparison, with the report; None if it was not saved.
+        groups: column -> value -> the comparison on the rows with that value.
     """
 
     about: Mapping[str, str]
@@ -102,79 +108,99 @@ class Comparison:
     def labels(self) -> list[str]:
         return list(dict.fromkeys(arm.label for arm in self.arms))
 
+    @property
+    def tuned_labels(self) -> list[str]:
+        return list(dict.fromkeys(arm.label for arm in self.arms if arm.tuned))
+
     def arms_of(self, label: str) -> list[Arm]:
         return [arm for arm in self.arms if arm.label == label]
 
     @property
     def rows(self) -> int:
-        """How many rows were answered."""
+        """Number of rows that were answered."""
         return len(self.arms[0].answers)
 
     def counted(self, metric: str) -> str:
-        """How many rows a metric counts, as "14 of 77 rows"; empty where it counts all."""
-        everywhere = self.rows
-        found = sorted({self.figures[label][metric].rows for label in self.labels})
-        if found == [everywhere]:
+        """Return how many rows a metric counts, such as "14 of 77 rows"; "" if it counts all."""
+        counts = sorted({self.figures[label][metric].rows for label in self.labels})
+        if counts == [self.rows]:
             return ""
-        return f"{' to '.join(map(str, found[:1] + found[1:][-1:]))} of {everywhere} rows"
+        return f"{' to '.join(map(str, counts[:1] + counts[1:][-1:]))} of {self.rows} rows"
 
-    def pairs(self) -> list[tuple[str, str]]:
-        """The (left, right) pairs of labels that have differences, in order."""
-        return list(dict.fromkeys((found.left, found.right) for found in self.differences))
+    def pairs(self, *, tuned: bool | None = None) -> list[tuple[str, str]]:
+        """Return the (left, right) pairs of labels that have differences, in order.
+
+        Args:
+            tuned: True for the pairs of two tuned labels only, False for the others only.
+        """
+        pairs = dict.fromkeys((each.left, each.right) for each in self.differences)
+        return [pair for pair in pairs if tuned in (None, {*pair} <= {*self.tuned_labels})]
 
     def between(self, left: str, right: str) -> list[Difference]:
-        return [found for found in self.differences if (found.left, found.right) == (left, right)]
+        return [each for each in self.differences if (each.left, each.right) == (left, right)]
 
     @property
     def verdict(self) -> str:
-        """The result in plain sentences, a paragraph per pair of labels."""
+        """The result in plain sentences, one paragraph per pair of labels."""
         return "\n\n".join(self.sentences())
 
     def sentences(self, tuned_only: bool = False) -> list[str]:
-        """The result in plain sentences, one paragraph per pair of labels.
+        """Return the result in plain sentences, one paragraph per pair of labels.
 
         Args:
             tuned_only: leave out the pairs with an untuned base.
         """
-        described = {metric.name: metric for metric in self.metrics}
-        tuned = {arm.label for arm in self.arms if arm.tuned}
-        paragraphs = []
-        for left, right in self.pairs():
-            if tuned_only and not {left, right} <= tuned:
-                continue
-            found = [d for d in self.between(left, right) if described[d.metric].better]
-            said = []
-            for label, other in ((left, right), (right, left)):
-                won = [_sentence(d, label, other, self) for d in found if d.better == label]
-                if won:
-                    said.append(f"{label} is better than {other} on {'; '.join(won)}.")
-            noise = [d.metric for d in found if d.better is None and d.rows >= ENOUGH]
-            few = [d.metric for d in found if 0 < d.rows < ENOUGH]
-            unknown = [d.metric for d in found if not d.rows]
-            if not said:
-                said.append(f"Between {left} and {right} nothing is certain.")
-            for what, names in (
-                ("Within the noise", noise),
-                (f"Counted on fewer than {ENOUGH} rows, too few to tell", few),
-                ("Not measured on both sides", unknown),
-            ):
-                if names:
-                    said.append(f"{what}: {', '.join(map(_plain, names))}.")
-            paragraphs.append(" ".join(said))
-        return paragraphs
+        return [self.sentence(*pair) for pair in self.pairs(tuned=True if tuned_only else None)]
+
+    def sentence(self, left: str, right: str) -> str:
+        """Return the result for one pair of labels in plain sentences."""
+        directed = {metric.name for metric in self.metrics if metric.better}
+        judged = [each for each in self.between(left, right) if each.metric in directed]
+        parts = [
+            f"{label} is better than {other} on {', '.join(_in_words(won, label, other, self))}."
+            for label, other in ((left, right), (right, left))
+            if (won := [each for each in judged if each.better == label])
+        ]
+        parts = parts or [f"no significant difference between {left} and {right}."]
+        parts[0] = f"On {_count(self.rows, 'row')} with {self._seeds(left, right)}: {parts[0]}"
+        for heading, names in (
+            (
+                "Not significant",
+                [each.metric for each in judged if not (each.better or each.too_few_rows)],
+            ),
+            (
+                f"Counted on fewer than {ENOUGH} rows, too few to tell",
+                [each.metric for each in judged if each.rows and each.too_few_rows],
+            ),
+            ("Not measured on both sides", [each.metric for each in judged if not each.rows]),
+        ):
+            if names:
+                parts.append(f"{heading}: {', '.join(map(_plain, names))}.")
+        return " ".join(parts)
+
+    def _seeds(self, *labels: str) -> str:
+        """Say with how many seeds the tuned ones of some labels were trained."""
+        seeds = {
+            label: _count(len(self.arms_of(label)), "seed")
+            for label in labels
+            if label in self.tuned_labels
+        }
+        if len({*seeds.values()}) == 1:
+            return next(iter(seeds.values()))
+        return " and ".join(f"{count} of {label}" for label, count in seeds.items())
 
     @property
     def report(self) -> Path | None:
-        """The page for people, where the comparison is kept in a folder."""
+        """The HTML report; None if the comparison was not saved."""
         return self.folder and self.folder / REPORT
 
     def __repr__(self) -> str:
         return f"<Comparison of {', '.join(self.labels)} on {self.rows} rows: {self.verdict}>"
 
-    def _repr_html_(self) -> str:
-        from fasttune.comparison.page import to_html
-
-        return framed(to_html(self))
+    def _repr_html_(self) -> str | None:
+        if not (self.report and self.report.is_file()):
+            return None  # Jupyter shows the repr instead
+        return framed(self.report.read_text(encoding="utf-8"))
 
 
 def compare_arms(
@@ -184,7 +210,7 @@ def compare_arms(
     notes: Sequence[str],
     folder: Path | None = None,
 ) -> Comparison:
-    """Take all metrics on all arms, with intervals and differences."""
+    """Compute every metric on every arm, with intervals and differences."""
     samples: dict[str, dict[str, Sample]] = {}
     for label in dict.fromkeys(arm.label for arm in arms):
         group = [arm for arm in arms if arm.label == label]
@@ -209,8 +235,10 @@ def compare_arms(
 
 
 def split(comparison: Comparison, column: str) -> dict[str, Comparison]:
-    """The comparison on the rows with each value of a column alone, values in order. Rows without
-    the column are in none."""
+    """Return value -> the comparison on the rows with that value in a column, sorted by value.
+
+    Rows without a value in the column are left out.
+    """
     values = [answer.row.get(column) for answer in comparison.arms[0].answers]
     groups = {}
     for value in sorted({value for value in values if value}):
@@ -241,20 +269,31 @@ def _difference(
     metric: Metric, left: str, right: str, samples: Mapping[str, Mapping[str, Sample]]
 ) -> Difference:
     ours, theirs = samples[left][metric.name], samples[right][metric.name]
-    found, rows = difference(ours, theirs), min(ours.rows, theirs.rows)
+    bounds, rows = difference(ours, theirs), min(ours.rows, theirs.rows)
     better = None
-    if metric.better and found.excludes_zero and rows >= ENOUGH:
-        better = left if (found.value > 0) == (metric.better == "higher") else right
-    return Difference(metric.name, left, right, found, better, rows)
+    if metric.better and bounds.excludes_zero and rows >= ENOUGH:
+        better = left if (bounds.value > 0) == (metric.better == "higher") else right
+    return Difference(metric.name, left, right, bounds, better, rows)
+
+
+def _in_words(
+    differences: Sequence[Difference], label: str, other: str, comparison: Comparison
+) -> Iterator[str]:
+    """Yield "metric (value vs. value, CI low to high)" for each; the first spells out the CI."""
+    meaning = "95% CI of the difference"
+    for each in differences:
+        ours, theirs = (
+            comparison.figures[name][each.metric].interval.value for name in (label, other)
+        )
+        bounds = sorted((abs(each.interval.low), abs(each.interval.high)))
+        low, high = (f"{bound:.2g}" for bound in bounds)
+        yield f"{_plain(each.metric)} ({ours:.3g} vs. {theirs:.3g}, {meaning} {low} to {high})"
+        meaning = "CI"
 
 
 def _plain(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def _sentence(found: Difference, label: str, other: str, comparison: Comparison) -> str:
-    ours, theirs = (
-        comparison.figures[name][found.metric].interval.value for name in (label, other)
-    )
-    low, high = sorted((abs(found.interval.low), abs(found.interval.high)))
-    return f"{_plain(found.metric)} ({ours:.3g} against {theirs:.3g}; by {low:.2g} to {high:.2g})"
+def _count(number: int, noun: str) -> str:
+    return f"one {noun}" if number == 1 else f"{number} {noun}s"
