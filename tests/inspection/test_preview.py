@@ -16,8 +16,7 @@ from fasttune import FasttuneError, Template, given, history, learn
 from fasttune.data.load import Loaded
 from fasttune.data.rows import StoredRows
 from fasttune.encoding.encode import encode
-from fasttune.inspection.preview import pick, pieces, preview, visible
-from fasttune.inspection.preview_html import to_html
+from fasttune.inspection.preview import pick, pieces, preview, to_html, visible
 from fasttune.inspection.preview_terminal import TerminalPreview
 from tests.conftest import cli
 

@@ -1,6 +1,6 @@
 """What a row looks like to the model: its sections, its tokens, and which of them are learned.
 
-A `Preview` gives itself as JSON; `preview_terminal` and `preview_html` show it to a person.
+A `Preview` exports itself as JSON; `to_html` and `preview_terminal` display previews.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fasttune.encoding.encode import EOS_SPAN, IGNORED, encode_many
 from fasttune.errors import FasttuneError
@@ -55,6 +58,12 @@ class Section:
         kind = "trained" if self.train else "given"
         return f"{kind}, {count} {'token' if count == 1 else 'tokens'}"
 
+    @property
+    def placed(self) -> Iterator[tuple[int, Piece]]:
+        """Yield (position of the first token, piece)."""
+        lengths = (len(piece.ids) for piece in self.pieces)
+        return zip(accumulate(lengths, initial=self.start), self.pieces, strict=False)
+
     def labels(self, piece: Piece) -> list[int]:
         return piece.ids if self.train else [IGNORED] * len(piece.ids)
 
@@ -87,8 +96,6 @@ class Preview:
         return f"<Preview of row {self.row} in {self.template}: {self.summary}>"
 
     def _repr_html_(self) -> str:
-        from fasttune.inspection.preview_html import to_html
-
         return framed(to_html([self]), height=420)
 
     @property
@@ -267,3 +274,22 @@ def visible(text: str) -> str:
         or (f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in UNSEEN else char)
         for char in text
     )
+
+
+def to_html(previews: Sequence[Preview], ids: bool = False) -> str:
+    """Return a page that needs no script, no other file and no network.
+
+    Args:
+        ids: show the token ids.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["visible"] = visible
+    template = environment.get_template("preview.html.jinja")
+    return template.render(previews=previews, ids=ids, marks=MARKS)
