@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import yaml
 
 from fasttune.config import RunConfig, dump_config, flatten, load_config, parse_override
 from fasttune.errors import FasttuneError
+from fasttune.yaml_text import read_yaml
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -59,8 +62,13 @@ def test_a_dumped_config_reads_back_equal(tmp_path):
         ("train.learning_rate=-1", "above 0"),
         ("train.learning_rate=.nan", "above 0"),
         ("train.packing=maybe", "true or false"),
+        ("train.max_steps=0", "from 1 to 1000000000, or null"),
         ("train.schedule=cosin", "did you mean 'cosine'"),
         ("model=phi", "groups settings"),
+        ("learning_rate=1e-4", "did you mean 'train.learning_rate'?"),
+        ("model.learning_rat=1e-4", "did you mean 'train.learning_rate'?"),
+        ("batch_size=2", "did you mean 'train.batch_size' or 'samples.batch_size'?"),
+        ("lora_alpha=2", "did you mean 'lora.alpha'?"),
         ("lora.r", "key=value"),
         ("lora.r=[", "expected"),
         ("data.columns=3", "a mapping"),
@@ -129,4 +137,59 @@ def test_numbers_by_name():
     assert flatten(config.as_dict())["train.schedule_options"] == {"min_lr_rate": 0.1, "n": 2.0}
     with pytest.raises(FasttuneError, match="'train.schedule_options' is .*") as caught:
         load_config(None, [("train.schedule_options", {"min_lr_rate": "low"})])
-    assert "a number" in caught.value.hint
+    assert "numbers by name" in caught.value.hint
+
+
+def test_a_template_may_be_a_yaml_file():
+    for name in ("alpaca", "mine.yaml", "../formats/my own.yml"):
+        assert load_config(None, [("template", name)]).template == name
+    for name in ("../mine", ".mine", "", "a\0.yaml"):
+        with pytest.raises(FasttuneError) as caught:
+            load_config(None, [("template", name)])
+        assert "or a .yaml file" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("lora.r", "8", 8), ("lora.r", 8.0, 8), ("lora.r", "8e0", 8), ("lora.alpha", "1e1", 10.0),
+        ("model.fast_path", True, "on"), ("model.quantization", None, "none"),
+        ("lora.targets", "q_proj, k_proj,", ("q_proj", "k_proj")), ("samples.by", [1], ("1",)),
+        ("data.columns", {"output": 3}, {"output": "3"}), ("system", 5, "5"),
+    ],
+)  # fmt: skip
+def test_spellings_of_a_value(key, value, expected):
+    group, _, name = key.rpartition(".")
+    config = load_config(None, [(key, value)])
+    found = getattr(getattr(config, group) if group else config, name)
+    assert found == expected and type(found) is type(expected)
+
+
+def test_a_wrong_value_in_a_file_has_its_line(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("data:\n  sources:\n  - a.jsonl\n  - name: b.jsonl\n    count: 0\n")
+    with pytest.raises(FasttuneError) as caught:
+        load_config(file)
+    assert str(caught.value).splitlines() == [
+        "'data.sources.count' is 0", f"{file}, line 4", "it takes a count of 1 or more, or null",
+    ]  # fmt: skip
+    file.write_text("seed: 1\ntrain.epochs: 2\n")
+    with pytest.raises(FasttuneError) as caught:
+        load_config(file)
+    assert caught.value.where == f"{file}, line 2"
+    assert caught.value.hint == "write 'epochs' indented below 'train:'"
+
+
+def test_the_lines_of_yaml():
+    value, lines = read_yaml("name: a\nparts:\n- x\n-\n  text: y\n- [p, q]\n")
+    assert value["parts"] == ["x", {"text": "y"}, ["p", "q"]]
+    assert lines == {
+        "name": 1, "parts": 2, "parts.0": 3, "parts.1": 5, "parts.1.text": 5, "parts.2": 6,
+        "parts.2.0": 6, "parts.2.1": 6,
+    }  # fmt: skip
+
+
+def test_reading_a_config_imports_neither_torch_nor_transformers():
+    code = "import sys, fasttune.config as c; c.load_config(None, [('train.optimizer', 'lomo')])"
+    code += "; assert not {'torch', 'transformers', 'trl'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)

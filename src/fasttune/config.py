@@ -1,70 +1,113 @@
-"""YAML and command-line overrides -> frozen dataclasses. Every setting is explained in
-default.yaml, which is configs/default.yaml in the repository."""
+"""Read settings from YAML and the command line into frozen dataclasses with bounds.
+
+default.yaml explains every setting. In the repository, it is configs/default.yaml."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from fasttune.errors import FasttuneError, did_you_mean, reason
-from fasttune.files import absolute, valid_name
+import msgspec
+from msgspec import Meta
+
+from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.files import NAME, absolute
+from fasttune.yaml_text import (
+    CHARACTERS,
+    Filled,
+    Finite,
+    Text,
+    Texts,
+    convert,
+    read_yaml,
+    read_yaml_file,
+    refused,
+    setting,
+    shown,
+)
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """torch's names of the precisions."""
 PRECISIONS = {dtype: word for word, dtype in DTYPES.items()}
 
+MANY, SEEDS = 10**6, 2**32 - 1
+Seed = Annotated[int, Meta(ge=0, le=SEEDS)]
+Number = Annotated[int, Meta(ge=1, le=MANY)]
+Large = Annotated[int, Meta(ge=1, le=1000 * MANY)]
+Positive = Annotated[float, Meta(gt=0, le=MANY)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
+
+TemplateName = Annotated[str, Meta(
+    pattern=rf"^(?:{NAME.pattern}|{CHARACTERS}\.ya?ml)\Z",
+    description="a name of letters, digits, - _ and ., not starting with a dot, or a .yaml file",
+)]  # fmt: skip
+Columns = Annotated[dict[Text, Text], Meta(description="a mapping, as {instruction: question}")]
+Options = Annotated[dict[Text, Finite], Meta(description="numbers by name, as {min_lr_rate: 0.1}")]
+Weight = Annotated[float, Meta(gt=0, le=MANY, description=f"a weight above 0 to {MANY}")]
+
+Switch = Literal["auto", "on", "off"]
+Schedule = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr",
+    "warmup_stable_decay", "greedy",
+]  # fmt: skip
+"""The names in transformers' SchedulerType. Importing them from there would import torch."""
+SCHEDULES: tuple[str, ...] = typing.get_args(Schedule)
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str | None = None
-    max_length: int = 1024
+    name: Filled | None = None
+    max_length: Annotated[int, Meta(ge=1, le=10 * MANY)] = 1024
     quantization: Literal["auto", "nf4", "none"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    fast_path: Literal["auto", "on", "off"] = "auto"
-    nf4_copy: Literal["auto", "on", "off"] = "auto"
+    fast_path: Switch = "auto"
+    nf4_copy: Switch = "auto"
     dropout: Literal["off", "config"] = "off"
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    r: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.0
+    r: Annotated[int, Meta(ge=1, le=2**16)] = 16
+    alpha: Positive = 16.0
+    dropout: Share = 0.0
     rslora: bool = False
     dora: bool = False
-    targets: tuple[str, ...] = ()
+    targets: Texts = ()
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One of several sources: all of its rows, `count` of them, or by `weight` its share."""
+    """One of several sources. It gives `count` rows, a share by `weight`, or else all rows."""
 
-    name: str = ""
-    split: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-    count: int | None = None
-    weight: float | None = None
+    name: Text = ""
+    split: Text | None = None
+    columns: Columns = field(default_factory=dict)
+    count: Annotated[int, Meta(ge=1, description="a count of 1 or more")] | None = None
+    weight: Weight | None = None
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    train: str | None = None
-    split: str = "train"
+    train: Filled | None = None
+    split: Filled = "train"
     sources: tuple[SourceConfig, ...] = ()
-    eval: str | None = None
-    eval_split: str | None = None
-    eval_fraction: float = 0.05
-    split_seed: int = 0
-    columns: dict[str, str] = field(default_factory=dict)
-    limit: int | None = None
+    eval: Filled | None = None
+    eval_split: Filled | None = None
+    eval_fraction: Share = 0.05
+    split_seed: Seed = 0
+    columns: Columns = field(default_factory=dict)
+    limit: Large | None = None
     drop_duplicates: bool = False
     skip_bad_rows: bool = False
     turns: Literal["all", "first"] = "all"
@@ -73,47 +116,47 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: float = 1.0
-    max_steps: int | None = None
-    batch_size: int = 4
-    gradient_accumulation: int = 1
+    epochs: Positive = 1.0
+    max_steps: Large | None = None
+    batch_size: Number = 4
+    gradient_accumulation: Number = 1
     packing: bool = True
-    learning_rate: float = 2e-4
-    schedule: str = "cosine"
-    schedule_options: dict[str, float] = field(default_factory=dict)
-    warmup_steps: int = 5
-    warmup_ratio: float = 0.0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    neftune_noise_alpha: float | None = None
-    optimizer: str = "auto"
+    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 2e-4
+    schedule: Schedule = "cosine"
+    schedule_options: Options = field(default_factory=dict)
+    warmup_steps: Annotated[int, Meta(ge=0, le=1000 * MANY)] = 5
+    warmup_ratio: Share = 0.0
+    weight_decay: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    max_grad_norm: Positive = 1.0
+    neftune_noise_alpha: Annotated[float, Meta(gt=0, le=10**4)] | None = None
+    optimizer: Filled = "auto"
     gradient_checkpointing: Literal["auto", "unsloth", "on", "off"] = "auto"
     ignore_plan: bool = False
     learn_eos: bool = True
-    log_steps: int = 1
-    eval_steps: int | None = None
-    eval_batch_size: int = 4
-    early_stopping: int | None = None
-    save_steps: int | None = None
-    save_minutes: float | None = 5.0
-    save_total_limit: int = 2
-    report_to: tuple[str, ...] = ()
+    log_steps: Large = 1
+    eval_steps: Large | None = None
+    eval_batch_size: Number = 4
+    early_stopping: Number | None = None
+    save_steps: Large | None = None
+    save_minutes: Positive | None = 5.0
+    save_total_limit: Number = 2
+    report_to: tuple[Tracker, ...] = ()
 
 
 @dataclass(frozen=True)
 class SamplesConfig:
-    count: int = 6
-    max_new_tokens: int = 128
-    batch_size: int = 6
-    by: tuple[str, ...] = ()
+    count: Annotated[int, Meta(ge=0, le=MANY)] = 6
+    max_new_tokens: Number = 128
+    batch_size: Number = 6
+    by: Texts = ()
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    template: str = "reasoning"
-    system: str | None = None
-    seed: int = 3407
-    output: str = "runs"
+    template: TemplateName = "reasoning"
+    system: Text | None = None
+    seed: Seed = 3407
+    output: Filled = "runs"
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     data: DataConfig = field(default_factory=DataConfig)
@@ -121,146 +164,18 @@ class RunConfig:
     samples: SamplesConfig = SamplesConfig()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain dictionaries and lists, as YAML and JSON take them."""
-        return _plain(dataclasses.asdict(self))
-
-
-OPTIMIZERS = (
-    "adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor",
-    "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd", "adagrad",
-    "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit",
-    "paged_adamw_32bit", "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit",
-    "paged_lion_32bit", "paged_lion_8bit", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit",
-    "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor",
-    "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo",
-    "adalomo", "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd",
-    "apollo_adamw", "apollo_adamw_layerwise", "stable_adamw",
-)  # fmt: skip
-"""transformers' OptimizerNames, kept here because importing them imports torch."""
-
-SCHEDULES = (
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
-    "inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr",
-    "warmup_stable_decay", "greedy",
-)  # fmt: skip
-"""transformers' SchedulerType, likewise."""
-
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-
-Check = Callable[[Any], None]
-"""Raises ValueError, with what is wanted instead, for a value that a setting does not take."""
-
-
-def whole(low: int, high: int) -> Check:
-    """A whole number within bounds, both included."""
-
-    def check(value: Any) -> None:
-        if not low <= value <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-
-    return check
-
-
-def number(low: float, high: float, above: bool = False, below: bool = False) -> Check:
-    """A finite number within bounds, both included but for those that are `above` or `below`."""
-
-    def check(value: Any) -> None:
-        if not low <= value <= high or (above and value == low) or (below and value == high):
-            start = f"above {low:g}" if above else f"from {low:g}"
-            raise ValueError(f"a number {start} {'to below' if below else 'to'} {high:g}")
-
-    return check
-
-
-def one_of(known: Sequence[str]) -> Check:
-    """A known word, or words of which each is known."""
-
-    def check(value: Any) -> None:
-        for word in [value] if isinstance(value, str) else value:
-            if word not in known:
-                raise ValueError(f"a known name; {did_you_mean(word, [*known])}")
-
-    return check
-
-
-def _filled(value: Any) -> None:
-    if not value.strip():
-        raise ValueError("a text that is not empty")
-
-
-def _a_name(value: Any) -> None:
-    if not valid_name(value):
-        raise ValueError("a name: letters, digits, - _ and ., not starting with a dot")
-
-
-def _sources(value: Any) -> None:
-    weighted = [each.weight is not None for each in value]
-    for each in value:
-        if not each.name.strip():
-            raise ValueError("sources that have a name, as {name: rows.jsonl, weight: 2}")
-        if each.weight is not None and (each.count is not None or not 0 < each.weight <= MANY):
-            raise ValueError(f"a weight above 0 and to {MANY}, or a count, of {each.name}")
-        if each.count is not None and each.count < 1:
-            raise ValueError(f"a count of 1 or more of {each.name}")
-    if any(weighted) and not all(weighted):
-        raise ValueError("a weight for each source, or for none")
-
-
-MANY, SEEDS = 10**6, 2**32 - 1
-CHECKS: dict[str, Check] = {
-    "template": _a_name,
-    "seed": whole(0, SEEDS),
-    "output": _filled,
-    "model.name": _filled,
-    "model.max_length": whole(1, 10 * MANY),
-    "lora.r": whole(1, 2**16),
-    "lora.alpha": number(0, MANY, above=True),
-    "lora.dropout": number(0, 1, below=True),
-    "data.train": _filled,
-    "data.split": _filled,
-    "data.sources": _sources,
-    "data.eval": _filled,
-    "data.eval_split": _filled,
-    "data.eval_fraction": number(0, 1, below=True),
-    "data.split_seed": whole(0, SEEDS),
-    "data.limit": whole(1, 1000 * MANY),
-    "train.epochs": number(0, MANY, above=True),
-    "train.max_steps": whole(1, 1000 * MANY),
-    "train.batch_size": whole(1, MANY),
-    "train.gradient_accumulation": whole(1, MANY),
-    "train.learning_rate": number(0, 100, above=True),
-    "train.schedule": one_of(SCHEDULES),
-    "train.warmup_ratio": number(0, 1, below=True),
-    "train.neftune_noise_alpha": number(0, 10**4, above=True),
-    "train.warmup_steps": whole(0, 1000 * MANY),
-    "train.weight_decay": number(0, 100),
-    "train.max_grad_norm": number(0, MANY, above=True),
-    "train.optimizer": one_of(("auto", *OPTIMIZERS)),
-    "train.log_steps": whole(1, 1000 * MANY),
-    "train.eval_steps": whole(1, 1000 * MANY),
-    "train.eval_batch_size": whole(1, MANY),
-    "train.early_stopping": whole(1, MANY),
-    "train.save_steps": whole(1, 1000 * MANY),
-    "train.save_minutes": number(0, MANY, above=True),
-    "train.save_total_limit": whole(1, MANY),
-    "train.report_to": one_of(TRACKERS),
-    "samples.count": whole(0, MANY),
-    "samples.max_new_tokens": whole(1, MANY),
-    "samples.batch_size": whole(1, MANY),
-}
-"""What a setting takes beyond its type; with no key here its type says it all."""
-
-FILE_BYTES, NESTING = 2**20, 20
-"""What a config may have at the most: it is read whole, and by recursion."""
+        """Return plain dictionaries and lists, for YAML and JSON."""
+        values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return values
 
 
 class Override(NamedTuple):
-    """A setting given beside the file.
+    """A setting from outside the file.
 
     Attributes:
-        key: dotted, as "train.epochs".
-        value: text is read as YAML where the setting takes no text.
-        origin: where it was given, for messages, as "--model phi" or "train.epochs=2".
+        key: dotted, such as "train.epochs".
+        value: text is converted to the type of the setting.
+        origin: where it was given, for errors, such as "--model phi" or "train.epochs=2".
     """
 
     key: str
@@ -273,66 +188,64 @@ def load_config(
     overrides: Sequence[Override | tuple[str, Any]] = (),
     base: RunConfig | None = None,
 ) -> RunConfig:
-    """Defaults, then the file, then the overrides: later wins.
+    """Combine the defaults, the file and the overrides. Later values win.
 
     Args:
         path: a YAML file of nested mappings.
         overrides: also as (key, value).
-        base: settings in place of the file's, as those of a run.
+        base: settings instead of a file's, such as those of a run.
 
     Raises:
-        FasttuneError: the file cannot be read, or a key or value is not known; it names the
-            file with the line, or the override.
+        FasttuneError: the file cannot be read, or a key or value is wrong. The error names the
+            file and the line, or the override.
     """
-    values, origins = _read_file(path) if path is not None else (base.as_dict() if base else {}, {})
-    for key, value, origin in (Override(*each) for each in overrides):
+    values, lines = (base.as_dict() if base else {}), dict[str, int]()
+    if path is not None:
+        values, lines = read_yaml_file(path, "the config")
+    if not isinstance({} if values is None else values, dict):
+        raise FasttuneError("the config is not a mapping", str(path), "write lines of `key: value`")
+    values, places = values or {}, {key: f"{path}, line {line}" for key, line in lines.items()}
+    places[""] = str(path or "")
+    for key, value, origin in (Override(*override) for override in overrides):
         _put(values, key, value)
-        origins = {k: o for k, o in origins.items() if not f"{k}.".startswith(f"{key}.")}
-        origins[key] = origin or key
-    return _build(RunConfig, values, "", _Origins(origins, str(path or "")))
+        places = {k: place for k, place in places.items() if not f"{k}.".startswith(f"{key}.")}
+        for name in accumulate(key.split("."), "{}.{}".format):
+            places.setdefault(name, origin or key)
+    return _build(RunConfig, values, places)
 
 
 def build_config(values: Mapping[str, Any], where: str) -> RunConfig:
-    """The config of a mapping such as `RunConfig.as_dict` gives.
+    """Build the config of a mapping from `RunConfig.as_dict`.
 
     Raises:
-        FasttuneError: a key or value is not known.
+        FasttuneError: a key or value is wrong; the error names `where`.
     """
-    config: RunConfig = _build(RunConfig, values, "", _Origins({}, where))
-    return config
+    return _build(RunConfig, values, {"": where})
 
 
 def with_setting(config: RunConfig, key: str, value: Any, where: str) -> RunConfig:
-    """The config with one more setting, given by its dotted key.
-
-    Raises:
-        FasttuneError: the key or the value is not known.
-    """
-    values = config.as_dict()
-    _put(values, key, value)
-    changed: RunConfig = _build(RunConfig, values, "", _Origins({}, where))
-    return changed
+    """Return the config with one setting changed, given by its dotted key; see `load_config`."""
+    return load_config(None, [Override(key, value, where)], config)
 
 
 def with_training(config: RunConfig, **changes: Any) -> RunConfig:
-    """The config with other settings of its training."""
+    """Return the config with some training settings changed."""
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted keys."""
-    found: dict[str, Any] = {}
+    """Map dotted keys to the values of nested settings."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        inner = isinstance(value, dict) and key not in ("columns", "schedule_options")
-        found |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return found
+        group = isinstance(value, dict) and key not in ("columns", "schedule_options")
+        flat |= flatten(value, f"{prefix}{key}.") if group else {f"{prefix}{key}": value}
+    return flat
 
 
 def in_full(config: RunConfig) -> RunConfig:
-    """The config with its paths in full, for what does not depend on the folder one stands in."""
+    """Return the config with absolute paths, so that it does not depend on the current folder."""
     name, train, held_out = (
-        found and absolute(found)
-        for found in (config.model.name, config.data.train, config.data.eval)
+        path and absolute(path) for path in (config.model.name, config.data.train, config.data.eval)
     )
     sources = tuple(
         dataclasses.replace(source, name=absolute(source.name)) for source in config.data.sources
@@ -345,15 +258,17 @@ def in_full(config: RunConfig) -> RunConfig:
 
 
 def parse_override(text: str) -> Override:
-    """`train.learning_rate=1e-4` -> its key and value.
+    """Parse `train.learning_rate=1e-4` into its key and value.
 
     Raises:
-        FasttuneError: there is no `=`, or the value is no YAML.
+        FasttuneError: the text has no `=`, or the value is not YAML.
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise FasttuneError(
-            f"'{text}' sets nothing", "on the command line", "write key=value, as train.epochs=2"
+            f"'{text}' is not a setting",
+            "on the command line",
+            "write key=value, such as train.epochs=2",
         )
     try:
         return Override(key, read_yaml(value)[0], text)
@@ -362,51 +277,43 @@ def parse_override(text: str) -> Override:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The config as YAML that `load_config` reads back to an equal one."""
+    """Write the config as YAML. `load_config` reads it back to an equal config."""
     import yaml
 
     return yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
 
 
 def commented(config: RunConfig, command: str) -> str:
-    """default.yaml, where every setting is explained, with the values of a config.
+    """Write default.yaml, which explains every setting, with the values of a config.
 
     Args:
-        command: for its first line, how a run takes it.
+        command: the command that uses the file, for its first line.
     """
     import yaml
 
     text = Path(__file__).with_name("default.yaml").read_text(encoding="utf-8")
     values, defaults = flatten(config.as_dict()), flatten(RunConfig().as_dict())
-    lines, group = text.splitlines(), ""
-    lines[0] = f"# {command}"
-    for number, line in enumerate(lines):
-        match = re.match(r"( *)(\w+):( *)(.*?)(?=  +#|$)", line)
-        if match is None:
-            continue
-        indent, key, gap, written = match.groups()
-        if not written:
-            group = f"{key}."
-            continue
-        value = values[f"{group if indent else ''}{key}"]
-        if value == defaults[f"{group if indent else ''}{key}"]:
+    lines = [f"# {command}", *text.splitlines()[1:]]
+    for key, number in read_yaml(text)[1].items():
+        match = re.match(r"( *\w+: *).*?(?=  +#|$)", lines[number - 1])
+        if match is None or key not in values or values[key] == defaults[key]:
             continue
         dumped = yaml.safe_dump(
-            value, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False
-        )
-        new = dumped.removesuffix("\n").removesuffix("\n...")
-        comment = line[match.end() :].lstrip()
-        column = len(line) - len(comment)  # it stays there as far as it can
-        start = f"{indent}{key}:{gap}{new}"
-        lines[number] = start + " " * max(2, column - len(start)) * bool(comment) + comment
+            values[key], default_flow_style=True, allow_unicode=True, width=math.inf,
+            sort_keys=False,
+        )  # fmt: skip
+        written = match[1] + dumped.removesuffix("\n").removesuffix("\n...")
+        comment = lines[number - 1][match.end() :].lstrip()
+        width = len(lines[number - 1]) - len(comment) - len(written)  # keep the comment's column
+        lines[number - 1] = written + " " * max(2, width) * bool(comment) + comment
     return "\n".join(lines) + "\n"
 
 
 def steps(rows: int, config: RunConfig, processes: int = 1) -> int:
-    """Optimiser steps of a run over `rows` rows, as transformers' Trainer counts them.
+    """Count the optimizer steps of a run over `rows` rows, as transformers' Trainer does.
 
     Args:
-        processes: of the run; each adds as many rows to a step.
+        processes: number of processes of the run. Each one adds as many rows to a step.
     """
     chosen = config.train
     if chosen.max_steps is not None:
@@ -414,104 +321,6 @@ def steps(rows: int, config: RunConfig, processes: int = 1) -> int:
     batches = math.ceil(rows / chosen.batch_size)
     per_epoch = max(1, math.ceil(batches / (chosen.gradient_accumulation * processes)))
     return math.ceil(per_epoch * chosen.epochs)
-
-
-def read_yaml(text: str) -> tuple[Any, dict[str, int]]:
-    """A YAML document of plain values, and the line of each key, dotted.
-
-    Raises:
-        ValueError: it is no YAML, nested more than NESTING deep, has a key twice or an alias.
-    """
-    import yaml
-
-    try:
-        loader = _loader()(text)
-        node = loader.get_single_node()
-        value = None if node is None else loader.construct_document(node)
-    except Exception as error:  # scalars are made by int(), date() and others with errors of theirs
-        said = str(error) if isinstance(error, yaml.YAMLError) else reason(error)
-        raise ValueError(said) from error
-    return value, dict(_lines(node))
-
-
-@cache
-def _loader() -> Any:
-    """SafeLoader within bounds: what it would build of a small text can take all memory."""
-    import yaml
-
-    class Bounded(yaml.SafeLoader):
-        depth = 0
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            mark: Any = self.peek_event().start_mark
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.MarkedYAMLError(
-                    problem="aliases (*name) are not taken", problem_mark=mark
-                )
-            if self.depth == NESTING:
-                raise yaml.MarkedYAMLError(
-                    problem=f"nested more than {NESTING} deep", problem_mark=mark
-                )
-            self.depth += 1
-            node = super().compose_node(parent, index)
-            self.depth -= 1
-            return node
-
-        def compose_mapping_node(self, anchor: Any) -> Any:
-            node = super().compose_mapping_node(anchor)
-            seen = set()
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key '{key.value}' is there twice",
-                        problem_mark=key.start_mark,
-                    )
-                seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-            return node
-
-    return Bounded
-
-
-def _lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """The dotted keys below a YAML node with their lines, from 1."""
-    for key, value in node.value if getattr(node, "id", "") == "mapping" else ():
-        name = f"{prefix}{key.value}"
-        yield name, key.start_mark.line + 1
-        yield from _lines(value, f"{name}.")
-
-
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a config file, and where each one stands."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(FILE_BYTES + 1)
-        if len(content) > FILE_BYTES:
-            raise ValueError(f"it has more than {FILE_BYTES} bytes")
-        values, lines = read_yaml(content.decode())
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)
-        raise FasttuneError(
-            "cannot read the config", f"{path}: {said}", "give a YAML file; see configs/"
-        ) from error
-    if values is None:
-        return {}, {}
-    if not isinstance(values, dict):
-        raise FasttuneError("the config is no mapping", str(path), "write lines of `key: value`")
-    return values, {key: f"{path}, line {line}" for key, line in lines.items()}
-
-
-class _Origins(NamedTuple):
-    """Where the settings come from: dotted key -> place, and the place of all others."""
-
-    known: Mapping[str, str]
-    other: str
-
-    def of(self, key: str) -> str:
-        """The place of a setting, of what holds it, or of what it holds."""
-        parts = key.split(".")
-        holders = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
-        held = (known for known in self.known if known.startswith(f"{key}."))
-        return next((self.known[k] for k in (*holders, *held) if k in self.known), self.other)
 
 
 def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -524,132 +333,104 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[leaf] = value
 
 
-def _build(kind: type, values: Mapping[Any, Any], prefix: str, origins: _Origins) -> Any:
-    """An instance of the dataclass `kind` from a mapping, each value checked against its type."""
-    hints = typing.get_type_hints(kind)
-    built = {}
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields, with their bounds."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+SETTINGS = tuple(flatten(RunConfig().as_dict()))
+"""The dotted key of each setting."""
+
+
+def _place(places: Mapping[str, str], key: str) -> str:
+    """Return where a setting, or the closest group around it, comes from."""
+    while key not in places:
+        key = key.rpartition(".")[0]
+    return places[key]
+
+
+def _build(
+    kind: Any, values: Mapping[Any, Any], places: Mapping[str, str], prefix: str = ""
+) -> Any:
+    """Build the dataclass `kind` from values that may be wrong.
+
+    Args:
+        places: dotted key -> where it was set; "" for keys that are not in it.
+        prefix: the group of the keys, with its dot.
+    """
+    hints, converted = _hints(kind), {}
     for name, value in values.items():
         key = f"{prefix}{name}"
+        where = _place(places, key)
         if name not in hints:
-            raise FasttuneError(
-                f"there is no setting '{key}'", origins.of(key), did_you_mean(str(name), [*hints])
-            )
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, Mapping):
-                inner = [f"{key}.{inner.name}" for inner in dataclasses.fields(hints[name])]
-                raise FasttuneError(
-                    f"'{key}' groups settings and takes no value itself",
-                    origins.of(key),
-                    f"set one of: {', '.join(inner)}",
-                )
-            built[name] = _build(typing.cast(type, hints[name]), value, f"{key}.", origins)
+            raise FasttuneError(f"there is no setting '{key}'", where, _suggest(str(name), kind))
+        if key == "data.sources":
+            converted[name] = _sources(value, places)
+        elif not dataclasses.is_dataclass(hints[name]):
+            converted[name] = setting(key, value, hints[name], where)
+        elif isinstance(value, Mapping):
+            converted[name] = _build(hints[name], value, places, f"{key}.")
         else:
-            item = typing.get_args(hints[name])[:1]
-            if item and dataclasses.is_dataclass(item[0]) and isinstance(value, (list, tuple)):
-                value = tuple(_one(key, item[0], each, origins) for each in value)
-            built[name] = _checked(key, value, hints[name], origins.of(key))
-    return kind(**built)
+            settings = ", ".join(f"{key}.{inner}" for inner in _hints(hints[name]))
+            message = f"'{key}' groups settings and has no value itself"
+            raise FasttuneError(message, where, f"set one of: {settings}")
+    return kind(**converted)
 
 
-def _one(key: str, kind: Any, value: Any, origins: _Origins) -> Any:
-    """One of a list of settings that belong together; a text alone is its name."""
-    if isinstance(value, kind):
-        return value
-    values = {"name": value} if isinstance(value, str) else value
-    if not isinstance(values, Mapping):
-        raise FasttuneError(
-            f"'{key}' holds {_shown(value)}", origins.of(key), "write {name: rows.jsonl, weight: 2}"
-        )
-    return _build(kind, values, f"{key}.", origins)
+def _suggest(name: str, kind: type) -> str:
+    """Name the setting that was probably meant, with its group if that is another one."""
+    if name in SETTINGS:
+        group, _, name = name.rpartition(".")
+        return f"write '{name}' indented below '{group}:'"
+    siblings, leaves = [*_hints(kind)], {key.rpartition(".")[2] for key in SETTINGS}
+    close = difflib.get_close_matches(name, siblings)
+    if kind is SourceConfig or (close and name not in leaves):
+        return did_you_mean(name, siblings)
+    close = difflib.get_close_matches(name, leaves, n=1)
+    keys = [key for key in SETTINGS if key.rpartition(".")[2] in close]
+    keys = keys or difflib.get_close_matches(name, SETTINGS, n=1)
+    meant = " or ".join(f"'{key}'" for key in keys)
+    return f"did you mean {meant}?" if keys else did_you_mean(name, siblings)
 
 
-def _checked(key: str, value: Any, hint: Any, where: str) -> Any:
-    try:
-        converted = _convert(value, hint)
-        if converted is not None and key in CHECKS:
-            CHECKS[key](converted)
-    except ValueError as error:
-        raise FasttuneError(f"'{key}' is {_shown(value)}", where, f"it takes {error}") from error
-    return converted
+def _sources(value: Any, places: Mapping[str, str]) -> tuple[SourceConfig, ...]:
+    """Build the sources of the rows. A text alone is the name of a source."""
+    key, sources, wanted = "data.sources", list[SourceConfig](), ""
+    where = _place(places, key)
+    if not isinstance(value, (list, tuple)):
+        wanted = "a list, as [{name: rows.jsonl, weight: 2}, other.jsonl]"
+        raise refused(key, value, where, wanted)
+    for number, item in enumerate(value):
+        place = _place(places, f"{key}.{number}")
+        fields = {"name": item} if isinstance(item, str) else item
+        fields = vars(item) if isinstance(item, SourceConfig) else fields
+        if not isinstance(fields, Mapping):
+            message = f"'{key}' holds {shown(item)}"
+            raise FasttuneError(message, place, "write {name: rows.jsonl, weight: 2}")
+        sources.append(_build(SourceConfig, fields, {"": place}, f"{key}."))
+    if not all(source.name.strip() for source in sources):
+        wanted = "sources that have a name, as {name: rows.jsonl, weight: 2}"
+    elif any(None not in (source.count, source.weight) for source in sources):
+        wanted = "a count or a weight for a source, not both"
+    elif len({source.weight is None for source in sources}) > 1:
+        wanted = "a weight for each source, or for none"
+    if wanted:
+        raise refused(key, [source.name for source in sources], where, wanted)
+    return tuple(sources)
 
 
-def _shown(value: Any) -> str:
-    """A value for a message: short, whatever it is."""
-    if isinstance(value, tuple) and value and isinstance(value[0], SourceConfig):
-        value = [each.name for each in value]
-    huge = isinstance(value, int) and abs(value) >= 10**100
-    text = "a number of more than 100 digits" if huge else repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
+# Only sampling.py and tests/data/test_any_bytes.py use the names below.
+CHECKS = SETTINGS
+Check = Callable[[Any], Any]
 
 
-def _convert(value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`; ValueError says what is wanted instead."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _convert(value, arguments[0])
-    if origin is Literal:
-        # YAML 1.1 reads a bare on and off as booleans.
-        word = {"True": "on", "False": "off", "None": "none"}.get(str(value), value)
-        if not isinstance(word, str) or word not in arguments:
-            raise ValueError(f"one of {', '.join(arguments)}")
-        return word
-    if origin is tuple and dataclasses.is_dataclass(arguments[0]):
-        kind = typing.cast(type, arguments[0])
-        if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
-            raise ValueError("a list, as [{name: rows.jsonl, weight: 2}, other.jsonl]")
-        return value
-    if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)):
-            raise ValueError("a list, as [a, b] or a,b")
-        return tuple(word for item in items if (word := _text(item).strip()))
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise ValueError(
-                "a mapping, as {instruction: question}"
-                if arguments[1] is str
-                else "a mapping, as {min_lr_rate: 0.1}"
-            )
-        return {_text(key): _convert(inner, arguments[1]) for key, inner in value.items()}
-    if hint is bool:
-        if not isinstance(value, bool):
-            raise ValueError("true or false")
-        return value
-    if hint in (int, float):
-        return _number(value, hint)
-    return _text(value)
+def whole(low: int, high: int) -> Check:
+    """Return a check for a whole number within bounds."""
+    return partial(convert, hint=Annotated[int, Meta(ge=low, le=high)])
 
 
-def _number(value: Any, kind: type) -> int | float:
-    """A number given as such or as a text: YAML 1.1 reads 1e-4 as text, it wants a dot in it."""
-    wanted = "a whole number" if kind is int else "a number"
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(wanted)
-    if kind is int and isinstance(value, int):
-        return value
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        raise ValueError(wanted) from None
-    if kind is int and not number.is_integer():
-        raise ValueError(wanted)
-    return int(number) if kind is int else number
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, (str, int, float)) or isinstance(value, bool):
-        raise ValueError("a text")
-    text = str(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("a text that UTF-8 can hold") from None
-    if "\0" in text:
-        raise ValueError("a text without NUL characters")
-    return text
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+def number(low: float, high: float, above: bool = False) -> Check:
+    """Return a check for a number within bounds, without `low` if it must be `above`."""
+    bounds = Meta(gt=low, le=high) if above else Meta(ge=low, le=high)
+    return partial(convert, hint=Annotated[float, bounds])
