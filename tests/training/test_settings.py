@@ -18,7 +18,7 @@ from fasttune.errors import FasttuneError
 from fasttune.exports.export import export
 from fasttune.job import prepare
 from fasttune.plugins.discovery import load_plugins
-from fasttune.training.settings import BY_EVALUATION, check_schedule
+from fasttune.training.settings import BY_EVALUATION, check_optimizer_name, check_schedule
 from fasttune.training.train import train
 from tests.conftest import rows, write_rows
 
@@ -37,12 +37,25 @@ def test_the_schedules_of_a_config_are_transformers_own():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_can_be_made(name):
     check_schedule(TrainConfig(schedule=name, schedule_options=NEEDED.get(name, {})), True)
-    with pytest.raises(FasttuneError, match="cannot be made") as caught:
+    with pytest.raises(FasttuneError, match="cannot create the schedule") as caught:
         check_schedule(TrainConfig(schedule=name, schedule_options={"min_rate": 1.0}), True)
     assert "min_rate" in caught.value.where
     if name in BY_EVALUATION:
         with pytest.raises(FasttuneError, match="follows the held-out loss"):
             check_schedule(TrainConfig(schedule=name), False)
+
+
+@pytest.mark.parametrize(
+    "name", ["auto", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adafactor", "sgd", "lomo"]
+)
+def test_an_optimizer_of_transformers_is_accepted(name):
+    check_optimizer_name(name)
+
+
+def test_an_unknown_optimizer_is_refused_before_a_model_is_loaded():
+    with pytest.raises(FasttuneError, match="no optimizer 'adamw_torhc'") as caught:
+        check_schedule(TrainConfig(optimizer="adamw_torhc"), True)
+    assert "did you mean 'adamw_torch'" in caught.value.hint
 
 
 class Watch(TrainerCallback):

@@ -1,11 +1,11 @@
-"""A run's config as the settings of TRL's trainer."""
+"""Turn a run's config into the settings of TRL's trainer, and check what transformers must know."""
 
 from __future__ import annotations
 
 from trl import SFTConfig
 
 from fasttune.config import RunConfig, TrainConfig
-from fasttune.errors import FasttuneError, reason
+from fasttune.errors import FasttuneError, did_you_mean, reason
 from fasttune.machine import tensor_device
 from fasttune.models.choices import Choices
 from fasttune.processes import count
@@ -15,12 +15,18 @@ from fasttune.runs import Run
 def training_arguments(
     config: RunConfig, run: Run, evaluate: bool, choices: Choices, processes: int = 1
 ) -> SFTConfig:
-    """The settings of TRL's trainer.
+    """Return the settings of TRL's trainer.
 
     Args:
-        processes: how many the run began with; each adds as many rows to a step.
+        evaluate: whether the run has held-out rows.
+        processes: number of processes at the start of the run. Each one adds as many rows to a
+            step.
+
+    Raises:
+        FasttuneError: the optimizer is unknown, or early stopping has no held-out rows.
     """
     chosen = config.train
+    check_optimizer_name(chosen.optimizer)
     eval_every = _every(chosen.eval_steps) if evaluate else ("no", 1)
     save_every = _every(chosen.save_steps)
     if chosen.early_stopping is not None:
@@ -30,22 +36,20 @@ def training_arguments(
                 "train.early_stopping",
                 "set data.eval_fraction",
             )
-        save_every = (
-            eval_every  # transformers keeps the best model only where it saves and evaluates alike
-        )
+        save_every = eval_every  # transformers needs a checkpoint for each evaluation
     return SFTConfig(
         output_dir=str(run.checkpoints.absolute()),
         num_train_epochs=chosen.epochs,
         max_steps=chosen.max_steps or -1,
-        # Each process is given the rows of the whole step, and takes its share of them.
+        # Each process receives the rows of the whole step and picks its share.
         per_device_train_batch_size=chosen.batch_size * chosen.gradient_accumulation * processes,
         per_device_eval_batch_size=chosen.eval_batch_size * count(),
-        use_cpu=count() > 1 and tensor_device() == "cpu",  # accelerate looks for GPUs otherwise
+        use_cpu=count() > 1 and tensor_device() == "cpu",  # else accelerate looks for GPUs
         gradient_accumulation_steps=1,  # the collator divides a step's rows
         learning_rate=chosen.learning_rate,
         lr_scheduler_type=chosen.schedule,
         lr_scheduler_kwargs=dict(chosen.schedule_options) or None,
-        warmup_steps=chosen.warmup_ratio or chosen.warmup_steps,  # below 1 it is a share
+        warmup_steps=chosen.warmup_ratio or chosen.warmup_steps,  # below 1: a share of all steps
         weight_decay=chosen.weight_decay,
         max_grad_norm=chosen.max_grad_norm,
         neftune_noise_alpha=chosen.neftune_noise_alpha,
@@ -58,7 +62,7 @@ def training_arguments(
         save_steps=save_every[1],
         save_total_limit=chosen.save_total_limit,
         load_best_model_at_end=chosen.early_stopping is not None,
-        # How many evaluations brought nothing: a resumed run stops where an unbroken one does.
+        # Restores the count of evaluations without progress: a resumed run stops at the same step.
         restore_callback_states_from_checkpoint=chosen.early_stopping is not None,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
@@ -72,8 +76,8 @@ def training_arguments(
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         disable_tqdm=True,
-        dataloader_pin_memory=False,  # what is loaded are numbers, no tensors yet
-        logging_nan_inf_filter=False,  # the trainer looks itself, with one wait for a GPU
+        dataloader_pin_memory=False,  # the loader returns numbers, not tensors
+        logging_nan_inf_filter=False,  # our trainer checks, with one GPU sync
         dataloader_num_workers=0,
     )
 
@@ -82,26 +86,43 @@ BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 """Schedules that follow the held-out loss."""
 
 
-def check_schedule(chosen: TrainConfig, evaluate: bool) -> None:
-    """Refuse a schedule that transformers could not make of its options, before a model is loaded.
+def check_optimizer_name(name: str) -> None:
+    """Refuse an optimizer that transformers does not know.
 
     Raises:
-        FasttuneError: it lacks an option, has one that it does not know, or has no evaluations.
+        FasttuneError: no optimizer has this name.
+    """
+    from transformers.training_args import OptimizerNames
+
+    known = ["auto", *(optimizer.value for optimizer in OptimizerNames)]
+    if name not in known:
+        raise FasttuneError(
+            f"there is no optimizer '{name}'", f"train.optimizer: {name}", did_you_mean(name, known)
+        )
+
+
+def check_schedule(chosen: TrainConfig, evaluate: bool) -> None:
+    """Refuse an optimizer or a schedule that transformers cannot create, before a model is loaded.
+
+    Raises:
+        FasttuneError: the optimizer is unknown, the schedule lacks an option or has an unknown
+            one, or it needs held-out rows.
     """
     import torch
     from transformers import get_scheduler
 
+    check_optimizer_name(chosen.optimizer)
     if chosen.schedule in BY_EVALUATION and not evaluate:
         raise FasttuneError(
-            f"{chosen.schedule} follows the held-out loss, and no row is held out",
+            f"{chosen.schedule} follows the held-out loss, but no row is held out",
             "train.schedule",
-            "set data.eval_fraction, or take another schedule",
+            "set data.eval_fraction, or choose another schedule",
         )
     if chosen.schedule in ("constant", "constant_with_warmup") and chosen.schedule_options:
-        raise FasttuneError(  # transformers would not look at them
-            f"the schedule {chosen.schedule} cannot be made: it takes no options",
+        raise FasttuneError(  # transformers ignores them
+            f"cannot create the schedule {chosen.schedule}: it takes no options",
             f"train.schedule_options: {chosen.schedule_options}",
-            "leave them out",
+            "remove the options",
         )
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=chosen.learning_rate)
     try:
@@ -114,9 +135,9 @@ def check_schedule(chosen: TrainConfig, evaluate: bool) -> None:
         )
     except (TypeError, ValueError) as error:
         raise FasttuneError(
-            f"the schedule {chosen.schedule} cannot be made: {reason(error)}",
+            f"cannot create the schedule {chosen.schedule}: {reason(error)}",
             f"train.schedule_options: {chosen.schedule_options}",
-            "its options are the arguments of transformers' get_..._schedule functions",
+            f"use the arguments of transformers' function for the schedule {chosen.schedule}",
         ) from error
 
 
