@@ -5,11 +5,9 @@ docs/experiment.md compares it with the English system text:
     fasttune compare --plugin examples/own_language.py --templates reasoning,own-language
 """
 
-from collections.abc import Iterable
+from fasttune_plugins.reasoning import REASONING
 
-from fasttune_plugins.reasoning import Reasoning
-
-from fasttune import Row, Segment, Template, hookimpl
+from fasttune import Template, choose, hookimpl
 
 SYSTEM = {
     "de": "Du bist ein Assistent, der viele Sprachen gut kann. Antworte auf Deutsch.",
@@ -22,15 +20,13 @@ SYSTEM = {
 }
 
 
-class OwnLanguage(Reasoning):
-    name = "own-language"
-    description = "the reasoning format, asked for in the row's own language"
-
-    def segments(self, row: Row) -> Iterable[Segment]:
-        system = row.get("system") or SYSTEM.get(row.get("language", ""), self.system)
-        return super().segments({**row, "system": system})
-
-
 @hookimpl
 def register_templates() -> list[Template]:
-    return [OwnLanguage()]
+    return [
+        Template(
+            name="own-language",
+            description="the reasoning format, asked for in the row's own language",
+            system=choose("language", {**SYSTEM, "": str(REASONING.system)}, default=""),
+            parts=REASONING.parts,
+        )
+    ]

@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fasttune.errors import FasttuneError
+from fasttune.formats.row import Row
+from fasttune.formats.template import END, Segment, Template, choose, given, learn
 from fasttune.plugins.exporter import (
     EXACT,
     QUANTISED,
@@ -22,7 +24,6 @@ from fasttune.plugins.exporter import (
 )
 from fasttune.plugins.hookspecs import hookimpl
 from fasttune.plugins.metric import Answer, Likelihood, Metric
-from fasttune.plugins.template import Row, Segment, Template, given, history, learn
 from fasttune.text.languages import detect_language
 from fasttune.text.repetition import longest_repeat, split_words
 
@@ -40,11 +41,12 @@ if TYPE_CHECKING:
         serve,
         train,
     )
-    from fasttune.inspection.contract import check_template
+    from fasttune.inspection.check import check_template
     from fasttune.plugins.discovery import load_plugin
 
 __version__ = "0.1.0"
 __all__ = [
+    "END",
     "EXACT",
     "QUANTISED",
     "ROUNDED",
@@ -61,12 +63,12 @@ __all__ = [
     "Segment",
     "Template",
     "check_template",
+    "choose",
     "compare",
     "detect_language",
     "evaluate",
     "export",
     "given",
-    "history",
     "hookimpl",
     "learn",
     "load",
@@ -84,7 +86,7 @@ __all__ = [
 
 
 _ELSEWHERE = {
-    "check_template": "fasttune.inspection.contract",
+    "check_template": "fasttune.inspection.check",
     "load_plugin": "fasttune.plugins.discovery",
 }
 """What is no verb of `fasttune.api`, and imported when it is first asked for all the same."""

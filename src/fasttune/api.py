@@ -11,7 +11,7 @@ Each verb imports what it needs when it is called: torch comes with the first th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from fasttune.comparison.result import Comparison
     from fasttune.data.rows import Rows
     from fasttune.exports.verify import Exported
+    from fasttune.formats.template import Template
     from fasttune.generation.generator import Generator
     from fasttune.inspection.preview import Preview
     from fasttune.job import Job
     from fasttune.planning.forecast import Forecast
     from fasttune.plugins.registry import Plugins
-    from fasttune.plugins.template import Template
+    from fasttune.records import TemplateFacts
     from fasttune.runs import Run
     from fasttune.serving.serve import Server
 
@@ -60,21 +61,19 @@ def load_plugins(
     config: Path | None = None,
     *,
     files: Sequence[Path] = (),
-    trust: bool | Callable[[Sequence[Path]], bool] = False,
 ) -> Plugins:
     """The installed plugins, and those of files and folders; one that fails is logged and left out.
 
     Args:
+        config: YAML formats in formats/ beside it are found, too.
         files: plugin files, by their paths.
-        trust: True lets the files in plugins/ beside `config` run, which no one has agreed to yet;
-            or a function that is given their paths and returns that.
 
     Raises:
         FasttuneError: see `plugins.discovery.load_plugins`.
     """
     from fasttune.plugins import discovery
 
-    loaded = discovery.load_plugins(folder, config, files, trust)
+    loaded = discovery.load_plugins(folder, config, files)
     loaded.provided()  # asks every plugin for what it has, which may add problems
     for problem in loaded.problems:
         log.warning(
@@ -83,15 +82,22 @@ def load_plugins(
     return loaded
 
 
-def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> Job:
+def prepare(
+    config: RunConfig | None = None,
+    plugins: Plugins | None = None,
+    kept: tuple[Template, TemplateFacts] | None = None,
+) -> Job:
     """The template and the checked and divided rows of a run to be; no model is loaded.
+
+    Args:
+        kept: the template of a run that goes on; see `Run.kept_template`.
 
     Raises:
         FasttuneError: for whatever is wrong with template, model name or data.
     """
     from fasttune import job
 
-    return job.prepare(config or RunConfig(), plugins or load_plugins())
+    return job.prepare(config or RunConfig(), plugins or load_plugins(), kept)
 
 
 def preview(job: Job, row: int = 1) -> Preview:
@@ -110,8 +116,8 @@ def preview(job: Job, row: int = 1) -> Preview:
         raise FasttuneError(f"there is no row {row}", job.source, f"rows are 1 to {len(job.train)}")
     return preview.preview(
         job.template,
-        job.train.segments(row - 1),
-        load_tokenizer(job.model),
+        job.train[row - 1],
+        load_tokenizer(job.model, job.template.end),
         number=row,
         model=job.model,
         max_length=job.config.model.max_length,
@@ -207,12 +213,12 @@ def _lengths(job: Job, model: str) -> list[int] | None:
     from fasttune.models.tokenizer import load_tokenizer
 
     try:
-        tokenizer = load_tokenizer(job.model if model == DEMO_MODEL else model)
+        tokenizer = load_tokenizer(job.model if model == DEMO_MODEL else model, job.template.end)
     except FasttuneError as error:
         why = error.where or error.message
         log.info("rows not counted, taken as model.max_length tokens: %s", why)
         return None
-    return encode_rows(job.train, tokenizer, job.config, "training").lengths
+    return encode_rows(job.template, job.train, tokenizer, job.config, "training").lengths
 
 
 def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -> Run:
@@ -220,8 +226,8 @@ def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -
 
     Args:
         plugins: for a run to go on with; a job has its own.
-        force: go on although the template renders otherwise, the rows are others, or config.yaml
-            was edited.
+        force: go on although the rows are others or config.yaml was edited, and with the loaded
+            template if it differs from the run's.
 
     Returns:
         the run; `run.manifest["status"]` is "done", or "interrupted" after a Ctrl-C or SIGTERM.
@@ -243,9 +249,8 @@ def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -
 
 def _interrupted(run: Run, plugins: Plugins, force: bool) -> Job:
     """The job that a run began with."""
-    plugins = run.with_template(plugins)
-    config = run.check_resumable(plugins.identity(run.config.template), force)
-    job = prepare(config, plugins)
+    config = run.check_resumable(force)
+    job = prepare(config, plugins, run.kept_template(plugins, force))
     run.check_data(job.train, job.eval, force)
     return job
 
@@ -269,16 +274,14 @@ class Source:
     """What will answer: a run, or a base model under a template. Nothing is loaded yet.
 
     Attributes:
+        template: with the system text that was asked for, or the run's own.
         adapter: None for a base model.
-        system: laid over the rows in place of the template's own system text.
-        plugins: those that have the template.
         run: None for a base model.
     """
 
     model: ModelConfig
     template: Template
     adapter: Path | None
-    system: str | None
     plugins: Plugins
     run: Run | None = None
 
@@ -290,7 +293,7 @@ class Source:
         """
         from fasttune.generation.generator import Generator
 
-        return Generator.load(self.model, self.template, self.adapter, self.system)
+        return Generator.load(self.model, self.template, self.adapter)
 
     def read(self, file: str | Path, columns: Mapping[str, str], labelled: bool = False) -> Rows:
         """The rows of a file to answer; only what a prompt needs has to be there.
@@ -323,11 +326,11 @@ def find(
 
     Args:
         template: for a base model, by default reasoning; a run has its own.
-        force: take the run although its template renders otherwise now.
+        force: use the loaded template if it differs from the run's.
 
     Raises:
-        FasttuneError: there is no such run or template, the run has no adapter, its template
-            renders otherwise, or only the Hub has the model and cannot be reached.
+        FasttuneError: there is no such run or template, the run has no adapter, or only the Hub has
+            the model and cannot be reached.
     """
     from fasttune.models.tokenizer import require_model
     from fasttune.runs import Run, find_run, is_run
@@ -335,35 +338,22 @@ def find(
     plugins = plugins or load_plugins()
     if isinstance(name, str) and not is_run(name):
         require_model(name)
-        return Source(
-            ModelConfig(name=name),
-            plugins.template(template or "reasoning"),
-            None,
-            system,
-            plugins,
-        )
+        chosen = plugins.template(template or "reasoning").with_system(system)
+        return Source(ModelConfig(name=name), chosen, None, plugins)
     run = name if isinstance(name, Run) else find_run(name)
-    config = run.config
-    if template not in (None, config.template):
+    trained = run.manifest["template"]["name"]
+    if template not in (None, trained, run.config.template):
         raise FasttuneError(
-            f"the run was trained with the template '{config.template}'",
+            f"the run was trained with the template '{trained}'",
             f"--template {template}",
             "leave out --template",
         )
-    plugins = run.with_template(plugins)
-    run.check_template(plugins.identity(config.template), force)
+    own = run.template(plugins, force)
     run.check_adapter()
     require_model(str(run.adapter))
     if run.model_config.name:
         require_model(run.model_config.name)
-    return Source(
-        run.model_config,
-        plugins.template(config.template),
-        run.adapter,
-        config.system if system is None else system,
-        plugins,
-        run,
-    )
+    return Source(run.model_config, own.with_system(system), run.adapter, plugins, run)
 
 
 def load(
@@ -530,7 +520,7 @@ def evaluate(
         rows: to answer, at equal distances; 0 takes all.
         by: columns of the rows; figures are taken for each of their values, too.
         output: the folder; by default below evaluations/, named after what is measured.
-        force: take the run although its template renders otherwise now.
+        force: use the loaded template if it differs from the run's.
 
     Raises:
         FasttuneError: as `find`, or the file cannot be read or holds a row that cannot be used.
@@ -544,8 +534,8 @@ def evaluate(
     measuring = Measuring(rows, max_new_tokens, batch_size, include_base or source.run is None)
     folder = Path(output) if output is not None else None
     made = plan_evaluation(
-        source.run or source.model, source.template.name, source.system, str(data), found,
-        measuring, source.plugins, folder,
+        source.run or source.model, source.template, str(data), found, measuring,
+        source.plugins, folder,
     )  # fmt: skip
     from fasttune.comparison.work import run_comparison
 

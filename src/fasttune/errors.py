@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
@@ -38,6 +40,28 @@ def reason(error: BaseException) -> str:
             return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
         at = at.__cause__ or at.__context__
     return type(error).__name__
+
+
+def blame(
+    error: BaseException, what: str, file: Path, where: str = "", hint: str = "fix it there"
+) -> FasttuneError:
+    """The error of a plugin's own code, with the line of its file that was reached.
+
+    Args:
+        what: the plugin's part, as "template 'mine'".
+        file: the plugin's; frames of other files are not shown.
+        where: what it was working on.
+    """
+    if isinstance(error, FasttuneError):
+        return error
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
+    place = f"{file}, line {frames[-1].lineno}: {frames[-1].line}" if frames else str(file)
+    said = " ".join(str(error).split())
+    return FasttuneError(
+        f"{what} fails: {type(error).__name__}{': ' if said else ''}{said}",
+        "\n".join(filter(None, (place, where))),
+        hint,
+    )
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

@@ -11,10 +11,11 @@ from fasttune.config import RunConfig
 from fasttune.data.load import load_divided
 from fasttune.data.rows import Rows
 from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.formats.row import Row
+from fasttune.formats.template import Template
 from fasttune.models.tokenizer import resolve_model
-from fasttune.plugins.identity import Identity
 from fasttune.plugins.registry import Plugins
-from fasttune.plugins.template import Row, Template
+from fasttune.records import TemplateFacts
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,11 @@ class Job:
 
     Attributes:
         plugins: for the metrics and the callbacks.
-        identity: of the template as it renders now.
+        template: with the run's own system text.
+        facts: what a run keeps of the template.
         model: the name or folder that will be loaded.
         source: where the rows came from, for messages.
-        train: rows to train on, with the run's system text.
+        train: rows to train on.
         eval: rows held out.
         skipped: number of bad rows left out.
     """
@@ -34,7 +36,7 @@ class Job:
     config: RunConfig
     plugins: Plugins
     template: Template
-    identity: Identity
+    facts: TemplateFacts
     model: str
     source: str
     train: Rows
@@ -48,16 +50,22 @@ class Job:
         )
 
 
-def prepare(config: RunConfig, plugins: Plugins) -> Job:
+def prepare(
+    config: RunConfig, plugins: Plugins, kept: tuple[Template, TemplateFacts] | None = None
+) -> Job:
     """Find the template, read and check the rows, and divide them; see `load_divided`.
+
+    Args:
+        kept: the template of a run that goes on, in place of the plugins'.
 
     Raises:
         FasttuneError: for whatever is wrong with template, model name or data.
     """
-    template = plugins.template(config.template)
+    template, facts = kept or (plugins.template(config.template), plugins.facts(config.template))
+    template = template.with_system(config.system)
     _check_trackers(config.train.report_to)
     _check_optimizer(config.train.optimizer)
-    found = load_divided(config.data, template, config.system)
+    found = load_divided(config.data, template)
     for loaded in found.sources:
         loaded.require_clean(config.data.skip_bad_rows)
     if config.samples.count:
@@ -69,7 +77,7 @@ def prepare(config: RunConfig, plugins: Plugins) -> Job:
         config=config,
         plugins=plugins,
         template=template,
-        identity=plugins.identity(config.template),
+        facts=facts,
         model=resolve_model(config.model.name),
         source=source if config.data.train or config.data.sources else "shipped rows",
         train=found.train,

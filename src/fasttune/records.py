@@ -11,21 +11,25 @@ import msgspec
 
 from fasttune.errors import FasttuneError
 
-FORMAT = 1
-"""Of a manifest. Those without one, which is format 0, have no `config` and no digest of the
-adapter; nothing else in them has another meaning."""
+FORMAT = 2
+"""Of a manifest."""
 
 
 class TemplateFacts(TypedDict):
-    """A template's `Identity`."""
+    """A run's format and where it came from.
+
+    Attributes:
+        identity: of the declaration, see `Template.identity`.
+        declaration: the format itself; None for one whose text is computed, which needs its plugin.
+    """
 
     name: str
-    provider: str
+    identity: str
+    declaration: dict[str, Any] | None
+    plugin: str
     distribution: str
     version: str
     path: str
-    source: str
-    rendering: str
 
 
 class LoraFacts(TypedDict):
@@ -37,11 +41,19 @@ class LoraFacts(TypedDict):
 
 
 class DataFacts(TypedDict):
-    """Where the rows came from, what they were, and how many were trained on."""
+    """Where the rows came from, what they were, and how many were trained on.
+
+    Attributes:
+        train_sha256, eval_sha256: of the rows before any was left out for its length.
+        trained_sha256: of which of the training rows were short enough.
+        heldout_sha256: of the held-out rows that the run keeps.
+    """
 
     source: str
     train_sha256: str
     eval_sha256: str
+    trained_sha256: str
+    heldout_sha256: str
     train_rows: int
     eval_rows: int
     train_tokens: int
@@ -50,6 +62,8 @@ class DataFacts(TypedDict):
 class Begun(TypedDict):
     """What a manifest holds from the beginning."""
 
+    format: int
+    config: dict[str, Any]
     status: Literal["running", "interrupted", "failed", "done"]
     started: str
     template: TemplateFacts
@@ -66,8 +80,6 @@ class Begun(TypedDict):
 class Manifest(Begun, total=False):
     """manifest.json; keys beyond these are kept."""
 
-    format: int
-    config: dict[str, Any]
     choices: dict[str, Any]
     batch_limit: int
     processes: int
@@ -83,7 +95,6 @@ class Manifest(Begun, total=False):
     best_eval_loss: float
     scores: dict[str, dict[str, float]]
     adapter_sha256: str
-    plugin_sha256: str
 
 
 class Logged(TypedDict):
@@ -117,18 +128,21 @@ def read_json(file: Path, kind: Any, hint: str = RESTORE) -> Any:
 
 
 def read_manifest(file: Path) -> Manifest:
-    """A run's manifest, of any format up to `FORMAT`.
+    """A run's manifest.
 
     Raises:
-        FasttuneError: it is missing or damaged, or of a later fasttune.
+        FasttuneError: it is missing or damaged, or another version of fasttune wrote it.
     """
     found = read_json(file, dict[str, Any])
     version = found.get("format", 0)
-    if isinstance(version, int) and version > FORMAT:
+    if version != FORMAT:
+        versions = found.get("versions")
+        by = versions.get("fasttune") if isinstance(versions, dict) else None
         raise FasttuneError(
-            "the run was written by a later fasttune",
-            f"{file}: format {version}; this fasttune knows {FORMAT}",
-            "pip install --upgrade fasttune",
+            f"the run was written by fasttune {by or 'of an unknown version'}, "
+            "whose runs this version does not read",
+            f"{file}: format {version}; this version reads format {FORMAT}",
+            "use that version for this run, or train it again",
         )
     manifest: Manifest = _checked(found, Manifest, file, str(file), RESTORE)
     return manifest

@@ -1,13 +1,13 @@
 """The run folder: everything about one training run, and reading it back.
 
 config.yaml      the resolved configuration
-manifest.json    template identity, data hash, versions, device, timings, outcome
+manifest.json    the format, data hashes, versions, device, timings, outcome
 metrics.jsonl    one JSON object per logged step, evaluation included
 loss.png         the losses
 samples.json     answers on held-out rows before and after training; samples.md shows them to people
 answers.png      how many of them are exact, by the columns in samples.by
-adapter/         the adapter, its tokenizer and template.json (the template's identity)
-plugin/          the source of the template's plugin, sealed
+heldout.jsonl    the held-out rows; a run that holds none out has no such file
+adapter/         the adapter, its tokenizer and template.json (the format)
 checkpoints/     what a resumed run starts from
 """
 
@@ -38,28 +38,27 @@ from fasttune.config import (
     flatten,
     load_config,
 )
+from fasttune.data.rows import Rows, StoredRows
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError, did_you_mean, reason
 from fasttune.files import (
-    atomic_folder,
     check_seal,
     locked,
     open_to_all,
-    seal,
     state_dir,
     sync,
     write_json,
     write_text,
 )
+from fasttune.formats.row import Row
+from fasttune.formats.template import Template, format_differences, from_declaration
 from fasttune.logs import muted
 from fasttune.notebook import picture
-from fasttune.plugins import discovery
-from fasttune.plugins.identity import Identity
-from fasttune.plugins.registry import Plugins, Provider
-from fasttune.plugins.template import Row
+from fasttune.plugins.registry import Plugins
 from fasttune.records import (
     FORMAT,
     Manifest,
+    TemplateFacts,
     TrainerState,
     read_json,
     read_manifest,
@@ -79,6 +78,7 @@ CHECKPOINT = (
 """Without any of these a resumed run would have other losses than an unbroken one."""
 
 RUNS = Path("runs")
+HELD_OUT = "heldout.jsonl"
 KNOWN = 1000
 """So many of a person's runs are remembered, wherever they are."""
 
@@ -115,10 +115,6 @@ class Run:
         return self.folder / "checkpoints"
 
     @property
-    def plugin(self) -> Path:
-        return self.folder / "plugin"
-
-    @property
     def manifest(self) -> Manifest:
         """What manifest.json holds.
 
@@ -134,10 +130,7 @@ class Run:
         Raises:
             FasttuneError: they are damaged.
         """
-        values = self.manifest.get("config")
-        if values is None:
-            return self.config_file
-        return build_config(values, str(self.folder / "manifest.json"))
+        return build_config(self.manifest["config"], str(self.folder / "manifest.json"))
 
     @property
     def config_file(self) -> RunConfig:
@@ -176,18 +169,47 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    def go_on(
-        self, config: RunConfig, facts: Mapping[str, Any], plugin: Provider | None = None
-    ) -> None:
-        """Take down the settings and the facts of a resumed run, and its plugin where it is another
-        one."""
+    def go_on(self, config: RunConfig, facts: Mapping[str, Any], held_out: Rows) -> None:
+        """Take down the settings and the facts of a resumed run."""
         write_text(self.folder / "config.yaml", dump_config(config))
-        before = self.manifest
-        same = "plugin_sha256" in before and before["template"] == facts["template"]
-        kept = {} if same else _keep(plugin, self.plugin)
+        if facts["data"]["heldout_sha256"] != self.manifest["data"]["heldout_sha256"]:
+            self.keep_held_out(held_out)
         begun = {"format": FORMAT, "status": "running", "config": config.as_dict()}
-        self.update({**begun, **facts, **kept})
-        _remember(self, made=bool(kept))
+        self.update({**begun, **facts})
+        _remember(self)
+
+    def keep_held_out(self, rows: Rows) -> None:
+        """Keep the rows that the run holds out, so that nothing needs its source again."""
+        lines = (
+            json.dumps([rows.number(at), row.language, row.as_json()], ensure_ascii=False)
+            for at, row in enumerate(rows)
+        )
+        if rows:
+            write_text(self.folder / HELD_OUT, "".join(f"{line}\n" for line in lines))
+
+    def held_out(self) -> Rows:
+        """The rows that the run holds out; none if there are none.
+
+        Raises:
+            FasttuneError: the file is missing or damaged.
+        """
+        file, rows = self.folder / HELD_OUT, StoredRows()
+        facts = self.manifest["data"]
+        if facts["heldout_sha256"] == data_hash([]):
+            return rows
+        try:
+            with file.open(encoding="utf-8") as lines:
+                for line in lines:
+                    number, language, row = json.loads(line)
+                    rows.append(Row.from_json(row, language), number)
+            damaged = data_hash(rows) != facts["heldout_sha256"]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            damaged = True
+        if damaged:
+            raise FasttuneError(
+                "the run's held-out rows are missing or damaged", str(file), "restore the file"
+            )
+        return rows
 
     def go_back(self, step: int) -> None:
         """Drop what there is of the steps that a resumed run will take again, and what a killed
@@ -277,45 +299,62 @@ class Run:
                 Path(lock.lock_file).unlink()
             lock.release()
 
-    def check_template(self, identity: Identity, force: bool = False) -> None:
-        """Refuse a template that renders otherwise than the run's.
+    def kept_template(
+        self, plugins: Plugins, force: bool = False
+    ) -> tuple[Template, TemplateFacts]:
+        """The run's format as it was declared, without the run's own system text. It needs no
+        plugin, unless its text is computed. If a loaded plugin declares something else under the
+        same name, the difference is logged.
+
+        Args:
+            force: use the plugin's in that case.
 
         Raises:
-            FasttuneError: the renderings differ and `force` is off; it shows both hashes.
+            FasttuneError: the text is computed, and the plugin is not loaded or, without `force`,
+                has changed.
         """
-        trained = self.manifest["template"]
-        if trained["rendering"] != identity.rendering and not force:
-            kept = self.plugin / f"{trained['provider']}.py"
-            source = f" (as it was: {kept})" if kept.is_file() else ""
-            raise FasttuneError(
-                f"template '{identity.name}' renders otherwise than when '{self.name}' was trained",
-                f"trained with {trained['rendering']} ({trained['path']})\n"
-                f"now loaded   {identity.rendering} ({identity.path})",
-                f"restore the template{source}, or use --force to go on all the same",
-            )
+        facts = self.manifest["template"]
+        name, declared = facts["name"], facts["declaration"]
+        loaded = plugins.templates.get(name, (None, None))[0]
+        if declared is None:
+            return self._computed(plugins, loaded, force)
+        own = from_declaration(declared)
+        if loaded is None or loaded.identity == own.identity:
+            return own, facts
+        which = "the loaded one (--force)" if force else "the run's (--force uses the loaded one)"
+        log.warning(
+            "note: template '%s' is not what run '%s' was trained with; using %s\n  %s",
+            name, self.name, which, "\n  ".join(format_differences(own, loaded)),
+        )  # fmt: skip
+        return (loaded, plugins.facts(name)) if force else (own, facts)
 
-    def with_template(self, plugins: Plugins) -> Plugins:
-        """The plugins; where none of them has the run's template, with the one that the run keeps.
-
-        Raises:
-            FasttuneError: that is not what was written, or nobody agreed to it here.
-        """
-        manifest = self.manifest
-        digest, trained = manifest.get("plugin_sha256"), manifest["template"]
-        if trained["name"] in plugins.templates or digest is None:
-            return plugins
-        hint = "restore it, or give the plugin with --plugin FILE"
-        check_seal(self.plugin, "the plugin that the run keeps", hint, digest)
-        found = discovery.with_kept(plugins, trained["provider"], self.plugin)
-        if trained["name"] not in found.templates and trained["distribution"]:
-            wanted = f"{trained['distribution']}=={trained['version']}"
+    def _computed(
+        self, plugins: Plugins, loaded: Template | None, force: bool
+    ) -> tuple[Template, TemplateFacts]:
+        facts = self.manifest["template"]
+        name, path = facts["name"], facts["path"]
+        if loaded is None:
+            package = f"{facts['distribution']}=={facts['version']}"
             raise FasttuneError(
-                f"the run's template '{trained['name']}' is not installed, and its copy does not "
-                "load by itself",
-                "\n".join(f"{p.path}: {p.error}" for p in found.problems) or str(self.plugin),
-                f"pip install {wanted}",
+                f"the format '{name}' of run '{self.name}' computes its text, so it needs its "
+                "plugin",
+                f"it was in {path}",
+                f"pip install {package}"
+                if facts["distribution"]
+                else f"add --plugin {path}, or wherever the file is now",
             )
-        return found
+        if loaded.identity != facts["identity"] and not force:
+            raise FasttuneError(
+                f"the code of template '{name}' has changed since '{self.name}' was trained",
+                f"trained with {facts['identity']} ({path})\nnow loaded   {loaded.identity} "
+                f"({plugins.templates[name][1].path})",
+                "restore the plugin, or use --force to continue with it as it is",
+            )
+        return loaded, plugins.facts(name)
+
+    def template(self, plugins: Plugins, force: bool = False) -> Template:
+        """The run's format with the run's own system text; see `kept_template`."""
+        return self.kept_template(plugins, force)[0].with_system(self.manifest["system"])
 
     def check_adapter(self) -> None:
         """Refuse a run that has no adapter yet, or whose adapter is not what training wrote.
@@ -359,12 +398,11 @@ class Run:
         """The model settings with "auto" replaced by what the run really used."""
         return replace(self.config.model, **self.used)
 
-    def check_resumable(self, identity: Identity, force: bool = False) -> RunConfig:
-        """Refuse to resume a run that is done, whose template changed, or whose config.yaml was
-        edited.
+    def check_resumable(self, force: bool = False) -> RunConfig:
+        """Refuse to resume a run that is done, or whose config.yaml was edited.
 
         Args:
-            force: go on with the template and the settings as they are now.
+            force: go on with the settings as they are now.
 
         Returns:
             the settings to go on with.
@@ -378,7 +416,6 @@ class Run:
                 str(self.folder),
                 "start a new run with more train.epochs",
             )
-        self.check_template(identity, force)
         with muted(__name__):  # it is said when it is taken
             self.last_checkpoint()
         now = self._edited(force)
@@ -401,8 +438,6 @@ class Run:
         try:
             return self.config_file
         except FasttuneError as error:
-            if "config" not in self.manifest:
-                raise
             if force:
                 return self.config
             hint = "restore it, or use --force to go on as the run began"
@@ -432,20 +467,19 @@ class Run:
 
 
 def create_run(
-    config: RunConfig, model: str, facts: Mapping[str, Any], plugin: Provider | None = None
+    config: RunConfig, model: str, facts: Mapping[str, Any], held_out: Rows | None = None
 ) -> Run:
-    """A new run folder named after template, model and time, with its settings and its manifest:
-    all of it is there at once, or nothing.
+    """A new run folder named after template, model and time, with its settings, its manifest and
+    its held-out rows: all of it is there at once, or nothing.
 
     Args:
-        facts: the manifest's, as `Begun`, but for status and start.
-        plugin: the template's; the run keeps its source.
+        facts: the manifest's, as `Begun`, but for format, config, status and start.
 
     Raises:
         FasttuneError: the folder cannot be made.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    named = re.sub(r"[^\w.-]+", "-", f"{config.template}-{Path(model).name}")[:80]
+    named = re.sub(r"[^\w.-]+", "-", f"{facts['template']['name']}-{Path(model).name}")[:80]
     parent = Path(config.output)
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -453,10 +487,9 @@ def create_run(
         try:
             write_text(aside / "config.yaml", dump_config(config))
             begun = {"format": FORMAT, "status": "running", "started": now()}
-            kept = _keep(plugin, aside / "plugin")
-            write_json(
-                aside / "manifest.json", {**begun, "config": config.as_dict(), **facts, **kept}
-            )
+            write_json(aside / "manifest.json", {**begun, "config": config.as_dict(), **facts})
+            if held_out is not None:
+                Run(aside).keep_held_out(held_out)
             open_to_all(aside)
             sync(aside)
             for attempt in range(1, 1000):
@@ -468,7 +501,7 @@ def create_run(
                         raise
                     continue  # another process was quicker
                 sync(parent)
-                _remember(Run(folder), made=bool(kept))
+                _remember(Run(folder))
                 return Run(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -481,21 +514,9 @@ def create_run(
     raise FasttuneError("cannot find a free name for the run", str(parent), "clear the folder")
 
 
-def _keep(plugin: Provider | None, folder: Path) -> dict[str, str]:
-    """Copy the source of a plugin, sealed; what the manifest holds of it."""
-    if plugin is None or plugin.path.suffix != ".py":
-        return {}
-    with atomic_folder(folder) as made:
-        discovery.keep_plugin(plugin, made)
-        return {"plugin_sha256": seal(made)}
-
-
-def _remember(run: Run, made: bool) -> None:
-    """Note for later commands where a run is, and, where its plugin was copied just now, that it is
-    one that this person ran: what lies in somebody else's run is not."""
+def _remember(run: Run) -> None:
+    """Note for later commands where a run is."""
     try:
-        if made:
-            discovery.agree(run.plugin)
         with locked(_index()):
             known = [line for line in _known() if line != str(run.folder.resolve())]
             write_json(_index(), [*known, str(run.folder.resolve())][-KNOWN:])
@@ -603,7 +624,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
                 "model.name": manifest["model"],
                 "model.quantization": manifest["quantization"],
                 "model.precision": PRECISIONS[manifest["dtype"]],
-                "rendering": manifest["template"]["rendering"][:12],
+                "format": manifest["template"]["identity"][:12],
                 "rows": manifest["data"]["train_sha256"][:12],
                 "held-out rows": manifest["data"]["eval_sha256"][:12],
                 "device": manifest["device"],

@@ -1,31 +1,26 @@
 """Vicuna 1.1: a preamble, then USER: and ASSISTANT: for every exchange of a conversation."""
 
-from collections.abc import Iterable
+from fasttune import Template, given, hookimpl, learn
 
-from fasttune import Row, Segment, Template, given, hookimpl, learn
-
-
-class Vicuna(Template):
-    name = "vicuna"
-    description = "USER: and ASSISTANT: after a preamble; the model learns the assistant's part"
-    tags = ("USER:", "ASSISTANT:")
-    system = (
+VICUNA = Template(
+    name="vicuna",
+    description="USER: and ASSISTANT: after a preamble; the model learns the assistant's part",
+    system=(
         "A chat between a curious user and an artificial intelligence assistant. The assistant "
         "gives helpful, detailed, and polite answers to the user's questions."
-    )
-
-    def turn(self, row: Row, first: bool) -> Iterable[Segment]:
-        question = "\n".join(filter(None, (row["instruction"], row.get("input"))))
-        if first:
-            yield given("system", f"{row.get('system') or self.system} ")
-        yield given("instruction", f"USER: {question} ")
-        yield given("response", "ASSISTANT:")
-        yield learn("response", f" {row.get('output', '')}")
-
-    def parse(self, text: str) -> dict[str, str]:
-        return {"response": text.removeprefix(" ")}
+    ),
+    conversations=True,
+    more_tags=["USER:", "ASSISTANT:"],
+    parts=[
+        given("system", "{system} ", once=True),
+        given("instruction", "USER: {instruction} ", unless="input"),
+        given("instruction", "USER: {instruction}\n{input} ", when="input"),
+        given("response", "ASSISTANT:"),
+        learn("response", " {output}"),
+    ],
+)
 
 
 @hookimpl
 def register_templates() -> list[Template]:
-    return [Vicuna()]
+    return [VICUNA]

@@ -19,13 +19,13 @@ from typing import Any
 from fasttune.benchmark.folder import require_new
 from fasttune.benchmark.rounds import figures, in_rounds, write_result
 from fasttune.encoding.encode import encode_prompt
+from fasttune.formats.row import Row
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.job import Job
 from fasttune.machine import this_device
 from fasttune.models.choices import decide
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.unsloth import FastLanguageModel
-from fasttune.plugins.template import Row
 from fasttune.processes import require_one
 
 # isort: split
@@ -73,7 +73,7 @@ def _with_adapter(job: Job) -> Generator:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=B_STD)
     FastLanguageModel.for_inference(model)
-    return Generator(model, tokenizer, job.template, choices, job.config.system)
+    return Generator(model, tokenizer, job.template, choices)
 
 
 def _arms(

@@ -80,7 +80,7 @@ def _fasttune(job: Job) -> Callable[[], Counts]:
     def arm() -> Counts:
         again = prepare(job.config, job.plugins)
         data_hash(again.train)
-        rows = encode_rows(again.train, tokenizer, again.config, "training")
+        rows = encode_rows(again.template, again.train, tokenizer, again.config, "training")
         return len(rows), rows.tokens
 
     return arm

@@ -73,7 +73,7 @@ def bench(
     """
     require_one("a benchmark")
     tokenizer = load_tokenizer(job.model)
-    rows = encode_rows(job.train, tokenizer, job.config, "training")
+    rows = encode_rows(job.template, job.train, tokenizer, job.config, "training")
     device = this_device()
     planned = foresee(job.config, job.model, rows.lengths, device)
     choices = planned.choices if planned is not None else decide(job.config, device)

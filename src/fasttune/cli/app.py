@@ -7,7 +7,6 @@ import errno
 import logging
 import signal
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import zip_longest
@@ -20,7 +19,6 @@ from typer.exceptions import Abort, TyperException
 from fasttune import __version__, api, processes
 from fasttune.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
 from fasttune.logs import show
-from fasttune.plugins.trust import printable
 from fasttune.quiet import STDOUT, drop_output, prepare_streams
 
 if TYPE_CHECKING:
@@ -81,21 +79,6 @@ def ask(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _agreed(files: Sequence[Path]) -> bool:
-    """Ask a person whether the plugins beside a config, or in a run, may run; without a terminal,
-    or where several processes would ask, no."""
-    listed = "".join(f"  {printable(file)}\n" for file in files)
-    return processes.count() == 1 and ask(f"these files run as code:\n{listed}run them?")
-
-
-def _told(files: Sequence[Path]) -> bool:
-    """Say what --trust-plugins lets run."""
-    say("these files run as code, from now on without a word until they change:")
-    for file in files:
-        say(f"  {printable(file)}")
-    return True
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"fasttune {__version__}")
@@ -113,10 +96,6 @@ def root(
         list[Path] | None,
         typer.Option(metavar="FILE", help="A plugin file; as often as you like."),
     ] = None,
-    trust_plugins: Annotated[
-        bool,
-        typer.Option("--trust-plugins", help="Agree to plugins beside --config, or in a run."),
-    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show what the libraries print, too.")
@@ -126,11 +105,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    context.obj = {
-        "folder": plugins_dir,
-        "files": plugin or (),
-        "trust": _told if trust_plugins else _agreed,
-    }
+    context.obj = {"folder": plugins_dir, "files": plugin or ()}
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     show(level if processes.first() else logging.ERROR)
 
@@ -219,7 +194,7 @@ def _global_first(arguments: list[str]) -> list[str]:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     rest, words = arguments[:end], arguments[end:]
     front = []
-    flags = ("--traceback", "--quiet", "-q", "--verbose", "-v", "--trust-plugins")
+    flags = ("--traceback", "--quiet", "-q", "--verbose", "-v")
     for option, values in (
         *((flag, 0) for flag in flags),
         ("--plugins-dir", 1),

@@ -108,9 +108,9 @@ def data(
         ).rows
         name = default_template(found_rows)
         settings = replace(settings, template=name)
-    chosen = found.template(settings.template)
-    divided = load_divided(settings.data, chosen, settings.system)
-    tokenizer = load_tokenizer(settings.model.name)
+    chosen = found.template(settings.template).with_system(settings.system)
+    divided = load_divided(settings.data, chosen)
+    tokenizer = load_tokenizer(settings.model.name, chosen.end)
     length, fraction = settings.model.max_length, settings.data.eval_fraction
     figures = survey(divided, chosen, tokenizer, length, fraction)
     if near or (near is None and figures.good_rows <= NEAR_ROWS and can_count()):
@@ -125,7 +125,7 @@ def data(
         raise FasttuneError(
             f"{figures.bad_rows} of {figures.good_rows + figures.bad_rows} rows cannot be used",
             f"{figures.source}, the first: {first}",
-            "put them right, or leave them out of a run with data.skip_bad_rows=true",
+            "fix these rows, or skip them in a run with data.skip_bad_rows=true",
         )
 
 

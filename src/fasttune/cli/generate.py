@@ -16,14 +16,15 @@ from fasttune.cli.app import app, complain, console, json_text, plugins, print_j
 from fasttune.data.check import require_prompt
 from fasttune.errors import FasttuneError
 from fasttune.files import require_free
+from fasttune.formats.row import Row
+from fasttune.formats.template import tags_in
 from fasttune.sampling import Sampling
 
 if TYPE_CHECKING:
     from fasttune.comparison.result import Comparison
+    from fasttune.formats.template import Template as Format
     from fasttune.generation.generator import Generator
     from fasttune.plugins.metric import Answer
-    from fasttune.plugins.template import Row
-    from fasttune.plugins.template import Template as Format
 
 RunArgument = Annotated[
     str, typer.Argument(help="A run (folder, name or 'last'), or a base model: name or folder.")
@@ -44,13 +45,13 @@ StopLoops = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed for sampling.")]
 Force = Annotated[
     bool,
-    typer.Option("--force", help="Go on although the template renders otherwise than in the run."),
+    typer.Option("--force", help="Use the loaded template if it differs from the run's."),
 ]
 ForceOutput = Annotated[
     bool,
     typer.Option(
         "--force",
-        help="Replace --output; go on although the template renders otherwise than in the run.",
+        help="Replace --output; use the loaded template if it differs from the run's.",
     ),
 ]
 
@@ -97,9 +98,6 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Print the completion as it is, nothing else.")
     ] = False,
-    via: Annotated[
-        str, typer.Option(help="'model', or 'pipeline': transformers' own, which must agree.")
-    ] = "model",
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
     force: ForceOutput = False,
 ) -> None:
@@ -110,18 +108,10 @@ def generate(
             f"fasttune generate {run}",
             'fasttune generate last "Your question"',
         )
-    if via not in ("model", "pipeline"):
-        raise FasttuneError(f"--via is '{via}'", f"--via {via}", "it takes model or pipeline")
-    if via == "pipeline" and (file is not None or stop_loops):
+    if (samples > 1 and temperature == 0) or (vote and samples == 1):
         raise FasttuneError(
-            "--via pipeline takes one instruction, and no --stop-loops",
-            "--file" if file is not None else "--stop-loops",
-            "leave one of them out",
-        )
-    if (samples > 1 and (temperature == 0 or via == "pipeline")) or (vote and samples == 1):
-        raise FasttuneError(
-            "several answers take a temperature above 0, the model itself, and --vote several",
-            f"--samples {samples} --temperature {temperature} --via {via}{' --vote' * vote}",
+            "--samples needs a --temperature above 0, and --vote needs --samples",
+            f"--samples {samples} --temperature {temperature}{' --vote' * vote}",
             "fasttune generate last QUESTION --samples 9 --temperature 0.7 --vote",
         )
     if score and (file is None or (samples > 1 and not vote)):
@@ -153,31 +143,22 @@ def generate(
         answers = with_likelihoods(generator, answers, batch_size)
         _show_scores(score_answers(source.template.name, answers, source.plugins), output is None)
         return
-    row = {"instruction": instruction or "", "input": input_}
-    require_prompt(row, source.template, source.system)
+    row = Row.of({"instruction": instruction or "", "input": input_})
+    require_prompt(row, source.template)
     generator = source.load()
     if samples > 1:
         asked = _Asked(sampling, batch_size, samples, vote)
         [answers] = asked.answers(generator, [row])
         _show_samples(generator.prompt(row), answers, raw, as_json)
         return
-    if via == "pipeline":
-        from fasttune.generation.generator import compare_with_pipeline
-
-        answer = compare_with_pipeline(generator, row, sampling)
-    else:
-        streaming = not as_json
-        answer = generator.stream(row, sampling, _print_piece if streaming else lambda piece: None)
-        if streaming:
-            print(flush=True)
+    answer = generator.stream(row, sampling, (lambda piece: None) if as_json else _print_piece)
+    if not as_json:
+        print(flush=True)
     if as_json:
         from fasttune.plugins.metric import as_dict
 
         print_json({"prompt": generator.prompt(row), **as_dict(answer)})
-    elif raw:
-        if via == "pipeline":
-            print(answer.text)
-    else:
+    elif not raw:
         _show(answer)
 
 
@@ -213,7 +194,7 @@ def chat(
         # Before loading, which takes seconds: the terminal keeps what is typed meanwhile.
         goes_on = "the conversation goes on until /reset"
         print(
-            f"{goes_on if source.template.holds_turns else 'every question is a fresh prompt'}; "
+            f"{goes_on if source.template.conversations else 'every question is a fresh prompt'}; "
             "/input TEXT adds a context, /base asks the untuned model, /quit ends"
         )
         print(prompt, end="", flush=True)
@@ -263,18 +244,16 @@ class _Talk:
     def __init__(self, generator: Generator, template: Format, sampling: Sampling) -> None:
         self.generator, self.template, self.sampling = generator, template, sampling
         self.pending = ""
-        self.earlier: list[Row] = []
+        self.earlier: list[dict[str, str]] = []
         self.last: Row | None = None
 
     def ask(self, question: str) -> None:
         """Raises FasttuneError for what cannot be asked."""
-        from fasttune.plugins.template import history, tags_in
-
         asked = {"instruction": question, "input": self.pending}
-        row = {**asked, **history(self.earlier)}
+        row = Row.of(asked, self.earlier)
         answer = self._answer(row)
         self.pending, self.last = "", row
-        if not self.template.holds_turns:
+        if not self.template.conversations:
             return
         targets = self.template.targets.items()
         said = {**asked, **{column: answer.sections.get(name, "") for name, column in targets}}
@@ -293,7 +272,7 @@ class _Talk:
 
     def reset(self) -> None:
         self.pending, self.earlier, self.last = "", [], None
-        if not self.template.holds_turns:
+        if not self.template.conversations:
             print("every question is a fresh prompt: the format holds one turn")
 
     def _answer(self, row: Row, who: str = "") -> Answer:

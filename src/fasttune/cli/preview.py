@@ -80,11 +80,10 @@ def preview(
         given.append(Override("data.turns", turns, f"--turns {turns}"))
     settings = load_config(config, given, base=found.config if found else None)
     provided = plugins(context, config)
-    if found is not None:
-        provided = found.with_template(provided)
-        found.check_template(provided.identity(settings.template))
-    chosen = provided.template(settings.template)
-    loaded = load_divided(settings.data, chosen, settings.system).sources[0]
+    chosen = (
+        found.kept_template(provided)[0] if found else provided.template(settings.template)
+    ).with_system(settings.system)
+    loaded = load_divided(settings.data, chosen).sources[0]
     if loaded.bad_rows:
         print(
             f"warning: {loaded.source}: {loaded.bad_rows} unusable "
@@ -92,18 +91,18 @@ def preview(
             file=sys.stderr,
         )
     picked = views.pick(loaded, row, rows)
-    tokenizer = load_tokenizer(settings.model.name)
+    tokenizer = load_tokenizer(settings.model.name, chosen.end)
     name = views.short_name(settings.model.name or tokenizer.name_or_path)
     shown = [
         views.preview(
             chosen,
-            segments,
+            picked_row,
             tokenizer,
             number=number,
             model=name,
             max_length=settings.model.max_length,
         )
-        for number, segments in picked
+        for number, picked_row in picked
     ]
     if json:
         print_json([one.as_dict() for one in shown])

@@ -38,7 +38,7 @@ def run(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Resume although the template, the rows or config.yaml changed."
+            "--force", help="Resume although the rows, config.yaml or the template changed."
         ),
     ] = False,
     dry_run: Annotated[
@@ -79,8 +79,8 @@ def _dry_run(job: Job, as_json: bool) -> None:
     from fasttune.models.tokenizer import load_tokenizer
     from fasttune.planning.forecast import foresee
 
-    tokenizer = load_tokenizer(job.model)
-    encoded = encode_rows(job.train, tokenizer, job.config, "training")
+    tokenizer = load_tokenizer(job.model, job.template.end)
+    encoded = encode_rows(job.template, job.train, tokenizer, job.config, "training")
     planned = steps(len(encoded), job.config, count())
     spans = describe_row(encoded[0], tokenizer)
     plan = foresee(job.config, job.model, encoded.lengths, machine.this_device())

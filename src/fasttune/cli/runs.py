@@ -92,11 +92,11 @@ def show(run: str, output: Anywhere = None, as_json: AsJson = False) -> None:
         return
     out = console()
     template, data, lora = manifest["template"], manifest["data"], manifest["lora"]
-    provider = f"{template['provider']} {template['version']}".strip()
+    origin = f"{template['distribution'] or template['path']} {template['version']}".strip()
     lines = {
         "run": found.folder,
         "status": manifest["status"],
-        "template": f"{template['name']} ({provider}), rendering {template['rendering'][:12]}",
+        "template": f"{template['name']} ({origin}), identity {template['identity'][:12]}",
         "model": f"{shown(manifest['model'])}, {manifest['quantization']}, {manifest['dtype']}",
         "LoRA": f"{' '.join(lora['layers'])}, {lora['parameters'] / 1e6:.2f} M parameters",
         "data": f"{shown(data['source'])}: {data['train_rows']} rows, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,15 +12,14 @@ import typer
 from fasttune.cli.app import app, console, print_json
 from fasttune.cli.app import plugins as load_all
 from fasttune.errors import EXIT_FAILURE, FasttuneError
-from fasttune.plugins.discovery import load_plugin, load_plugins
-from fasttune.plugins.identity import PROBE_ROWS
-from fasttune.plugins.template import Segment, Template
+from fasttune.formats.files import is_format_file, read_format
+from fasttune.formats.template import Segment, Template, examples
+from fasttune.plugins import discovery
 
 if TYPE_CHECKING:
-    from fasttune.inspection.contract import Checked
+    from fasttune.inspection.check import CheckResult
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-SHOWN_ROW = PROBE_ROWS[2]  # the first one with a context
 
 ONE_TURN = "a row with more is refused, or its first exchange taken with data.turns=first"
 
@@ -58,48 +58,48 @@ def list_templates(context: typer.Context, as_json: Json = False) -> None:
 @group.command()
 def show(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A template, as in: fasttune templates list.")],
+    name: Annotated[
+        str, typer.Argument(help="A template, as in: fasttune templates list; or a YAML file.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Show a template, and one row rendered with it."""
-    loaded = load_all(context)
-    template, identity = loaded.template(name), loaded.identity(name)
-    segments = list(template.segments(SHOWN_ROW))
+    template, provider = load_all(context).found(name)
+    row = examples(template)[2]  # the first one with a context
+    segments = template.rendered(row)
+    facts: dict[str, Any] = {
+        "name": template.name,
+        "description": template.description,
+        "provider": str(provider),
+        "identity": template.identity,
+        "tags": list(template.tags),
+        "targets": dict(template.targets),
+        "required": list(template.required),
+        "turns": _turns(template),
+        "end": template.end or "EOS",
+        "system": str(template.system_text({})),
+    }
     if as_json:
         print_json(
             {
-                "name": name,
-                "description": template.description,
-                "identity": identity.as_dict(),
-                "tags": list(template.tags),
-                "targets": dict(template.targets),
-                "turns": _turns(template),
-                "required": list(template.required),
-                "system": template.system,
-                "row": dict(SHOWN_ROW),
-                "segments": [asdict(segment) for segment in segments],
+                **facts,
+                "declaration": None if template.computed else template.declaration,
+                "row": dict(row),
+                "segments": [segment._asdict() for segment in segments],
             }
         )
         return
-    facts = {
-        "template": name,
-        "description": template.description,
-        "provider": str(loaded.templates[name][1]),
-        "rendering": identity.rendering,
-        "source": identity.source,
-        "tags": "  ".join(template.tags),
-        "targets": ", ".join(
-            f"{section} (column {column})" for section, column in template.targets.items()
-        ),
-        "required": ", ".join(template.required),
-        "turns": "many: every answer of a conversation is learned, and ends with EOS"
-        if template.holds_turns
-        else f"one: {ONE_TURN}",
-        "system": template.system,
-    }
+    facts["tags"] = "  ".join(template.tags)
+    facts["required"] = ", ".join(template.required)
+    facts["targets"] = ", ".join(f"{s} (column {c})" for s, c in template.targets.items())
+    facts["turns"] = (
+        "many: every answer of a conversation is learned, with its end"
+        if template.conversations
+        else f"one: {ONE_TURN}"
+    )
     _table(None, [(key, text) for key, text in facts.items() if text])
     print()
-    _print_segments(segments)
+    _print_segments(segments, template.end)
 
 
 @group.command()
@@ -112,34 +112,51 @@ def new(
             "--out",
             "-o",
             help="The folder to write to.",
-            show_default="plugins; of a package the folder one stands in",
+            show_default="plugins; for --yaml formats; for --package the current folder",
         ),
     ] = None,
     package: Annotated[
         bool, typer.Option("--package", help="Write a package that pip installs.")
     ] = False,
+    as_yaml: Annotated[
+        bool, typer.Option("--yaml", help="Write a YAML file, which is found in formats/.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Write a working template and its test."""
-    from fasttune.plugins.scaffold import new_package, new_template
+    from fasttune.plugins.scaffold import new_format, new_package, new_template
 
+    if package and as_yaml:
+        raise FasttuneError(
+            "--package and --yaml exclude each other", f"templates new {name}", "give one of them"
+        )
+    loaded = load_all(context)
     if package:
-        for path in new_package(name, out or Path(), load_all(context), force):
+        for path in new_package(name, out or Path(), loaded, force):
             print(f"wrote {path}")
         home = path.parents[1]
         print(f"install it: pip install -e {home}\ncheck it:   fasttune templates check {name}")
         print(f"test it:    pytest {home}")
         return
-    plugin, test = new_template(name, out or Path("plugins"), load_all(context), force)
+    if as_yaml:
+        file = new_format(name, out or Path("formats"), loaded, force)
+        use = name if file.parent == Path("formats") else file
+        print(f"wrote {file}\ncheck it:  fasttune templates check {file}")
+        print(f"use it:    fasttune run --template {use} --data rows.jsonl")
+        return
+    plugin, test = new_template(name, out or Path("plugins"), loaded, force)
     print(f"wrote {plugin}\nwrote {test}")
     print(f"check it:  fasttune templates check {plugin}\ntest it:   pytest {test}")
-    print(f"use it:    fasttune --plugin {plugin} templates show {name}")
+    print(f"use it:    fasttune run --plugin {plugin} --template {name} --data rows.jsonl")
+    print(f"always:    fasttune plugins add {plugin}")
 
 
 @group.command()
 def check(
     context: typer.Context,
-    template: Annotated[str, typer.Argument(help="A template's name, or a plugin file.")],
+    template: Annotated[
+        str, typer.Argument(help="A template's name, a plugin file or a YAML file.")
+    ],
     data: Annotated[
         str | None, typer.Option(help="Check it on these rows, too.", show_default=False)
     ] = None,
@@ -155,7 +172,7 @@ def check(
 ) -> None:
     """Check that a template keeps its contract; exit status 1 if it does not."""
     from fasttune.data.load import parse_columns
-    from fasttune.inspection.contract import check_template, failed
+    from fasttune.inspection.check import check_template, failed
     from fasttune.models.tokenizer import load_tokenizer
 
     mapping = parse_columns(columns or [])
@@ -164,20 +181,23 @@ def check(
             "--map renames columns of rows", f"--map {' '.join(columns or [])}", "give --data, too"
         )
     if template.endswith(".py"):
-        loaded = load_plugin(Path(template))
-        names = list(loaded.templates)
-        if not names:
+        provided = discovery.load_plugin(Path(template)).templates.values()
+        templates = [each for each, _ in provided]
+        if not templates:
             raise FasttuneError(
                 "the plugin provides no template", template, "add a register_templates hook"
             )
+    elif is_format_file(template):
+        templates = [read_format(Path(template))]
     else:
-        loaded, names = load_all(context), [template]
-    templates = [loaded.untried(name) for name in names]
-    tokenizer = load_tokenizer(model)
+        templates = [load_all(context).template(template)]
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # its remarks on long rows are about using a model
-    checked = {t.name: check_template(t, tokenizer, data, mapping) for t in templates}
+    checked = {}
+    for each in templates:
+        tokenizer = load_tokenizer(model, each.end)
+        checked[each.name] = check_template(each, tokenizer, data, mapping)
     if as_json:
         print_json(
             [
@@ -197,24 +217,58 @@ def check(
         raise typer.Exit(EXIT_FAILURE)
 
 
-@app.command()
+plugin_group = typer.Typer(
+    help="List what is loaded, from where, and what could not be loaded.",
+    invoke_without_command=True,
+)
+app.add_typer(plugin_group, name="plugins")
+
+
+@plugin_group.command()
+def add(
+    file: Annotated[Path, typer.Argument(help="A plugin file; it is loaded by its path.")],
+) -> None:
+    """Load a plugin file with every command from now on."""
+    discovery.add_plugin(file)
+    print(f"added {file.resolve()}: every command loads it from now on, and runs its code")
+
+
+@plugin_group.command()
+def remove(
+    file: Annotated[Path, typer.Argument(help="A plugin file that was added.")],
+) -> None:
+    """Stop loading a plugin file that was added; the file stays."""
+    discovery.remove_plugin(file)
+    print(f"removed {file.resolve()}")
+
+
+@plugin_group.callback()
 def plugins(context: typer.Context, as_json: Json = False) -> None:
     """List what is loaded, from where, and what could not be loaded."""
-    loaded = load_plugins(context.obj["folder"], files=context.obj["files"])
+    if context.invoked_subcommand is not None:
+        return
+    loaded = discovery.load_plugins(context.obj["folder"], files=context.obj["files"])
     provided = loaded.provided()
     listed = [
         {**asdict(p), "path": str(p.path), "provides": provided[name]}
         for name, p in loaded.providers.items()
     ]
+    formats = {
+        name: str(provider.path)
+        for name, (_, provider) in loaded.templates.items()
+        if provider.path in loaded.formats
+    }
     if as_json:
-        print_json({"plugins": listed, "problems": [asdict(p) for p in loaded.problems]})
+        problems = [asdict(p) for p in loaded.problems]
+        print_json({"plugins": listed, "formats": formats, "problems": problems})
         return
     _table(
         ("plugin", "provides", "from"),
         [
             (p["name"], "\n".join(p["provides"]) or "nothing", f"{_origin(p)}\n{p['path']}")
             for p in listed
-        ],
+        ]
+        + [(name, f"template {name}", f"YAML\n{path}") for name, path in formats.items()],
     )
     if loaded.problems:
         print()
@@ -228,14 +282,14 @@ def plugins(context: typer.Context, as_json: Json = False) -> None:
 
 
 def _turns(template: Template) -> str:
-    return "many" if template.holds_turns else "one"
+    return "many" if template.conversations else "one"
 
 
 def _origin(thing: dict[str, Any]) -> str:
-    return f"{thing['distribution']} {thing['version']}" if thing["distribution"] else "folder"
+    return f"{thing['distribution']} {thing['version']}" if thing["distribution"] else "file"
 
 
-def _table(head: tuple[str, ...] | None, rows: list[tuple[str, ...]]) -> None:
+def _table(head: tuple[str, ...] | None, rows: Sequence[tuple[str, ...]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -247,7 +301,7 @@ def _table(head: tuple[str, ...] | None, rows: list[tuple[str, ...]]) -> None:
     console().print(table)
 
 
-def _print_segments(segments: list[Segment]) -> None:
+def _print_segments(segments: list[Segment], end: str) -> None:
     """One line per line of a segment: whether it is learned, its section, its text."""
     from rich.table import Table
     from rich.text import Text
@@ -261,11 +315,13 @@ def _print_segments(segments: list[Segment]) -> None:
         for line in segment.text.splitlines(keepends=True):
             text = Text(line.replace("\n", "↵"), style)
             table.add_row(Text(kind, style), Text(segment.name, "dim"), text)
-    table.add_row(Text("learned", "bold green"), Text("eos", "dim"), Text("end of text", "italic"))
+    table.add_row(
+        Text("learned", "bold green"), Text("eos", "dim"), Text(end or "end of text", "italic")
+    )
     console().print(table)
 
 
-def _print_results(title: str, results: list[Checked]) -> None:
+def _print_results(title: str, results: list[CheckResult]) -> None:
     from rich.table import Table
     from rich.text import Text
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from fasttune.comparison.plan import Format, Measuring, Plan, make_plan
 from fasttune.comparison.result import Arm, Comparison, compare_arms
 from fasttune.config import ModelConfig, RunConfig
-from fasttune.data.rows import ChosenRows, Rows
+from fasttune.data.rows import Rows, StoredRows
+from fasttune.formats.template import Template
 from fasttune.job import Job
 from fasttune.models.tokenizer import resolve_model
 from fasttune.plugins.metric import Answer
@@ -19,8 +19,7 @@ from fasttune.runs import Run
 
 def plan_evaluation(
     of: Run | ModelConfig,
-    template: str,
-    system: str | None,
+    template: Template,
     source: str,
     rows: Rows,
     measuring: Measuring,
@@ -30,25 +29,25 @@ def plan_evaluation(
     """Plan to measure a run, or a base model under a template, on labelled rows.
 
     Args:
-        system: laid over the rows in place of the template's own system text.
+        template: with the system text that it is asked with.
         source: where the rows are from, for people.
     """
     if isinstance(of, Run):
-        run, config, model = of, of.config, of.manifest["model"]
+        run, config, facts = of, of.config, of.manifest["template"]
+        model = of.manifest["model"]
     else:
-        run, config, model = None, RunConfig(template=template, model=of), resolve_model(of.name)
-    config = replace(config, system=system)
+        run, config = None, RunConfig(template=template.name, model=of)
+        facts, model = plugins.facts(template.name), resolve_model(of.name)
     job = Job(
-        config, plugins, plugins.template(template), plugins.identity(template), model, source,
-        train=ChosenRows(rows, []), eval=rows, skipped=0,
-    )  # fmt: skip
+        config, plugins, template, facts, model, source, train=StoredRows(), eval=rows, skipped=0
+    )
     seeds = {run.config.seed: run} if run else {}
     about = {
         "model": model,
         "rows": f"{source}: {len(rows)}",
         **({"runs": run.name} if run else {}),
     }
-    return make_plan(folder, [Format(template, job, seeds)], measuring, about, [])
+    return make_plan(folder, [Format(template.name, job, seeds)], measuring, about, [])
 
 
 def score_answers(label: str, answers: Sequence[Answer], plugins: Plugins) -> Comparison:

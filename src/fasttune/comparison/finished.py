@@ -15,14 +15,11 @@ from fasttune.comparison.plan import (
     make_plan,
     require_different,
     require_several,
-    rows_in_words,
 )
 from fasttune.config import flatten
-from fasttune.data.split import data_hash
-from fasttune.encoding.cache import encode_rows, without_ending
+from fasttune.data.rows import StoredRows
 from fasttune.errors import FasttuneError
-from fasttune.job import Job, prepare
-from fasttune.models.tokenizer import load_tokenizer
+from fasttune.job import Job
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
 
@@ -30,29 +27,29 @@ from fasttune.runs import Run
 def plan_runs(
     runs: Sequence[Run], measuring: Measuring, plugins: Plugins, folder: Path | None = None
 ) -> Plan:
-    """Plan to measure finished runs. Those that differ in nothing but the seed are one format.
+    """Plan to measure finished runs on the rows that they hold out. Those that differ in nothing
+    but the seed are one format.
 
     Raises:
-        FasttuneError: a run is not done, its rows or its template changed, or the rows of two runs
-            differ.
+        FasttuneError: a run is not done or holds no rows out, or the rows of two runs differ.
     """
     require_different("RUN", [str(run.folder.resolve()) for run in runs])
-    groups = _groups(runs, plugins)
+    groups = _groups(runs)
     labels = _labels([group[0] for group in groups])
     formats = [
-        Format(label, _job(group, group[0].with_template(plugins)), _by_seed(group))
+        Format(label, _job(group[0], plugins), _by_seed(group))
         for label, group in zip(labels, groups, strict=True)
     ]
     firsts = [group[0] for group in groups]
-    _require_same_rows(formats, firsts)
-    _require_same_fit(formats, firsts)
+    _require_same_rows(firsts)
     if not formats[0].job.eval:
         raise FasttuneError(
             "the runs hold no rows out", str(runs[0].folder), "train with data.eval_fraction"
         )
     about = {
         "model": ", ".join(dict.fromkeys(each.job.model for each in formats)),
-        "rows": rows_in_words(formats[0]),
+        "rows": f"{formats[0].job.source}: {firsts[0].manifest['data']['train_rows']} to train on, "
+        f"{len(formats[0].job.eval)} held out",
         "runs": "; ".join(
             f"{each.label}: {', '.join(run.name for run in each.runs.values() if run)}"
             for each in formats
@@ -62,9 +59,8 @@ def plan_runs(
     return make_plan(folder, formats, measuring, about, _differing(formats))
 
 
-def _groups(runs: Sequence[Run], plugins: Plugins) -> list[list[Run]]:
-    """The runs by their settings without the seed, all of them done and their templates as they
-    were."""
+def _groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs by their settings without the seed, all of them done."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.manifest["status"] != "done":
@@ -73,20 +69,18 @@ def _groups(runs: Sequence[Run], plugins: Plugins) -> list[list[Run]]:
                 str(run.folder),
                 f"finish it: fasttune run --resume {run.folder}",
             )
-        run.check_template(run.with_template(plugins).identity(run.config.template))
         run.check_adapter()
         groups.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
     return list(groups.values())
 
 
-def _job(group: Sequence[Run], plugins: Plugins) -> Job:
-    """What the runs of one format began with."""
-    job = prepare(group[0].config, plugins)
-    for run in group:
-        run.check_data(job.train, job.eval)
-    if not job.config.data.skip_bad_rows:
-        return job
-    return replace(job, eval=without_ending(job.eval, load_tokenizer(job.model), job.config))
+def _job(run: Run, plugins: Plugins) -> Job:
+    """What a run began with, as far as measuring it takes: its rows are those that it holds out."""
+    manifest = run.manifest
+    return Job(
+        run.config, plugins, run.template(plugins), manifest["template"], manifest["model"],
+        manifest["data"]["source"], train=StoredRows(), eval=run.held_out(), skipped=0,
+    )  # fmt: skip
 
 
 def _by_seed(group: Sequence[Run]) -> dict[int, Run | None]:
@@ -103,7 +97,7 @@ def _by_seed(group: Sequence[Run]) -> dict[int, Run | None]:
 def _labels(runs: Sequence[Run]) -> list[str]:
     """The templates' names, or where these are not enough the runs', or their folders."""
     candidates = (
-        [run.config.template for run in runs],
+        [run.manifest["template"]["name"] for run in runs],
         [run.name for run in runs],
         [str(run.folder) for run in runs],
     )
@@ -115,7 +109,8 @@ def _settings(run: Run) -> dict[str, Any]:
     return {
         **replace(run.config, seed=0, output="", samples=type(run.config.samples)()).as_dict(),
         **run.used,
-        "rendering": run.manifest["template"]["rendering"],
+        "format": run.manifest["template"]["identity"],
+        "system": run.manifest["system"],
     }
 
 
@@ -132,41 +127,21 @@ def _differing(formats: Sequence[Format]) -> list[str]:
     ]
 
 
-def _require_same_rows(formats: Sequence[Format], runs: Sequence[Run]) -> None:
-    """Insist on the same rows in all formats; a system text of the run's own is part of its format,
-    not of the rows."""
-    bare = [
-        prepare(replace(each.job.config, system=None), each.job.plugins)
-        if each.job.config.system
-        else each.job
-        for each in formats
-    ]
-    for job, run in zip(bare[1:], runs[1:], strict=True):
-        for what, left, right in (
-            ("training", bare[0].train, job.train),
-            ("held-out", bare[0].eval, job.eval),
+def _require_same_rows(runs: Sequence[Run]) -> None:
+    """Insist on the same rows in all formats, and on the same ones being short enough: a row that
+    is too long in one format alone was trained on in the others."""
+    first, *others = [(run, run.manifest["data"]) for run in runs]
+    for run, data in others:
+        for what, key in (
+            ("training rows", "train_sha256"),
+            ("held-out rows", "heldout_sha256"),
+            ("rows that are short enough to train on", "trained_sha256"),
         ):
-            if data_hash(left) != data_hash(right):
+            if data[key] != first[1][key]:  # type: ignore[literal-required]
+                count = "eval_rows" if key == "heldout_sha256" else "train_rows"
                 raise FasttuneError(
-                    f"the {what} rows differ, so the runs cannot be compared",
-                    f"{runs[0].folder}: {len(left)} rows\n{run.folder}: {len(right)} rows",
+                    f"the {what} differ, so the runs cannot be compared",
+                    f"{first[0].folder}: {first[1][count]} rows\n"  # type: ignore[literal-required]
+                    f"{run.folder}: {data[count]} rows",  # type: ignore[literal-required]
                     "train both on the same rows: fasttune compare --templates A,B",
                 )
-
-
-def _require_same_fit(formats: Sequence[Format], runs: Sequence[Run]) -> None:
-    """A row that is too long in one format only was trained on in the others."""
-    import fasttune.models.unsloth  # noqa: F401  before transformers' tokenizers
-
-    kept = [
-        {*encode_rows(job.train, load_tokenizer(job.model), job.config, "training").places}
-        for job in (each.job for each in formats)
-    ]
-    for fits, run in zip(kept[1:], runs[1:], strict=True):
-        if fits != kept[0]:
-            raise FasttuneError(
-                "the rows differ, as not the same ones are short enough",
-                f"{runs[0].folder}: trained on {len(kept[0])} rows\n"
-                f"{run.folder}: trained on {len(fits)} rows",
-                "train both on the same rows: fasttune compare --templates A,B",
-            )

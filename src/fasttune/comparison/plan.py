@@ -15,10 +15,10 @@ from fasttune.data.rows import ChosenRows, Rows
 from fasttune.data.split import data_hash, spread
 from fasttune.encoding.cache import encode_rows
 from fasttune.errors import FasttuneError
+from fasttune.formats.row import Row
 from fasttune.job import Job, prepare
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.plugins.registry import Plugins
-from fasttune.plugins.template import Row
 from fasttune.runs import Run
 
 Budget = Literal["steps", "tokens"]
@@ -127,9 +127,8 @@ def plan_templates(
     jobs = [prepare(replace(bare, template=name), plugins) for name in templates]
     import fasttune.models.unsloth  # noqa: F401  before transformers' tokenizers
 
-    tokenizer = load_tokenizer(jobs[0].model)
-    train = _shared([job.train for job in jobs], tokenizer, config, "training")
-    held_out = _shared([job.eval for job in jobs], tokenizer, config, "held-out")
+    train = _shared(jobs, [job.train for job in jobs], config, "training")
+    held_out = _shared(jobs, [job.eval for job in jobs], config, "held-out")
     _require_rows(jobs[0], train[0], held_out[0])
     means = [sum(side.lengths) / len(side.rows) for side in train]
     formats: list[Format] = []
@@ -142,7 +141,8 @@ def plan_templates(
             budgets.append(_in_words(each, mean))
     about = {
         "model": jobs[0].model,
-        "rows": rows_in_words(formats[0]),
+        "rows": f"{jobs[0].source}: {len(train[0].rows)} to train on, "
+        f"{len(held_out[0].rows)} held out",
         "budget": "; ".join(budgets),
         "seeds": ", ".join(map(str, seeds)),
     }
@@ -159,7 +159,7 @@ def _formats(
         share: how often a training takes the steps of its config.
     """
     first = None
-    for label, own in _swept(job.config, sweep):
+    for label, own in _swept(job.template.name, job.config, sweep):
         count = round(steps(len(job.train), own) * share)
         config = with_training(own, max_steps=count)
         yield Format(label, replace(job, config=config), dict.fromkeys(seeds, None), first)
@@ -185,11 +185,11 @@ SWEPT = ("train.", "lora.")
 
 
 def _swept(
-    config: RunConfig, sweep: tuple[str, Sequence[Any]] | None
+    name: str, config: RunConfig, sweep: tuple[str, Sequence[Any]] | None
 ) -> Iterator[tuple[str, RunConfig]]:
     """(label, config) for each value of a setting; without one, the template's name."""
     if sweep is None:
-        yield config.template, config
+        yield name, config
         return
     key, values = sweep
     if not key.startswith(SWEPT):
@@ -199,7 +199,7 @@ def _swept(
     require_different(f"--sweep {key}", values)
     for value in values:
         own = with_setting(config, key, value, f"--sweep {key}={value}")
-        yield f"{config.template}, {key.partition('.')[2]} {value}", own
+        yield f"{name}, {key.partition('.')[2]} {value}", own
 
 
 def _without_eos(of: Format) -> Format:
@@ -245,7 +245,7 @@ def make_plan(
                 each.label,
                 replace(each.job.config, output="").as_dict(),
                 {seed: run and str(run.folder.resolve()) for seed, run in each.runs.items()},
-                each.job.identity.rendering,
+                each.job.template.identity,
                 each.job.model,
                 data_hash(each.job.train),
                 data_hash(each.job.eval),
@@ -287,11 +287,14 @@ class _Side:
     lengths: list[int]
 
 
-def _shared(formats: Sequence[Rows], tokenizer: Any, config: RunConfig, what: str) -> list[_Side]:
+def _shared(
+    jobs: Sequence[Job], formats: Sequence[Rows], config: RunConfig, what: str
+) -> list[_Side]:
     """The rows that training keeps in every format, for each format, in the order of the first."""
     kept: list[dict[str, tuple[int, int]]] = []  # row -> its place and its number of tokens
-    for rows in formats:
-        found = encode_rows(rows, tokenizer, config, what)
+    for job, rows in zip(jobs, formats, strict=True):
+        tokenizer = load_tokenizer(job.model, job.template.end)
+        found = encode_rows(job.template, rows, tokenizer, config, what)
         pairs = zip(found.places, found.lengths, strict=True)
         kept.append({_key(rows[at]): (at, length) for at, length in pairs})
     keys = [key for row in formats[0] if all((key := _key(row)) in found for found in kept)]
@@ -302,7 +305,7 @@ def _shared(formats: Sequence[Rows], tokenizer: Any, config: RunConfig, what: st
 
 
 def _key(row: Row) -> str:
-    return json.dumps(dict(row), sort_keys=True)
+    return json.dumps(row.as_json(), sort_keys=True)
 
 
 def require_different(what: str, names: Sequence[Any]) -> None:
@@ -318,9 +321,3 @@ def require_different(what: str, names: Sequence[Any]) -> None:
             what,
             "name each once",
         )
-
-
-def rows_in_words(of: Format) -> str:
-    """Source and number of the rows."""
-    job = of.job
-    return f"{job.source}: {len(job.train)} to train on, {len(job.eval)} held out"

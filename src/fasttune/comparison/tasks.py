@@ -11,7 +11,7 @@ from typing import Any
 
 from fasttune.comparison.bootstrap import LEVEL, Interval
 from fasttune.errors import FasttuneError, reason
-from fasttune.exports.chat_template.jinja import compile_chat_template
+from fasttune.exports.chat import Chat
 from fasttune.generation.generator import Generator
 
 
@@ -75,7 +75,7 @@ def run_tasks(
 
     tokenizer = generator.tokenizer
     own = tokenizer.chat_template
-    chat = compile_chat_template(generator.template, generator.system)
+    chat = Chat(generator.template)
     try:
         names, manager = _found(tasks)
         tokenizer.chat_template = chat.jinja_for(tokenizer)

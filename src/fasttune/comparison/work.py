@@ -26,12 +26,12 @@ from fasttune.comparison.result import REPORT, Arm, Comparison, compare_arms, sp
 from fasttune.config import ModelConfig, RunConfig, in_full
 from fasttune.errors import FasttuneError
 from fasttune.files import write_json, write_text
+from fasttune.formats.row import Row
 from fasttune.generation.generator import Generator
 from fasttune.generation.likelihood import evaluate
 from fasttune.job import require_group_columns
 from fasttune.logs import muted
 from fasttune.plugins.metric import Answer, Likelihood, as_dict
-from fasttune.plugins.template import Row
 from fasttune.processes import require_one
 from fasttune.runs import Run, list_runs
 from fasttune.training.train import train
@@ -160,16 +160,14 @@ class _Work:
             try:
                 found = json.loads(file.read_text(encoding="utf-8"))
                 answers = read_answers(found["answers"], rows)
-                parsed_alike = all(template.parse(a.text) == a.sections for a in answers)
+                parsed_alike = all(template.parsed(a.text) == a.sections for a in answers)
                 if found["run"] == (run and run.name) and parsed_alike:
                     return answers
             except (OSError, ValueError, LookupError, TypeError):
                 log.warning("warning: %s is damaged; its rows are answered again", file)
         begun = f"[{self.begun}/{self.total}]"
         log.info("%s answering %d held-out rows: %s", begun, len(rows), name)
-        # Rows that a run holds out have this system text in them already.
-        system = each.job.config.system
-        generator = Generator.load(model, template, run.adapter if run else None, system)
+        generator = Generator.load(model, template, run.adapter if run else None)
         measuring = self.plan.measuring
         answers = evaluate(
             generator,

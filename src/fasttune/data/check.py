@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fasttune.data.columns import propose_columns
 from fasttune.data.conversations import (
@@ -17,35 +16,9 @@ from fasttune.data.conversations import (
 )
 from fasttune.data.sources import Finding, Record
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.plugins.guard import PluginError
-from fasttune.plugins.template import (
-    HISTORY,
-    Row,
-    Segment,
-    Template,
-    tags_in,
-    texts_of,
-    turns,
-    with_system,
-)
-
-CONTENT = ("instruction", "input", "reasoning", "output")
-
-
-class _Watched(UserDict[str, str]):
-    """A row that notes which columns a template reads: only those have to be in order."""
-
-    def __init__(self, row: Row) -> None:
-        self.read: dict[str, None] = {}
-        super().__init__(row)
-
-    def __getitem__(self, column: str) -> str:
-        self.read[column] = None
-        return super().__getitem__(column)
-
-    def __contains__(self, column: object) -> bool:
-        self.read[str(column)] = None
-        return super().__contains__(column)
+from fasttune.formats.row import TURN_COLUMNS, Row
+from fasttune.formats.template import Template, tags_in
+from fasttune.text.languages import detect_language
 
 
 def column_names(records: Iterable[Record]) -> list[str]:
@@ -97,19 +70,13 @@ class Checked(NamedTuple):
     """What a record is as a row.
 
     Attributes:
-        own: its text, columns mapped, otherwise as in the source.
-        row: the same with the run's system text laid over it.
-        segments: `row` as the template renders it, the only time that it does.
-        problems: fatal findings; with one, the rest is not to be used.
-        failure: how the template failed, where nothing else is wrong with the row.
+        row: None where there are problems.
+        problems: fatal findings.
         conversation: what the record holds of one, if anything.
     """
 
-    own: dict[str, str]
-    row: Row
-    segments: list[Segment]
+    row: Row | None
     problems: list[Finding]
-    failure: PluginError | None = None
     conversation: Conversation | None = None
 
 
@@ -119,64 +86,47 @@ def check(
     template: Template | None,
     columns: Mapping[str, str],
     required: Sequence[str],
-    system: str | None = None,
     take: Turns = "all",
 ) -> Checked:
-    """Map, render and check a record.
+    """Map a record's columns and check it.
 
     Args:
         take: all exchanges of a conversation, or the first one.
-
-    Raises:
-        PluginError: the template gives anything but text for a row that is in order, or never ends.
     """
     if isinstance(record, Finding):
-        return Checked({}, {}, [], [record])
+        return Checked(None, [record])
     if not isinstance(record, dict):
         what = f"is {_kind(record)}, not an object"
-        return Checked({}, {}, [], [Finding(number, "", what, fatal=True)])
+        return Checked(None, [Finding(number, "", what, fatal=True)])
     moved = {*columns, *columns.values()}
     values = {name: value for name, value in record.items() if name not in moved}
     values |= {ours: record.get(theirs) for ours, theirs in columns.items()}
     talk = read_conversation(values, columns, "output" in required, take)
     if talk and (wrong := talk.problems or _too_many_turns(talk, template, take)):
         found = [Finding(number, talk.column, problem, fatal=True) for problem in wrong]
-        return Checked({}, {}, [], found, conversation=talk)
-    values |= talk.columns if talk else {}
-    own = {name: value for name, value in values.items() if isinstance(value, str)}
-    row = with_system(own, system)
-    watched = _Watched(row)
-    segments, failure = _rendered(template, watched) if template else ([], None)
-    read = watched.read if template else CONTENT
+        return Checked(None, found, talk)
+    values |= talk.last if talk else {}
+    texts = {name: value for name, value in values.items() if isinstance(value, str)}
+    row = Row.of(texts, talk.earlier if talk else ())
+    if template and template.chooses_language and not row.columns.get("language"):
+        row.language = detect_language(row.get("instruction", "")) or ""
+    reads = template.reads if template and template.reads else TURN_COLUMNS
     problems = [
-        (column, problem)
-        for column in dict.fromkeys((*required, *columns, *read))
-        if (problem := _problem(values.get(column), column in required))
+        *_of_values(values, (*required, *columns, *reads), required),
+        *_of_texts(row, template),
     ]
-    names = [(f"the name {name!a}", name) for name in values if isinstance(name, str)]
-    problems += [
-        (column if column in own else "", f"{'' if column in own else f'{column} '}{problem}")
-        for column, text in (*texts_of(own), *names)
-        if (problem := _unfit(text)) and (column, problem) not in problems
-    ]
-    if template:
-        texts = {column: own[column] for column in read if column in own}
-        tagged = tags_in(template, texts)
-        problems += [(column, f"contains the template's tag {tag}") for column, tag in tagged]
-    failed = failure if failure and not problems else None
-    if failed and not failed.raised:
-        failed.where += f"\nrow {number}"
-        raise failed
-    if failed:
-        problems.append(("", failed.message))
+    for name in values:
+        if isinstance(name, str) and (problem := _unfit(name)):
+            problems.append(("", f"the name {name!a} {problem}"))
     if talk:  # as the source calls it
-        problems = [(talk.column if c in talk.columns else c, what) for c, what in problems]
+        problems = [(talk.column if c in talk.last else c, what) for c, what in problems]
+    problems = list(dict.fromkeys(problems))
     found = [Finding(number, column, problem, fatal=True) for column, problem in problems]
-    return Checked(own, row, segments, found, failed, talk)
+    return Checked(None if found else row, found, talk)
 
 
 def _too_many_turns(talk: Conversation, template: Template | None, take: Turns) -> list[str]:
-    if take == "first" or not template or template.holds_turns or talk.exchanges == 1:
+    if take == "first" or not template or template.conversations or talk.exchanges == 1:
         return []
     return [
         f"holds {talk.exchanges} exchanges, and the format '{template.name}' holds one: take "
@@ -184,12 +134,26 @@ def _too_many_turns(talk: Conversation, template: Template | None, take: Turns) 
     ]
 
 
-def _rendered(template: Template, row: Row) -> tuple[list[Segment], PluginError | None]:
-    """The segments, and how the template fails if it does."""
-    try:
-        return list(template.segments(row)), None
-    except PluginError as error:
-        return [], error
+Problem = tuple[str, str]
+"""A column, "" for none, and what is wrong with it."""
+
+
+def _of_values(
+    values: Mapping[str, Any], names: Sequence[str], required: Sequence[str]
+) -> list[Problem]:
+    """What is missing, blank or not text."""
+    return [
+        (column, problem)
+        for column in dict.fromkeys(names)
+        if (problem := _problem(values.get(column), column in required))
+    ]
+
+
+def _of_texts(row: Row, template: Template | None) -> list[Problem]:
+    """Texts that cannot be stored, or that could forge a section."""
+    found = [(column, problem) for column, text in row.texts() if (problem := _unfit(text))]
+    tagged = tags_in(template, row) if template else []
+    return found + [(column, f"contains the template's tag {tag}") for column, tag in tagged]
 
 
 def _problem(value: object, required: bool) -> str:
@@ -198,9 +162,7 @@ def _problem(value: object, required: bool) -> str:
     if not isinstance(value, str):
         fix = f': write "{value}"' if isinstance(value, int | float) else ""
         return f"is {_kind(value)}, not text{fix}"
-    if required and not value.strip():
-        return "is empty"
-    return _unfit(value)
+    return "is empty" if required and not value.strip() else ""
 
 
 def _unfit(text: str) -> str:
@@ -212,49 +174,49 @@ def _unfit(text: str) -> str:
     return "holds a NUL character" if "\0" in text else ""
 
 
-def require_prompt(row: Row, template: Template, system: str | None = None, eos: str = "") -> None:
-    """Refuse to ask what could not be trained on: a text that holds a tag of the template, and so
-    could forge a section, or the end of text, or lacks what the prompt is made of.
+def require_prompt(row: Row, template: Template, eos: str = "") -> Row:
+    """The row as it is asked, its language detected if the format chooses by it. A row that could
+    not be trained on is refused: a text that holds a tag of the template, and so could forge a
+    section, or the end of text, or lacks what the prompt is made of.
 
     Args:
-        system: the run's own system text.
         eos: the tokenizer's end of text; "" where it is not known.
 
     Raises:
         FasttuneError: it names the column.
-        PluginError: the template fails on the row.
     """
-    if HISTORY in row and not template.holds_turns:
+    if len(row.turns) > 1 and not template.conversations:
         raise FasttuneError(
             f"the format '{template.name}' holds one turn, and this conversation has "
-            f"{len(turns(row))}",
+            f"{len(row.turns)}",
             "",
-            "ask the last question alone, or take a format that holds more, such as chatml",
+            "ask the last question alone, or use a format that holds more, such as chatml",
         )
     targets = template.targets.values()
-    asked = {column: text for column, text in row.items() if column not in targets}
+    asked = row.without([*targets])
     required = [column for column in template.required if column not in targets]
-    found = check(1, asked, template, {}, required, system)
-    if found.failure:
-        raise found.failure
-    problems = found.problems + ending(1, with_system(asked, system), eos)
-    if problems:
+    problems = [*_of_values(asked, required, required), *_of_texts(asked, template)]
+    found = [Finding(1, *problem, fatal=True) for problem in problems] + ending(1, asked, eos)
+    if found:
         raise FasttuneError(
             "this cannot be asked: training refuses such a row, too",
-            "\n".join(str(problem).removeprefix("row 1, ") for problem in problems),
+            "\n".join(str(problem).removeprefix("row 1, ") for problem in found),
             "take it out of the text, or fill in what is missing",
         )
+    if template.chooses_language and not asked.columns.get("language") and not asked.language:
+        asked.language = detect_language(asked.get("instruction", "")) or ""
+    return asked
 
 
 def ends_early(row: Row, eos: str) -> bool:
     """Whether a row's own text holds the end of text; "" for none is in no text."""
-    return bool(eos) and any(eos in text for _, text in texts_of(row))
+    return bool(eos) and any(eos in text for _, text in row.texts())
 
 
 def ending(number: int, row: Row, eos: str) -> list[Finding]:
     """A finding for each column of a row whose own text holds the end of text."""
     what = f"holds the text {eos}, which would end the row early"
-    columns = [column for column, text in texts_of(row) if eos and eos in text]
+    columns = [column for column, text in row.texts() if eos and eos in text]
     return [Finding(number, column, what, fatal=True) for column in dict.fromkeys(columns)]
 
 

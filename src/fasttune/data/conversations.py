@@ -1,5 +1,5 @@
 """Conversations in files: `messages` (role, content), ShareGPT's `conversations` (from, value), and
-the `history` of LLaMA-Factory's rows; as rows of exchanges."""
+the `history` of LLaMA-Factory's rows; as the turns of a row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fasttune.errors import FasttuneError
-from fasttune.plugins.template import HISTORY, Row, history, turns
+from fasttune.formats.row import Row
 
 Turns = Literal["all", "first"]
 
@@ -34,15 +34,17 @@ class Conversation:
 
     Attributes:
         form: how it is written, for people.
-        columns: of the row that it makes: the last exchange, the system text, and earlier turns.
-        exchanges: how many there are.
         column: that it is in, for messages.
-        problems: what is wrong with it; then there are no columns.
+        last: columns of the row that it makes: those of the last turn, and the system text.
+        earlier: the turns before the last one.
+        exchanges: how many there are in the file.
+        problems: what is wrong with it; then there are no turns.
     """
 
     form: str
     column: str
-    columns: dict[str, str] = field(default_factory=dict)
+    last: dict[str, str] = field(default_factory=dict)
+    earlier: list[dict[str, str]] = field(default_factory=list)
     exchanges: int = 1
     problems: list[str] = field(default_factory=list)
 
@@ -84,7 +86,7 @@ def read_conversation(
 
 
 def from_messages(messages: Sequence[Mapping[str, Any]], answered: bool = False) -> Row:
-    """Messages as a row: the last exchange, and those before it.
+    """Messages as a row.
 
     Args:
         answered: whether they have to end with the assistant's turn.
@@ -99,7 +101,7 @@ def from_messages(messages: Sequence[Mapping[str, Any]], answered: bool = False)
             "",
             "write them as [{'role': 'user', 'content': ...}, {'role': 'assistant', ...}, ...]",
         )
-    return made.columns
+    return Row.of(made.last, made.earlier)
 
 
 def _listed(value: Any) -> Any:
@@ -119,7 +121,7 @@ def _made(column: str, found: Any, answered: bool, take: Turns) -> Conversation:
         return Conversation("", column, problems=[str(wrong)])
     made = Conversation(f"{column} ({form})", column, exchanges=len(exchanges))
     kept = exchanges[:1] if take == "first" else exchanges
-    made.columns = {**system, **kept[-1], **history(kept[:-1])}
+    made.last, made.earlier = {**system, **kept[-1]}, kept[:-1]
     return made
 
 
@@ -188,27 +190,21 @@ def _with_history(earlier: Any, values: Mapping[str, Any], take: Turns) -> Conve
             return made
         exchanges.append(dict(zip(GIVEN, pair, strict=True)))
     if take == "first" and exchanges:
-        made.columns = {"input": "", "reasoning": "", **exchanges[0]}
+        made.last = {"input": "", "reasoning": "", **exchanges[0]}
     else:
-        made.columns = history(exchanges)
+        made.earlier = exchanges
     return made
-
-
-def to_messages(row: Row) -> list[dict[str, str]]:
-    """A row as messages, its input after its instruction; the opposite of `from_messages`."""
-    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    for turn in turns(row):
-        asked = "\n\n".join(filter(None, (turn["instruction"], turn.get("input"))))
-        messages.append({"role": "user", "content": asked})
-        if turn.get("output"):
-            messages.append({"role": "assistant", "content": turn["output"]})
-    return messages
 
 
 def readable(row: Row) -> dict[str, Any]:
     """A row as a person would write it: a conversation as `messages`, columns besides kept."""
-    if HISTORY not in row:
-        return dict(row)
-    used = ("system", "instruction", "input", "output", HISTORY)
-    others = {column: text for column, text in row.items() if column not in used}
-    return {"messages": to_messages(row), **others}
+    system = {"system": row.system} if row.system else {}
+    if len(row.turns) == 1:
+        return {**system, **row.turns[0], **row.columns}
+    messages = [{"role": "system", "content": row.system}] if row.system else []
+    for turn in row.turns:
+        asked = "\n\n".join(filter(None, (turn["instruction"], turn.get("input"))))
+        messages.append({"role": "user", "content": asked})
+        if turn.get("output"):
+            messages.append({"role": "assistant", "content": turn["output"]})
+    return {"messages": messages, **row.columns}

@@ -20,8 +20,7 @@ from fasttune.data.rows import ChosenRows, Rows, StoredRows
 from fasttune.data.sources import Finding, count, reader
 from fasttune.data.split import digest, divide
 from fasttune.errors import FasttuneError
-from fasttune.plugins.guard import PluginError, watched
-from fasttune.plugins.template import Template
+from fasttune.formats.template import Template
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +35,16 @@ class Loaded:
 
     Attributes:
         source: as it was given.
-        rows: the good rows with their renderings, columns mapped, text exactly as it is in the
-            source but for the run's system text; columns that the template reads are checked, other
-            columns are kept where they hold text. They lie on disk where they are many.
+        rows: the good rows, columns mapped, text exactly as it is in the source; columns that the
+            template reads are checked, other columns are kept where they hold text. They lie on
+            disk where they are many.
         numbers: the row number in the source of each good row.
         findings: all problems, in row order.
-        digests: of each good row without the run's system text, see `split.digest`.
+        digests: of each good row, see `split.digest`.
         forms: how the good rows are written -> how many are.
         cut: how many of them are the first exchange of more.
         proposed: our column -> theirs, where a column looks like one of ours that there is not.
+        detected: in how many of the good rows the language was detected.
     """
 
     source: str
@@ -55,6 +55,7 @@ class Loaded:
     forms: Mapping[str, int] = field(default_factory=dict)
     cut: int = 0
     proposed: Mapping[str, str] = field(default_factory=dict)
+    detected: int = 0
 
     @property
     def bad_rows(self) -> int:
@@ -91,11 +92,10 @@ def load(
     split: str = "train",
     limit: int | None = None,
     required: Sequence[str] | None = None,
-    system: str | None = None,
     seed: int = 0,
     take: Turns = "all",
 ) -> Loaded:
-    """Read, render and check a source, row by row.
+    """Read and check a source, row by row.
 
     Args:
         source: a .json, .jsonl, .ndjson, .csv, .tsv or .parquet file, a folder written by
@@ -105,18 +105,18 @@ def load(
         split: which split of a saved DatasetDict or a Hub dataset; files have none.
         limit: look at no more than this many rows, from the start.
         required: columns that must not be blank, instead of the template's; prompts need fewer.
-        system: the run's own system text, in place of the rows'.
         seed: of the digests.
         take: all exchanges of a conversation, or the first one.
 
     Raises:
         FasttuneError: there is no such source, it cannot be read, it lacks a mapped or required
-            column altogether, none of its rows can be used, or the template fails on every row.
+            column altogether, or none of its rows can be used.
     """
     if limit is not None and limit < 1:
         raise FasttuneError("nothing is to be loaded", f"limit: {limit}", "give 1 or more")
     name, columns = str(source), columns or {}
-    required = (template or Template).required if required is None else required
+    if required is None:
+        required = template.required if template else ("instruction", "output")
     read = _Read(seed, take)
     try:
         records = islice(reader(source, split), limit)
@@ -128,23 +128,25 @@ def load(
         if not {*columns.values(), *(set(needed) - columns.keys())} <= {*names}:
             names = column_names(islice(reader(source, split), limit))
         require_columns(name, names, template, columns, required)
-        with watched():
-            for number, record in chain(start, records):
-                read.add(number, check(number, record, template, columns, required, system, take))
+        for number, record in chain(start, records):
+            read.add(number, check(number, record, template, columns, required, take))
     except OSError as error:
         raise FasttuneError(
             "cannot read the file",
             f"{name}: {error.strerror or error}",
             "check the path, and who may read it",
         ) from error
-    if template and not read.rows:
-        read.blame(template, name)
     loaded = read.loaded(name, propose_columns(names, columns))
     loaded.require_clean(skip_bad_rows=True)
     if loaded.cut:
         log.info(
             "%s: data.turns takes the first exchange alone of %d of %d rows",
             name, loaded.cut, len(loaded.rows),
+        )  # fmt: skip
+    if loaded.detected:
+        log.info(
+            "%s: the language of %d of %d rows was detected: they have no column 'language'",
+            name, loaded.detected, len(loaded.rows),
         )  # fmt: skip
     return loaded
 
@@ -157,33 +159,20 @@ class _Read:
         self.rows, self.numbers, self.digests = StoredRows(), array("q"), array("Q")
         self.findings: list[Finding] = []
         self.forms: Counter[str] = Counter()
-        self.cut = self.failures = 0
-        self.failure: PluginError | None = None
+        self.cut = self.detected = 0
 
     def add(self, number: int, found: Checked) -> None:
         """Take down a row, or what is wrong with it."""
-        if found.problems:
+        if found.row is None:
             self.findings.extend(found.problems)
-            self.failures += found.failure is not None
-            self.failure = self.failure or found.failure
             return
         talk = found.conversation
         self.forms[talk.form if talk else "instruction, output"] += 1
         self.cut += self.take == "first" and talk is not None and talk.exchanges > 1
-        self.rows.append(found.row, found.segments, number)
+        self.detected += bool(found.row.language)
+        self.rows.append(found.row, number)
         self.numbers.append(number)
-        self.digests.append(digest(found.own, self.seed))
-
-    def blame(self, template: Template, name: str) -> None:
-        """Raises PluginError: the template failed, on every row that it was given."""
-        if self.failure is None:
-            return
-        of = "the only row" if self.failures == 1 else f"each of the {self.failures} rows"
-        raise PluginError(
-            f"{self.failure.message}, with {of} that could be used",
-            f"{self.failure.where}\n{name}",
-            f"run: fasttune templates check {template.name}",
-        ) from self.failure.__cause__
+        self.digests.append(digest(found.row, self.seed))
 
     def loaded(self, name: str, proposed: Mapping[str, str]) -> Loaded:
         """All of it, repeats among the findings."""
@@ -197,6 +186,7 @@ class _Read:
             dict(self.forms),
             self.cut,
             proposed,
+            self.detected,
         )
 
 
@@ -234,7 +224,7 @@ class Divided:
     sources: list[Loaded]
 
 
-def load_divided(data: DataConfig, template: Template, system: str | None = None) -> Divided:
+def load_divided(data: DataConfig, template: Template) -> Divided:
     """Read the rows of a run and divide them.
 
     Without `data.train` these are the shipped rows, held-out part included. With it, `data.eval`
@@ -263,7 +253,7 @@ def load_divided(data: DataConfig, template: Template, system: str | None = None
         columns = source.columns or data.columns
         seed = data.split_seed
         chosen = source.split or data.split
-        return load(source.name, template, columns, chosen, limit, None, system, seed, data.turns)
+        return load(source.name, template, columns, chosen, limit, None, seed, data.turns)
 
     if train is not None:
         loaded = read(SourceConfig(train), data.limit)

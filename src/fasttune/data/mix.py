@@ -11,7 +11,7 @@ from fasttune.config import SourceConfig
 from fasttune.data.rows import Rows
 from fasttune.data.split import spread
 from fasttune.errors import FasttuneError
-from fasttune.plugins.template import Row
+from fasttune.formats.row import Row
 
 WHERE = "data.sources"
 
@@ -87,9 +87,6 @@ class MixedRows(Rows):
 
     def row(self, place: int) -> Row:
         return self._sources[self.source[place]].row(self.place[place])
-
-    def rendering(self, place: int) -> str:
-        return self._sources[self.source[place]].rendering(self.place[place])
 
     def number(self, place: int) -> int:
         return self._sources[self.source[place]].number(self.place[place])

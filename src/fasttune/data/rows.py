@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import marshal
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from tempfile import SpooledTemporaryFile
-from typing import Any, TypeVar, overload
+from typing import TypeVar, overload
 
 from fasttune.files import cache_dir
-from fasttune.plugins.template import Row, Segment
+from fasttune.formats.row import Row
 
 T = TypeVar("T")
 IN_MEMORY = 2**24
@@ -38,7 +37,7 @@ class Lazy(Sequence[T]):
 
 
 class Rows(Lazy[Row]):
-    """Rows of text and how a template renders them; equal to any sequence with the same rows."""
+    """Rows of text; equal to any sequence with the same rows."""
 
     @abstractmethod
     def number(self, place: int) -> int:
@@ -47,14 +46,6 @@ class Rows(Lazy[Row]):
     def origin(self, place: int) -> str:
         """Which of several sources the row at a place is in; "" where there is but one."""
         return ""
-
-    @abstractmethod
-    def rendering(self, place: int) -> str:
-        """The segments of the row at a place as a JSON text, made when the row was checked."""
-
-    def segments(self, place: int) -> list[Segment]:
-        """The segments of the row at a place; none without a template."""
-        return [Segment(*each) for each in json.loads(self.rendering(place))]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
@@ -76,33 +67,26 @@ class StoredRows(Rows):
         self._ends = array("q", [0])
         self._numbers = array("q")
 
-    def append(self, row: Row, segments: Iterable[Segment] = (), number: int | None = None) -> None:
-        """Add a row and its rendering at the end.
+    def append(self, row: Mapping[str, str], number: int | None = None) -> None:
+        """Add a row at the end.
 
         Args:
             number: in its source; by default that of its place here.
         """
         self._numbers.append(len(self) + 1 if number is None else number)
-        rendering = json.dumps([[s.name, s.text, s.train] for s in segments])
-        written = marshal.dumps((dict(row), rendering))
+        row = Row.of(row)
+        written = marshal.dumps((row.as_json(), row.language))
         self._file.seek(self._ends[-1])
         self._file.write(written)
         self._ends.append(self._ends[-1] + len(written))
 
-    def row(self, place: int) -> dict[str, str]:
-        row: dict[str, str] = self._read(place)[0]
-        return row
-
-    def rendering(self, place: int) -> str:
-        rendering: str = self._read(place)[1]
-        return rendering
+    def row(self, place: int) -> Row:
+        self._file.seek(self._ends[place])
+        saved = self._file.read(self._ends[place + 1] - self._ends[place])
+        return Row.from_json(*marshal.loads(saved))
 
     def number(self, place: int) -> int:
         return self._numbers[place]
-
-    def _read(self, place: int) -> Any:
-        self._file.seek(self._ends[place])
-        return marshal.loads(self._file.read(self._ends[place + 1] - self._ends[place]))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -116,9 +100,6 @@ class ChosenRows(Rows):
 
     def row(self, place: int) -> Row:
         return self._rows.row(self._places[place])
-
-    def rendering(self, place: int) -> str:
-        return self._rows.rendering(self._places[place])
 
     def number(self, place: int) -> int:
         return self._rows.number(self._places[place])

@@ -8,9 +8,8 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from fasttune.data.check import CONTENT
 from fasttune.errors import FasttuneError
-from fasttune.plugins.template import HISTORY, Row
+from fasttune.formats.row import TURN_COLUMNS, Row
 
 T = TypeVar("T")
 
@@ -52,13 +51,14 @@ def data_hash(rows: Iterable[Row]) -> str:
     """SHA-256 of the rows: their order counts, the order of their columns does not."""
     found = hashlib.sha256()
     for row in rows:
-        found.update(json.dumps(dict(row), sort_keys=True).encode() + b"\n")
+        found.update(json.dumps(row.as_json(), sort_keys=True).encode() + b"\n")
     return found.hexdigest()
 
 
 def _content(row: Row) -> str:
     """What makes a row itself: equal for duplicates, whatever their ids are."""
-    if "instruction" in row:
-        earlier = [row[HISTORY]] if HISTORY in row else []
-        return json.dumps([*(row.get(column, "") for column in CONTENT), *earlier])
+    *earlier, last = row.turns
+    if "instruction" in last:
+        before = [json.dumps([*map(dict, earlier)], ensure_ascii=False)] if earlier else []
+        return json.dumps([*(last.get(column, "") for column in TURN_COLUMNS), *before])
     return json.dumps(dict(row), sort_keys=True)

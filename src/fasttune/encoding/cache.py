@@ -1,7 +1,7 @@
 """Encoded rows on disk: constant memory for any number of rows, and made once.
 
-A file is named after everything that decides what is in it, so nothing stale can be read: the rows
-as the template rendered them, the tokenizer, and the rule for overlong rows.
+A file is named after everything that decides what is in it, so nothing stale can be read: the rows,
+the format, the tokenizer, and the rule for overlong rows.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from typing import Any
 import fasttune.encoding.encode
 import fasttune.encoding.limit
 import fasttune.encoding.spans
-import fasttune.plugins.template
+import fasttune.formats.template
 from fasttune.config import RunConfig
 from fasttune.data.check import ends_early
 from fasttune.data.rows import ChosenRows, Lazy, Rows
+from fasttune.data.split import data_hash
 from fasttune.encoding.encode import Encoded, Span, batches, encode_many, without_eos
 from fasttune.encoding.limit import limit_lengths
 from fasttune.encoding.spans import eos_id, whole_text_backend
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_path, cache_dir, sha256, write_json
+from fasttune.formats.template import Template
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ CODE = (
     fasttune.encoding.encode.__file__,
     fasttune.encoding.limit.__file__,
     fasttune.encoding.spans.__file__,
-    fasttune.plugins.template.__file__,
+    fasttune.formats.template.__file__,
     __file__,
 )
 
@@ -85,6 +87,11 @@ class EncodedRows(Lazy[Encoded]):
         """The place of each row among the rows it was encoded from, from 0."""
         return [at for batch in self._batches() for at in batch["place"].to_pylist()]
 
+    @property
+    def places_sha256(self) -> str:
+        """SHA-256 of the places: equal where the same of the rows were kept."""
+        return hashlib.sha256(json.dumps(self.places).encode()).hexdigest()
+
     def _batches(self) -> Iterator[Any]:
         return map(self._file.get_batch, range(self._file.num_record_batches))
 
@@ -108,9 +115,11 @@ def without_ending(rows: Rows, tokenizer: Any, config: RunConfig) -> Rows:
     return rows if len(places) == len(rows) else ChosenRows(rows, places)
 
 
-def encode_rows(rows: Rows, tokenizer: Any, config: RunConfig, what: str) -> EncodedRows:
-    """Encode rendered rows under the policy for overlong ones and store them, or take them from the
-    cache, and log how many it concerned.
+def encode_rows(
+    template: Template, rows: Rows, tokenizer: Any, config: RunConfig, what: str
+) -> EncodedRows:
+    """Render and encode rows under the policy for overlong ones and store them, or take them from
+    the cache, and log how many it concerned.
 
     Raises:
         FasttuneError: a row's own text holds the EOS token, and `data.skip_bad_rows` is off; or a
@@ -119,13 +128,8 @@ def encode_rows(rows: Rows, tokenizer: Any, config: RunConfig, what: str) -> Enc
     eos_id(tokenizer)
     eos = tokenizer.eos_token
     usable, ended = array("q"), array("q")
-    rendered = hashlib.sha256()
     for at, row in enumerate(rows):
-        if ends_early(row, eos):
-            ended.append(at)
-            continue
-        usable.append(at)
-        rendered.update(rows.rendering(at).encode() + b"\n")
+        (ended if ends_early(row, eos) else usable).append(at)
     if ended and not config.data.skip_bad_rows:
         raise FasttuneError(
             f"{len(ended)} of {len(rows)} {what} rows hold the text {eos}, which would end a row "
@@ -137,15 +141,19 @@ def encode_rows(rows: Rows, tokenizer: Any, config: RunConfig, what: str) -> Enc
         log.info(
             "left out %d of %d %s rows: they hold the text %s", len(ended), len(rows), what, eos
         )
+    chosen = ChosenRows(rows, usable)
     limit, overlong = config.model.max_length, config.data.overlong
     learn_eos = config.train.learn_eos
-    key = cache_key(tokenizer, rendered.hexdigest(), [*ended], limit, overlong, learn_eos)
+    key = cache_key(
+        tokenizer, template.identity, _rows_hash(template, chosen), [*ended], limit, overlong,
+        learn_eos,
+    )  # fmt: skip
     encoded = cached(key)
     if encoded:
         log.info(f"{len(encoded):,} {what} rows from the cache")
     if encoded is None:
         counts = Counter(dropped=0, truncated=0)
-        made = zip(usable, encode_many(map(rows.segments, usable), tokenizer), strict=True)
+        made = zip(usable, encode_many(template, chosen, tokenizer), strict=True)
         kept = limit_lengths(made, limit, overlong, counts)
         if not learn_eos:
             kept = ((at, without_eos(row)) for at, row in kept)
@@ -160,6 +168,18 @@ def encode_rows(rows: Rows, tokenizer: Any, config: RunConfig, what: str) -> Enc
             "raise it, or set data.overlong=truncate",
         )
     return encoded
+
+
+def _rows_hash(template: Template, rows: Rows) -> str:
+    """What decides the texts of the rows, beside the format. Of a computed format these are the
+    texts themselves: its code may import other code."""
+    if not template.computed:
+        languages = json.dumps([row.language for row in rows]) if template.chooses_language else ""
+        return data_hash(rows) + hashlib.sha256(languages.encode()).hexdigest()
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(template.rendered(row)).encode())
+    return digest.hexdigest()
 
 
 def cache_key(tokenizer: Any, *deciding: Any) -> str:

@@ -9,7 +9,7 @@ it. A conversation has one in every turn, and EOS at the end of each.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +21,8 @@ from fasttune.encoding.spans import Span as Span
 from fasttune.encoding.spans import Tokens, lay, tokenize
 from fasttune.encoding.spans import eos_id as eos_id
 from fasttune.errors import FasttuneError
-from fasttune.plugins.template import Row, Segment, Template, at_the_answer, opening, split_turns
+from fasttune.formats.row import Row
+from fasttune.formats.template import Segment, Template, at_the_answer, split_turns
 
 IGNORED = -100
 """The label that torch's cross entropy skips."""
@@ -74,17 +75,16 @@ def without_eos(row: Encoded) -> Encoded:
     return replace(row, spans=spans)
 
 
-def encode(template: Template, row: Row, tokenizer: Any) -> Encoded:
+def encode(template: Template, row: Mapping[str, str], tokenizer: Any) -> Encoded:
     """Render and encode one training row; see `encode_many`."""
-    return next(encode_many([template.segments(row)], tokenizer))
+    return next(encode_many(template, [row], tokenizer))
 
 
-def encode_many(renderings: Iterable[Iterable[Segment]], tokenizer: Any) -> Iterator[Encoded]:
-    """Encode training rows in order, BATCH at a time: the tokenizer uses all cores for a batch, and
-    works on the next one while this one is given out.
-
-    Args:
-        renderings: the segments of each row.
+def encode_many(
+    template: Template, rows: Iterable[Mapping[str, str]], tokenizer: Any
+) -> Iterator[Encoded]:
+    """Render and encode training rows in order, BATCH at a time: the tokenizer uses all cores for a
+    batch, and works on the next one while this one is given out.
 
     Raises:
         FasttuneError: nothing is learned from a row or nothing is given before it, or the tokenizer
@@ -92,9 +92,9 @@ def encode_many(renderings: Iterable[Iterable[Segment]], tokenizer: Any) -> Iter
     """
     waiting: tuple[list[list[Parts]], Future[list[list[Tokens]]]] | None = None
     with ThreadPoolExecutor(1) as pool, _frozen():
-        for batch in chain(batches(renderings, BATCH), [[]]):
-            rows = [_trainable(segments) for segments in batch]
-            ahead = (rows, pool.submit(_tokenized, rows, tokenizer)) if rows else None
+        for batch in chain(batches(rows, BATCH), [[]]):
+            parts = [_trainable(template.rendered(row)) for row in batch]
+            ahead = (parts, pool.submit(_tokenized, parts, tokenizer)) if parts else None
             if waiting:
                 yield from _join(waiting[0], waiting[1].result(), eos_id(tokenizer))
             waiting = ahead
@@ -164,16 +164,14 @@ def _trainable_turn(segments: Iterable[Segment]) -> Parts:
         raise FasttuneError(
             f"the template {what}",
             f"the row that ends with {text[-80:]!r}",
-            "yield a given(...) segment, then at least one learn(...) segment with text",
+            "a row needs text in a given part, then in a learned one",
         )
     return prompt, completion
 
 
-def encode_prompt(template: Template, row: Row, tokenizer: Any) -> list[int]:
+def encode_prompt(template: Template, row: Mapping[str, str], tokenizer: Any) -> list[int]:
     """The ids generation starts from: the first `prompt_length` ids of the same row in training."""
-    *earlier, last = split_turns(opening(template, row)) if template.holds_turns else [[]]
-    if not earlier:
-        return list(tokenizer(template.prompt(row)).input_ids)
+    *earlier, last = split_turns(template.opening(row))
     turns = [*map(at_the_answer, earlier), (last, [])]
     ids: list[int] = []
     for at, tokens in enumerate(_tokenized([turns], tokenizer)[0][:-1]):
@@ -185,13 +183,15 @@ def response_tokens(template: Template, row: Row, tokenizer: Any) -> range:
     """The places in the encoded row of the tokens that carry text of the response itself: tags
     around it do not count, a token that holds the end of a tag and the first letter does.
 
-    The response is found by rendering the row without it, not by searching for it. Where a template
-    changes its text, the whole section counts.
+    The response is found by rendering the row without it, not by searching for it. Where a computed
+    format changes its text, the whole section counts.
     """
     section, column = template.response
     response = row[column]
-    _, full = at_the_answer(split_turns(template.segments(row))[-1])
-    _, without = at_the_answer(split_turns(template.segments({**row, column: ""}))[-1])
+    full, without = (
+        at_the_answer(split_turns(template.rendered(each))[-1])[1]
+        for each in (row, row.with_turn({column: ""}))
+    )
     text, bare = ("".join(s.text for s in segments) for segments in (full, without))
     start, end = next(
         (

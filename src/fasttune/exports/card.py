@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttune.config import dump_config
-from fasttune.plugins.identity import PROBE_ROWS
-from fasttune.plugins.template import with_system
+from fasttune.formats.template import examples
 
 if TYPE_CHECKING:
     from fasttune.exports.job import RunExport
@@ -37,7 +36,7 @@ def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
     source = (
         f"{template['distribution']} {template['version']}"
         if template["distribution"]
-        else "a plugin file"
+        else "a file"
     )
     front = {
         "license": licence if licence != SEE_BASE else "other",
@@ -68,12 +67,12 @@ def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
         f"- data: {data['train_rows']} rows ({data['train_tokens']} tokens), "
         f"SHA-256 `{data['train_sha256']}`; "
         f"{data['eval_rows']} held out, SHA-256 `{data['eval_sha256']}`",
-        f"- template: `{template['name']}` from {source}, rendering `{template['rendering']}`",
+        f"- format: `{template['name']}` from {source}, identity `{template['identity']}`",
         "",
         *_section("Use", exporter.usage(job).strip().splitlines()),
         *_section("Format", _example(job)),
         *_section("Figures", _figures(run.metrics(), manifest)),
-        *_section("Verification", _verification(done)),
+        *_section("Verification", _verification(done, bool(data["eval_rows"]))),
         *_section("Settings", ["```yaml", *_settings(dump_config(config), base, name), "```"]),
         *_section("Versions", [", ".join(f"{k} {v}" for k, v in manifest["versions"].items())]),
     ]
@@ -99,8 +98,7 @@ def _section(heading: str, lines: Iterable[str]) -> list[str]:
 def _example(job: RunExport) -> list[str]:
     """A made-up row as it is rendered for training; what the model writes begins after the
     prompt."""
-    system = job.run.config.system
-    row = with_system(PROBE_ROWS[1], system)
+    row = examples(job.template)[1]
     prompt, text = job.template.prompt(row), job.template.render(row)
     fence = "`" * 4
     return [
@@ -134,12 +132,12 @@ def _figures(metrics: list[dict[str, Any]], manifest: Mapping[str, Any]) -> list
     return ["| | before | after |", "|---|---:|---:|", *lines] if lines else []
 
 
-def _verification(done: Exported) -> list[str]:
+def _verification(done: Exported, held_out: bool) -> list[str]:
     found = done.verification
     if found is None:
         return ["This export was **not verified** against its run."]
     verdict = (
-        f"Verified against the run on {found.rows} held-out prompts."
+        f"Verified against the run on {found.rows} {'held-out' if held_out else 'made-up'} prompts."
         if found.verified
         else "This export **failed verification** against its run."
     )

@@ -17,16 +17,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fasttune.data.split import spread
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exports.card import model_card
 from fasttune.exports.job import RunExport
 from fasttune.exports.opening import open_run_model
 from fasttune.exports.verify import Exported, Verification, judge, measure, read_exported
 from fasttune.files import atomic_folder, write_json, write_text
-from fasttune.job import prepare
+from fasttune.formats.row import Row
+from fasttune.formats.template import Template, examples
 from fasttune.models.tokenizer import require_model
 from fasttune.plugins.exporter import Exporter
-from fasttune.plugins.template import Row
 
 if TYPE_CHECKING:
     from fasttune.plugins.registry import Plugins
@@ -67,24 +68,22 @@ def export(
 
     Raises:
         FasttuneError: there is no such exporter or option, the folder exists, the run has no
-            adapter or its template changed, its rows cannot be read, or the disk is full.
+            adapter, its format needs a plugin that is not loaded, or the disk is full.
     """
-    plugins = run.with_template(plugins)
     exporter = _exporter(name, plugins)
     chosen = _options(exporter, options or {})
     target = target or run.folder / "exports" / name
     _check_target(target, force)
-    config = run.config
-    template = plugins.template(config.template)
-    _check_run(run, plugins)
+    template = run.template(plugins)
+    _check_run(run)
     job = RunExport(run, template, target, chosen)
     _check_space(target, exporter.needed_bytes(job))
-    held_out = verification_rows(run, plugins, rows) if verify else []
+    held_out = verification_rows(run, template, rows) if verify else []
     if verify:
         # Before exporters import transformers, which Unsloth patches where it is needed.
         import fasttune.generation  # noqa: F401
     try:
-        with atomic_folder(target) as folder:
+        with atomic_folder(target) as folder, plugins.blaming():
             job = dataclasses.replace(job, folder=folder)
             exporter.write(job)
             try:
@@ -125,21 +124,17 @@ def _made_of(run: Run, options: Mapping[str, str]) -> dict[str, Any]:
     return {"adapter_sha256": run.manifest.get("adapter_sha256"), "options": dict(options)}
 
 
-def verification_rows(run: Run, plugins: Plugins, count: int) -> list[Row]:
-    """Up to `count` held-out rows at equal distances; training rows where none were held out.
+def verification_rows(run: Run, template: Template, count: int) -> list[Row]:
+    """Up to `count` of the run's held-out rows at equal distances; made-up ones where none were
+    held out.
 
     Raises:
-        FasttuneError: the run's data cannot be read.
+        FasttuneError: the rows that the run kept are damaged.
     """
-    config = dataclasses.replace(run.config, model=run.model_config)
-    try:
-        prepared = prepare(config, plugins)
-    except FasttuneError as error:
-        hint = "run it where the run's data and model can be found, or give --no-verify"
-        raise FasttuneError(error.message, error.where, hint) from error
-    rows = prepared.eval or prepared.train
-    count = min(count, len(rows))
-    return [rows[index * len(rows) // count] for index in range(count)]
+    held_out = run.held_out()
+    if not held_out:
+        log.info("the run holds no rows out: verifying with made-up prompts")
+    return spread(held_out or examples(template), count)
 
 
 def _verify(exporter: Exporter, job: RunExport, rows: Sequence[Row]) -> Verification:
@@ -179,15 +174,10 @@ def _options(exporter: Exporter, given: Mapping[str, str]) -> dict[str, str]:
     return {**defaults, **given}
 
 
-def _check_run(run: Run, plugins: Plugins) -> None:
+def _check_run(run: Run) -> None:
     run.check_adapter()
     for folder in (str(run.adapter), str(run.model_config.name)):
         require_model(folder)
-    try:
-        run.check_template(plugins.identity(run.config.template))
-    except FasttuneError as error:
-        hint = "restore the template: an export has to render as the run did"
-        raise FasttuneError(error.message, error.where, hint) from error
 
 
 def _check_target(target: Path, force: bool) -> None:

@@ -12,14 +12,15 @@ from typing import Any
 
 from fasttune import hub
 from fasttune.errors import FasttuneError
-from fasttune.exports.chat_template.jinja import CompiledChat, compile_chat_template
+from fasttune.exports.chat import Chat
 from fasttune.exports.merge import merged_bytes, run_tokenizer, write_merged
 from fasttune.exports.opening import ModelReader, open_merged_model, open_run_model
 from fasttune.exports.shards import base_folder, shards, stored_tensors
 from fasttune.files import SEAL, cache_dir, write_json
+from fasttune.formats.row import Row
+from fasttune.formats.template import Template, examples
 from fasttune.models.demo import DEMO_MODEL, DEMO_ON_HUB
 from fasttune.plugins.exporter import EXACT, QUANTISED, ROUNDED, Bounds
-from fasttune.plugins.template import Row, Template, with_system
 from fasttune.runs import Run
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class RunExport:
 
     def open_merged(self, folder: Path) -> ModelReader:
         chat = self.chat_format() if (folder / CHAT_TEMPLATE).is_file() else None
-        return open_merged_model(folder, self.template, chat, self.run.config.system)
+        return open_merged_model(folder, self.template, chat)
 
     def write_adapter(self, folder: Path) -> None:
         for file in sorted(self.run.adapter.iterdir()):
@@ -122,19 +123,17 @@ class RunExport:
     def tokenizer(self) -> Any:
         return run_tokenizer(self.run.adapter)
 
-    def chat_format(self) -> CompiledChat:
-        eos = str(self.tokenizer().eos_token)
-        return compile_chat_template(self.template, self.run.config.system, eos)
+    def chat_format(self) -> Chat:
+        return Chat(self.template, str(self.tokenizer().eos_token))
 
     def example_row(self) -> Row:
-        return {
-            "instruction": "What is the highest mountain in Japan?",
-            "input": "",
-            "language": "en",
-        }
+        asked = {"instruction": "What is the highest mountain in Japan?", "input": ""}
+        return (
+            examples(self.template)[0].with_turn(asked).without([*self.template.targets.values()])
+        )
 
     def prompt(self, row: Row) -> str:
-        return self.template.prompt(with_system(row, self.run.config.system))
+        return self.template.prompt(row)
 
 
 def _set(file: Path, values: Mapping[str, str]) -> None:

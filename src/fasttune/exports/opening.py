@@ -14,9 +14,10 @@ from fasttune.config import ModelConfig
 from fasttune.encoding.encode import encode_prompt, eos_id
 from fasttune.errors import FasttuneError
 from fasttune.exports.merge import run_tokenizer
+from fasttune.formats.row import Row
+from fasttune.formats.template import Template
 from fasttune.machine import tensor_device, this_device
 from fasttune.models.choices import decide_for_generation
-from fasttune.plugins.template import Row, Template
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,7 @@ def open_run_model(config: ModelConfig, adapter: Path, template: Template) -> Mo
     from fasttune.models.load import load_for_generation
 
     choices = decide_for_generation(config, this_device())
-    model, _ = load_for_generation(config, choices, adapter)
+    model, _ = load_for_generation(config, choices, adapter, template.end)
     tokenizer = run_tokenizer(adapter)
     eos = eos_id(tokenizer)
     return ModelReader(
@@ -99,9 +100,7 @@ def open_run_model(config: ModelConfig, adapter: Path, template: Template) -> Mo
     )
 
 
-def open_merged_model(
-    folder: Path, template: Template, chat: ChatFormat | None, system: str | None = None
-) -> ModelReader:
+def open_merged_model(folder: Path, template: Template, chat: ChatFormat | None) -> ModelReader:
     """A model folder as any program with transformers reads it.
 
     Where tokenizer, config and generation config do not name the same EOS, programs disagree on
@@ -110,7 +109,6 @@ def open_merged_model(
     Args:
         chat: what the folder's chat template was made from; prompts are made by the folder's own.
             None tokenizes the template's text.
-        system: the system text that the chat template has built in, so that no program sends it.
     """
     from fasttune.models.load import load_folder
 
@@ -119,12 +117,11 @@ def open_merged_model(
     def prompt_ids(row: Row) -> list[int]:
         if chat is None:
             return encode_prompt(template, row, tokenizer)
-        sent = {c: text for c, text in row.items() if (c, text) != ("system", system)}
         try:
-            variables = chat.kwargs(sent)
+            variables = chat.kwargs(row)
         except FasttuneError:
             return []  # a prompt that cannot be made is not the run's
-        messages = chat.messages(sent)
+        messages = chat.messages(row)
         coded = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, **variables
         )

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fasttune.errors import FasttuneError
+from fasttune.formats.row import Row
 from fasttune.plugins.exporter import Bounds, Reader
-from fasttune.plugins.template import Row
 
 GREEDY = 64
 """Tokens generated per row."""

@@ -16,12 +16,13 @@ from fasttune.data.check import require_prompt
 from fasttune.data.conversations import from_messages
 from fasttune.encoding.encode import encode_prompt, eos_id
 from fasttune.errors import FasttuneError
+from fasttune.formats.row import Row
+from fasttune.formats.template import Template
 from fasttune.generation.decoding import Decoding
 from fasttune.machine import this_device
 from fasttune.models.choices import Choices, decide_for_generation
 from fasttune.models.load import load_for_generation
 from fasttune.plugins.metric import Answer
-from fasttune.plugins.template import Row, Template, with_system
 from fasttune.sampling import Sampling as Sampling
 
 WINDOW = 8
@@ -33,22 +34,13 @@ class Generator:
 
     Args:
         choices: what the device decides; here, whether the model runs under autocast.
-        system: laid over every row in place of the template's own system text.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        template: Template,
-        choices: Choices,
-        system: str | None = None,
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, template: Template, choices: Choices) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
         self.choices = choices
-        self.system = system
 
     def __repr__(self) -> str:
         name = Path(self.model.config._name_or_path or "model").name
@@ -56,11 +48,7 @@ class Generator:
 
     @classmethod
     def load(
-        cls,
-        config: ModelConfig,
-        template: Template,
-        adapter: Path | None = None,
-        system: str | None = None,
+        cls, config: ModelConfig, template: Template, adapter: Path | None = None
     ) -> Generator:
         """Load a base model, with an adapter if one is given.
 
@@ -68,7 +56,8 @@ class Generator:
             FasttuneError: the model cannot be loaded.
         """
         choices = decide_for_generation(config, this_device())
-        return cls(*load_for_generation(config, choices, adapter), template, choices, system)
+        model, tokenizer = load_for_generation(config, choices, adapter, template.end)
+        return cls(model, tokenizer, template, choices)
 
     def answer(
         self, instruction: str | Sequence[Mapping[str, str]], input: str = "", **sampling: Any
@@ -86,9 +75,9 @@ class Generator:
                 more, or training would refuse them.
         """
         if isinstance(instruction, str):
-            row: Row = {"instruction": instruction, "input": input}
+            row = Row.of({"instruction": instruction, "input": input})
         else:
-            row = {**from_messages(instruction), **({"input": input} if input else {})}
+            row = from_messages(instruction).with_turn({"input": input} if input else {})
             if "output" in row:
                 raise FasttuneError(
                     "there is nothing to answer", "the last message", "end with one from the user"
@@ -97,16 +86,16 @@ class Generator:
 
     def prompt(self, row: Row) -> str:
         """The text generation starts from."""
-        return self.template.prompt(with_system(row, self.system))
+        return self.template.prompt(require_prompt(row, self.template))
 
     def _prompt_ids(self, row: Row) -> list[int]:
         """Raises FasttuneError for what training would refuse, see `require_prompt`."""
-        require_prompt(row, self.template, self.system, self.tokenizer.eos_token)
-        return encode_prompt(self.template, with_system(row, self.system), self.tokenizer)
+        asked = require_prompt(row, self.template, self.tokenizer.eos_token)
+        return encode_prompt(self.template, asked, self.tokenizer)
 
     def answers(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[Mapping[str, str]],
         sampling: Sampling,
         batch_size: int,
         report: Callable[[int], None] = lambda done: None,
@@ -120,7 +109,8 @@ class Generator:
         Args:
             report: called with the number of answered rows after every batch.
         """
-        prompts = [self._prompt_ids(row) for row in rows]
+        asked = [Row.of(row) for row in rows]
+        prompts = [self._prompt_ids(row) for row in asked]
         torch.manual_seed(sampling.seed)
         decoding = self._decoding(sampling, prompts)
         for start in range(0, len(rows), WINDOW * batch_size):
@@ -133,11 +123,11 @@ class Generator:
                 found.update(zip(batch, completions, strict=True))
                 report(start + len(found))
             for at in window:
-                yield self.read(rows[at], *found[at])
+                yield self.read(asked[at], *found[at])
 
     def sampled(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[Mapping[str, str]],
         samples: int,
         sampling: Sampling,
         batch_size: int,
@@ -161,14 +151,17 @@ class Generator:
         with self.model.disable_adapter():
             yield
 
-    def stream(self, row: Row, sampling: Sampling, show: Callable[[str], None]) -> Answer:
+    def stream(
+        self, row: Mapping[str, str], sampling: Sampling, show: Callable[[str], None]
+    ) -> Answer:
         """Answer one row; `show` is called with each piece of text as soon as it is complete.
 
         Raises:
             FasttuneError: the prompt is longer than the model can read.
         """
         torch.manual_seed(sampling.seed)
-        prompt = self._prompt_ids(row)
+        asked = Row.of(row)
+        prompt = self._prompt_ids(asked)
         most = getattr(self.model.config, "max_position_embeddings", None)
         if most is not None and len(prompt) >= most:
             raise FasttuneError(
@@ -178,29 +171,7 @@ class Generator:
             )
         streamer = _Streamer(self.tokenizer, show)
         [completion] = self._decoding(sampling, [prompt])([prompt], streamer)
-        return self.read(row, *completion)
-
-    def via_pipeline(self, row: Row, sampling: Sampling) -> Answer:
-        """Answer one row through transformers' text-generation pipeline, which tokenizes the
-        prompt itself."""
-        from transformers import pipeline  # imports every kind of model there is
-
-        torch.manual_seed(sampling.seed)
-        generate = pipeline(
-            "text-generation",
-            model=self.model,
-            tokenizer=self.tokenizer,
-            trust_remote_code=False,
-        )
-        prompt = self.prompt(row)
-        with self.choices.autocasting(self.model.device.type):
-            [result] = generate(
-                prompt,
-                generation_config=sampling.config(self.tokenizer),
-                return_tensors=True,
-            )
-        length = len(self._prompt_ids(row))
-        return self.read(row, result["generated_token_ids"][length:])
+        return self.read(asked, *completion)
 
     def read(self, row: Row, ids: Sequence[int], looped: bool = False) -> Answer:
         """Make an answer of generated ids, which may be padded after EOS."""
@@ -212,7 +183,7 @@ class Generator:
         return Answer(
             row=row,
             text=text,
-            sections=self.template.parse(text),
+            sections=self.template.parsed(text),
             stop="eos" if stopped else "loop" if looped else "length",
             tokens=len(kept) + stopped,
         )
@@ -225,23 +196,6 @@ class Generator:
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
-
-
-def compare_with_pipeline(generator: Generator, row: Row, sampling: Sampling) -> Answer:
-    """The pipeline's answer, once it is known to be the model's own.
-
-    Raises:
-        FasttuneError: greedy decoding gives other tokens through the pipeline.
-    """
-    answer = generator.via_pipeline(row, sampling)
-    own = generator.stream(row, sampling, lambda piece: None)
-    if sampling.temperature == 0 and (answer.text, answer.stop) != (own.text, own.stop):
-        raise FasttuneError(
-            "transformers' pipeline gives another answer",
-            f"pipeline: {answer.text!r}\nmodel:    {own.text!r}",
-            "the tokenizer treats the prompt differently there; run: fasttune templates check",
-        )
-    return answer
 
 
 class _Streamer(BaseStreamer):

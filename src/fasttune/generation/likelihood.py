@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,16 +20,16 @@ from fasttune.encoding.batches import (
     shared_beginning,
 )
 from fasttune.encoding.encode import Encoded, encode_many, response_tokens
+from fasttune.formats.row import Row
 from fasttune.generation.decoding import plain_cache
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.plugins.metric import Answer, Likelihood
-from fasttune.plugins.template import Row, with_system
 
 
 def evaluate(
     generator: Generator,
-    rows: Sequence[Row],
+    rows: Sequence[Mapping[str, str]],
     max_new_tokens: int,
     batch_size: int,
     report: Callable[[int], None] = lambda done: None,
@@ -54,9 +54,11 @@ def with_likelihoods(
     template = generator.template
     _, response = template.response
     before = {section: column for section, column in template.targets.items() if column != response}
-    rows = [with_system(answer.row, generator.system) for answer in answers]
+    rows = [answer.row for answer in answers]
     own = [
-        {**row, **{column: answer.sections.get(section, "") for section, column in before.items()}}
+        row.with_turn(
+            {column: answer.sections.get(section, "") for section, column in before.items()}
+        )
         for row, answer in zip(rows, answers, strict=True)
     ]
     after_reference = _costs(generator, rows, batch_size)
@@ -82,7 +84,7 @@ def _costs(generator: Generator, rows: Sequence[Row], batch_size: int) -> list[t
     Rows of like length are batched, and what all rows begin with goes through the model once.
     """
     template, tokenizer = generator.template, generator.tokenizer
-    encoded = list(encode_many(map(template.segments, rows), tokenizer))
+    encoded = list(encode_many(template, rows, tokenizer))
     beginning = _beginning(generator, encoded)
     order = sorted(range(len(rows)), key=lambda at: len(encoded[at]), reverse=True)
     found: dict[int, tuple[float, float]] = {}

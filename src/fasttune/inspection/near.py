@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from fasttune.data.check import CONTENT
 from fasttune.data.load import Loaded
 from fasttune.errors import FasttuneError
-from fasttune.plugins.template import HISTORY, Row
+from fasttune.formats.row import TURN_COLUMNS, Row
 
 LIKENESS = 0.8
 """Jaccard similarity of two rows' sequences of SHINGLE characters, from which they are alike: what
@@ -82,7 +81,8 @@ def _first_places(loaded: Loaded) -> list[int]:
 
 def _shingles(row: Row) -> set[bytes]:
     """The sequences of characters in what makes a row itself, without regard to case and blanks."""
-    text = " ".join(row.get(column, "") for column in (*CONTENT, HISTORY) if "instruction" in row)
+    turns = [turn.get(column, "") for turn in row.turns for column in TURN_COLUMNS]
+    text = " ".join(turns) if "instruction" in row else ""
     text = " ".join((text or " ".join(row.values())).lower().split())
     ends = range(max(1, len(text) - SHINGLE + 1))
     return {text[at : at + SHINGLE].encode() for at in ends}

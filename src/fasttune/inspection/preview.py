@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fasttune.encoding.encode import EOS_SPAN, IGNORED, encode_many
+from fasttune.encoding.encode import EOS_SPAN, IGNORED, encode
 from fasttune.errors import FasttuneError
+from fasttune.formats.row import Row
+from fasttune.formats.template import Template
 from fasttune.notebook import framed
-from fasttune.plugins.template import Segment, Template
 
 if TYPE_CHECKING:
     from fasttune.data.load import Loaded
@@ -153,20 +154,19 @@ class Preview:
 
 def preview(
     template: Template,
-    rendering: Iterable[Segment],
+    row: Row,
     tokenizer: Any,
     *,
     number: int,
     model: str,
     max_length: int,
 ) -> Preview:
-    """Encode a row, as the template rendered it, and name every token.
+    """Encode a row and name every token.
 
     Raises:
-        FasttuneError: the row cannot be encoded (see `encode_many`).
+        FasttuneError: the row cannot be encoded (see `encode`).
     """
-    segments = list(rendering)
-    encoded = next(encode_many([segments], tokenizer))
+    encoded = encode(template, row, tokenizer)
     sections = [
         Section(
             span.name,
@@ -181,7 +181,7 @@ def preview(
         template=template.name,
         model=model,
         row=number,
-        text="".join(segment.text for segment in segments),
+        text=template.render(row),
         sections=sections,
         prompt_length=encoded.prompt_length,
         trained=encoded.trained,
@@ -189,8 +189,8 @@ def preview(
     )
 
 
-def pick(loaded: Loaded, first: int, count: int = 1) -> list[tuple[int, list[Segment]]]:
-    """(number, rendering) of up to `count` usable rows from the `first`-th on, numbered from 1.
+def pick(loaded: Loaded, first: int, count: int = 1) -> list[tuple[int, Row]]:
+    """(number, row) of up to `count` usable rows from the `first`-th on, numbered from 1.
 
     Raises:
         FasttuneError: there is no such row.
@@ -200,7 +200,7 @@ def pick(loaded: Loaded, first: int, count: int = 1) -> list[tuple[int, list[Seg
             f"there is no row {first}", loaded.source, f"give a row from 1 to {len(loaded.rows)}"
         )
     last = min(first - 1 + count, len(loaded.rows))
-    return [(at + 1, loaded.rows.segments(at)) for at in range(first - 1, last)]
+    return [(at + 1, loaded.rows[at]) for at in range(first - 1, last)]
 
 
 def short_name(model: str) -> str:

@@ -7,7 +7,7 @@ import statistics
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
@@ -18,9 +18,9 @@ from fasttune.data.rows import ChosenRows
 from fasttune.data.sources import Finding
 from fasttune.encoding.encode import Encoded, encode_many
 from fasttune.errors import FasttuneError
+from fasttune.formats.row import Row
+from fasttune.formats.template import Template
 from fasttune.inspection.near import Near
-from fasttune.plugins.guard import watched
-from fasttune.plugins.template import HISTORY, Row, Template, texts_of, turns
 
 BINS = 12
 """At most so many bars in the histogram: what fits on a screen with everything else."""
@@ -118,7 +118,7 @@ def default_template(rows: Iterable[Row]) -> str:
     where one has some, else alpaca."""
     found = "alpaca"
     for row in rows:
-        if HISTORY in row:
+        if len(row.turns) > 1:
             return "chatml"
         if row.get("reasoning", "").strip():
             found = "reasoning"
@@ -150,7 +150,6 @@ def survey(
             "no row can be used", f"{loaded.source}\n{ended[0]}", "put the rows right"
         )
     rows = ChosenRows(loaded.rows, [at for at in range(len(loaded.rows)) if at not in bad])
-    renderings = map(rows.segments, range(len(rows)))
     return Survey(
         source=loaded.source,
         template=template.name,
@@ -159,13 +158,13 @@ def survey(
         bad_rows=loaded.bad_rows + len(bad),
         warnings=sum(not finding.fatal for finding in findings),
         languages=_ranked(row["language"] for row in rows if row.get("language")),
-        scripts=_ranked(s for row in rows for s in scripts("".join(t for _, t in texts_of(row)))),
+        scripts=_ranked(s for row in rows for s in scripts("".join(t for _, t in row.texts()))),
         forms=dict(loaded.forms),
         exchanges=_exchanges(rows),
         first_only=loaded.cut,
         proposed=dict(loaded.proposed),
         columns=_columns(rows),
-        tokens=_tokens(encode_many(renderings, tokenizer), max_length),
+        tokens=_tokens(encode_many(template, rows, tokenizer), max_length),
         eval_fraction=eval_fraction,
         eval_source=held_out[0].source if held_out else "",
         train_rows=sum(not ends_early(row, eos) for row in found.train),
@@ -180,9 +179,7 @@ def _left_out(loaded: Loaded, template: Template) -> Iterator[Finding]:
     for at, row in enumerate(loaded.rows):
         if len(row.get("input", "")) != 1:
             continue
-        with watched():
-            bare = list(template.segments({**row, "input": ""}))
-        if bare == loaded.rows.segments(at):
+        if template.opening(row.with_turn({"input": ""})) == template.opening(row):
             what = "has one character, and the template leaves that out of the prompt"
             yield Finding(loaded.numbers[at], "input", what, False, loaded.rows.origin(at))
 
@@ -232,15 +229,15 @@ def _script(char: str) -> str:
 
 
 def _exchanges(rows: Iterable[Row]) -> Spread | None:
-    counts = array("q", (len(turns(row)) for row in rows))
+    counts = array("q", (len(row.turns) for row in rows))
     return spread(counts) if max(counts) > 1 else None
 
 
-def _columns(rows: Iterable[Mapping[str, str]]) -> dict[str, Column]:
+def _columns(rows: Iterable[Row]) -> dict[str, Column]:
     lengths: dict[str, array[int]] = {}
     for row in rows:
         sizes: Counter[str] = Counter()
-        for name, text in texts_of(row):
+        for name, text in row.texts():
             sizes[name] += len(text)
         for name, size in sizes.items():
             lengths.setdefault(name, array("q")).append(size)

@@ -22,7 +22,9 @@ from fasttune.models.tokenizer import cannot_load, load_tokenizer, require_model
 from fasttune.quiet import quiet
 
 
-def load_base(config: ModelConfig, choices: Choices, plain: bool = False) -> tuple[Any, Any]:
+def load_base(
+    config: ModelConfig, choices: Choices, plain: bool = False, end: str = ""
+) -> tuple[Any, Any]:
     """The model without adapters, and its tokenizer with a pad token.
 
     Its own dropout is off unless `config.dropout` is "config": a run then has the losses of the
@@ -36,7 +38,7 @@ def load_base(config: ModelConfig, choices: Choices, plain: bool = False) -> tup
     """
     name = resolve_model(config.name)
     threads()  # what others take is looked at from here on
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, end)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # labels are explicit: padding masks no EOS
     with quiet(), loading():
@@ -165,7 +167,7 @@ def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple
 
 
 def load_for_generation(
-    config: ModelConfig, choices: Choices, adapter: Path | None = None
+    config: ModelConfig, choices: Choices, adapter: Path | None = None, end: str = ""
 ) -> tuple[Any, Any]:
     """The model as it was in training, with the adapter if there is one, ready to generate.
 
@@ -175,7 +177,7 @@ def load_for_generation(
     if adapter is not None:
         require_model(str(adapter))
     plain = choices.kind == "cpu"
-    model, tokenizer = load_base(config, replace(choices, checkpointing="off"), plain)
+    model, tokenizer = load_base(config, replace(choices, checkpointing="off"), plain, end)
     if adapter is not None:
         try:
             with quiet():

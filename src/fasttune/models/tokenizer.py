@@ -46,11 +46,14 @@ def resolve_model(name: str | None) -> str:
     return name
 
 
-def load_tokenizer(name: str | None) -> Any:
+def load_tokenizer(name: str | None, end: str = "") -> Any:
     """The fast tokenizer of a model name or folder; None stands for the default model.
 
+    Args:
+        end: see `end_turns_with`.
+
     Raises:
-        FasttuneError: it cannot be loaded.
+        FasttuneError: it cannot be loaded, or does not know `end`.
     """
     model = resolve_model(name)
     require_model(model)
@@ -60,6 +63,29 @@ def load_tokenizer(name: str | None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers, tokenizers and huggingface_hub have their own
         raise cannot_load(model, error) from error
+    return end_turns_with(tokenizer, end)
+
+
+def end_turns_with(tokenizer: Any, end: str) -> Any:
+    """The tokenizer with a format's own end of turn as its EOS: so it is appended and trained, it
+    stops generation, and exports and other programs stop at it.
+
+    Args:
+        end: a token's text, or "" to keep the tokenizer's EOS.
+
+    Raises:
+        FasttuneError: the tokenizer has no such token.
+    """
+    if end:
+        token = tokenizer.convert_tokens_to_ids(end)
+        if tokenizer(end, add_special_tokens=False).input_ids != [token]:
+            raise FasttuneError(
+                f"the format ends a turn with '{end}', which is not a token of the model",
+                str(getattr(tokenizer, "name_or_path", "")),
+                "choose a model that has this token, or leave `end` out of the format: its EOS "
+                "then ends a turn",
+            )
+        tokenizer.eos_token = end
     return tokenizer
 
 

@@ -1,81 +1,64 @@
-"""Finding plugins, and loading each one by itself."""
+"""Finding plugins, and loading each one by itself.
+
+A plugin is code that is installed or that a person named. Nothing is run because it lies beside a
+config or in a run.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import inspect
+import json
 import os
-import shutil
 import sys
-from collections.abc import Iterable, Sequence
-from importlib.machinery import SourceFileLoader
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 
 import pluggy
 
 from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.files import write_json
+from fasttune.formats.files import formats_in
 from fasttune.plugins import hookspecs
-from fasttune.plugins.registry import Plugins, Provider
-from fasttune.plugins.trust import Ask, refuse_writable, require_consent
+from fasttune.plugins.registry import Plugins, Provider, plugin_files
 
 GROUP = "fasttune"
-BESIDE = "beside the config"
-FOLDER_MODULE = "fasttune_folder_"
-NOT_HELPERS = ("__main__", FOLDER_MODULE)
-"""How modules are named that a plugin in a folder has not imported: the program, other plugins."""
 
 
 def load_plugins(
-    plugins_dir: Path | None = None,
-    config: Path | None = None,
-    files: Sequence[Path] = (),
-    trust: bool | Ask = False,
+    plugins_dir: Path | None = None, config: Path | None = None, files: Sequence[Path] = ()
 ) -> Plugins:
-    """Load the installed plugins, then `files`, then the .py files of the plugins folders.
+    """Load the installed plugins, then `files`, then those that were added and the .py files of the
+    plugins folders.
 
-    These are, in this order: `plugins_dir`, FASTTUNE_PLUGINS_DIR, plugins/ beside `config`, and
-    plugins/ in the user's config folder. FASTTUNE_PLUGINS, a comma-separated list of plugin names,
-    restricts what is loaded.
-
-    Args:
-        trust: whether what is beside `config`, or in a run, may run, or who asks a person; an
-            earlier consent to the same files stands. Nothing else needs one.
+    The folders are, in this order: `plugins_dir`, FASTTUNE_PLUGINS_DIR, and plugins/ in the user's
+    config folder. FASTTUNE_PLUGINS, a comma-separated list of plugin names, restricts what is
+    loaded. YAML formats are found in formats/ of the working folder and beside `config`.
 
     Raises:
-        FasttuneError: a file or folder that is named does not exist, or others may write to it; the
-            files beside `config` have no consent; two plugins have one name; or FASTTUNE_PLUGINS
-            names a plugin that does not exist.
+        FasttuneError: a file or folder that is named does not exist; two plugins have one name; or
+            FASTTUNE_PLUGINS names a plugin that does not exist.
     """
     plugins = _empty()
-    plugins.trust = trust
-    chosen = _chosen()
+    chosen = [n.strip() for n in os.environ.get("FASTTUNE_PLUGINS", "").split(",") if n.strip()]
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     known = {point.name for point in points}
     for point in points:
         if not chosen or point.name in chosen:
             _refuse_second(plugins, point.name, f"{point.name} ({_origin(point)})")
             plugins.add(point.name, _origin(point), lambda point=point: _load_entry_point(point))  # type: ignore[misc]
-    agreed: set[Path] = set()
     tried = {provider.path.resolve() for provider in plugins.providers.values()}
     tried |= {Path(problem.path).resolve() for problem in plugins.problems}
-    places: list[tuple[Path, Path | None]] = [(_given(file), None) for file in files]
-    for folder, origin in _folders(plugins_dir, config):
-        places += [(path, folder if origin == BESIDE else None) for path in _plugin_files(folder)]
-    for path, beside in places:
+    for path in (*map(_named, files), *added_plugins(), *_in_folders(plugins_dir)):
         file = path.resolve()
         known.add(file.stem)
         if (chosen and file.stem not in chosen) or file in tried:
             continue
         tried.add(file)
-        for each in dict.fromkeys((path.parent.resolve(), file.parent, file)):
-            refuse_writable(each)
-        if beside is not None and beside not in agreed:
-            require_consent(beside, _agreements(), trust)
-            agreed.add(beside)
-        _refuse_second(plugins, file.stem, f"{file.stem} (folder, {file})")
+        _refuse_second(plugins, file.stem, f"{file.stem} (file, {file})")
         plugins.add(file.stem, str(file), lambda file=file: _load_file(file))  # type: ignore[misc]
     if unknown := [name for name in chosen if name not in known]:
         raise FasttuneError(
@@ -83,6 +66,8 @@ def load_plugins(
             "environment variable FASTTUNE_PLUGINS",
             did_you_mean(unknown[0], sorted(known)),
         )
+    plugins.folders = [Path(), *([config.parent] if config else [])]
+    plugins.formats = formats_in(plugins.folders)
     return plugins
 
 
@@ -92,68 +77,57 @@ def load_plugin(path: Path) -> Plugins:
     Raises:
         FasttuneError: the file does not exist or does not load.
     """
-    if not path.is_file():
-        raise FasttuneError("no such plugin file", str(path), "give the path of a .py file")
-    plugins = _empty()
-    plugins.add(path.stem, str(path.resolve()), lambda: _load_file(path.resolve()))
+    file, plugins = _named(path).resolve(), _empty()
+    plugins.add(path.stem, str(file), lambda: _load_file(file))
     plugins.provided()  # collecting may add problems
     if plugins.problems:
         raise FasttuneError("the plugin does not load", str(path), plugins.problems[0].error)
     return plugins
 
 
-def keep_plugin(provider: Provider, folder: Path) -> None:
-    """Copy the source of a plugin into a folder: its file as NAME.py, and of one that was loaded
-    from a folder what it imported from there."""
-    shutil.copyfile(provider.path, folder / f"{provider.name}.py")
-    if provider.distribution:
-        return
-    home = provider.path.resolve().parent
-    for name, module in [*sys.modules.items()]:
-        file = Path(getattr(module, "__file__", None) or "").resolve()
-        if file.suffix == ".py" and home in file.parents and not name.startswith(NOT_HELPERS):
-            copy = folder / file.relative_to(home)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-
-
-def agree(folder: Path) -> None:
-    """Note that a person agrees to the .py files in and below a folder."""
-    require_consent(folder, _agreements(), trust=True)
-
-
-def with_kept(plugins: Plugins, name: str, folder: Path) -> Plugins:
-    """The plugins, and the one of that name in a folder of its own, where a run keeps it; it takes
-    the place of a loaded one of that name.
+def added_plugins() -> list[Path]:
+    """The plugin files that this user added, by their paths.
 
     Raises:
-        FasttuneError: a person has not agreed to what is in the folder, or others may write there.
+        FasttuneError: the list is damaged.
     """
-    if (chosen := _chosen()) and name not in chosen:
-        return plugins
-    file = folder.resolve() / f"{name}.py"
-    for each in (file.parent, file):
-        refuse_writable(each)
-    require_consent(folder, _agreements(), plugins.trust, "plugins kept in the run")
-    found = _empty()
-    found.trust = plugins.trust
-    found.problems += [problem for problem in plugins.problems if problem.name != name]
-    for other, provider in plugins.providers.items():
-        if other != name:
-            found.manager.register(plugins.manager.get_plugin(other), name=other)
-            found.providers[other] = provider
-    found.add(name, str(file), lambda: _load_file(file))
-    return found
+    file = user_config_dir() / "plugins.json"
+    if not file.is_file():
+        return []
+    try:
+        listed = json.loads(file.read_text(encoding="utf-8"))
+        return [Path(str(path)) for path in list(listed)]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise FasttuneError(
+            "the list of added plugins is damaged", str(file), "delete it, and add them again"
+        ) from error
 
 
-def _chosen() -> list[str]:
-    """The plugins that are to be loaded; none is all."""
-    names = os.environ.get("FASTTUNE_PLUGINS", "").split(",")
-    return [name.strip() for name in names if name.strip()]
+def add_plugin(path: Path) -> None:
+    """Add a plugin file for this user: it is loaded by every command from then on.
+
+    Raises:
+        FasttuneError: the file does not exist or does not load.
+    """
+    load_plugin(path)
+    _keep_list([*added_plugins(), path.resolve()])
 
 
-def _agreements() -> Path:
-    return user_config_dir() / "trusted-plugins.json"
+def remove_plugin(path: Path) -> None:
+    """Take a plugin file off the list; the file itself stays.
+
+    Raises:
+        FasttuneError: it is not on the list.
+    """
+    listed = added_plugins()
+    if path.resolve() not in listed:
+        names = ", ".join(map(str, listed)) or "none"
+        raise FasttuneError("this plugin was not added", str(path), f"added are: {names}")
+    _keep_list([each for each in listed if each != path.resolve()])
+
+
+def _keep_list(paths: Sequence[Path]) -> None:
+    write_json(user_config_dir() / "plugins.json", list(dict.fromkeys(map(str, paths))))
 
 
 def _empty() -> Plugins:
@@ -163,8 +137,8 @@ def _empty() -> Plugins:
     return Plugins(manager)
 
 
-def _folders(plugins_dir: Path | None, config: Path | None) -> Iterable[tuple[Path, str]]:
-    """The folders to look into, each with what names it."""
+def _in_folders(plugins_dir: Path | None) -> Iterator[Path]:
+    """The plugin files of the folders that are looked into."""
     from_environment = os.environ.get("FASTTUNE_PLUGINS_DIR", "")
     for folder, origin in (
         (plugins_dir, "--plugins-dir"),
@@ -175,26 +149,15 @@ def _folders(plugins_dir: Path | None, config: Path | None) -> Iterable[tuple[Pa
                 raise FasttuneError(
                     "no such plugins folder", f"{origin}: {folder}", "give a folder of .py files"
                 )
-            yield folder, origin
-    for folder, origin in (
-        (config and config.parent / "plugins", BESIDE),
-        (user_config_dir() / "plugins", "the user's config folder"),
-    ):
-        if folder is not None and folder.is_dir():
-            yield folder, origin
+            yield from plugin_files(folder)
+    yield from plugin_files(user_config_dir() / "plugins")
 
 
-def _given(file: Path) -> Path:
+def _named(file: Path) -> Path:
     """A plugin file that is named by itself."""
     if not file.is_file() or file.suffix != ".py":
-        raise FasttuneError("no such plugin file", f"--plugin {file}", "give a .py file")
+        raise FasttuneError("no such plugin file", str(file), "give a .py file")
     return file
-
-
-def _plugin_files(folder: Path) -> list[Path]:
-    """The files of a folder that are plugins; helpers ("_...") and tests may live beside them."""
-    files = sorted(folder.glob("*.py"))
-    return [f for f in files if not f.name.startswith(("_", "test_")) and f.name != "conftest.py"]
 
 
 def _refuse_second(plugins: Plugins, name: str, second: str) -> None:
@@ -205,7 +168,7 @@ def _refuse_second(plugins: Plugins, name: str, second: str) -> None:
 
 
 def user_config_dir() -> Path:
-    """The folder for a person's own settings, by the platform's custom."""
+    """The folder for a user's own settings, by the platform's custom."""
     from typer import get_app_dir
 
     return Path(get_app_dir("fasttune"))
@@ -231,24 +194,15 @@ def _origin(point: EntryPoint) -> str:
     return (spec and spec.origin) or point.value
 
 
-class _Source(SourceFileLoader):
-    """Runs what the file says: compiled code that lies beside it may be something else."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
 def _load_file(file: Path) -> tuple[ModuleType, Provider]:
     # The path is part of the module's name: two folders may each hold a mine.py.
     unique = hashlib.sha256(str(file).encode()).hexdigest()[:8]
-    name = f"{FOLDER_MODULE}{file.stem}_{unique}"
-    if file.suffix != ".py":
-        raise ImportError(f"cannot import {file}")
-    spec = importlib.util.spec_from_file_location(name, file, loader=_Source(name, str(file)))
+    name = f"fasttune_file_{file.stem}_{unique}"
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ImportError(f"cannot import {file}")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before executing: classes are pickled by `datasets.map`
+    sys.modules[name] = module  # where inspect looks for the code of its classes
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fasttune.errors import FasttuneError
-from fasttune.plugins.guard import (
-    LOADING,
-    PluginError,
-    call,
-    guard_methods,
-    is_text,
-    place_of,
-    short,
-)
-from fasttune.plugins.template import Row, Template
+from fasttune.formats.row import Row
+from fasttune.formats.template import Template
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +83,7 @@ class ChatFormat(Protocol):
         """The variables of a row: placed columns, and the values that switch its fixed texts.
 
         Raises:
-            FasttuneError: the template renders the row in a way that probing did not find.
+            FasttuneError: the row has an input in an earlier turn.
         """
 
     def render(self, row: Row, jinja: str, bos: str = "", eos: str = "") -> str:
@@ -117,7 +107,7 @@ class ExportJob(Protocol):
 
     @property
     def template(self) -> Template:
-        """The run's template; it renders as it did in training."""
+        """The run's format, with the run's own system text."""
 
     @property
     def max_length(self) -> int:
@@ -157,7 +147,7 @@ class ExportJob(Protocol):
         """
 
     def write_adapter(self, folder: Path) -> None:
-        """Copy the adapter with its tokenizer and the template's identity."""
+        """Copy the adapter with its tokenizer and the format."""
 
     def open_adapter(self, folder: Path) -> Reader:
         """Load the base as the run had it, with the adapter in `folder`."""
@@ -172,7 +162,7 @@ class ExportJob(Protocol):
         """The template for programs that do not know the plugin, with the run's own system text.
 
         Raises:
-            FasttuneError: the template does more than place its fields.
+            FasttuneError: the tokenizer cannot be loaded.
         """
 
     def example_row(self) -> Row:
@@ -185,8 +175,6 @@ class ExportJob(Protocol):
 class Exporter:
     """A form in which a run can leave. Subclass it, name it, write and open.
 
-    What a subclass defines is called through `plugins.guard`, as a template's methods are.
-
     Attributes:
         name: what `--to` takes.
         description: one line for `fasttune export --list`.
@@ -197,10 +185,6 @@ class Exporter:
     name: ClassVar[str]
     description: ClassVar[str] = ""
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        super().__init_subclass__(**arguments)
-        guard_methods(cls, Exporter, _WRONG, _guarded)
 
     def write(self, job: ExportJob) -> None:
         """Fill `job.folder`."""
@@ -225,37 +209,3 @@ class Exporter:
     def needed_bytes(self, job: ExportJob) -> int:
         """Room the export takes on the disk, checked before writing; 0 where it is not known."""
         return 0
-
-
-def _guarded(method: str, defined: Any) -> Callable[[Exporter, ExportJob], Any]:
-    """A method of an exporter as everybody calls it; only writing and opening may take long."""
-    wrong, at = _WRONG[method], place_of(defined)
-    seconds = math.inf if method in ("write", "open") else LOADING
-
-    @wraps(getattr(defined, "__func__", defined))
-    def guarded(exporter: Exporter, job: ExportJob) -> Any:
-        what = f"exporter '{getattr(exporter, 'name', type(exporter).__name__)}'"
-        bound = defined.__get__(exporter, type(exporter))
-        passes = (FasttuneError, OSError)  # of the job, and a full disk
-        found = call(exporter, what, bound, job, seconds=seconds, at=at, passes=passes)
-        if problem := wrong(found):
-            raise PluginError(f"{what}: {method}() gives {short(found)}, {problem}", str(at))
-        return found
-
-    guarded.is_guarded = True  # type: ignore[attr-defined]
-    return guarded
-
-
-_READER = ("prompt_ids", "logits", "greedy", "eos_ids")
-_WRONG: dict[str, Callable[[Any], str]] = {
-    "write": lambda found: "",
-    "open": lambda found: (
-        "" if all(callable(getattr(found, each, None)) for each in _READER) else "no Reader"
-    ),
-    "bounds": lambda found: "" if isinstance(found, Bounds) else "no Bounds",
-    "usage": lambda found: "" if is_text(found) else "no text",
-    "needed_bytes": lambda found: (
-        "" if isinstance(found, int) and found >= 0 else "no number of bytes"
-    ),
-}
-"""Method -> what is wrong with what it gave."""

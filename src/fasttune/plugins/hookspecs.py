@@ -11,9 +11,9 @@ import pluggy
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+    from fasttune.formats.template import Template
     from fasttune.plugins.exporter import Exporter
     from fasttune.plugins.metric import Metric
-    from fasttune.plugins.template import Template
 
 hookspec = pluggy.HookspecMarker("fasttune")
 hookimpl = pluggy.HookimplMarker("fasttune")
@@ -25,16 +25,16 @@ def register_templates() -> list[Template]:  # type: ignore[empty-body]
 
     Example:
         >>> from fasttune import Template, given, hookimpl, learn
-        >>> class Plain(Template):
-        ...     name = "plain"
-        ...     def segments(self, row):
-        ...         yield given("instruction", f"Q: {row['instruction']}\\nA:")
-        ...         yield learn("response", f" {row.get('output', '')}")
-        ...     def parse(self, text):
-        ...         return {"response": text.removeprefix(" ")}
+        >>> plain = Template(
+        ...     name="plain",
+        ...     parts=[
+        ...         given("instruction", "Question: {instruction}\\nAnswer:"),
+        ...         learn("response", " {output}"),
+        ...     ],
+        ... )
         >>> @hookimpl
         ... def register_templates():
-        ...     return [Plain()]
+        ...     return [plain]
     """
 
 

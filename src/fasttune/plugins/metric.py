@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
+from pathlib import Path
 from typing import Any, Literal
 
-from fasttune.plugins.guard import PluginError, call, place_of, short, watched
-from fasttune.plugins.template import Row
+from fasttune.errors import blame
+from fasttune.files import require_name
+from fasttune.formats.row import Row
 from fasttune.text.repetition import ends_in_loop
 
 
@@ -97,32 +99,41 @@ class Metric:
     measure: Callable[[Answer], float | tuple[float, float] | None]
     better: Literal["higher", "lower", ""] = ""
 
+    def __post_init__(self) -> None:
+        require_name(self.name, "a metric", "name")
+        if not callable(self.measure) or self.better not in ("higher", "lower", ""):
+            raise TypeError(
+                f"the metric '{self.name}' needs a function, and better as 'higher', 'lower' or ''"
+            )
+
     def amounts(self, answers: Sequence[Answer]) -> list[tuple[float, float]]:
         """(amount, weight) per answer, (0, 0) where the figure means nothing.
 
         The metric of many answers is the sum of the amounts over the sum of the weights.
 
         Raises:
-            PluginError: the plugin's function fails, or gives no figure.
+            FasttuneError: the function fails, or returns no figure.
         """
-        with watched():
-            return [self._amount(answer) for answer in answers]
+        return [self._amount(answer) for answer in answers]
 
     def _amount(self, answer: Answer) -> tuple[float, float]:
-        what, at = f"the metric '{self.name}'", place_of(self.measure)
-        hint = "fix its plugin, or leave it out with FASTTUNE_PLUGINS=name,name"
         try:
-            value = call(self, what, self.measure, answer, at=at)
+            value = self.measure(answer)
             if value is None:
                 return 0.0, 0.0
             amount, weight = value if isinstance(value, tuple) and len(value) == 2 else (value, 1)
             if _is_figure(amount) and _is_figure(weight) and weight >= 0:
                 return float(amount), float(weight)
-            raise PluginError(f"{what} fails: it gives {short(value)}, no figure", str(at))
-        except PluginError as error:
-            error.where = f"{error.where}\nanswer: {answer.text[:80]!r}".strip()
-            error.hint = hint
-            raise
+            raise TypeError(f"it returned {value!r:.100}, which is not a figure")
+        except Exception as error:
+            file = Path(getattr(getattr(self.measure, "__code__", None), "co_filename", ""))
+            raise blame(
+                error,
+                f"the metric '{self.name}'",
+                file,
+                f"answer: {answer.text[:80]!r}",
+                "fix its plugin, or leave it out with FASTTUNE_PLUGINS=name,name",
+            ) from error
 
 
 def _is_figure(value: object) -> bool:

@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-import inspect
-import math
+import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
-from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.files import require_name, sha256
-from fasttune.plugins.attributes import place_of_thing, wrong_attribute
+from fasttune.errors import FasttuneError, blame, did_you_mean
+from fasttune.files import require_name
+from fasttune.formats.files import is_format_file, read_format
+from fasttune.formats.template import Template
 from fasttune.plugins.exporter import Exporter
-from fasttune.plugins.guard import LOADING, Place, PluginError, call, described, short
-from fasttune.plugins.identity import Identity, rendering_hash, require_repeatable
 from fasttune.plugins.metric import Metric
-from fasttune.plugins.template import Template
-from fasttune.plugins.trust import Ask
+from fasttune.records import TemplateFacts
 
 
 @dataclass(frozen=True)
 class Provider:
-    """Where a plugin came from: its name, file, and for an installed one its distribution."""
+    """Where something came from: a plugin or a format's file, and of an installed plugin its
+    distribution."""
 
     name: str
     path: Path
     distribution: str = ""
     version: str = ""
 
+    @property
+    def origin(self) -> str:
+        return f"{self.distribution} {self.version}" if self.distribution else "file"
+
     def __str__(self) -> str:
-        origin = f"{self.distribution} {self.version}" if self.distribution else "folder"
-        return f"{self.name} ({origin}, {self.path})"
+        return f"{self.name} ({self.origin}, {self.path})"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A plugin that could not be loaded, and why."""
+    """A plugin or a format's file that could not be loaded, and why."""
 
     name: str
     path: str
@@ -53,18 +55,30 @@ class Plugins:
     """Everything that was loaded, by name, and everything that was not, with the reason.
 
     Attributes:
-        trust: whether a plugin that a run keeps may run, or who asks a person.
+        formats: YAML files of formats that were found.
+        folders: the working folder, and the config's. Plugins there do not run unless they are
+            named; an error about a template that is not found names them.
     """
 
     manager: pluggy.PluginManager
     providers: dict[str, Provider] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    tried: set[str] = field(default_factory=set)
-    trust: bool | Ask = False
+    formats: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
 
     @cached_property
     def templates(self) -> dict[str, tuple[Template, Provider]]:
-        return self._collect("register_templates", Template)
+        found = self._collect("register_templates", Template)
+        for file in self.formats:
+            try:
+                template = read_format(file)
+            except FasttuneError as error:
+                self.problems.append(
+                    Problem(file.stem, str(file), f"{error.message} ({error.where})")
+                )
+                continue
+            self._add(found, template, Provider(file.stem, file), Template)
+        return found
 
     @cached_property
     def metrics(self) -> dict[str, tuple[Metric, Provider]]:
@@ -75,59 +89,44 @@ class Plugins:
         return self._collect("register_exporters", Exporter)
 
     def template(self, name: str) -> Template:
-        """The template of that name, tried on the probe rows.
+        """The template of that name, or of that YAML file.
 
         Raises:
-            FasttuneError: there is none; the hint names the closest one.
-            PluginError: it does not give text, or another one at each call, or never ends.
+            FasttuneError: there is none, or the file holds none.
         """
-        template = self.untried(name)
-        if name not in self.tried:
-            require_repeatable(template)
-            self.tried.add(name)
-        return template
+        return self.found(name)[0]
 
-    def untried(self, name: str) -> Template:
-        """The template of that name as it is, for who will check it.
-
-        Raises:
-            FasttuneError: there is none; the hint names the closest one.
-        """
+    def found(self, name: str) -> tuple[Template, Provider]:
+        """The template of a name or a YAML file, and where it came from; see `template`."""
+        if is_format_file(name):
+            file = Path(name).expanduser()
+            return read_format(file), Provider(file.stem, file.absolute())
         if name not in self.templates:
-            broken = "".join(f"\nnot loaded: {p.name} ({p.path}): {p.error}" for p in self.problems)
-            raise FasttuneError(
-                f"no template is called '{name}'",
-                broken.strip(),
-                did_you_mean(name, [*self.templates]),
-            )
-        return self.templates[name][0]
+            raise self._unknown(name)
+        return self.templates[name]
 
-    def identity(self, name: str) -> Identity:
-        """The identity of a loaded template.
+    def facts(self, name: str) -> TemplateFacts:
+        """What a run keeps of a template: the declaration itself, or of a format whose text is
+        computed which plugin it needs."""
+        template, provider = self.found(name)
+        return {
+            "name": template.name,
+            "identity": template.identity,
+            "declaration": None if template.computed else template.declaration,
+            "plugin": provider.name,
+            "distribution": provider.distribution,
+            "version": provider.version,
+            "path": str(provider.path),
+        }
 
-        Raises:
-            FasttuneError: the template fails on one of the probe rows.
-        """
-        template = self.template(name)
-        provider = self.templates[name][1]
-        try:
-            rendering = rendering_hash(template)
-        except PluginError as error:
-            what = f"template '{name}' fails"
-            raise FasttuneError(
-                error.message.replace(what, f"{what} on a probe row", 1),
-                f"{provider}\n{error.where}",
-                f"run: fasttune templates check {name}",
-            ) from error
-        return Identity(
-            name=name,
-            provider=provider.name,
-            distribution=provider.distribution,
-            version=provider.version,
-            path=str(provider.path),
-            source=sha256(_source(template, provider)),
-            rendering=rendering,
-        )
+    def _unknown(self, name: str) -> FasttuneError:
+        lines = [f"not loaded: {p.name} ({p.path}): {p.error}" for p in self.problems]
+        hint = did_you_mean(name, [*self.templates])
+        if files := _holding(name, self.folders):
+            lines.append(f"not loaded: {', '.join(map(str, files))}")
+            option = "--template" if is_format_file(files[0].name) else "--plugin"
+            hint = f"if it is in {files[0]}, add {option} {files[0]}; {hint}"
+        return FasttuneError(f"no template is called '{name}'", "\n".join(lines), hint)
 
     def training_callbacks(self, run: Path) -> list[Any]:
         """The callbacks of all plugins for one run.
@@ -138,17 +137,34 @@ class Plugins:
         callbacks: list[Any] = []
         for implementation in self.manager.hook.training_callbacks.get_hookimpls():
             provider = self.providers[implementation.plugin_name]
+            arguments = {"run": run}
+            function: Callable[..., Any] = implementation.function
             try:
-                made = _asked(implementation, provider, _callbacks, run=run)
+                made = function(*(arguments[name] for name in implementation.argnames))
+                callbacks += _checked_callbacks(list(made))
             except Exception as error:
-                raise FasttuneError(
-                    f"plugin '{provider.name}' fails in training_callbacks: "
-                    f"{_reason(error, str(provider.path))}",
+                raise blame(
+                    error,
+                    f"plugin '{provider.name}', training_callbacks",
+                    provider.path,
                     str(provider),
                     "fix it, or leave it out with FASTTUNE_PLUGINS=name,name",
                 ) from error
-            callbacks += [guarded_callback(callback, provider) for callback in made]
         return callbacks
+
+    @contextmanager
+    def blaming(self) -> Iterator[None]:
+        """An exception out of a plugin's own file becomes an error that names file and line."""
+        try:
+            yield
+        except (FasttuneError, OSError):
+            raise
+        except Exception as error:
+            files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+            for provider in self.providers.values():
+                if str(provider.path) in files:
+                    raise blame(error, f"plugin '{provider.name}'", provider.path) from error
+            raise
 
     def provided(self) -> dict[str, list[str]]:
         """Provider name -> what it provides, as "template reasoning"."""
@@ -159,49 +175,52 @@ class Plugins:
             ("exporter", self.exporters),
         ):
             for thing, (_, provider) in things.items():
-                found[provider.name].append(f"{kind} {thing}")
+                found.setdefault(provider.name, []).append(f"{kind} {thing}")
         for implementation in self.manager.hook.training_callbacks.get_hookimpls():
             found[implementation.plugin_name].append("training callbacks")
         return found
 
-    def _collect(self, hook: str, kind: type) -> dict[str, tuple[Any, Provider]]:
+    def _collect(self, hook: str, kind: type[Any]) -> dict[str, tuple[Any, Provider]]:
         """Call a registering hook plugin by plugin, so that one failing does not stop the rest."""
         found: dict[str, tuple[Any, Provider]] = {}
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             provider = self.providers[implementation.plugin_name]
             try:
-                things = _asked(implementation, provider, partial(_of_kind, kind))
-                named = [(thing.name, thing) for thing in things]
-            except Exception as error:
+                things: list[Any] = list(implementation.function())
+                for thing in things:
+                    if not isinstance(thing, kind):
+                        raise TypeError(f"{hook} returned {thing!r:.100}, not a {kind.__name__}")
+                    require_name(thing.name, f"a {kind.__name__.lower()}", "name")
+            except (Exception, SystemExit) as error:
                 self._failed(provider.name, str(provider.path), error)
                 continue
-            for name, thing in named:
-                if name in found:
-                    raise FasttuneError(
-                        f"the {kind.__name__.lower()} '{name}' is provided twice",
-                        f"{found[name][1]}\n{provider}",
-                        "rename one, or choose with FASTTUNE_PLUGINS=name,name",
-                    )
-                found[name] = (thing, provider)
+            for thing in things:
+                self._add(found, thing, provider, kind)
         return found
 
+    def _add(self, found: dict[str, Any], thing: Any, provider: Provider, kind: type) -> None:
+        if thing.name in found:
+            raise FasttuneError(
+                f"the {kind.__name__.lower()} '{thing.name}' is provided twice",
+                f"{found[thing.name][1]}\n{provider}",
+                "rename one, or choose plugins with FASTTUNE_PLUGINS=name,name",
+            )
+        found[thing.name] = (thing, provider)
+
     def _failed(self, name: str, path: str, error: BaseException) -> None:
-        self.problems.append(Problem(name, path, _reason(error, path)))
+        found = blame(error, "it", Path(path))
+        said = found.message.removeprefix("it fails: ")
+        where = "" if found.where == path else found.where.removeprefix(f"{path}, ")
+        self.problems.append(Problem(name, path, f"{said} ({where})" if where else said))
 
     def add(self, name: str, path: str, load: Callable[[], tuple[ModuleType, Provider]]) -> None:
         """Load and register one plugin; whatever goes wrong is kept as its problem."""
-
-        def registered() -> Provider:
+        try:
+            require_name(name, "a plugin", path)
             module, provider = load()
             self.manager.register(module, name=name)
             self.manager.check_pending()
-            return provider
-
-        what = f"plugin '{name}'"
-        try:
-            require_name(name, "a plugin", path)
-            provider = call(load, what, registered, seconds=LOADING, at=Place(path))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.manager.has_plugin(name):
                 self.manager.unregister(name=name)
             self._failed(name, path, error)
@@ -209,80 +228,31 @@ class Plugins:
         self.providers[name] = provider
 
 
-def _asked(
-    implementation: pluggy.HookImpl,
-    provider: Provider,
-    check: Callable[[str, Sequence[Any]], None],
-    **arguments: Any,
-) -> list[Any]:
-    """What one plugin gives to one hook, checked."""
+def _checked_callbacks(things: list[Any]) -> list[Any]:
+    if things:
+        from transformers import TrainerCallback
 
-    def asked() -> list[Any]:
-        name = implementation.function.__name__
-        found: Any = implementation.function(*(arguments[each] for each in implementation.argnames))
-        if found is None:
-            raise TypeError(f"{name} gave nothing; return a list")
-        things = list(found)
-        check(name, things)
-        return things
-
-    what, at = f"plugin '{provider.name}'", Place(str(provider.path))
-    things: list[Any] = call(implementation, what, asked, seconds=LOADING, at=at)
+        for thing in things:
+            if not isinstance(thing, TrainerCallback):
+                raise TypeError(f"it returned {thing!r:.100}, which is not a TrainerCallback")
     return things
 
 
-def _of_kind(kind: type, hook: str, things: Sequence[Any]) -> None:
-    for thing in things:
-        if not isinstance(thing, kind):
-            raise TypeError(f"{hook} gave {short(thing)}, which is no {kind.__name__}")
-        if wrong := wrong_attribute(thing):
-            named = short(getattr(thing, "name", type(thing).__name__))
-            message = f"the {kind.__name__.lower()} {named}: {wrong}"
-            raise PluginError(message, str(place_of_thing(thing)))
+def plugin_files(folder: Path) -> list[Path]:
+    """The files of a folder that are plugins; helpers ("_...") and tests may live beside them."""
+    files = sorted(folder.glob("*.py"))
+    return [f for f in files if not f.name.startswith(("_", "test_")) and f.name != "conftest.py"]
 
 
-def _callbacks(hook: str, things: Sequence[Any]) -> None:
-    if not things:
-        return
-    from transformers import TrainerCallback
-
-    for thing in things:
-        if not isinstance(thing, TrainerCallback):
-            raise TypeError(f"{hook} gave {short(thing)}, which is no TrainerCallback")
-
-
-def guarded_callback(callback: Any, provider: Provider) -> Any:
-    """A callback with every event called through the guard, for as long as it takes."""
-    what, at = f"a callback of plugin '{provider.name}'", Place(str(provider.path))
-
-    def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
-        def event(*arguments: Any, **named: Any) -> Any:
-            function = partial(method, *arguments, **named)
-            passes = (FasttuneError, OSError)
-            return call(callback, what, function, seconds=math.inf, at=at, passes=passes)
-
-        return event
-
-    for name in dir(callback):
-        if name.startswith("on_"):
-            setattr(callback, name, guarded(getattr(callback, name)))
-    return callback
-
-
-def _source(template: Template, provider: Provider) -> Path:
-    """The file that defines a template."""
-    try:
-        return Path(inspect.getfile(type(template)))
-    except TypeError:  # its class was made by a program
-        return provider.path
-
-
-def _reason(error: BaseException, path: str) -> str:
-    """The error in one line, with the line of the plugin's file where it came up."""
-    if isinstance(error, PluginError) and not error.raised:
-        where = error.where.removeprefix(f"{path}, ")
-        return f"{error.message} ({where})" if where else error.message
-    error = error.__cause__ if isinstance(error, PluginError) and error.__cause__ else error
-    frames = traceback.walk_tb(error.__traceback__)
-    lines = [number for frame, number in frames if frame.f_code.co_filename == path]
-    return described(error) + (f" (line {lines[-1]})" if lines else "")
+def _holding(name: str, folders: Sequence[Path]) -> list[Path]:
+    """The files near here that seem to declare a template of that name."""
+    places = [folder / inner for folder in folders for inner in ("", "plugins")]
+    files = [file for place in places for file in plugin_files(place)]
+    files += [file for folder in folders for file in sorted(folder.glob("*.y*ml"))]
+    found = []
+    for file in {file.resolve(): file for file in files[:200] if file.is_file()}.values():
+        with suppress(OSError), file.open(encoding="utf-8", errors="replace") as stream:
+            text = stream.read(2**16)
+            if re.search(rf"\bname\s*[=:]\s*[\"']?{re.escape(name)}\b", text):
+                found.append(file)
+    return found

@@ -10,31 +10,45 @@ from fasttune.errors import FasttuneError
 from fasttune.files import write_text
 from fasttune.plugins.registry import Plugins, Provider
 
-VALID_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+VALID_NAME = re.compile(r"[a-z]([a-z0-9_-]{0,60}[a-z0-9])?")
 
 PLUGIN = '''\
 """The {name} format."""
 
 from fasttune import Template, given, hookimpl, learn
 
-
-class {cls}(Template):
-    name = "{name}"
-    description = "### Question / ### Context / ### Answer"
-    tags = ("### Question:", "### Context:", "### Answer:")
-
-    def segments(self, row):
-        yield given("instruction", f"### Question:\\n{{row['instruction']}}\\n\\n")
-        if row.get("input"):
-            yield given("context", f"### Context:\\n{{row['input']}}\\n\\n")
-        yield given("response", "### Answer:\\n")
-        yield learn("response", row.get("output", ""))
+{constant} = Template(
+    name="{name}",
+    description="### Question / ### Context / ### Answer",
+    parts=[
+        given("instruction", "### Question:\\n{{instruction}}\\n\\n"),
+        given("context", "### Context:\\n{{input}}\\n\\n", when="input"),
+        given("response", "### Answer:\\n"),
+        learn("response", "{{output}}"),
+    ],
+)
 
 
 @hookimpl
 def register_templates():
-    return [{cls}()]
+    return [{constant}]
 '''
+
+FORMAT = """\
+# The {name} format. given: text that the model reads; learn: text that it learns to write.
+name: {name}
+description: "### Question / ### Context / ### Answer"
+parts:
+  - given: instruction
+    text: "### Question:\\n{{instruction}}\\n\\n"
+  - given: context
+    text: "### Context:\\n{{input}}\\n\\n"
+    when: input  # only for rows that have one
+  - given: response
+    text: "### Answer:\\n"
+  - learn: response
+    text: "{{output}}"
+"""
 
 TEST = """\
 from pathlib import Path
@@ -51,16 +65,14 @@ def test_text():
     assert template.parse("5") == {{"response": "5"}}
 
 
-def test_contract():
+def test_check():
     assert [result for result in check_template(template) if result.status != "ok"] == []
 """
 
 
 PACKAGE_TEST = """\
 from fasttune import check_template
-from {module} import {cls}
-
-template = {cls}()
+from {module} import {constant} as template
 """
 
 PYPROJECT = """\
@@ -73,7 +85,7 @@ name = "{distribution}"
 version = "0.1.0"
 description = "The {name} prompt format for fasttune."
 readme = "README.md"
-requires-python = ">=3.10"
+requires-python = ">=3.11"
 dependencies = ["fasttune"]
 
 # fasttune finds the plugin by this: the group is `fasttune`, the value is a module.
@@ -133,6 +145,15 @@ def new_template(name: str, folder: Path, plugins: Plugins, force: bool = False)
     return _write(name, files, plugins, force)
 
 
+def new_format(name: str, folder: Path, plugins: Plugins, force: bool = False) -> Path:
+    """Write NAME.yaml, a format without Python, into `folder`.
+
+    Raises:
+        FasttuneError: as `new_template`.
+    """
+    return _write(name, {folder / f"{name}.yaml": FORMAT}, plugins, force)[0]
+
+
 def _write(
     name: str, files: Mapping[Path, str], plugins: Plugins, force: bool, **words: str
 ) -> list[Path]:
@@ -141,7 +162,8 @@ def _write(
         raise FasttuneError(
             f"'{name}' is no name for a template",
             f"templates new {name}",
-            "use a-z, 0-9, _ and -, a letter first; test_... and conftest are pytest's",
+            "use a-z, 0-9, _ and -, a letter first and no - or _ last; test_... and conftest are "
+            "pytest's",
         )
     ours = [path.resolve() for path in files]
     for taken in _holders(name, plugins):
@@ -150,10 +172,9 @@ def _write(
     for path in files:
         if path.exists() and not force:
             raise FasttuneError("the file exists", str(path), "choose another name, or add --force")
-    # With a suffix a template may be called "none", "true" or "template".
-    cls = "".join(part.capitalize() for part in re.split("[-_]", name)) + "Format"
+    constant = re.sub("[^A-Z0-9]+", "_", name.upper())
     for path, text in files.items():
-        write_text(path, text.format(name=name, cls=cls, **words))
+        write_text(path, text.format(name=name, constant=constant, **words))
     return [*files]
 
 

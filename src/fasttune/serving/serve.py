@@ -23,8 +23,7 @@ from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exports.export import export, standing
 from fasttune.exports.job import RunExport
 from fasttune.exports.verify import Exported
-from fasttune.plugins.identity import PROBE_ROWS
-from fasttune.plugins.template import with_system
+from fasttune.formats.template import EXAMPLES, examples
 from fasttune.serving.engines import ENGINES, Address, Engine
 
 if TYPE_CHECKING:
@@ -107,7 +106,6 @@ def serve(
         )
     chosen = ENGINES[engine]
     chosen.require()
-    plugins = run.with_template(plugins)
     at = Address(
         run.name, host, _free_port(host, port), max(2048, run.config.model.max_length + 256)
     )
@@ -162,7 +160,7 @@ def _usable(done: Exported) -> Path:
         raise FasttuneError(
             "the export has no chat template, so a server could not make the run's prompts",
             str(folder),
-            "fasttune templates check says what of the format no chat template can do",
+            "export it again and read its note: a computed format has no chat template",
         )
     return folder
 
@@ -224,7 +222,7 @@ def _verify(run: Run, plugins: Plugins, engine: Engine, root: str, name: str) ->
     Raises:
         FasttuneError: a prompt is not the run's.
     """
-    job = RunExport(run, plugins.template(run.config.template), run.folder, {})
+    job = RunExport(run, run.template(plugins), run.folder, {})
     chat, tokenizer = job.chat_format(), job.tokenizer()
 
     def ask(path: str, body: Mapping[str, Any]) -> Any:
@@ -237,11 +235,12 @@ def _verify(run: Run, plugins: Plugins, engine: Engine, root: str, name: str) ->
             ) from error
 
     compared, ids = 0, True
-    for row in PROBE_ROWS:
+    targets = [*job.template.targets.values()]
+    for row in (each.without(targets) for each in examples(job.template)[: len(EXAMPLES)]):
         variables = chat.kwargs(row)
         if variables and not engine.variables:
             continue
-        expected = encode_prompt(job.template, with_system(row, run.config.system), tokenizer)
+        expected = encode_prompt(job.template, row, tokenizer)
         found = engine.prompt(ask, name, chat.messages(row), variables)
         ids = isinstance(found, list)
         if found != (expected if ids else len(expected)):

@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from fasttune import processes
 from fasttune.config import RunConfig, in_full
+from fasttune.data.rows import Rows
 from fasttune.data.split import data_hash, spread
 from fasttune.encoding.batches import Collator, trainer_dataset
 from fasttune.encoding.cache import EncodedRows, encode_rows, without_ending
@@ -43,9 +44,9 @@ from fasttune.models.lora import Coverage
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.models.unsloth import FastLanguageModel
 from fasttune.planning.forecast import Forecast, foresee
-from fasttune.plugins.identity import Identity
 from fasttune.plugins.metric import Answer, Metric, score
 from fasttune.quiet import library_prints, quiet
+from fasttune.records import TemplateFacts
 from fasttune.runs import Run, create_run, now, step_of
 from fasttune.training.callbacks import Interrupt, Progress, RunLog
 from fasttune.training.checkpoints import SaveByTime
@@ -111,16 +112,17 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
 def _train(
     job: Job, ready: Ready, resumed: Run | None, checkpoint: Path | None, facts: dict[str, Any]
 ) -> Run:
-    config, facts = job.config, _facts(job, ready) | facts
-    run, plugin = resumed, job.plugins.templates[config.template][1]
+    config, run = job.config, resumed
+    held_out = without_ending(job.eval, ready.generator.tokenizer, config)
+    facts = _facts(job, ready, held_out) | facts
     if run is None:
-        made = create_run(config, job.model, facts, plugin) if processes.first() else None
+        made = create_run(config, job.model, facts, held_out) if processes.first() else None
         run = processes.share(made)
         assert run is not None, "the first process has made it"
     with run.locked() if processes.first() else nullcontext():
         if resumed is not None and processes.first():
             with writing(run.folder, "config.yaml"):
-                run.go_on(config, facts, plugin)
+                run.go_on(config, facts, held_out)
         training = Training(job, ready, run, checkpoint)
         try:
             with writing(run.folder, "manifest.json"):  # what else is written has a name below
@@ -153,15 +155,15 @@ def load(job: Job, device: Device) -> Ready:
     if not config.train.learn_eos:
         log.warning("warning: no loss is taken on EOS (train.learn_eos), so answers may not end")
     with processes.one_after_another():  # the others take the rows from the cache
-        tokenizer = load_tokenizer(job.model)
-        train_rows = encode_rows(job.train, tokenizer, config, "training")
-        eval_rows = encode_rows(job.eval, tokenizer, config, "held-out")
+        tokenizer = load_tokenizer(job.model, job.template.end)
+        train_rows = encode_rows(job.template, job.train, tokenizer, config, "training")
+        eval_rows = encode_rows(job.template, job.eval, tokenizer, config, "held-out")
     planned = foresee(config, job.model, train_rows.lengths, device)
     if planned is not None:
         planned.require_fit()
         choices = planned.choices
     log.info("choices: %s", choices)
-    model, tokenizer = load_base(config.model, choices)
+    model, tokenizer = load_base(config.model, choices, end=job.template.end)
     if off := base_dropout(model.config, config.model):
         log.info(off)
     model, coverage = add_lora(model, config.lora, config.seed, choices)
@@ -171,11 +173,11 @@ def load(job: Job, device: Device) -> Ready:
     return Ready(generator, train_rows, eval_rows, coverage, planned, seconds)
 
 
-def _facts(job: Job, ready: Ready) -> dict[str, Any]:
+def _facts(job: Job, ready: Ready, held_out: Rows) -> dict[str, Any]:
     """What the manifest holds from the beginning."""
     choices = ready.generator.choices
     return {
-        "template": job.identity.as_dict(),
+        "template": job.facts,
         "system": job.config.system,
         "model": job.model,
         "quantization": choices.quantization,
@@ -190,6 +192,8 @@ def _facts(job: Job, ready: Ready) -> dict[str, Any]:
             "source": absolute(job.source),
             "train_sha256": data_hash(job.train),
             "eval_sha256": data_hash(job.eval),
+            "trained_sha256": ready.train_rows.places_sha256,
+            "heldout_sha256": data_hash(held_out),
             "train_rows": len(ready.train_rows),
             "eval_rows": len(ready.eval_rows),
             "train_tokens": ready.train_rows.tokens,
@@ -233,7 +237,7 @@ class Training:
                     write_json(self.run.folder / "before.json", saved)
             else:
                 self.before = [
-                    Answer(row, text, self.generator.template.parse(text), stop, tokens)
+                    Answer(row, text, self.generator.template.parsed(text), stop, tokens)
                     for row, (text, stop, tokens) in zip(self.sample_rows, saved, strict=True)
                 ]
 
@@ -258,7 +262,8 @@ class Training:
         if limit := processes.share(run.manifest.get("batch_limit")):  # of a resumed run
             trainer.collator.limit = limit
         log.info("training: %s", trainer.fast)
-        with self._timed("train"), interrupt, library_prints(), progress:
+        blaming = self.job.plugins.blaming()
+        with self._timed("train"), interrupt, library_prints(), progress, blaming:
             held_out, resumed = bool(eval_rows), self.checkpoint is not None
             if held_out and not resumed:
                 trainer.evaluate()
@@ -283,7 +288,7 @@ class Training:
             model, tokenizer = self.trainer.model, self.generator.tokenizer
             require_finite(model, "after the last step")
             with writing(self.run.folder, "adapter"):
-                digest = save_adapter(self.run, model, tokenizer, self.job.identity)
+                digest = save_adapter(self.run, model, tokenizer, self.job.facts)
             self.run.update({"adapter_sha256": digest})
             scores: dict[str, dict[str, float]] = {}
             if self.sample_rows:
@@ -417,8 +422,8 @@ def _longest(rows: Sequence[Encoded], config: RunConfig, processes: int) -> list
     return sorted(range(len(lengths)), key=lambda at: -lengths[at])[:count]
 
 
-def save_adapter(run: Run, model: Any, tokenizer: Any, identity: Identity) -> str:
-    """Write the adapter, its tokenizer and the template's identity.
+def save_adapter(run: Run, model: Any, tokenizer: Any, facts: TemplateFacts) -> str:
+    """Write the adapter, its tokenizer and the format.
 
     Returns:
         the digest of its seal.
@@ -427,7 +432,7 @@ def save_adapter(run: Run, model: Any, tokenizer: Any, identity: Identity) -> st
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's form to fill in
         tokenizer.save_pretrained(folder)
-        write_json(folder / "template.json", identity.as_dict())
+        write_json(folder / "template.json", facts)
         return seal(folder)
 
 

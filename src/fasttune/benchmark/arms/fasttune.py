@@ -7,14 +7,17 @@ from pathlib import Path
 from fasttune.benchmark.arms.common import paced, start_adapters
 from fasttune.benchmark.pipe import Pace, Spec
 from fasttune.encoding.batches import section_names
+from fasttune.formats.template import Template, given, learn
 from fasttune.generation.generator import Generator
 from fasttune.machine import this_device
 from fasttune.models.choices import decide
 from fasttune.models.load import add_lora, load_base
-from fasttune.plugins.template import Template
 from fasttune.runs import Run
 from fasttune.training.callbacks import Progress, RunLog
 from fasttune.training.train import make_trainer
+
+UNUSED = Template(name="unused", parts=[given("prompt", "-"), learn("response", "{output}")])
+"""The rows are encoded; a generator has a template all the same."""
 
 
 def train(spec: Spec, pace: Pace, folder: Path) -> None:
@@ -25,7 +28,7 @@ def train(spec: Spec, pace: Pace, folder: Path) -> None:
     model, _ = add_lora(model, config.lora, config.seed, choices)
     start_adapters(model, config.seed)
     run = Run(folder)
-    generator = Generator(model, tokenizer, Template(), choices)
+    generator = Generator(model, tokenizer, UNUSED, choices)
     callbacks = [RunLog(run), Progress(), paced(pace)]
     trainer = make_trainer(
         config, generator, spec.rows, [], section_names(spec.rows), run, callbacks

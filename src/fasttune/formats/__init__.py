@@ -1,0 +1,1 @@
+"""Prompt formats as data: rows, declarations, and what follows from them."""

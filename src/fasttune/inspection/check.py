@@ -1,0 +1,356 @@
+"""Checking a template on made-up rows and on rows of your own.
+
+A declaration is valid by itself. What is left to check is what it does with a tokenizer and with
+real text, and what the code of a computed format does. A row that fails a check is not given to the
+later ones, which rely on it, so the first failure of a row is the one to fix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fasttune.encoding.encode import IGNORED, encode, encode_prompt
+from fasttune.errors import FasttuneError
+from fasttune.formats.row import Row
+from fasttune.formats.template import (
+    Segment,
+    Template,
+    at_the_answer,
+    examples,
+    pieces,
+    split_turns,
+)
+
+Status = Literal["ok", "info", "warning", "failure"]
+Numbered = tuple[str, Row]
+"""A row, behind what it is called, as "example 3" or "row 17"."""
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The outcome of one check.
+
+    Attributes:
+        check: its short name.
+        status: "failure" if the template must not be trained with as it is; "warning" if it
+            probably does not do what was meant; "info" is for the reader to judge.
+        message: what is checked, after "not so: " if it does not hold; or just figures.
+        rows: the first few rows for which it does not hold, with what was seen.
+        hint: what to do.
+    """
+
+    check: str
+    status: Status
+    message: str
+    rows: list[str] = field(default_factory=list)
+    hint: str = ""
+
+
+def check_template(
+    template: Template,
+    tokenizer: Any = None,
+    data: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> list[CheckResult]:
+    """Check a template on made-up rows, and on the rows of `data` that can be used with it.
+
+    Without a tokenizer, only what the text alone shows is checked.
+
+    Args:
+        columns: our column -> theirs, of `data`.
+
+    Raises:
+        FasttuneError: `data` cannot be read, or none of its rows can be used.
+    """
+    rows: list[Numbered] = [(f"example {n}", row) for n, row in enumerate(examples(template), 1)]
+    results: list[CheckResult] = []
+    if data is not None:
+        more, results = _read(data, template, columns)
+        rows += more
+    for check, severity, complaint_of, promise, hint in CHECKS:
+        if tokenizer is None and check in WITH_TOKENIZER:
+            continue
+        complaints = list(_complaints(complaint_of, template, rows, tokenizer))
+        results.append(_result(check, severity, promise, complaints, hint))
+        if severity == "failure":
+            broken = {where for where, _ in complaints}
+            rows = [(where, row) for where, row in rows if where not in broken]
+        if not rows:
+            return results
+    results.append(_tags(template))
+    if tokenizer is not None and template.tags:
+        counts = [
+            f"{tag} {len(tokenizer(tag, add_special_tokens=False).input_ids)}"
+            for tag in template.tags
+        ]
+        results.append(CheckResult("tokens", "info", f"tokens of each tag: {', '.join(counts)}"))
+    return results
+
+
+def failed(results: Iterable[CheckResult]) -> bool:
+    """Whether a check failed; warnings do not count."""
+    return any(result.status == "failure" for result in results)
+
+
+def _complaints(
+    complaint_of: Complaint, template: Template, rows: Iterable[Numbered], tokenizer: Any
+) -> Iterator[tuple[str, str]]:
+    for where, row in rows:
+        try:
+            complaint = complaint_of(template, row, tokenizer)
+        except FasttuneError as error:
+            said = error.message.removeprefix(f"template '{template.name}' fails: ")
+            complaint = ", ".join(filter(None, (said, error.where.partition("\n")[0])))
+        if complaint:
+            yield where, complaint
+
+
+def _result(
+    check: str, severity: Status, promise: str, complaints: list[tuple[str, str]], hint: str
+) -> CheckResult:
+    if not complaints:
+        return CheckResult(check, "ok", promise)
+    shown = [": ".join(filter(None, complaint)) for complaint in complaints[:SHOWN]]
+    if len(complaints) > SHOWN:
+        shown.append(f"and {len(complaints) - SHOWN} more")
+    return CheckResult(check, severity, f"not so: {promise}", shown, hint)
+
+
+def _read(
+    data: str | Path, template: Template, columns: Mapping[str, str] | None
+) -> tuple[list[Numbered], list[CheckResult]]:
+    """The usable rows of a source, and a result about the others, which no check will see."""
+    from fasttune.data.load import load
+
+    loaded = load(data, template, columns)
+    complaints = [("", str(finding)) for finding in loaded.findings if finding.fatal]
+    result = _result(
+        "data",
+        "warning",
+        f"every row of {data} can be used ({len(loaded.rows)} can)",
+        complaints,
+        "fix these rows; a field that holds a tag could forge a section",
+    )
+    numbered = zip(loaded.numbers, loaded.rows, strict=True)
+    return [(f"row {number}", row) for number, row in numbered], [result]
+
+
+def _tags(template: Template) -> CheckResult:
+    """Whether every section that the format opens has a tag that a row must not contain."""
+    heads = [pieces(text)[0][0].strip() for part in template.parts for text in part.texts if text]
+    bare = [("", f"{h!r} has none") for h in heads if h and not any(t in h for t in template.tags)]
+    return _result(
+        "tags",
+        "info",
+        "every part that begins with text has a tag, so that a row cannot forge a section",
+        bare,
+        "name what marks a section in more_tags; a row that contains it is then reported",
+    )
+
+
+# What is checked of a row: the complaint, or "". A later check relies on those before it.
+
+
+def _renders(template: Template, row: Row, tokenizer: Any) -> str:
+    template.rendered(row)
+    template.opening(_asked(template, row))
+    return ""
+
+
+def _repeats(template: Template, row: Row, tokenizer: Any) -> str:
+    first, second = (template.rendered(row) for _ in range(2))
+    if first == second:
+        return ""
+    return difference(*("".join(s.text for s in segments) for segments in (first, second)))
+
+
+def _learns(template: Template, row: Row, tokenizer: Any) -> str:
+    for turn in split_turns(template.rendered(row)):
+        with_text = [segment for segment in turn if segment.text]
+        if not any(segment.train for segment in with_text):
+            return "nothing is learned"
+        if with_text[0].train:
+            return "nothing is given first"
+    return ""
+
+
+def _prompts_alike(template: Template, row: Row, tokenizer: Any) -> str:
+    prompt = template.prompt(row)
+    asked = template.prompt(_asked(template, row))
+    return "" if asked == prompt else f"without the targets {difference(asked, prompt)}"
+
+
+def _parses(template: Template, row: Row, tokenizer: Any) -> str:
+    for number, segments in enumerate(_completions(template, row)):
+        turn = row.turn(number)
+        sections = template.parsed("".join(s.text for s in segments))
+        for section, column in template.targets.items():
+            if section not in sections:
+                return f"parse gives no '{section}'"
+            if sections[section] != turn.get(column, ""):
+                return f"{section} {difference(sections[section], turn.get(column, ''))}"
+    return ""
+
+
+def _learns_all_it_writes(template: Template, row: Row, tokenizer: Any) -> str:
+    written = [s for segments in _completions(template, row) for s in segments]
+    unlearned = [s.text for s in written if s.text and not s.train]
+    return f"{unlearned[0]!r} is given after a learned segment" if unlearned else ""
+
+
+def _no_white_space_at_the_border(template: Template, row: Row, tokenizer: Any) -> str:
+    prompt = template.prompt(row)
+    return f"it ends with {prompt[-10:]!r}" if prompt.endswith(" ") else ""
+
+
+def _ids_alike(template: Template, row: Row, tokenizer: Any) -> str:
+    ids = encode(template, row, tokenizer).input_ids
+    for at in range(len(row.turns)):
+        until = Row(row.turns[: at + 1], row.system, row.columns, row.language)
+        trained = ids[: encode(template, until, tokenizer).prompt_length]
+        prompted = encode_prompt(template, _asked(template, until), tokenizer)
+        if trained != prompted:
+            return f"trained after {trained}, prompted with {prompted}"
+    return ""
+
+
+def _decodes(template: Template, row: Row, tokenizer: Any) -> str:
+    written = _completions(template, row)
+    if not all(segment.train for segments in written for segment in segments):
+        return ""  # a token that lies over the border of a given segment would decode to more
+    labels = [label for label in encode(template, row, tokenizer).labels if label != IGNORED]
+    decoded = tokenizer.decode(
+        labels, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    learned = "".join("".join(s.text for s in each) + tokenizer.eos_token for each in written)
+    return "" if decoded == learned else f"decoded {difference(decoded, learned)}"
+
+
+def _adds_no_ends(template: Template, row: Row, tokenizer: Any) -> str:
+    text = template.render(row)
+    special = {"BOS": tokenizer.bos_token, "EOS": tokenizer.eos_token}
+    return next((f"it writes {n} ({t})" for n, t in special.items() if t and t in text), "")
+
+
+def _in_one_go(template: Template, row: Row, tokenizer: Any) -> str:
+    apart = encode(template, row, tokenizer).input_ids[:-1]
+    texts = ["".join(s.text for s in turn) for turn in split_turns(template.rendered(row))]
+    whole = list(tokenizer(tokenizer.eos_token.join(texts)).input_ids)
+    if apart == whole:
+        return ""
+    at = _parting(apart, whole)
+    seen, expected = (tokenizer.decode(ids[at : at + 1]) for ids in (whole, apart))
+    return f"{seen!r} in one go, {expected!r} apart (token {at})"
+
+
+def _completions(template: Template, row: Row) -> list[list[Segment]]:
+    """The segments of each turn from its first learned one on."""
+    return [at_the_answer(turn)[1] for turn in split_turns(template.rendered(row))]
+
+
+def _asked(template: Template, row: Row) -> Row:
+    """The row as it is when prompting."""
+    return row.without([*template.targets.values()])
+
+
+def difference(seen: str, expected: str) -> str:
+    """Where two texts part, with a little of what is there."""
+    at = _parting(seen, expected)
+    start = max(0, at - 10)
+    return f"{seen[start : at + 20]!r} is not {expected[start : at + 20]!r} (character {at})"
+
+
+def _parting(seen: Any, expected: Any) -> int:
+    """The first place where two sequences differ."""
+    pairs = enumerate(zip(seen, expected, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(seen), len(expected)))
+
+
+Complaint = Callable[[Template, Row, Any], str]
+
+CHECKS: tuple[tuple[str, Status, Complaint, str, str], ...] = (
+    (
+        "renders",
+        "failure",
+        _renders,
+        "segments() gives segments of text, with and without the target columns",
+        "read the targets with row.get(column, ''), and yield Segment(name, text, train)",
+    ),
+    (
+        "repeatable",
+        "failure",
+        _repeats,
+        "the same row gives the same text twice",
+        "use nothing but the row: no time, no random choice, no state",
+    ),
+    (
+        "learns",
+        "failure",
+        _learns,
+        "something is given first, and something is learned after it",
+        "begin with a given part that has text, then a learned one",
+    ),
+    (
+        "prompt",
+        "failure",
+        _prompts_alike,
+        "the prompt does not depend on the targets",
+        "leave the target columns out of what is given",
+    ),
+    (
+        "parse",
+        "failure",
+        _parses,
+        "parse gives the target columns back, character by character",
+        "undo in parse() exactly what the learned segments add; do not strip()",
+    ),
+    (
+        "unlearned",
+        "warning",
+        _learns_all_it_writes,
+        "everything after the first learned segment is learned",
+        "learn it: the model has to write this text when it generates",
+    ),
+    (
+        "border",
+        "warning",
+        _no_white_space_at_the_border,
+        "the prompt does not end with a space",
+        'move the space into the learned part, as learn("response", " {output}"): most tokenizers '
+        "put a space at the start of a word, so a model rarely saw one before a word",
+    ),
+    (
+        "ids",
+        "failure",
+        _ids_alike,
+        "training has the same ids before every answer as generation starts from",
+        "give all sections before the first learned one text",
+    ),
+    (
+        "decode",
+        "failure",
+        _decodes,
+        "the learned ids decode to the learned text and EOS",
+        "this tokenizer changes text; use one that gives back what it was given",
+    ),
+    (
+        "ends",
+        "failure",
+        _adds_no_ends,
+        "the format does not write BOS or EOS itself",
+        "leave it out: fasttune adds the end and trains it, and the tokenizer adds BOS",
+    ),
+    (
+        "one go",
+        "info",
+        _in_one_go,
+        "prompt and completion tokenized in one go give the same ids",
+        "nothing, within fasttune: it tokenizes the two apart in training and in generation alike. "
+        "A program that tokenizes the whole text in one go would see other ids",
+    ),
+)
+WITH_TOKENIZER = ("ids", "decode", "ends", "one go")
