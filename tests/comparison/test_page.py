@@ -71,7 +71,7 @@ def test_names_are_escaped_too():
     text = f"before {EVIL} after"
     sections = {EVIL: text, f"other {EVIL}": text}
     answer = Answer({EVIL: EVIL, "instruction": EVIL}, text, sections, EVIL, 3)
-    metrics = [Metric(name, EVIL, lambda a: a.tokens, "lower") for name in (EVIL, "exact")]
+    metrics = [Metric(name, EVIL, lambda a: a.tokens, "lower") for name in ("tokens", "exact")]
     arms = [
         Arm(f"{name} {EVIL}", name, seed, [answer] * 9, logged(EVIL), {EVIL: EVIL})
         for name in ("a", "b")
