@@ -37,7 +37,7 @@ def prepare_one(file: Path, model: str | None) -> dict[str, float]:
     began = time.perf_counter()
     job = prepare(config, plugins)
     data_hash(job.train)
-    rows = len(encode_rows(job.train, tokenizer, config, "training"))
+    rows = len(encode_rows(job.template, job.train, tokenizer, config, "training"))
     return {
         "rows": rows,
         "rows_per_second": rows / (time.perf_counter() - began),

@@ -9,9 +9,9 @@ import difflib
 import math
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -27,7 +27,6 @@ from fasttune.yaml_text import (
     Finite,
     Text,
     Texts,
-    convert,
     read_yaml,
     read_yaml_file,
     refused,
@@ -418,19 +417,3 @@ def _sources(value: Any, places: Mapping[str, str]) -> tuple[SourceConfig, ...]:
     if wanted:
         raise refused(key, [source.name for source in sources], where, wanted)
     return tuple(sources)
-
-
-# Only sampling.py and tests/data/test_any_bytes.py use the names below.
-CHECKS = SETTINGS
-Check = Callable[[Any], Any]
-
-
-def whole(low: int, high: int) -> Check:
-    """Return a check for a whole number within bounds."""
-    return partial(convert, hint=Annotated[int, Meta(ge=low, le=high)])
-
-
-def number(low: float, high: float, above: bool = False) -> Check:
-    """Return a check for a number within bounds, without `low` if it must be `above`."""
-    bounds = Meta(gt=low, le=high) if above else Meta(ge=low, le=high)
-    return partial(convert, hint=Annotated[float, bounds])

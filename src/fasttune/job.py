@@ -104,6 +104,16 @@ OPTIMIZER_PACKAGES = {
 
 
 def _check_optimizer(name: str) -> None:
+    if name != "auto":
+        from transformers.training_args import OptimizerNames
+
+        known = ["auto", *(optimizer.value for optimizer in OptimizerNames)]
+        if name not in known:
+            raise FasttuneError(
+                f"there is no optimizer '{name}'",
+                f"train.optimizer: {name}",
+                did_you_mean(name, known),
+            )
     for start, module in OPTIMIZER_PACKAGES.items():
         if name.startswith(start) and importlib.util.find_spec(module) is None:
             raise FasttuneError(

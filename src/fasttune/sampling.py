@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
-from fasttune.config import MANY, SEEDS, Check, number, whole
+from msgspec import Meta
+
+from fasttune.config import MANY, Number, Seed
 from fasttune.errors import FasttuneError
-
-CHECKS: dict[str, Check] = {
-    "max_new_tokens": whole(1, MANY),
-    "temperature": number(0, 100),
-    "top_p": number(0, 1, above=True),
-    "top_k": whole(0, MANY),
-    "repetition_penalty": number(0, 100, above=True),
-    "seed": whole(0, SEEDS),
-}
+from fasttune.yaml_text import convert
 
 
 @dataclass(frozen=True)
@@ -31,19 +25,19 @@ class Sampling:
             token before.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int = 0
+    max_new_tokens: Number = 256
+    temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=MANY)] = 0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] = 1.0
+    seed: Seed = 0
     stop_loops: bool = False
 
     def __post_init__(self) -> None:
-        for name, check in CHECKS.items():
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
             try:
-                check(value)
+                convert(value, hint)
             except ValueError as error:
                 option = f"--{name.replace('_', '-')} {value}"
                 raise FasttuneError(f"{name} is {value}", option, f"it takes {error}") from error

@@ -253,11 +253,3 @@ def test_nothing_is_read_between_the_packs_of_a_step(device, packing, tiny_phi, 
     learned = [count_learned(row) for row in [*examples[:2], *examples]]
     assert trainer.section_loss.tokens == sum(learned)
     assert sum(len(batch["targets"]) for batch in batches) == sum(learned[2:])
-
-
-def test_the_optimizers_of_a_config_are_transformers_own():
-    from transformers.training_args import OptimizerNames
-
-    from fasttune.config import OPTIMIZERS
-
-    assert {*OPTIMIZERS} == {name.value for name in OptimizerNames}
