@@ -56,7 +56,7 @@ def preview(
     from fasttune.data.load import load_divided
     from fasttune.files import require_free, write_text
     from fasttune.inspection import preview as views
-    from fasttune.inspection.preview_html import to_html
+    from fasttune.inspection.preview import to_html
     from fasttune.inspection.preview_terminal import TerminalPreview
     from fasttune.models.tokenizer import load_tokenizer
 
