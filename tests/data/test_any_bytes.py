@@ -14,8 +14,7 @@ from fasttune.config import SETTINGS, RunConfig, dump_config, load_config, parse
 from fasttune.data.load import load
 from fasttune.encoding.encode import encode_many
 from fasttune.errors import FasttuneError
-from fasttune.plugins.template import given as asked
-from fasttune.plugins.template import learn
+from fasttune.formats.template import Segment, Template
 
 TEXT = st.text(max_size=20)
 VALUE = st.recursive(
@@ -93,11 +92,20 @@ def test_any_word_as_a_setting(key, word):
         require_told(error)
 
 
+class Ended(Template):
+    """Has a segment for whatever a row holds, and one more."""
+
+    def segments(self, row):
+        yield Segment("instruction", row["instruction"], False)
+        yield Segment("response", row["output"], True)
+        yield Segment("end", ".", True)
+
+
 @settings(max_examples=100, deadline=None)
 @given(instruction=st.text(min_size=1, max_size=40), output=st.text(max_size=40))
 def test_any_text_is_encoded_whole(phi2_tokenizer, instruction, output):
-    row = [asked("instruction", instruction), learn("response", output), learn("end", ".")]
-    [encoded] = encode_many([row], phi2_tokenizer)
+    row = {"instruction": instruction, "output": output}
+    [encoded] = encode_many(Ended(name="ended"), [row], phi2_tokenizer)
     assert encoded.input_ids[-1] == phi2_tokenizer.eos_token_id
     assert [span.start for span in encoded.spans[1:]] == [span.end for span in encoded.spans[:-1]]
     assert encoded.spans[0].start == 0 and encoded.spans[-1].end == len(encoded)

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given as forall
 from hypothesis import strategies as st
 
-from fasttune import Row, Segment, Template, given, learn
-from fasttune.config import DataConfig, load_config
+from fasttune import Row, Template, given, learn
+from fasttune.config import DataConfig
 from fasttune.data.load import Finding, load, load_divided, parse_columns, shipped
 from fasttune.data.split import data_hash, digest, divide
 from fasttune.errors import FasttuneError
 from fasttune.inspection.survey import default_template, histogram, scripts, spread, survey
 from fasttune.plugins.discovery import load_plugins
+from tests.conftest import listening
 
 ROWS = [
     {"instruction": "Add 2 and 3.", "input": "", "output": " 5\n"},
@@ -388,13 +389,15 @@ def test_tag_in_a_field_the_template_reads(tmp_path, templates):
     assert load(tmp_path / "a.jsonl", templates["alpaca"]).bad_rows == 0
 
 
-class Titled(Template):
-    name = "titled"
-    required = ("output",)
-
-    def segments(self, row: Row) -> Iterable[Segment]:
-        yield given("title", row["title"])
-        yield learn("response", row["output"])
+TITLED = Template(
+    name="titled",
+    columns=["title", "note"],
+    parts=[
+        given("title", "{title}\n"),
+        given("note", "{note}\n", when="note"),
+        learn("response", "{output}"),
+    ],
+)
 
 
 def test_a_template_decides_which_columns_are_checked(tmp_path):
@@ -402,36 +405,16 @@ def test_a_template_decides_which_columns_are_checked(tmp_path):
         {"title": "t", "output": "a", "reasoning": 3},
         {"title": 3, "output": "a"},
         {"output": "a"},
+        {"title": "t", "note": ["x"], "output": "a"},
+        {"title": "t", "note": "n", "output": "a"},
     ]
-    loaded = load(write_jsonl(tmp_path / "a.jsonl", rows), Titled())
-    assert loaded.rows == [{"title": "t", "output": "a"}]
+    loaded = load(write_jsonl(tmp_path / "a.jsonl", rows), TITLED)
+    assert loaded.rows == [{"title": "t", "output": "a"}, rows[4]]
     assert [(f.row, f.column, f.message) for f in loaded.findings] == [
         (2, "title", 'is a number, not text: write "3"'),
-        (3, "", "template 'titled' fails: KeyError: 'title'"),
+        (3, "title", "is missing"),
+        (4, "note", "is a list, not text"),
     ]
-
-
-def test_a_template_may_treat_the_row_as_a_dict(tmp_path):
-    class Copying(Titled):
-        def segments(self, row: Row) -> Iterable[Segment]:
-            return super().segments({**row, "title": row.get("title") or "none"})
-
-    rows = [{"output": "a"}, {"title": ["x"], "output": "a"}]
-    loaded = load(write_jsonl(tmp_path / "a.jsonl", rows), Copying())
-    assert loaded.rows == [{"output": "a"}]
-    assert [(f.row, f.column) for f in loaded.findings] == [(2, "title")]
-
-
-def test_a_template_may_ask_whether_a_column_is_there(tmp_path):
-    class Asking(Titled):
-        def segments(self, row: Row) -> Iterable[Segment]:
-            if "note" in row:
-                yield given("note", row["note"])
-            yield given("title", "none")
-            yield learn("response", row["output"])
-
-    path = write_jsonl(tmp_path / "a.jsonl", [{"output": "a"}, {"note": 5, "output": "a"}])
-    assert [(f.row, f.column) for f in load(path, Asking()).findings] == [(2, "note")]
 
 
 def test_require_clean_lists_the_first_problems(tmp_path):
@@ -510,7 +493,7 @@ def many(count: int) -> list[dict[str, str]]:
 
 
 def sides(rows: list[dict[str, str]], fraction: float, seed: int = 0):
-    return divide([digest(row, seed) for row in rows], fraction)
+    return divide([digest(Row.of(row), seed) for row in rows], fraction)
 
 
 def evaluated(rows: list[dict[str, str]], fraction: float, seed: int = 0) -> set[str]:
@@ -564,14 +547,47 @@ def test_divide_refuses_a_fraction_that_is_none(fraction):
         sides(many(3), fraction)
 
 
+def flat(rows: list[dict[str, str]]) -> list[Row]:
+    return [Row.of(row) for row in rows]
+
+
 def test_data_hash():
     rows = many(20)
     shuffled = random.Random(0).sample(rows, len(rows))
-    assert data_hash(rows) == data_hash([dict(reversed(row.items())) for row in rows])
-    assert data_hash(rows) != data_hash(shuffled)
-    assert data_hash(rows) != data_hash(rows[:-1])
-    assert data_hash([{"a": "bc"}]) != data_hash([{"ab": "c"}])
+    assert data_hash(flat(rows)) == data_hash(flat([dict(reversed(r.items())) for r in rows]))
+    assert data_hash(flat(rows)) != data_hash(flat(shuffled))
+    assert data_hash(flat(rows)) != data_hash(flat(rows[:-1]))
+    assert data_hash(flat([{"a": "bc"}])) != data_hash(flat([{"ab": "c"}]))
     assert len(data_hash([])) == 64
+
+
+ADD = {"instruction": "Add 2 and 3.", "input": "", "output": " 5\n"}
+JAPAN = {"instruction": "日本の首都は？", "output": "東京 🗼", "reasoning": "考える。"}
+JAPAN |= {"system": "Be brief.", "language": "ja", "id": "7"}
+TALK = Row.of(ADD, [{"instruction": "Héllo.", "output": "Hi."}])
+
+
+def test_digests_and_hashes_are_what_they_were():
+    """Literal: a run that is resumed has to find the rows that it began with."""
+    rows = [*flat([ADD, JAPAN, {"output": "b", "title": "a"}]), TALK]
+    assert [digest(row) for row in rows] == [
+        8052172964154266767, 5608034975075042774, 18339259455497690503, 3892585578478640333,
+    ]  # fmt: skip
+    assert [digest(row, 7) for row in rows] == [
+        11595826614565781676, 11007892478734879964, 4093557335964570570, 16988528857657177587,
+    ]  # fmt: skip
+    assert data_hash([*rows[:2], TALK]) == (
+        "9ebbcaf179f25b5226efe036dc912c13e072a623a955b30bf2635d5f1e2d6e75"
+    )
+
+
+def test_what_was_detected_is_no_part_of_a_row():
+    detected = Row(TALK.turns, language="fr")
+    assert detected["language"] == "fr" and "language" not in TALK
+    assert detected == TALK and hash(detected) == hash(TALK)
+    assert digest(detected) == digest(TALK) and data_hash([detected]) == data_hash([TALK])
+    stated = Row(TALK.turns, columns={"language": "fr"})
+    assert stated != TALK and data_hash([stated]) != data_hash([TALK])
 
 
 # The shipped set
@@ -617,7 +633,7 @@ def test_scripts():
 
 def test_default_template():
     def of(**row: str) -> str:
-        return default_template([{"instruction": "q", **row}])
+        return default_template(flat([{"instruction": "q", **row}]))
 
     assert of(reasoning="r") == "reasoning"
     assert of(reasoning=" ") == of() == "alpaca"
@@ -644,95 +660,70 @@ def test_survey_counts_tokens_as_training_does(tmp_path, templates, phi2_tokeniz
     json.dumps(figures.as_dict())
 
 
-# One stream: rendered once, and laid over with the run's system text once
+# What reading does not do: render, or lay the run's system text over rows
 
 
-class Counting(Template):
-    """Counts how often a row is rendered."""
-
-    name = "counting"
-    system = "Be brief."
-
-    def __init__(self) -> None:
-        self.rendered = 0
-
-    def segments(self, row: Row) -> Iterable[Segment]:
-        self.rendered += 1
-        yield given("system", f"{row.get('system') or self.system}\n")
-        yield given("instruction", f"{row['instruction']}\n")
-        yield learn("response", row.get("output", ""))
-
-
-@pytest.mark.parametrize("system", [None, "Be kind."])
-def test_a_row_of_a_run_is_rendered_once(tmp_path, phi2_tokenizer, monkeypatch, system):
-    from fasttune.encoding.cache import encode_rows
-    from fasttune.encoding.encode import encode
-
-    monkeypatch.setenv("FASTTUNE_CACHE", str(tmp_path / "cache"))
+def test_reading_renders_nothing(tmp_path, monkeypatch, templates):
+    monkeypatch.setattr(Template, "segments", None)
     path = write_jsonl(tmp_path / "a.jsonl", [*many(40), {"instruction": "no output"}])
-    template = Counting()
-    data = {"train": str(path), "eval_fraction": 0.25, "skip_bad_rows": True}
-    config = load_config(None, [("data", data), ("model.max_length", 16)])
-    found = load_divided(config.data, template, system)
-    encoded = [
-        encode_rows(rows, phi2_tokenizer, config, "training") for rows in (found.train, found.eval)
-    ]
-    data_hash(found.train)
-    assert [len(rows) for rows in encoded] == [30, 10]
-    assert template.rendered == 41
-    for rows, coded in zip((found.train, found.eval), encoded, strict=True):
-        assert list(coded) == [encode(template, row, phi2_tokenizer) for row in rows]
+    found = load_divided(DataConfig(train=str(path), eval_fraction=0.25), templates["alpaca"])
+    assert (len(found.train), len(found.eval), found.sources[0].bad_rows) == (30, 10, 1)
 
 
-def test_the_system_text_of_a_run_is_of_its_rows_but_moves_none(tmp_path):
-    """The hash a run was begun with includes it; the side of a row is decided by its own text."""
+def test_the_system_text_of_a_run_moves_no_row(tmp_path):
     rows = [{"title": f"title {n}", "output": "same", "system": f"{n}"} for n in range(200)]
-
-    class Titled(Counting):
-        required = ("title", "output")
-
-        def segments(self, row: Row) -> Iterable[Segment]:
-            yield from super().segments({**row, "instruction": row["title"]})
-
+    template = Template(
+        name="titled",
+        system="Be brief.",
+        columns=["title"],
+        parts=[given("system", "{system}\n{title}\n"), learn("response", "{output}")],
+    )
     data = DataConfig(train=str(write_jsonl(tmp_path / "a.jsonl", rows)), eval_fraction=0.3)
-    found = load_divided(data, Titled(), "Be kind.")
+    kind = template.with_system("Be kind.")
+    found = load_divided(data, kind)
     for side, places in zip((found.train, found.eval), sides(rows, 0.3), strict=True):
-        assert side == [{**rows[at], "system": "Be kind."} for at in places]
-        assert data_hash(side) == data_hash([{**rows[at], "system": "Be kind."} for at in places])
-        texts = [[s.text for s in side.segments(at)] for at in range(len(side))]
-        assert texts == [["Be kind.\n", f"{rows[at]['title']}\n", "same"] for at in places]
+        assert side == [rows[at] for at in places]
+        assert [template.render(row) for row in side] == [
+            f"{at}\ntitle {at}\nsame" for at in places
+        ]
+        assert [kind.render(row) for row in side] == [
+            f"Be kind.\ntitle {at}\nsame" for at in places
+        ]
 
 
-@pytest.mark.parametrize(
-    ("system", "train", "held_out"),
-    [
-        (
-            None,
-            "84c1e56f9a46aab6b085ae82f77166d9e59c020e3afd63748393184807938859",
-            "4ecf80611a977b081282112e1fd10e14d0b60f1c81a100e375f739e4eadf4ee1",
-        ),
-        (
-            "Hi.",
-            "4af36141e6abb00bf3232975eceb53e5ef65db35adaf6093818428167e40b69c",
-            "5f9f2ac2cdca49f592afb131954dc6de03572dc074bb695992ffea4d4899b5ab",
-        ),
-    ],
-)
-def test_a_run_of_before_finds_the_rows_it_began_with(templates, tmp_path, system, train, held_out):
-    """The hashes that a manifest of the time before rows were stored with their renderings has."""
-    path = write_jsonl(tmp_path / "a.jsonl", many(40))
-    data = DataConfig(train=str(path), eval_fraction=0.25)
-    found = load_divided(data, templates["alpaca"], system)
-    assert (data_hash(found.train), data_hash(found.eval)) == (train, held_out)
+# The language of a row
 
 
-@pytest.mark.parametrize("segment", [3, "text", Segment("a", 5, True)])
-def test_a_template_that_yields_no_segments_of_text(tmp_path, segment):
-    class Odd(Counting):
-        def segments(self, row: Row) -> Iterable[Segment]:
-            yield segment
-
-    with pytest.raises(FasttuneError, match="template 'counting' breaks its contract") as caught:
-        load(write_jsonl(tmp_path / "a.jsonl", ROWS[:1]), Odd())
-    assert f"{segment!r} is no segment of text" in caught.value.message
-    assert __file__ in caught.value.where and "row 1" in caught.value.where
+def test_the_language_is_detected_once_while_reading(tmp_path, templates, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "fasttune.data.check.detect_language",
+        lambda text: asked.append(text) or ("ja" if "日" in text else None),
+    )
+    rows = [
+        ROWS[2],
+        {**ROWS[2], "language": "fr"},
+        {**ROWS[2], "language": ""},
+        {"instruction": "5 + 5?", "output": "10"},
+        {"instruction": "日本", "output": ""},  # cannot be used, so it does not count
+    ]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    with listening() as said:
+        loaded = load(path, templates["multilingual"])
+    assert asked == [ROWS[2]["instruction"]] * 2 + ["5 + 5?", "日本"]
+    assert [row.language for row in loaded.rows] == ["ja", "", "ja", ""]
+    assert said == [
+        f"{path}: the language of 2 of 4 rows was detected: they have no column 'language'"
+    ]
+    texts = [templates["multilingual"].prompt(row) for row in loaded.rows]
+    assert [text.split("\n")[0] for text in texts] == [
+        "<|system|>あなたは親切なアシスタントです。日本語で答えてください。",
+        "<|system|>Tu es un assistant serviable. Réponds en français.",
+        "<|system|>あなたは親切なアシスタントです。日本語で答えてください。",
+        "<|system|>You are a helpful assistant. Answer in English.",
+    ]
+    assert loaded.rows == flat(rows[:4]) and len(asked) == 4  # rendering asks for nothing
+    assert loaded.digests[0] == loaded.digests[2]
+    with listening() as said:
+        other = load(path, templates["reasoning"], required=("instruction", "output"))
+    assert len(asked) == 4 and said == [] and {row.language for row in other.rows} == {""}

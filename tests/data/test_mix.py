@@ -324,13 +324,8 @@ def test_a_template_that_takes_one_character_gives_no_warning(tmp_path, phi2_tok
     from fasttune import Template, learn
     from fasttune import given as prompt
 
-    class Every(Template):
-        name = "every"
-
-        def segments(self, row):
-            yield prompt("question", f"{row['instruction']} {row.get('input', '')}\n")
-            yield learn("answer", row.get("output", ""))
-
+    parts = [prompt("question", "{instruction} {input}\n"), learn("answer", "{output}")]
+    every = Template(name="every", parts=parts)
     file = write_rows(tmp_path / "rows.jsonl", [{**rows(1)[0], "input": "x"}])
-    found = load_divided(config(train=str(file)).data, Every())
-    assert survey(found, Every(), phi2_tokenizer, 1024, 0.05).problems == []
+    found = load_divided(config(train=str(file)).data, every)
+    assert survey(found, every, phi2_tokenizer, 1024, 0.05).problems == []

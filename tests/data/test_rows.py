@@ -6,11 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttune import given as given_
-from fasttune import learn
 from fasttune.data import rows as module
 from fasttune.data.rows import ChosenRows, StoredRows
-from fasttune.plugins.template import with_system
+from fasttune.formats.row import TURN_COLUMNS, Row
 
 ROW = st.dictionaries(st.text(), st.text(st.characters()), max_size=4)
 
@@ -20,6 +18,21 @@ def stored(rows):
     for row in rows:
         found.append(row)
     return found
+
+
+TEXT = st.text(st.characters(), max_size=5)
+TURN = st.dictionaries(st.sampled_from(TURN_COLUMNS), TEXT)
+WHOLE = st.builds(
+    Row, st.lists(TURN, min_size=1, max_size=3), TEXT, ROW, st.sampled_from(["", "ja"])
+)
+
+
+@settings(deadline=None)
+@given(st.lists(WHOLE, max_size=4))
+def test_conversations_and_detected_languages_come_back(rows):
+    for row, back in zip(rows, stored(rows), strict=True):
+        assert (back.turns, back.system, back.columns) == (row.turns, row.system, row.columns)
+        assert back.language == row.language and dict(back) == dict(row)
 
 
 @settings(deadline=None)
@@ -58,30 +71,6 @@ def test_chosen_rows():
     assert not ChosenRows(stored([]), [])
 
 
-def test_renderings_lie_beside_their_rows():
-    found = StoredRows()
-    renderings = [[], [given_("a", "\ud800 é\n"), learn("b", "")], [learn("b", "x")]]
-    for number, segments in enumerate(renderings):
-        found.append({"n": str(number)}, iter(segments))
-    assert [found.segments(at) for at in range(3)] == renderings
-    chosen = ChosenRows(found, [2, 1])
-    assert [chosen.segments(at) for at in range(2)] == renderings[:0:-1]
-    assert chosen == [{"n": "2"}, {"n": "1"}]
-
-    class Marked(str):
-        """A template engine's own kind of text."""
-
-    found.append({"n": "3"}, [given_("a", Marked("x"))])
-    assert found.segments(3) == [given_("a", "x")]
-
-
-def test_a_system_text_is_laid_over_a_row():
-    row = {"system": "old", "n": "0"}
-    assert with_system(row, "new") == {"system": "new", "n": "0"}
-    assert with_system({"n": "0"}, "new") == {"n": "0", "system": "new"}
-    assert with_system(row, None) == with_system(row, "") == row == {"system": "old", "n": "0"}
-
-
 def test_rows_know_their_number_in_the_source():
     found = StoredRows()
     for number in (2, 5, 9):
@@ -89,3 +78,17 @@ def test_rows_know_their_number_in_the_source():
     assert [found.number(at) for at in range(3)] == [2, 5, 9]
     assert ChosenRows(found, [2, 0]).number(0) == 9
     assert stored([{}, {}]).number(1) == 2
+
+
+def test_a_row_with_other_columns_or_fewer():
+    turns = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
+    row = Row(turns, "S").in_language("ja")
+    assert dict(row) == {"system": "S", "instruction": "c", "output": "d", "language": "ja"}
+    asked = row.without(["output"])
+    assert asked.turns == ({"instruction": "a", "output": "b"}, {"instruction": "c"})
+    assert (asked.system, asked.columns, asked["language"]) == ("S", {}, "ja")
+    changed = row.with_turn({"output": "e", "system": "T", "id": "7"})
+    assert changed.turns == (turns[0], {"instruction": "c", "output": "e"})
+    assert (changed.system, changed.columns, changed["language"]) == ("T", {"id": "7"}, "ja")
+    assert row.with_turn({"language": "fr"})["language"] == "fr"
+    assert row == Row(row.turns, "S") and row.turns[1]["output"] == "d"  # as it was

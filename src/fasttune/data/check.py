@@ -109,7 +109,7 @@ def check(
     texts = {name: value for name, value in values.items() if isinstance(value, str)}
     row = Row.of(texts, talk.earlier if talk else ())
     if template and template.chooses_language and not row.columns.get("language"):
-        row.language = detect_language(row.get("instruction", "")) or ""
+        row = row.in_language(detect_language(row.get("instruction", "")) or "")
     reads = template.reads if template and template.reads else TURN_COLUMNS
     problems = [
         *_of_values(values, (*required, *columns, *reads), required),
@@ -204,7 +204,7 @@ def require_prompt(row: Row, template: Template, eos: str = "") -> Row:
             "take it out of the text, or fill in what is missing",
         )
     if template.chooses_language and not asked.columns.get("language") and not asked.language:
-        asked.language = detect_language(asked.get("instruction", "")) or ""
+        asked = asked.in_language(detect_language(asked.get("instruction", "")) or "")
     return asked
 
 

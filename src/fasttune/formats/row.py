@@ -52,24 +52,28 @@ class Row(Mapping[str, str]):
         others = {c: t for c, t in values.items() if c not in TURN_COLUMNS and c != "system"}
         return cls((*earlier, turn), values.get("system") or "", others)
 
+    def in_language(self, language: str) -> Row:
+        """The row with the language that was detected."""
+        return Row(self.turns, self.system, self.columns, language)
+
     def turn(self, number: int) -> dict[str, str]:
         """What a format reads in one turn: its own columns, and those of the row."""
         language = {"language": self.language} if self.language else {}
+        return {**self._stated(number), **language}
+
+    def _stated(self, number: int) -> dict[str, str]:
         system = {"system": self.system} if self.system else {}
-        return {**system, **self.turns[number], **language, **self.columns}
+        return {**system, **self.turns[number], **self.columns}
 
     def with_turn(self, values: Mapping[str, str]) -> Row:
         """The row with some columns of its last turn, or of the row, replaced."""
-        changed = self.of({**self._last, **values}, self.turns[:-1])
-        changed.language = self.language if "language" not in values else ""
-        return changed
+        changed = self.of({**self._stated(-1), **values}, self.turns[:-1])
+        return changed if "language" in values else changed.in_language(self.language)
 
     def without(self, columns: Sequence[str]) -> Row:
         """The row without some columns of its last turn, or of the row: as it is asked."""
-        kept = {column: text for column, text in self._last.items() if column not in columns}
-        row = self.of(kept, self.turns[:-1])
-        row.language = self.language
-        return row
+        kept = {column: text for column, text in self._stated(-1).items() if column not in columns}
+        return self.of(kept, self.turns[:-1]).in_language(self.language)
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Every (column, text), those of all turns included."""
