@@ -15,20 +15,16 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from fasttune.encoding.batches import (
-    NO_SECTION,
     Collator,
     alike,
     best_fit,
-    count_learned,
-    features,
-    learned,
     left_pad,
     pack,
     pad,
     section_names,
     shared_beginning,
 )
-from fasttune.encoding.encode import IGNORED, encode
+from fasttune.encoding.encode import IGNORED, Encoded, Span, encode
 from fasttune.models.fast.attention import attend_by_row
 from fasttune.models.head import token_losses
 from fasttune.plugins.discovery import load_plugins
@@ -52,9 +48,8 @@ def encoded(phi2_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def examples(encoded):
-    names = section_names(encoded)
-    return [features(row, names) for row in encoded]
+def names(encoded):
+    return section_names(encoded)
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -64,18 +59,22 @@ def model(request, tiny_phi):
     ).eval()
 
 
-def alone(model, example):
+def alone(model, row):
     """Logits [tokens, vocabulary] of one row by itself."""
-    return model(input_ids=torch.tensor([example["input_ids"]]), use_cache=False).logits[0]
+    return model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits[0]
 
 
-def test_packed_logits_are_those_of_the_rows_alone(model, examples):
-    batch = pack(examples)
+def learned_ids(row):
+    return [label for label in row.labels if label != IGNORED]
+
+
+def test_packed_logits_are_those_of_the_rows_alone(model, encoded, names):
+    batch = pack(encoded, names)
     inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
     everything = torch.ones_like(batch["input_ids"])
     with torch.no_grad():
         packed = model(**inputs, use_cache=False).logits[0]
-        expected = torch.cat([alone(model, example) for example in examples])
+        expected = torch.cat([alone(model, row) for row in encoded])
         masked = model(**inputs, attention_mask=everything, use_cache=False).logits[0]
         cached = model(**inputs, use_cache=True).logits[0]
     assert (packed - expected).abs().max() < 1e-5
@@ -84,21 +83,23 @@ def test_packed_logits_are_those_of_the_rows_alone(model, examples):
     assert (cached - expected).abs().max() > 1e-2
 
 
-def test_packed_gradients_are_the_sum_of_the_rows(model, examples):
+def test_packed_gradients_are_the_sum_of_the_rows(model, encoded, names):
     def loss(logits, labels):
         return torch.nn.functional.cross_entropy(
             logits[:-1], torch.tensor(labels)[1:], ignore_index=IGNORED, reduction="sum"
         )
 
-    batch = pack(examples)
+    batch = pack(encoded, names)
     packed = model(
         input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
     ).logits[0]
-    loss(packed, batch["labels"][0].tolist()).backward()
+    torch.nn.functional.cross_entropy(
+        packed[batch["places"]], batch["targets"], reduction="sum"
+    ).backward()
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    for example in examples:
-        loss(alone(model, example), example["labels"]).backward()
+    for row in encoded:
+        loss(alone(model, row), row.labels).backward()
     assert got
     for name, parameter in model.named_parameters():
         if name in got:
@@ -106,39 +107,54 @@ def test_packed_gradients_are_the_sum_of_the_rows(model, examples):
             assert (got[name] - parameter.grad).abs().max() <= 1e-4 * scale + 1e-6, name
 
 
-def test_the_first_label_of_each_packed_row_is_ignored(examples):
-    batch = pack(examples)
-    starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
-    assert len(starts) == len(examples)
-    assert all(batch["labels"][0, start] == IGNORED for start in starts)
+def test_no_packed_row_is_asked_for_the_first_token_of_the_next(encoded, names):
+    batch = pack(encoded, names)
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten()
+    assert len(starts) == len(encoded)
+    assert not torch.isin(batch["places"] + 1, starts).any()
 
 
-@pytest.mark.parametrize("collate", [pack, lambda rows: pad(rows, pad_id=50256)])
-def test_every_row_trains_its_eos_although_padding_is_eos_too(collate, examples, phi2_tokenizer):
-    labels = collate(examples)["labels"]
-    assert (labels == phi2_tokenizer.eos_token_id).sum() == len(examples)
-    trained = sum(label != IGNORED for example in examples for label in example["labels"])
-    assert (labels != IGNORED).sum() == trained
+@pytest.mark.parametrize("collate", [pack, lambda rows, names: pad(rows, names, pad_id=50256)])
+def test_every_row_trains_its_eos_although_padding_is_eos_too(
+    collate, encoded, names, phi2_tokenizer
+):
+    targets = collate(encoded, names)["targets"]
+    assert (targets == phi2_tokenizer.eos_token_id).sum() == len(encoded)
+    assert len(targets) == sum(label != IGNORED for row in encoded for label in row.labels)
 
 
-def test_sections_mark_exactly_the_learned_tokens(encoded, examples):
-    names = section_names(encoded)
+@pytest.mark.parametrize("shared", [0, 20])
+def test_the_learned_tokens_are_those_of_the_labels(shared, encoded, names):
+    """As a search through labels and sections laid beside the ids finds them."""
     assert names == ["reasoning", "response", "eos"]
-    for example in examples:
-        for label, section in zip(example["labels"], example["sections"], strict=True):
-            assert (label == IGNORED) == (section == NO_SECTION)
-        assert example["sections"][-1] == names.index("eos")
+    padded = (pad(encoded, names, 0), max(map(len, encoded)), 0)
+    packed = pack(encoded, names, shared)
+    for batch, width, begun in [padded, (packed, packed["input_ids"].shape[1], shared)]:
+        labels, owners = [], []
+        for row in encoded:
+            owner = [-1] * len(row)
+            for span in row.spans:
+                if span.train:
+                    tokens = span.end - span.start
+                    owner[span.start : span.end] = [names.index(span.name)] * tokens
+            gap = width - len(row) if batch is padded[0] else 0
+            first = begun if labels else 0
+            labels += row.labels[first:] + [IGNORED] * gap
+            owners += owner[first:] + [-1] * gap
+        learned = [place for place, label in enumerate(labels) if label != IGNORED]
+        assert len(labels) == batch["input_ids"].numel()
+        assert batch["places"].tolist() == [place - 1 for place in learned]
+        assert batch["targets"].tolist() == [labels[place] for place in learned]
+        assert batch["owners"].tolist() == [owners[place] for place in learned]
+        assert batch["targets"].equal(batch["input_ids"].view(-1)[batch["places"] + 1])
 
 
-def test_padding_masks_itself(examples):
-    batch = pad(examples, pad_id=7)
-    for index, example in enumerate(examples):
-        length = len(example["input_ids"])
-        assert batch["input_ids"][index, :length].tolist() == example["input_ids"]
-        assert batch["attention_mask"][index].tolist() == [1] * length + [0] * (
-            batch["input_ids"].shape[1] - length
-        )
-        assert (batch["labels"][index, length:] == IGNORED).all()
+def test_padding_masks_itself(encoded, names):
+    batch = pad(encoded, names, pad_id=7)
+    for index, row in enumerate(encoded):
+        gap = batch["input_ids"].shape[1] - len(row)
+        assert batch["input_ids"][index].tolist() == row.input_ids + [7] * gap
+        assert batch["attention_mask"][index].tolist() == [1] * len(row) + [0] * gap
 
 
 def test_left_padding():
@@ -176,18 +192,20 @@ def hidden_states(model, batch):
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["own", "shared"])
-def test_rows_that_attend_one_by_one_have_the_logits_of_the_rows_alone(by_row, examples, share):
-    shared = shared_beginning(examples) if share else 0
-    batch = pack(examples, shared)
+def test_rows_that_attend_one_by_one_have_the_logits_of_the_rows_alone(
+    by_row, encoded, names, share
+):
+    shared = shared_beginning(encoded) if share else 0
+    batch = pack(encoded, names, shared)
     with torch.no_grad():
         logits = by_row.lm_head(hidden_states(by_row, batch))[0]
-        for example, (start, end) in zip(examples, batch["row_layout"].rows, strict=True):
+        for row, (start, end) in zip(encoded, batch["row_layout"].rows, strict=True):
             found = torch.cat([logits[:shared], logits[start:end]])
-            assert (found - alone(by_row, example)).abs().max() < 1e-5
+            assert (found - alone(by_row, row)).abs().max() < 1e-5
 
 
-def test_without_a_layout_attention_is_that_of_transformers(by_row, examples):
-    batch = pad(examples, pad_id=0)
+def test_without_a_layout_attention_is_that_of_transformers(by_row, encoded, names):
+    batch = pad(encoded, names, pad_id=0)
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
         found = by_row(**inputs).logits
@@ -195,13 +213,12 @@ def test_without_a_layout_attention_is_that_of_transformers(by_row, examples):
         assert torch.equal(by_row(**inputs).logits, found)
 
 
-def test_a_shared_beginning_changes_neither_loss_nor_gradients(by_row, examples):
+def test_a_shared_beginning_changes_neither_loss_nor_gradients(by_row, encoded, names):
     results = []
-    for shared in (0, shared_beginning(examples)):
-        batch = pack(examples, shared)
-        found = learned(dict(batch))
+    for shared in (0, shared_beginning(encoded)):
+        batch = pack(encoded, names, shared)
         states = hidden_states(by_row, batch)
-        loss = token_losses(by_row, states, found["places"], found["targets"]).sum()
+        loss = token_losses(by_row, states, batch["places"], batch["targets"]).sum()
         by_row.zero_grad()
         by_row.lm_head.requires_grad_(False)
         loss.backward()
@@ -212,7 +229,7 @@ def test_a_shared_beginning_changes_neither_loss_nor_gradients(by_row, examples)
         }
         results.append((loss.detach(), gradients, batch["input_ids"].shape[1]))
     (loss, gradients, tokens), (shared_loss, shared_gradients, fewer) = results
-    assert fewer == tokens - 2 * shared_beginning(examples)
+    assert fewer == tokens - 2 * shared_beginning(encoded)
     assert float(shared_loss) == pytest.approx(float(loss), rel=1e-5)
     assert gradients.keys() == shared_gradients.keys() and len(gradients) > 10
     for name, gradient in gradients.items():
@@ -220,12 +237,12 @@ def test_a_shared_beginning_changes_neither_loss_nor_gradients(by_row, examples)
         assert difference <= 1e-5 * max(1.0, float(gradient.abs().max())), name
 
 
-def test_the_shared_beginning_ends_before_anything_that_differs(examples):
-    shared = shared_beginning(examples)
+def test_the_shared_beginning_ends_before_anything_that_differs(encoded):
+    shared = shared_beginning(encoded)
     assert shared > 20
-    for example in examples:
-        assert example["input_ids"][:shared] == examples[0]["input_ids"][:shared]
-    same = {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8], "sections": [-1] * 4}
+    for row in encoded:
+        assert row.input_ids[:shared] == encoded[0].input_ids[:shared]
+    same = Encoded([5, 6, 7, 8], [Span("a", 0, 2, False), Span("b", 2, 4, True)], 2)
     # Both rows predict their first learned token from a token of their own.
     assert shared_beginning([same, same]) == 1
 
@@ -268,24 +285,23 @@ def test_packs_side_by_side_are_no_more_than_they_must_be():
     assert alike([], 12, 2) == []
 
 
-def test_a_step_has_the_same_rows_whatever_the_packs(examples):
-    longest = max(len(e["input_ids"]) for e in examples)
-    one = Collator(3, longest, packing=True, share=False, pad_id=0)(examples)
-    several = Collator(1, longest, packing=True, share=False, pad_id=0)(examples)
-    padded = Collator(2, longest, packing=False, share=False, pad_id=0)(examples)
+def test_a_step_has_the_same_rows_whatever_the_packs(encoded, names):
+    longest = max(map(len, encoded))
+    one = Collator(3, longest, packing=True, share=False, pad_id=0, sections=names)(encoded)
+    several = Collator(1, longest, packing=True, share=False, pad_id=0, sections=names)(encoded)
+    padded = Collator(2, longest, packing=False, share=False, pad_id=0, sections=names)(encoded)
     assert [len(one), len(several), len(padded)] == [1, 3, 2]
     for batches in (one, several, padded):
         targets = torch.cat([b["targets"] for b in batches])
-        expected = [label for e in examples for label in e["labels"] if label != IGNORED]
-        assert sorted(targets.tolist()) == sorted(expected)
+        assert sorted(targets.tolist()) == sorted(i for row in encoded for i in learned_ids(row))
 
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
-def test_a_limit_is_halved_until_each_row_is_by_itself(packing, examples):
-    rows = [*examples, *examples]
-    collate = Collator(len(rows), 10_000, packing, share=False, pad_id=0)
+def test_a_limit_is_halved_until_each_row_is_by_itself(packing, encoded, names):
+    rows = [*encoded, *encoded]
+    collate = Collator(len(rows), 10_000, packing, share=False, pad_id=0, sections=names)
     counts = [len(collate(rows))]
-    tokens = sum(len(row["input_ids"]) for row in rows)
+    tokens = sum(map(len, rows))
     assert collate.halve(rows)
     assert collate.limit == (tokens if packing else len(rows)) // 2  # not of what there is room for
     counts.append(len(collate(rows)))
@@ -295,20 +311,21 @@ def test_a_limit_is_halved_until_each_row_is_by_itself(packing, examples):
     kept = collate.limit
     assert not collate.halve(rows) and collate.limit == kept
     targets = torch.cat([batch["targets"] for batch in collate(rows)])
-    assert len(targets) == sum(count_learned(row) for row in rows)
+    assert len(targets) == sum(row.trained for row in rows)
 
 
-def test_a_beginning_too_short_to_pay_is_not_shared(examples):
-    tail = [{key: value[-60:] for key, value in e.items()} for e in examples]
-    [batch] = Collator(3, 200, packing=True, share=True, pad_id=0)(tail)
+def test_a_beginning_too_short_to_pay_is_not_shared(encoded, names):
+    spans = [Span("given", 0, 50, False), Span("response", 50, 60, True)]
+    tail = [Encoded(row.input_ids[-60:], spans, 50) for row in encoded]
+    [batch] = Collator(3, 200, packing=True, share=True, pad_id=0, sections=names)(tail)
     assert batch["row_layout"].shared == 0
-    [batch] = Collator(3, 400, packing=True, share=True, pad_id=0)(examples)
-    assert batch["row_layout"].shared == shared_beginning(examples)
+    [batch] = Collator(3, 400, packing=True, share=True, pad_id=0, sections=names)(encoded)
+    assert batch["row_layout"].shared == shared_beginning(encoded)
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["own", "shared"])
 def test_rows_in_bf16_are_as_near_to_fp32_as_those_of_transformers(
-    tiny_llama, examples, share, monkeypatch
+    tiny_llama, encoded, names, share, monkeypatch
 ):
     from fasttune.models.fast import attention
 
@@ -319,14 +336,14 @@ def test_rows_in_bf16_are_as_near_to_fp32_as_those_of_transformers(
         AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16).eval().to(dtype)
         for dtype in (torch.float32, torch.bfloat16)
     )
-    batch = pack(examples, shared_beginning(examples) if share else 0)
+    batch = pack(encoded, names, shared_beginning(encoded) if share else 0)
     with torch.no_grad():
-        expected = torch.cat([alone(exact, example) for example in examples])
-        reference = torch.cat([alone(model, example) for example in examples])
+        expected = torch.cat([alone(exact, row) for row in encoded])
+        reference = torch.cat([alone(model, row) for row in encoded])
         assert attend_by_row(model)
         logits = model.lm_head(hidden_states(model, batch))[0]
         shared = batch["row_layout"].shared
         parts = [(logits[:shared], logits[a:b]) for a, b in batch["row_layout"].rows]
         found = torch.cat([torch.cat(part) for part in parts])
-    assert len(calls) == model.config.num_hidden_layers * len(examples)
+    assert len(calls) == model.config.num_hidden_layers * len(encoded)
     assert (found - expected).norm() < 1.2 * (reference - expected).norm()

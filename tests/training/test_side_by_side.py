@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fasttune.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
-from fasttune.encoding.batches import Step, features, section_names
+from fasttune.encoding.batches import section_names
 from fasttune.encoding.encode import encode
 from fasttune.generation.generator import Generator
 from fasttune.machine import this_device
@@ -45,14 +45,14 @@ def make(folder, tmp_path, **model):
     trainer = make_trainer(
         config, generator, encoded, encoded[:5], names, Run(tmp_path), [Progress()]
     )
-    return trainer, Step([{**features(row, names), "place": at} for at, row in enumerate(encoded)])
+    return trainer, encoded
 
 
-def figures(trainer, step):
+def figures(trainer):
     """The loss, the loss by section, the gradients and the held-out losses of a step."""
     trainer.model.zero_grad()
     trainer.section_loss.reset()
-    loss = trainer.training_step(trainer.model, step)
+    loss = trainer.training_step(trainer.model, [*range(6)])
     gradients = {n: p.grad for n, p in trainer.model.named_parameters() if p.requires_grad}
     held_out = trainer.evaluate()
     return loss, trainer.section_loss.means(), gradients, held_out
@@ -63,9 +63,9 @@ def figures(trainer, step):
 @pytest.mark.parametrize("kind", ["tiny_phi", "tiny_llama"])
 def test_side_by_side_is_one_after_the_other(kind, precision, quantization, request, tmp_path):
     folder = request.getfixturevalue(kind)
-    trainer, step = make(folder, tmp_path, precision=precision, quantization=quantization)
+    trainer, encoded = make(folder, tmp_path, precision=precision, quantization=quantization)
     assert trainer.fast.layers or trainer.fast.groups
-    batches = trainer.collator(step)
+    batches = trainer.collator(encoded)
     assert len(batches) == 2
     sizes = [batch["input_ids"].numel() for batch in batches]
     assert max(sizes) < 1.5 * min(sizes)
@@ -80,10 +80,10 @@ def test_side_by_side_is_one_after_the_other(kind, precision, quantization, requ
         return compute(*args)
 
     trainer._losses = losses
-    loss, sections, gradients, held_out = figures(trainer, step)
+    loss, sections, gradients, held_out = figures(trainer)
     assert len(met) == 2 and len({*met}) == 2 and threading.main_thread().name not in met
     trainer._losses, trainer._packs = compute, SideBySide(1)
-    expected_loss, expected_sections, expected, expected_held_out = figures(trainer, step)
+    expected_loss, expected_sections, expected, expected_held_out = figures(trainer)
     assert loss == expected_loss and sections == expected_sections
     assert gradients.keys() == expected.keys() and len(gradients) >= 24
     for name, gradient in expected.items():

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl
 
 from fasttune.config import LoraConfig, ModelConfig
-from fasttune.encoding.batches import features, learned, pack, section_names
+from fasttune.encoding.batches import Collator, pack, section_names
 from fasttune.encoding.encode import IGNORED, encode
 from fasttune.errors import FasttuneError
 from fasttune.machine import threads
@@ -91,7 +91,7 @@ def test_section_losses_are_those_of_the_reference_logits(tiny_phi):
     template = load_plugins().template("reasoning")
     encoded = [encode(template, row, tokenizer) for row in rows(3)]
     names = section_names(encoded)
-    batch = learned(pack([features(row, names) for row in encoded]))
+    batch = pack(encoded, names)
     losses = SectionLoss(names)
     with torch.no_grad():
         hidden = reference.model(
@@ -123,11 +123,9 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
 
     The step's rows are divided over two packs, which share their beginning.
     """
-    from datasets import Dataset
     from peft import get_peft_model
 
     from fasttune.config import RunConfig, TrainConfig
-    from fasttune.encoding.batches import Collator, Step
     from fasttune.models.fast.fast import speed_up
     from fasttune.training.callbacks import Progress
     from fasttune.training.settings import training_arguments
@@ -143,29 +141,27 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
     template = load_plugins().template("reasoning")
     encoded = [encode(template, row, tokenizer) for row in rows(4)]
     names = section_names(encoded)
-    examples = [features(row, names) for row in encoded]
 
     fast = speed_up(model, choices)
     assert fast.by_row and bool(fast.groups or fast.layers) == (dropout == 0)
     assert fast.norms == (5 if kind == "tiny_llama" else 0)  # Phi has LayerNorms
     longest = max(map(len, encoded))
-    collate = Collator(2, longest, packing, share=True, pad_id=tokenizer.pad_token_id)
-    batches = collate(examples)
+    collate = Collator(2, longest, packing, True, tokenizer.pad_token_id, names)
+    batches = collate(encoded)
     assert len(batches) == 2
     assert all(("row_layout" in b and b["row_layout"].shared > 20) == packing for b in batches)
     config = RunConfig(model=model_settings, train=TrainConfig(batch_size=2))
     trainer = Trainer(
         model=model,
         args=training_arguments(config, Run(tmp_path), False, choices),
-        train_dataset=Dataset.from_list(examples),
+        train_rows=encoded,
         processing_class=tokenizer,
         collator=collate,
-        sections=names,
         progress=Progress(),
         fast=fast,
     )
     items = sum(label != IGNORED for row in encoded for label in row.labels)
-    loss = trainer.training_step(trainer.model, Step([{**e, "place": 0} for e in examples]))
+    loss = trainer.training_step(trainer.model, [0, 1, 2, 3])
     assert trainer.progress.tokens == sum(map(len, encoded))
     stored = sum(batch["input_ids"].numel() for batch in batches)
     saved = sum(map(len, encoded)) - stored if packing else 0

@@ -1,30 +1,29 @@
 """Encoded rows -> batches that keep rows apart.
 
-Packed: the rows of a batch lie one behind the other in a single sequence without padding.
-    transformers keeps them apart where `position_ids` restart at 0 and there is no attention mask;
-    with an all-ones mask they would leak into each other while the loss hardly moved, so the tests
-    compare logits. On a CPU each row attends by itself (models/fast/attention.py) and the tokens
-    that all rows begin with are stored once.
+A packed batch is one sequence of rows without padding. transformers keeps the rows apart if
+`position_ids` restart at 0 and there is no attention mask. With an all-ones mask rows would see
+each other and the loss would hardly change, so the tests compare logits. On a CPU each row attends
+by itself (models/fast/attention.py), and tokens that all rows begin with are stored once.
+
+A batch says where its learned tokens are (`places`), what they are (`targets`) and to which section
+they belong (`owners`). Computing this on the CPU saves a GPU from waiting.
 """
 
 from __future__ import annotations
 
 import os
-from collections import UserList
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 
-from fasttune.encoding.encode import IGNORED, Encoded
-
-NO_SECTION = -1
+from fasttune.encoding.encode import Encoded
 
 MINIMAL_SAVING = 0.02
-"""Share of a pack's tokens from which on storing a common beginning once is faster. Measured on the
-demo model in bf16, packs of 4 rows: saving 1.5 % takes 1.004 times the time of a step, 3.0 % takes
+"""Minimum share of a pack's tokens that sharing a common beginning must save. Measured on the demo
+model in bf16 with packs of 4 rows: saving 1.5 % takes 1.004 times the time of a step, 3.0 % takes
 0.971 and 11.2 % takes 0.940."""
 
 
@@ -33,34 +32,11 @@ def section_names(rows: Sequence[Encoded]) -> list[str]:
     return list(dict.fromkeys(span.name for row in rows for span in row.spans if span.train))
 
 
-def features(row: Encoded, sections: Sequence[str]) -> dict[str, list[int]]:
-    """A row as three lists of one length: `input_ids`, `labels` and `sections`, where `sections`
-    holds each learned token's index into the section names and NO_SECTION elsewhere."""
-    owner = [NO_SECTION] * len(row)
-    for span in row.spans:
-        if span.train:
-            owner[span.start : span.end] = [sections.index(span.name)] * (span.end - span.start)
-    return {"input_ids": row.input_ids, "labels": row.labels, "sections": owner}
-
-
-class Step(UserList[dict[str, Any]]):
-    """The rows of one optimiser step, or of a batch of an evaluation, each as `trainer_dataset`
-    gives it. No list: libraries would look at each of its numbers for tensors."""
-
-
-def trainer_dataset(rows: Sequence[Encoded], sections: Sequence[str]) -> Any:
-    """The features of the rows as a `datasets.Dataset`, made when they are asked for, each with its
-    `place` among the rows.
-
-    TRL takes no other kind of data set; this one holds the places of the rows and nothing else.
-    """
+def trainer_dataset(rows: Sequence[Encoded]) -> Any:
+    """A `datasets.Dataset`, as TRL requires, that holds only the place of each row."""
     from datasets import Dataset
 
-    def look_up(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        found = [features(rows[place], sections) for place in batch["place"]]
-        return {**{key: [each[key] for each in found] for key in found[0]}, **batch}
-
-    return Dataset.from_dict({"place": range(len(rows))}).with_transform(look_up)
+    return Dataset.from_dict({"place": range(len(rows))})
 
 
 @dataclass(frozen=True)
@@ -77,80 +53,86 @@ class Layout:
 
     @property
     def saved(self) -> int:
-        """Tokens that are not stored, and so not computed, again."""
+        """Tokens that sharing saves from being stored and computed again."""
         return self.shared * (len(self.rows) - 1)
 
 
-def shared_beginning(rows: Sequence[dict[str, list[int]]]) -> int:
-    """How many tokens at the beginning of all rows can be stored once: those in common, but the
-    token before a row's first learned one stays its own, since what it predicts differs."""
-    common = len(os.path.commonprefix([row["input_ids"] for row in rows]))  # works on lists too
-    first = min(next(at for at, label in enumerate(r["labels"]) if label != IGNORED) for r in rows)
+def shared_beginning(rows: Sequence[Encoded]) -> int:
+    """How many tokens at the beginning of all rows can be stored once.
+
+    The token before a row's first learned one is never shared, because rows predict different
+    tokens from it.
+    """
+    common = len(os.path.commonprefix([row.input_ids for row in rows]))  # works on lists too
+    first = min(span.start for row in rows for span in row.spans if span.train)
     return max(0, min(common, first - 1))
 
 
-def count_learned(row: dict[str, Any]) -> int:
-    """How many tokens of a row are learned; nothing predicts its first one."""
-    return sum(label != IGNORED for label in row["labels"][1:])
+def _learned(
+    rows: Sequence[Encoded], sections: Sequence[str], starts: Iterable[int]
+) -> dict[str, torch.Tensor]:
+    """The learned tokens of a batch.
 
-
-def pack(rows: Sequence[dict[str, list[int]]], shared: int = 0) -> dict[str, Any]:
-    """One sequence of all rows, the first `shared` tokens of each stored once.
+    Args:
+        starts: for each row the flat index in the batch that its first token has, or would have
+            without sharing.
 
     Returns:
-        `input_ids`, `labels`, `sections` and `position_ids`, each of shape [1, tokens], where
-        `position_ids` restart (after the shared tokens) with each row; and the `row_layout`.
+        `places`: flat indices into [rows, tokens] of the hidden states that predict a learned
+        token; `targets`: the ids of these tokens; `owners`: the indices of their sections. Each
+        has shape [learned].
     """
-    flat = {
-        key: torch.tensor(
-            [rows[0][key][:shared] + [value for row in rows for value in row[key][shared:]]]
-        )
-        for key in ("input_ids", "labels", "sections")
-    }
-    ends = list(accumulate((len(row["input_ids"]) - shared for row in rows), initial=shared))
-    # The model shifts labels: the last token of a row must not be asked for the first of the next.
-    flat["labels"][0, ends[:-1]] = IGNORED
+    places: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    for row, start in zip(rows, starts, strict=True):
+        for span in row.spans:
+            if span.train:
+                places += range(start + span.start - 1, start + span.end - 1)
+                targets += row.input_ids[span.start : span.end]
+                owners += [sections.index(span.name)] * (span.end - span.start)
+    found = {"places": places, "targets": targets, "owners": owners}
+    return {name: torch.tensor(values, dtype=torch.int64) for name, values in found.items()}
+
+
+def pack(rows: Sequence[Encoded], sections: Sequence[str], shared: int = 0) -> dict[str, Any]:
+    """Put all rows into one sequence and store their first `shared` tokens once.
+
+    Returns:
+        `input_ids` and `position_ids` of shape [1, tokens], where positions restart after the
+        shared tokens with each row; the `row_layout`; and what `_learned` returns.
+    """
+    ends = list(accumulate((len(row) - shared for row in rows), initial=shared))
+    ids = rows[0].input_ids[:shared]
     positions = [*range(shared)]
-    positions += [place for row in rows for place in range(shared, len(row["input_ids"]))]
-    layout = Layout(shared, tuple(zip(ends, ends[1:], strict=False)))
-    return {**flat, "position_ids": torch.tensor([positions]), "row_layout": layout}
-
-
-def learned(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch of `pack` or `pad` as the trainer takes it: with the places of its learned tokens
-    instead of `labels` and `sections`. Found here, on the CPU, they cost a GPU no waiting.
-
-    Returns:
-        the batch with `places`: flat indices into [rows, tokens] of the hidden states that predict
-        a learned token; `targets`: those tokens; `owners`: their sections; each of shape [learned].
-    """
-    labels, sections = batch.pop("labels"), batch.pop("sections")
-    row, place = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    for row in rows:
+        ids += row.input_ids[shared:]
+        positions += range(shared, len(row))
     return {
-        **batch,
-        "places": row * labels.shape[1] + place,
-        "targets": labels[row, place + 1],
-        "owners": sections[row, place + 1],
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        "row_layout": Layout(shared, tuple(pairwise(ends))),
+        **_learned(rows, sections, (end - shared for end in ends[:-1])),
     }
 
 
 class Collator:
-    """The rows of one optimiser step -> the batches it is computed in, see `learned`.
+    """Divides the rows of one optimiser step into batches that fit into memory.
 
-    Packed, the step's rows are distributed over as few packs as a budget of tokens allows,
-    best-fit decreasing. Where several packs are computed side by side each has its part of the
-    budget, and all are about as long. Which rows make up the step, and so the step itself, does not
-    depend on it.
+    With packing, it distributes the rows over as few packs as a token budget allows (best-fit
+    decreasing). If several packs are computed side by side, each gets a part of the budget and all
+    are about equally long. The rows of a step do not depend on how they are divided.
 
     Args:
-        batch_size: rows in a batch; a pack may have more of them if they are short.
-        max_length: the budget is `batch_size` rows of that many tokens.
-        packing: whether to pack, or to pad.
+        batch_size: rows in a batch; a pack may have more if they are short.
+        max_length: the budget is `batch_size` rows of this many tokens.
+        packing: whether to pack or to pad.
         share: whether packs may store the rows' common beginning once.
+        sections: the names of the learned spans; a token's owner is an index into them.
         side_by_side: how many packs are computed at the same time.
 
     Attributes:
-        limit: how large a batch may be: tokens of a pack, or rows of a padded batch.
+        limit: the largest batch: tokens in a pack, or rows in a padded batch.
     """
 
     def __init__(
@@ -160,6 +142,7 @@ class Collator:
         packing: bool,
         share: bool,
         pad_id: int,
+        sections: Sequence[str],
         side_by_side: int = 1,
     ) -> None:
         self.limit = batch_size * max_length // side_by_side if packing else batch_size
@@ -167,54 +150,57 @@ class Collator:
         self.packing = packing
         self.share = share
         self.pad_id = pad_id
+        self.sections = sections
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> list[dict[str, Any]]:
+    def __call__(self, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
+        """The batches, see `pack` and `pad`."""
         make = self._pack if self.packing else self._pad
-        return [learned(make([rows[at] for at in members])) for members in self._divide(rows)]
+        return [make([rows[index] for index in members]) for members in self._divide(rows)]
 
-    def halve(self, rows: Sequence[dict[str, list[int]]]) -> bool:
-        """Halve the limit, counted from the largest of the batches that these rows are laid into;
-        False, and nothing else, where each row has a batch by itself already."""
-        batches = self._divide(rows)
-        if max(map(len, batches)) == 1:
+    def halve(self, rows: Sequence[Encoded]) -> bool:
+        """Halve the limit, starting from the largest batch that these rows need.
+
+        Returns:
+            False, without changing anything, if each row already has a batch to itself.
+        """
+        batches = [members for members in self._divide(rows) if len(members) > 1]
+        if not batches:
             return False
-        sizes = [
-            sum(len(rows[at]["input_ids"]) for at in m) if self.packing else len(m)
-            for m in batches
-            if len(m) > 1
-        ]
+        sizes = (sum(len(rows[i]) for i in m) if self.packing else len(m) for m in batches)
         self.limit = max(sizes) // 2
         return True
 
-    def _divide(self, rows: Sequence[dict[str, list[int]]]) -> list[list[int]]:
-        """The places of the rows of each batch."""
+    def _divide(self, rows: Sequence[Encoded]) -> list[list[int]]:
+        """The indices of the rows in each batch."""
         if self.packing:
-            lengths = [len(row["input_ids"]) for row in rows]
+            lengths = [len(row) for row in rows]
             if self.side_by_side == 1:
                 return best_fit(lengths, self.limit)
             return alike(lengths, self.limit, self.side_by_side)
         starts = range(0, len(rows), self.limit)
-        return [[*range(at, min(at + self.limit, len(rows)))] for at in starts]
+        return [[*range(start, min(start + self.limit, len(rows)))] for start in starts]
 
-    def _pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        return pad(rows, self.pad_id)
+    def _pad(self, rows: Sequence[Encoded]) -> dict[str, Any]:
+        return pad(rows, self.sections, self.pad_id)
 
-    def _pack(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    def _pack(self, rows: Sequence[Encoded]) -> dict[str, Any]:
         shared = shared_beginning(rows) if self.share and len(rows) > 1 else 0
-        saved = shared * (len(rows) - 1)
-        worth_it = saved >= MINIMAL_SAVING * sum(len(row["input_ids"]) for row in rows)
-        return pack(rows, shared if worth_it else 0)
+        worth_it = shared * (len(rows) - 1) >= MINIMAL_SAVING * sum(map(len, rows))
+        return pack(rows, self.sections, shared if worth_it else 0)
 
 
 def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Best-fit decreasing bin packing (Johnson 1973): indices of the rows per pack, in order.
+    """Best-fit decreasing bin packing (Johnson 1973).
 
-    No pack is over the budget unless a single row is.
+    A pack exceeds the budget only if its single row does.
+
+    Returns:
+        the indices of the rows in each pack, ascending.
     """
     packs: list[list[int]] = []
     room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
-        fitting = [at for at, left in enumerate(room) if left >= lengths[index]]
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        fitting = [number for number, left in enumerate(room) if left >= lengths[index]]
         if fitting:
             chosen = min(fitting, key=room.__getitem__)
         else:
@@ -227,17 +213,19 @@ def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def alike(lengths: Sequence[int], budget: int, multiple: int) -> list[list[int]]:
-    """Packs of about the same length, the longest row left into the shortest of them (Graham 1969):
-    indices of the rows per pack, in order.
+    """Packs of about equal length: the longest row left goes into the shortest pack (Graham 1969).
 
-    As few as no pack is over the budget with, unless a single row is; a multiple of `multiple`, or
-    one pack for each row.
+    The number of packs is a multiple of `multiple`, or one per row, and as small as the budget
+    allows. A pack exceeds the budget only if its single row does.
+
+    Returns:
+        the indices of the rows in each pack, ascending.
     """
     packs: list[list[int]] = []
     for count in range(multiple, len(lengths) + multiple, multiple):
         packs = [[] for _ in range(min(count, len(lengths)))]
         sizes = [0] * len(packs)
-        for index in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
             shortest = sizes.index(min(sizes))
             packs[shortest].append(index)
             sizes[shortest] += lengths[index]
@@ -246,26 +234,32 @@ def alike(lengths: Sequence[int], budget: int, multiple: int) -> list[list[int]]
     return [sorted(members) for members in packs]
 
 
-def pad(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-padded rows: four tensors of shape [rows, longest]; padding has label IGNORED and mask
-    0."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    fill = {"input_ids": pad_id, "labels": IGNORED, "sections": NO_SECTION}
-    batch = {
-        key: torch.tensor([row[key] + [value] * (longest - len(row[key])) for row in rows])
-        for key, value in fill.items()
+def pad(rows: Sequence[Encoded], sections: Sequence[str], pad_id: int) -> dict[str, torch.Tensor]:
+    """Pad rows on the right.
+
+    Returns:
+        `input_ids` and `attention_mask` of shape [rows, longest], and what `_learned` returns.
+    """
+    longest = max(map(len, rows))
+    gaps = [longest - len(row) for row in rows]
+    ids = [row.input_ids + [pad_id] * gap for row, gap in zip(rows, gaps, strict=True)]
+    mask = [[1] * (longest - gap) + [0] * gap for gap in gaps]
+    return {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": torch.tensor(mask),
+        **_learned(rows, sections, range(0, longest * len(rows), longest)),
     }
-    mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
-    return {**batch, "attention_mask": torch.tensor(mask)}
 
 
 def left_pad(prompts: Sequence[list[int]], shared: int = 0) -> dict[str, torch.Tensor]:
-    """Prompts for generation, filled up to the longest: `input_ids` and `attention_mask`, [prompts,
-    longest].
+    """Pad prompts for generation to the length of the longest.
 
-    The padding has mask 0 and stands on the left, behind the first `shared` tokens. It repeats the
-    prompt's own first token: a repetition penalty looks at ids and not at the mask, and must not
-    find a token, such as EOS, that a prompt does not have.
+    The padding has mask 0 and stands on the left, after the first `shared` tokens. It repeats the
+    prompt's own first token: a repetition penalty ignores the mask, so it must not find a token,
+    such as EOS, that the prompt does not contain.
+
+    Returns:
+        `input_ids` and `attention_mask` of shape [prompts, longest].
     """
     longest = max(map(len, prompts))
     ids, mask = [], []

@@ -11,14 +11,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from fasttune.encoding.batches import (
-    MINIMAL_SAVING,
-    features,
-    learned,
-    pad,
-    section_names,
-    shared_beginning,
-)
+from fasttune.encoding.batches import MINIMAL_SAVING, pad, section_names, shared_beginning
 from fasttune.encoding.encode import Encoded, encode_many, response_tokens
 from fasttune.formats.row import Row
 from fasttune.generation.decoding import plain_cache
@@ -120,8 +113,7 @@ def _beginning(generator: Generator, rows: Sequence[Encoded]) -> DynamicCache | 
     """Keys and values of the tokens that all rows begin with; None where that saves nothing, or
     where the model's cache is not a plain one."""
     cache = plain_cache(generator.model)
-    tokens = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
-    shared = shared_beginning(tokens) if len(rows) > 1 else 0
+    shared = shared_beginning(rows) if len(rows) > 1 else 0
     if cache is None or shared * (len(rows) - 1) < MINIMAL_SAVING * sum(map(len, rows)):
         return None
     device = next(generator.model.parameters()).device
@@ -142,19 +134,19 @@ def _losses(
     """For each row the cross entropy in nats of every token; 0 where none is learned."""
     model = causal_lm(generator.model)
     device = next(model.parameters()).device
-    names = section_names(rows)
     begun = beginning.get_seq_length() if beginning is not None else 0
-    batch = pad([features(row, names) for row in rows], generator.tokenizer.pad_token_id)
-    mask = batch.pop("attention_mask").to(device)
-    batch = learned({name: values[:, begun:] for name, values in batch.items()})
-    ids = batch["input_ids"].to(device)
+    batch = pad(rows, section_names(rows), generator.tokenizer.pad_token_id)
+    mask, places = batch["attention_mask"].to(device), batch["places"]
+    ids = batch["input_ids"][:, begun:].to(device)
     reading: dict[str, Any] = {"use_cache": False}
     if beginning is not None:
         positions = torch.arange(begun, mask.shape[1], device=device).expand_as(ids)
         reading = {"past_key_values": beginning, "position_ids": positions, "use_cache": True}
     with generator.choices.autocasting(device.type):
         hidden = decoder(model)(input_ids=ids, attention_mask=mask, **reading).last_hidden_state
-    table = torch.zeros(ids.shape, dtype=torch.float64)
-    losses = token_losses(model, hidden, batch["places"], batch["targets"])
-    table.view(-1)[batch["places"] + 1] = losses.double().cpu()
-    return [[0.0] * begun + own for own in table.tolist()]
+    own = places - begun * (places // mask.shape[1] + 1)  # without the tokens of the beginning
+    losses = token_losses(model, hidden, own, batch["targets"])
+    table = torch.zeros(mask.shape, dtype=torch.float64)
+    table.view(-1)[places + 1] = losses.double().cpu()
+    found: list[list[float]] = table.tolist()
+    return found

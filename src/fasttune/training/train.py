@@ -18,7 +18,7 @@ from fasttune import processes
 from fasttune.config import RunConfig, in_full
 from fasttune.data.rows import Rows
 from fasttune.data.split import data_hash, spread
-from fasttune.encoding.batches import Collator, trainer_dataset
+from fasttune.encoding.batches import Collator
 from fasttune.encoding.cache import EncodedRows, encode_rows, without_ending
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
@@ -371,8 +371,8 @@ def make_trainer(
         trainer = Trainer(
             model=model,
             args=training_arguments(config, run, bool(eval_rows), choices, begun),
-            train_dataset=trainer_dataset(train_rows, sections),
-            eval_dataset=trainer_dataset(eval_rows, sections) if eval_rows else None,
+            train_rows=train_rows,
+            eval_rows=eval_rows,
             processing_class=tokenizer,
             collator=Collator(
                 config.train.batch_size,
@@ -380,10 +380,10 @@ def make_trainer(
                 packing=config.train.packing,
                 share=fast.by_row,
                 pad_id=tokenizer.pad_token_id,
+                sections=sections,
                 side_by_side=choices.side_by_side,
             ),
             callbacks=list(callbacks),
-            sections=sections,
             progress=next(each for each in callbacks if isinstance(each, Progress)),
             fast=fast,
             troubles=troubles,

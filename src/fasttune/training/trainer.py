@@ -15,7 +15,8 @@ from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerControl
 
 from fasttune import processes
-from fasttune.encoding.batches import Collator, Step, count_learned
+from fasttune.encoding.batches import Collator, trainer_dataset
+from fasttune.encoding.encode import Encoded
 from fasttune.models.fast.fast import FastPath
 from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.models.sections import SectionLoss
@@ -45,12 +46,12 @@ logging.getLogger("transformers.trainer").addFilter(
 class Trainer(CheckpointingTrainer):
     """SFTTrainer on rows that are already encoded, with losses per section and an exact evaluation.
 
-    A batch of the data loader holds the rows of a whole optimiser step. They are laid into packs
-    (or padded batches) that fit into memory one after the other, or so many side by side; where
-    memory runs out the step is taken anew in smaller ones. The loss is the mean over all trained
-    tokens of the step. Evaluation takes the token-weighted mean over all held-out rows and keeps no
-    logits: transformers' own averages over batches, and holds the logits of a batch, which runs out
-    of memory where training fits.
+    A batch of the data loader holds the places of the rows of a whole optimiser step. These rows
+    are laid into packs (or padded batches) that fit into memory one after the other, or so many
+    side by side; where memory runs out the step is taken anew in smaller ones. The loss is the mean
+    over all trained tokens of the step. Evaluation takes the token-weighted mean over all held-out
+    rows and keeps no logits: transformers' own averages over batches, and holds the logits of a
+    batch, which runs out of memory where training fits.
 
     Before the first step the longest rows of all are taken as one, and what comes of it is thrown
     away: what runs out of memory does so in the first minute.
@@ -63,8 +64,9 @@ class Trainer(CheckpointingTrainer):
     def __init__(
         self,
         *args: Any,
+        train_rows: Sequence[Encoded],
+        eval_rows: Sequence[Encoded] = (),
         collator: Collator,
-        sections: Sequence[str],
         progress: Progress,
         fast: FastPath,
         troubles: Troubles | None = None,
@@ -72,10 +74,17 @@ class Trainer(CheckpointingTrainer):
         side_by_side: int = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, data_collator=Step, **kwargs)
+        super().__init__(
+            *args,
+            train_dataset=trainer_dataset(train_rows),
+            eval_dataset=trainer_dataset(eval_rows) if eval_rows else None,
+            data_collator=_places,
+            **kwargs,
+        )
+        self.train_rows, self.eval_rows = train_rows, eval_rows
         self.collator = collator
         self.troubles = troubles or Troubles()
-        self.section_loss = SectionLoss(sections)
+        self.section_loss = SectionLoss(collator.sections)
         self.progress = progress
         self.fast = fast
         self.saved_tokens = 0
@@ -87,7 +96,7 @@ class Trainer(CheckpointingTrainer):
         self._packs = SideBySide(side_by_side)
 
     def training_step(
-        self, model: Any, inputs: Step, num_items_in_batch: Any = None
+        self, model: Any, inputs: list[int], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Forward and backward of one optimiser step; returns its mean loss.
 
@@ -98,15 +107,16 @@ class Trainer(CheckpointingTrainer):
         model.train()
         if self._longest:
             self._try_longest()
-        self._places = [row["place"] for row in inputs]
-        self._loss = self._forward_and_backward(inputs)
-        self.progress.tokens += sum(len(row["input_ids"]) for row in inputs)
+        self._places = inputs
+        rows = {place: self.train_rows[place] for place in inputs}
+        self._loss = self._forward_and_backward(rows)
+        self.progress.tokens += sum(map(len, rows.values()))
         return self._loss
 
     def _try_longest(self) -> None:
         """Take the longest rows as a step that leaves nothing: no gradient, no figure, and random
         numbers as they were. Only the size of packs stays, where they had to be smaller."""
-        rows = Step([self.train_dataset[at] for at in self._longest])
+        rows = {place: self.train_rows[place] for place in self._longest}
         self._longest, saved = (), self.saved_tokens
         log.info("trying the longest %d rows first", len(rows))
         device = self.args.device
@@ -116,9 +126,13 @@ class Trainer(CheckpointingTrainer):
         self.section_loss.reset()
         self.saved_tokens = saved
 
-    def _forward_and_backward(self, inputs: Step) -> torch.Tensor:
-        """The gradients of a step, and its mean loss."""
-        learned = max(1, sum(count_learned(row) for row in inputs))
+    def _forward_and_backward(self, rows: dict[int, Encoded]) -> torch.Tensor:
+        """The gradients of a step, and its mean loss.
+
+        Args:
+            rows: each with its place.
+        """
+        learned = max(1, sum(row.trained for row in rows.values()))
         weights = self._weights()
 
         def compute(batch: dict[str, Any]) -> tuple[Any, ...]:
@@ -146,19 +160,19 @@ class Trainer(CheckpointingTrainer):
             self.saved_tokens += sum(layout.saved for layout in layouts)
             return total
 
-        loss = self._within_memory(self._share(inputs), attempt)
+        loss = self._within_memory(self._share(rows), attempt)
         return self._add_up(loss) if processes.count() > 1 else loss
 
     def _weights(self) -> list[torch.nn.Parameter]:
         return [weight for weight in self.model.parameters() if weight.requires_grad]
 
-    def _share(self, step: Step) -> Step:
+    def _share(self, rows: dict[int, Encoded]) -> dict[int, Encoded]:
         """This process's rows of a step. Those of like length are dealt out one to each, so that
         none waits long for the others."""
         if processes.count() == 1:
-            return step
-        by_length = sorted(step, key=lambda row: -len(row["input_ids"]))
-        return Step(by_length[processes.rank() :: processes.count()])
+            return rows
+        by_length = sorted(rows.items(), key=lambda item: -len(item[1]))
+        return dict(by_length[processes.rank() :: processes.count()])
 
     def _add_up(self, loss: torch.Tensor) -> torch.Tensor:
         """Put the sum of all processes' gradients into the parameters; the sum of their losses.
@@ -204,7 +218,7 @@ class Trainer(CheckpointingTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _within_memory(
-        self, rows: Sequence[dict[str, Any]], attempt: Callable[[list[dict[str, Any]]], T]
+        self, rows: dict[int, Encoded], attempt: Callable[[list[dict[str, Any]]], T]
     ) -> T:
         """What `attempt` makes of the rows' batches. Where memory runs out its gradients are
         dropped, and it has smaller batches, as have all later ones.
@@ -212,9 +226,10 @@ class Trainer(CheckpointingTrainer):
         Raises:
             FasttuneError: each row has a batch by itself, and one does not fit.
         """
+        encoded = [*rows.values()]
         while True:
             try:
-                return attempt([self._on_device(batch) for batch in self.collator(rows)])
+                return attempt([self._on_device(batch) for batch in self.collator(encoded)])
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -222,10 +237,9 @@ class Trainer(CheckpointingTrainer):
             self.model.zero_grad(set_to_none=True)
             clear_device_cache(garbage_collection=True)
             step = self.state.global_step + self.model.training
-            if not self.collator.halve(rows):
-                longest = max(len(row["input_ids"]) for row in rows)
-                places = [row["place"] for row in rows] if self.model.training else []
-                raise self.troubles.no_room(step, places, longest)
+            if not self.collator.halve(encoded):
+                places = [*rows] if self.model.training else []
+                raise self.troubles.no_room(step, places, max(map(len, encoded)))
             what = "packs, in tokens," if self.collator.packing else "batches, in rows,"
             log.warning(self.troubles.smaller(step, self.collator.limit, what))
 
@@ -287,8 +301,9 @@ class Trainer(CheckpointingTrainer):
             for parts in [*self._packs.map(measure, batches)]:
                 losses.include(parts)
 
-        for step in self.get_eval_dataloader():
-            self._within_memory(self._share(step), attempt)
+        for places in self.get_eval_dataloader():
+            rows = {place: self.eval_rows[place] for place in places}
+            self._within_memory(self._share(rows), attempt)
         self._of_all(losses)
         self.model.train(training)
         if not math.isfinite(losses.mean):
@@ -316,3 +331,8 @@ class Trainer(CheckpointingTrainer):
             logs["tokens_per_second"] = round(self.progress.tokens_per_second, 1)
             self.section_loss.reset()
         super().log(logs, start_time)
+
+
+def _places(batch: Sequence[dict[str, int]]) -> list[int]:
+    """The places of a batch's rows, from the items of a `trainer_dataset`."""
+    return [item["place"] for item in batch]

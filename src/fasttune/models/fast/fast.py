@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fasttune.encoding.batches import Layout, pack
+from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.models.choices import Attention, Choices
 from fasttune.models.fast.attention import attend_by_row
@@ -148,7 +149,7 @@ def check_packing(model: Any, fast: FastPath, choices: Choices) -> None:
     long, short = [*range(20, 32)], [*range(32, 41)]
 
     def states(*rows: list[int]) -> list[torch.Tensor]:
-        batch = pack([{"input_ids": r, "labels": r, "sections": r} for r in rows])
+        batch = pack([Encoded(ids, [], 0) for ids in rows], [])
         layout: Layout = batch["row_layout"]
         inputs = {name: batch[name].to(device) for name in ("input_ids", "position_ids")}
         with choices.autocasting(device.type):
