@@ -65,7 +65,7 @@ def worker() -> None:
     told, sys.stdout = sys.stdout, sys.stderr
     import torch
 
-    from fasttune.api import load_config
+    from fasttune.config import load_config
     from fasttune.encoding.batches import pack
     from fasttune.generation.generator import Generator
     from fasttune.machine import Threads, this_device, threads

@@ -2,8 +2,8 @@
 
 What a plugin needs is here at once, and plugins import nothing below it; their tests find
 `check_template` and `load_plugin` here. The verbs (`load_config`, `prepare`, `preview`, `plan`,
-`train`, `open_run`, `load`, `export`, `compare`, `evaluate`, `serve`; see `fasttune.api`) are here
-too, and import what they need when they are first asked for.
+`train`, `open_run`, `load`, `export`, `compare`, `evaluate`, `serve`) are here too, and import what
+they need when they are first asked for.
 """
 
 from importlib import import_module
@@ -28,21 +28,19 @@ from fasttune.text.languages import detect_language
 from fasttune.text.repetition import longest_repeat, split_words
 
 if TYPE_CHECKING:
-    from fasttune.api import (
-        compare,
-        evaluate,
-        export,
-        load,
-        load_config,
-        open_run,
-        plan,
-        prepare,
-        preview,
-        serve,
-        train,
-    )
+    from fasttune.comparison.compare import compare
+    from fasttune.comparison.evaluation import evaluate
+    from fasttune.config import load_config
+    from fasttune.exports.export import export
     from fasttune.inspection.check import check_template
+    from fasttune.inspection.preview import preview
+    from fasttune.job import prepare
+    from fasttune.planning.plan import plan
     from fasttune.plugins.discovery import load_plugin
+    from fasttune.runs import find_run as open_run
+    from fasttune.serving.serve import serve
+    from fasttune.source import load
+    from fasttune.start import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -85,14 +83,30 @@ __all__ = [
 ]
 
 
-_ELSEWHERE = {
-    "check_template": "fasttune.inspection.check",
-    "load_plugin": "fasttune.plugins.discovery",
+_VERBS = {
+    "check_template": "inspection.check:check_template",
+    "compare": "comparison.compare:compare",
+    "evaluate": "comparison.evaluation:evaluate",
+    "export": "exports.export:export",
+    "load": "source:load",
+    "load_config": "config:load_config",
+    "load_plugin": "plugins.discovery:load_plugin",
+    "open_run": "runs:find_run",
+    "plan": "planning.plan:plan",
+    "prepare": "job:prepare",
+    "preview": "inspection.preview:preview",
+    "serve": "serving.serve:serve",
+    "train": "start:train",
 }
-"""What is no verb of `fasttune.api`, and imported when it is first asked for all the same."""
+"""Where the verbs live: each module is imported when its verb is first asked for."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(_ELSEWHERE.get(name, "fasttune.api")), name)
+    if name in _VERBS:
+        module, _, verb = _VERBS[name].partition(":")
+        return getattr(import_module(f"fasttune.{module}"), verb)
     raise AttributeError(f"module 'fasttune' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -183,15 +183,15 @@ class Override(NamedTuple):
 
 
 def load_config(
-    path: Path | None = None,
-    overrides: Sequence[Override | tuple[str, Any]] = (),
+    path: str | Path | None = None,
+    overrides: Sequence[str | Override | tuple[str, Any]] = (),
     base: RunConfig | None = None,
 ) -> RunConfig:
     """Combine the defaults, the file and the overrides. Later values win.
 
     Args:
         path: a YAML file of nested mappings.
-        overrides: also as (key, value).
+        overrides: "KEY=VALUE" as on the command line, or (key, value).
         base: settings instead of a file's, such as those of a run.
 
     Raises:
@@ -200,12 +200,14 @@ def load_config(
     """
     values, lines = (base.as_dict() if base else {}), dict[str, int]()
     if path is not None:
-        values, lines = read_yaml_file(path, "the config")
+        values, lines = read_yaml_file(Path(path), "the config")
     if not isinstance({} if values is None else values, dict):
         raise FasttuneError("the config is not a mapping", str(path), "write lines of `key: value`")
     values, places = values or {}, {key: f"{path}, line {line}" for key, line in lines.items()}
     places[""] = str(path or "")
-    for key, value, origin in (Override(*override) for override in overrides):
+    for override in overrides:
+        parsed = parse_override(override) if isinstance(override, str) else Override(*override)
+        key, value, origin = parsed
         _put(values, key, value)
         places = {k: place for k, place in places.items() if not f"{k}.".startswith(f"{key}.")}
         for name in accumulate(key.split("."), "{}.{}".format):

@@ -14,6 +14,7 @@ from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.models.tokenizer import resolve_model
+from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.records import TemplateFacts
 
@@ -51,9 +52,12 @@ class Job:
 
 
 def prepare(
-    config: RunConfig, plugins: Plugins, kept: tuple[Template, TemplateFacts] | None = None
+    config: RunConfig | None = None,
+    plugins: Plugins | None = None,
+    kept: tuple[Template, TemplateFacts] | None = None,
 ) -> Job:
-    """Find the template, read and check the rows, and divide them; see `load_divided`.
+    """Find the template, read and check the rows, and divide them; see `load_divided`. No model is
+    loaded.
 
     Args:
         kept: the template of a run that goes on, in place of the plugins'.
@@ -61,6 +65,7 @@ def prepare(
     Raises:
         FasttuneError: for whatever is wrong with template, model name or data.
     """
+    config, plugins = config or RunConfig(), plugins or installed_plugins()
     template, facts = kept or (plugins.template(config.template), plugins.facts(config.template))
     template = template.with_system(config.system)
     _check_trackers(config.train.report_to)

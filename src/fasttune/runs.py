@@ -542,7 +542,7 @@ def _known() -> list[str]:
     return found
 
 
-def find_run(name: str, parent: Path | None = None) -> Run:
+def find_run(name: str = "last", parent: str | Path | None = None) -> Run:
     """A run by its folder, by its name below `parent`, or "last" for the newest.
 
     Args:
@@ -551,7 +551,7 @@ def find_run(name: str, parent: Path | None = None) -> Run:
     Raises:
         FasttuneError: there is no such run.
     """
-    below = parent or RUNS
+    below = Path(parent or RUNS)
     for folder in (Path(name), below / name):
         if os.path.lexists(folder / "manifest.json"):
             return Run(folder)

@@ -136,14 +136,14 @@ def test_links_in_the_docs_lead_somewhere():
 
 LOADING = """
 import sys, time
-from fasttune import api
+from fasttune import job
 from fasttune.cli import main
 
 def prepare(*_):
     print("loading", flush=True)
     time.sleep(60)
 
-api.prepare = prepare
+job.prepare = prepare
 main(["run"])
 """
 

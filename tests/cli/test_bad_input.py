@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from fasttune import api
+from fasttune import start
 from fasttune.runs import Run
 from tests.cli.bad_folders import ADAPTERS, CHECKPOINTS, MODELS, RUNS
 from tests.conftest import PHI2, build_phi2_tokenizer, cli, rows, write_rows
@@ -642,13 +642,13 @@ def ground(tmp_path, monkeypatch, request):
     def hangs(number, frame):
         raise Hangs(f"no end after {SECONDS} s")
 
-    train = api.train
+    train = start.train
 
     def trains(job, *arguments, **named):
         assert isinstance(job, Run), "a model is to be trained"
         return train(job, *arguments, **named)  # refused by what the run holds
 
-    monkeypatch.setattr("fasttune.api.train", trains)
+    monkeypatch.setattr("fasttune.start.train", trains)
 
     before = signal.signal(signal.SIGALRM, hangs)
     signal.alarm(SECONDS)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from fasttune.api import Source
+from fasttune.source import Source
 from fasttune.errors import FasttuneError
 from fasttune.plugins.metric import Answer
 from fasttune.plugins.template import turns

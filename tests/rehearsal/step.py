@@ -10,7 +10,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import save_file
 
-from fasttune.api import load_config
+from fasttune.config import load_config
 from fasttune.encoding.batches import section_names
 from fasttune.encoding.encode import encode
 from fasttune.generation.generator import Generator

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from fasttune import runs
-from fasttune.api import train as resume
+from fasttune.start import train as resume
 from fasttune.config import load_config
 from fasttune.errors import FasttuneError
 from fasttune.job import Job, prepare

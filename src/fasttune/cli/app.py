@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import Abort, TyperException
 
-from fasttune import __version__, api, processes
+from fasttune import __version__, processes
 from fasttune.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
 from fasttune.logs import show
+from fasttune.plugins.discovery import installed_plugins
 from fasttune.quiet import STDOUT, drop_output, prepare_streams
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def say(line: str) -> None:
 
 def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
     """The plugins under the global options; those that fail to load are named on standard error."""
-    return api.load_plugins(**context.obj, config=config)
+    folder, files = context.obj["folder"], context.obj["files"]
+    return installed_plugins(folder, config, files)
 
 
 def ask(question: str) -> bool:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, overrides
 from fasttune.config import Override
@@ -85,7 +84,10 @@ def bench(
             f"there is no '{what}' to measure", "--what", f"one of {', '.join(ROWS)}"
         )
     taken = rows or ROWS[what]
-    resolved = api.load_config(
+    from fasttune.config import load_config
+    from fasttune.job import prepare
+
+    resolved = load_config(
         config,
         [
             *([Override("data.limit", taken, f"--rows {taken}")] if taken else []),
@@ -93,7 +95,7 @@ def bench(
             *overrides(data, columns, model, settings or [], template=template),
         ],
     )
-    job = api.prepare(resolved, plugins(context, config))
+    job = prepare(resolved, plugins(context, config))
     if what != "train":
         folder, result = _in_rounds(what, job, rounds, output)
         if as_json:

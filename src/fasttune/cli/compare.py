@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json, say
 from fasttune.cli.options import By, Columns, Config, Data, Model, Together, overrides
+from fasttune.config import load_config
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
+from fasttune.runs import find_run
 
 Budget = Literal["steps", "tokens"]
 Without = Literal["eos"]
@@ -104,16 +105,18 @@ def compare(
                 "leave out --data, --map, --config, --model, --seeds, --without, --sweep and "
                 "settings",
             )
-    named = [api.open_run(name) for name in runs]
+    named = [find_run(name) for name in runs]
     names = words(templates)
     if not named and not names:
         raise FasttuneError(
             "no template is given", f"--templates {templates!r}", "as --templates alpaca,reasoning"
         )
+    from fasttune.comparison.compare import compare as compare_formats
+
     try:
-        comparison = api.compare(
+        comparison = compare_formats(
             named or names,
-            api.load_config(config, overrides(data, columns, model, settings)),
+            load_config(config, overrides(data, columns, model, settings)),
             seeds=None if seeds is None else _numbers(seeds),
             budget=budget,
             without=without,

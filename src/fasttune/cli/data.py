@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.cli.options import Columns, Config, Data, Model, Turns, overrides
-from fasttune.config import Override
+from fasttune.config import Override, load_config
 from fasttune.errors import FasttuneError
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def data(
     ):
         if value is not None:
             given.append(Override(key, value, f"{option} {value}"))
-    settings = api.load_config(config, given)
+    settings = load_config(config, given)
     found = plugins(context, config)
     if template is None and config is None:
         rows = settings.data.train or shipped("train")

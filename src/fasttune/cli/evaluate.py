@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.cli.compare import show_figures, words
 from fasttune.cli.generate import Force, RunArgument, System, Template, Tokens
 from fasttune.cli.options import By, Columns, Together
 from fasttune.errors import FasttuneError
+from fasttune.source import load
 
 if TYPE_CHECKING:
     from fasttune.comparison.tasks import TaskFigure
@@ -77,16 +77,17 @@ def evaluate(
         from fasttune.comparison.tasks import require_harness, run_tasks
 
         require_harness()
-        generator = api.load(run, template, system, loaded, force)
+        generator = load(run, template, system, loaded, force)
         figures = run_tasks(generator, words(tasks), rows, batch_size)
         printed["tasks"] = [figure.as_dict() for figure in figures]
         if not as_json:
             _show_tasks(figures)
     if data is not None:
+        from fasttune.comparison.evaluation import evaluate as evaluate_run
         from fasttune.comparison.work import to_json
         from fasttune.data.load import parse_columns
 
-        found = api.evaluate(
+        found = evaluate_run(
             run,
             data,
             template=template,

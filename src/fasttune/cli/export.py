@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.errors import EXIT_FAILURE, FasttuneError
 
@@ -76,7 +75,9 @@ def export(
         raise FasttuneError("nothing is pushed", "--public", "give --push OWNER/NAME, too")
     named = {"into": into, "quant": quant}
     chosen = {name: value for name, value in named.items() if value is not None}
-    done = api.export(
+    from fasttune.exports.export import export as export_run
+
+    done = export_run(
         run,
         to,
         output=output,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fasttune import api
 from fasttune.cli.app import app, complain, console, json_text, plugins, print_json
 from fasttune.data.check import require_prompt
 from fasttune.errors import FasttuneError
@@ -19,6 +18,7 @@ from fasttune.files import require_free
 from fasttune.formats.row import Row
 from fasttune.formats.template import tags_in
 from fasttune.sampling import Sampling
+from fasttune.source import find
 
 if TYPE_CHECKING:
     from fasttune.comparison.result import Comparison
@@ -126,7 +126,7 @@ def generate(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
         repetition_penalty=repetition_penalty, seed=seed, stop_loops=stop_loops,
     )  # fmt: skip
-    source = api.find(run, template, system, plugins(context), force)
+    source = find(run, template, system, plugins(context), force)
     if file is not None:
         from fasttune.data.load import parse_columns
 
@@ -188,7 +188,7 @@ def chat(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
         repetition_penalty=repetition_penalty, seed=seed, stop_loops=stop_loops,
     )  # fmt: skip
-    source = api.find(run, template, system, plugins(context), force)
+    source = find(run, template, system, plugins(context), force)
     prompt = "> " if sys.stdin.isatty() else ""
     if prompt:
         # Before loading, which takes seconds: the terminal keeps what is typed meanwhile.

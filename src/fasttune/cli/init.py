@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from fasttune import api
 from fasttune.cli.app import app, plugins, print_json, say
 from fasttune.cli.options import (
     Columns,
@@ -39,7 +38,7 @@ def init(
 
     Of --data it takes the columns, the template and a batch that fits, and says so.
     """
-    from fasttune.config import commented, flatten
+    from fasttune.config import commented, flatten, load_config
     from fasttune.files import require_free, write_text
 
     target = folder / NAME
@@ -50,9 +49,11 @@ def init(
             "--map" if columns else f"--gpu {gpu}",
             "give --data, too",
         )
-    given = api.load_config(None, overrides(data, columns, model, [], template=template))
+    given = load_config(None, overrides(data, columns, model, [], template=template))
     if data is not None:
-        made = api.propose(given, plugins(context), template, gpu)
+        from fasttune.proposal import propose
+
+        made = propose(given, plugins(context), template, gpu)
         given = made.config
         for line in made.lines:
             say(line)
@@ -81,10 +82,10 @@ def config(
 
     It is YAML that --config takes.
     """
-    from fasttune.config import dump_config
+    from fasttune.config import dump_config, load_config
 
     chosen = overrides(data, columns, model, settings or [], template=template)
-    resolved = api.load_config(file, chosen)
+    resolved = load_config(file, chosen)
     if as_json:
         print_json(resolved.as_dict())
     else:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.cli.options import Columns, Config, Data, Gpu, Model, overrides
 
@@ -46,16 +45,19 @@ def plan(
     Loads no model. Without --template and --data no rows are read, and every row counts as
     model.max_length tokens. The exit status is 2 if the run does not fit.
     """
+    from fasttune.config import load_config
+    from fasttune.job import prepare
     from fasttune.models.tokenizer import CUDA_DEFAULT
+    from fasttune.planning.plan import plan as plan_run
 
     chosen = overrides(data, columns, model, settings or [], template=template)
-    resolved = api.load_config(config, chosen)
+    resolved = load_config(config, chosen)
     if gpu is not None and resolved.model.name is None:
         resolved = replace(resolved, model=replace(resolved.model, name=CUDA_DEFAULT))
     rows = resolved.data.train or resolved.data.sources
     counted = template is not None or bool(rows)
-    job = api.prepare(resolved, plugins(context, config)) if counted else resolved
-    made = api.plan(job, gpu)
+    job = prepare(resolved, plugins(context, config)) if counted else resolved
+    made = plan_run(job, gpu)
     if as_json:
         print_json({**made.as_dict(), "largest_batch": _largest(made)})
     else:

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, Turns, overrides
 from fasttune.errors import FasttuneError
+from fasttune.runs import find_run
 
 
 @app.command()
@@ -72,7 +72,7 @@ def preview(
             f"fasttune preview {run}",
             "leave out --template and --config, or the run",
         )
-    found = None if run is None else api.open_run(run)
+    found = None if run is None else find_run(run)
     given = overrides(data, columns, model, [], template=template, system=system)
     if max_length is not None:
         given.append(Override("model.max_length", max_length, f"--max-length {max_length}"))
@@ -94,7 +94,7 @@ def preview(
     tokenizer = load_tokenizer(settings.model.name, chosen.end)
     name = views.short_name(settings.model.name or tokenizer.name_or_path)
     shown = [
-        views.preview(
+        views.preview_row(
             chosen,
             picked_row,
             tokenizer,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fasttune import api
 from fasttune.cli.app import app, console, plugins, print_json, say
 from fasttune.cli.options import Columns, Config, Data, Model, Settings, TemplateName, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
@@ -50,6 +49,11 @@ def run(
 
     Settings come from the defaults, then --config, then the command line.
     """
+    from fasttune.config import load_config
+    from fasttune.job import prepare
+    from fasttune.runs import find_run
+    from fasttune.start import train
+
     named = {"template": template, "system": system, "output": output}
     chosen = overrides(data, columns, model, settings or [], **named)
     if resume is not None:
@@ -59,14 +63,14 @@ def run(
                 f"--resume {resume}",
                 "leave out --config and all settings, or start a new run",
             )
-        found = api.train(api.open_run(resume), plugins(context), force)
+        found = train(find_run(resume), plugins(context), force)
     else:
-        job = api.prepare(api.load_config(config, chosen), plugins(context, config))
+        job = prepare(load_config(config, chosen), plugins(context, config))
         if dry_run:
             if first():
                 _dry_run(job, as_json)
             return
-        found = api.train(job)
+        found = train(job)
     if first():
         _finish(found, as_json)
 

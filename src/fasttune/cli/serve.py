@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from fasttune import api
 from fasttune.cli.app import app, plugins, say
 
 
@@ -27,8 +26,10 @@ def serve(
     The run is exported first, unless it was. The prompts that the server makes are held against the
     run's.
     """
+    from fasttune.serving.serve import serve as serve_run
+
     try:
-        with api.serve(run, engine, host=host, port=port, plugins=plugins(context)) as server:
+        with serve_run(run, engine, host=host, port=port, plugins=plugins(context)) as server:
             print(f"{server.model} on {engine}: {server.proof}")
             print(f"base URL: {server.url}")
             print(server.curl, flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fasttune.comparison.plan import Format, Measuring, Plan, make_plan
@@ -12,9 +12,59 @@ from fasttune.data.rows import Rows, StoredRows
 from fasttune.formats.template import Template
 from fasttune.job import Job
 from fasttune.models.tokenizer import resolve_model
+from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.metric import Answer
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
+from fasttune.source import find
+
+
+def evaluate(
+    name: str | Run,
+    data: str | Path,
+    *,
+    template: str | None = None,
+    system: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    include_base: bool = False,
+    rows: int = 0,
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    by: Sequence[str] = (),
+    output: str | Path | None = None,
+    plugins: Plugins | None = None,
+    force: bool = False,
+) -> Comparison:
+    """Every metric, with its interval, on a file whose rows have their reference response.
+
+    Measured as `compare` measures its held-out rows; what the folder holds already is not computed
+    again.
+
+    Args:
+        name: a run, or a base model; see `find`.
+        data: a file, a folder or a Hub name.
+        columns: our column -> theirs.
+        include_base: measure a run's untuned model as well.
+        rows: to answer, at equal distances; 0 takes all.
+        by: columns of the rows; figures are taken for each of their values, too.
+        output: the folder; by default below evaluations/, named after what is measured.
+        force: use the loaded template if it differs from the run's.
+
+    Raises:
+        FasttuneError: as `find`, or the file cannot be read or holds a row that cannot be used.
+    """
+    plugins = plugins or installed_plugins()
+    source = find(name, template, system, plugins, force)
+    found = source.read(data, columns or {}, labelled=True)
+    measuring = Measuring(rows, max_new_tokens, batch_size, include_base or source.run is None)
+    folder = Path(output) if output is not None else None
+    made = plan_evaluation(
+        source.run or source.model, source.template, str(data), found, measuring,
+        source.plugins, folder,
+    )  # fmt: skip
+    from fasttune.comparison.work import run_comparison
+
+    return run_comparison(made, by)
 
 
 def plan_evaluation(

@@ -174,7 +174,7 @@ def _unfit(text: str) -> str:
     return "holds a NUL character" if "\0" in text else ""
 
 
-def require_prompt(row: Row, template: Template, eos: str = "") -> Row:
+def require_prompt(row: Mapping[str, str], template: Template, eos: str = "") -> Row:
     """The row as it is asked, its language detected if the format chooses by it. A row that could
     not be trained on is refused: a text that holds a tag of the template, and so could forge a
     section, or the end of text, or lacks what the prompt is made of.
@@ -185,6 +185,7 @@ def require_prompt(row: Row, template: Template, eos: str = "") -> Row:
     Raises:
         FasttuneError: it names the column.
     """
+    row = Row.of(row)
     if len(row.turns) > 1 and not template.conversations:
         raise FasttuneError(
             f"the format '{template.name}' holds one turn, and this conversation has "

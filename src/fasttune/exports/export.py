@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING, Any
 from fasttune.data.split import spread
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exports.card import model_card
-from fasttune.exports.job import RunExport
-from fasttune.exports.opening import open_run_model
 from fasttune.exports.verify import Exported, Verification, judge, measure, read_exported
 from fasttune.files import atomic_folder, write_json, write_text
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template, examples
 from fasttune.models.tokenizer import require_model
+from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.exporter import Exporter
+from fasttune.quiet import prints_to_stderr
+from fasttune.runs import Run, find_run
 
 if TYPE_CHECKING:
+    from fasttune.exports.job import RunExport
     from fasttune.plugins.registry import Plugins
-    from fasttune.runs import Run
 
 log = logging.getLogger(__name__)
 
@@ -44,35 +45,72 @@ SPARE = 16 * 2**20
 
 
 def export(
-    run: Run,
-    name: str,
-    plugins: Plugins,
-    target: Path | None = None,
-    options: Mapping[str, str] | None = None,
+    run: Run | str,
+    to: str = "merged",
+    *,
+    output: str | Path | None = None,
     verify: bool = True,
     force: bool = False,
     rows: int = 8,
+    push: str | None = None,
+    public: bool = False,
+    plugins: Plugins | None = None,
+    **options: str,
 ) -> Exported:
-    """Write an export, verify it and give it its final name.
+    """Export a run for other programs, and compare the export with the run.
 
     An export that fails verification, or that cannot be opened for it, is kept, with a file named
     UNVERIFIED beside its figures. Whatever else goes wrong, and a kill at any time, leaves nothing
     under the final name.
 
     Args:
-        name: of the exporter.
-        target: the folder to make; by default exports/NAME in the run folder.
-        options: option of the exporter -> value.
+        to: the form; "merged", "adapter", "gguf", "ollama" or a plugin's.
+        output: the folder to make; by default exports/FORM in the run folder.
         force: replace an earlier export.
         rows: held-out rows to verify with.
+        push: owner/name of a repository of the Hub to upload the export to. An export of this run
+            that is already there is not made again; one that is not verified is not uploaded.
+        public: whether everybody may read that repository.
+        options: of the form, as quant="q8_0".
 
     Raises:
-        FasttuneError: there is no such exporter or option, the folder exists, the run has no
-            adapter, its format needs a plugin that is not loaded, or the disk is full.
+        FasttuneError: there is no such form or option, the folder exists, the run has no adapter,
+            its format needs a plugin that is not loaded, the disk is full, or the upload fails.
     """
+    from fasttune.exports import push as pushing
+
+    run = find_run(run) if isinstance(run, str) else run
+    target = Path(output) if output is not None else run.folder / "exports" / to
+    if push is not None:
+        if not verify:
+            raise FasttuneError(
+                "only a verified export is pushed", f"--push {push}", "leave out --no-verify"
+            )
+        pushing.require_repository(push)
+    done = standing(run, to, options, target) if push and not force else None
+    if done is None:
+        loaded = plugins or installed_plugins()
+        done = _export(run, to, loaded, target, options, verify, force, rows)
+    if push is None or done.failures:
+        return done
+    return dataclasses.replace(done, pushed=pushing.push(done, run, push, public))
+
+
+def _export(
+    run: Run,
+    name: str,
+    plugins: Plugins,
+    target: Path,
+    options: Mapping[str, str],
+    verify: bool,
+    force: bool,
+    rows: int,
+) -> Exported:
+    """Write an export, verify it and give it its final name."""
+    from fasttune.exports.job import RunExport
+
     exporter = _exporter(name, plugins)
-    chosen = _options(exporter, options or {})
-    target = target or run.folder / "exports" / name
+    chosen = _options(exporter, options)
     _check_target(target, force)
     template = run.template(plugins)
     _check_run(run)
@@ -83,7 +121,7 @@ def export(
         # Before exporters import transformers, which Unsloth patches where it is needed.
         import fasttune.generation  # noqa: F401
     try:
-        with atomic_folder(target) as folder, plugins.blaming():
+        with atomic_folder(target) as folder, plugins.blaming(), prints_to_stderr():
             job = dataclasses.replace(job, folder=folder)
             exporter.write(job)
             try:
@@ -138,6 +176,8 @@ def verification_rows(run: Run, template: Template, count: int) -> list[Row]:
 
 
 def _verify(exporter: Exporter, job: RunExport, rows: Sequence[Row]) -> Verification:
+    from fasttune.exports.opening import open_run_model
+
     log.info("verifying with %d rows: the run", len(rows))
     # One model at a time: the run's is gone before the export is loaded.
     expected = measure(open_run_model(job.run.model_config, job.run.adapter, job.template), rows)

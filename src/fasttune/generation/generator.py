@@ -84,7 +84,7 @@ class Generator:
                 )
         return next(self.answers([row], Sampling(**sampling), 1))
 
-    def prompt(self, row: Row) -> str:
+    def prompt(self, row: Mapping[str, str]) -> str:
         """The text generation starts from."""
         return self.template.prompt(require_prompt(row, self.template))
 

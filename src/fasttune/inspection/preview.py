@@ -20,6 +20,8 @@ from fasttune.encoding.encode import EOS_SPAN, IGNORED, encode
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
+from fasttune.job import Job
+from fasttune.models.tokenizer import load_tokenizer
 from fasttune.notebook import framed
 
 if TYPE_CHECKING:
@@ -152,7 +154,28 @@ class Preview:
         }
 
 
-def preview(
+def preview(job: Job, row: int = 1) -> Preview:
+    """What the model sees of a row to train on: its tokens by section, learned or given.
+
+    Args:
+        row: its number, from 1.
+
+    Raises:
+        FasttuneError: there is no such row, or it cannot be encoded.
+    """
+    if not 1 <= row <= len(job.train):
+        raise FasttuneError(f"there is no row {row}", job.source, f"rows are 1 to {len(job.train)}")
+    return preview_row(
+        job.template,
+        job.train[row - 1],
+        load_tokenizer(job.model, job.template.end),
+        number=row,
+        model=job.model,
+        max_length=job.config.model.max_length,
+    )
+
+
+def preview_row(
     template: Template,
     row: Row,
     tokenizer: Any,

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,8 @@ from fasttune.files import write_json
 from fasttune.formats.files import formats_in
 from fasttune.plugins import hookspecs
 from fasttune.plugins.registry import Plugins, Provider, plugin_files
+
+log = logging.getLogger(__name__)
 
 GROUP = "fasttune"
 
@@ -69,6 +72,19 @@ def load_plugins(
     plugins.folders = [Path(), *([config.parent] if config else [])]
     plugins.formats = formats_in(plugins.folders)
     return plugins
+
+
+def installed_plugins(
+    plugins_dir: Path | None = None, config: Path | None = None, files: Sequence[Path] = ()
+) -> Plugins:
+    """As `load_plugins`; a plugin that fails is logged and left out."""
+    loaded = load_plugins(plugins_dir, config, files)
+    loaded.provided()  # asks every plugin for what it has, which may add problems
+    for problem in loaded.problems:
+        log.warning(
+            "warning: plugin %s is not loaded: %s\n  %s", problem.name, problem.error, problem.path
+        )
+    return loaded
 
 
 def load_plugin(path: Path) -> Plugins:

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 from fasttune.encoding.encode import encode_prompt
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exports.export import export, standing
-from fasttune.exports.job import RunExport
 from fasttune.exports.verify import Exported
 from fasttune.formats.template import EXAMPLES, examples
+from fasttune.plugins.discovery import installed_plugins
+from fasttune.runs import Run, find_run
 from fasttune.serving.engines import ENGINES, Address, Engine
 
 if TYPE_CHECKING:
     from fasttune.plugins.registry import Plugins
-    from fasttune.runs import Run
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +84,17 @@ class Server:
 
 @contextmanager
 def serve(
-    run: Run,
-    plugins: Plugins,
+    run: Run | str,
     engine: str = "transformers",
+    *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    plugins: Plugins | None = None,
 ) -> Iterator[Server]:
     """A server of the run's model; it is ended, with all its processes, when the context is.
 
     Args:
+        engine: "transformers", "llamacpp" or "vllm".
         port: 0 takes a free one.
 
     Raises:
@@ -104,6 +106,7 @@ def serve(
         raise FasttuneError(
             f"there is no engine '{engine}'", "--engine", did_you_mean(engine, [*ENGINES])
         )
+    run, plugins = find_run(run) if isinstance(run, str) else run, plugins or installed_plugins()
     chosen = ENGINES[engine]
     chosen.require()
     at = Address(
@@ -144,7 +147,7 @@ def exported(run: Run, form: str, plugins: Plugins) -> Path:
     if done is None:
         log.info("exporting as %s", form)
         there = (run.folder / "exports" / form).exists()
-        done = export(run, form, plugins, force=there)
+        done = export(run, form, force=there, plugins=plugins)
     return _usable(done)
 
 
@@ -222,6 +225,8 @@ def _verify(run: Run, plugins: Plugins, engine: Engine, root: str, name: str) ->
     Raises:
         FasttuneError: a prompt is not the run's.
     """
+    from fasttune.exports.job import RunExport
+
     job = RunExport(run, run.template(plugins), run.folder, {})
     chat, tokenizer = job.chat_format(), job.tokenizer()
 

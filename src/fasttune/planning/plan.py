@@ -1,0 +1,48 @@
+"""The plan of a run, before anything is loaded."""
+
+from __future__ import annotations
+
+import logging
+
+from fasttune import machine
+from fasttune.config import RunConfig
+from fasttune.encoding.cache import encode_rows
+from fasttune.errors import FasttuneError
+from fasttune.job import Job
+from fasttune.models.demo import DEMO_MODEL
+from fasttune.models.tokenizer import CUDA_DEFAULT, load_tokenizer
+from fasttune.planning.devices import find_device, with_figures
+from fasttune.planning.forecast import Forecast, forecast
+from fasttune.planning.shape import read_shape
+
+log = logging.getLogger(__name__)
+
+
+def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
+    """Memory, arithmetic and least time of a run, and whether it fits.
+
+    Args:
+        job: its rows are counted in tokens; of a config alone every row is taken to have
+            `model.max_length`.
+        gpu: a name as t4, or a memory as 16GB; by default this machine.
+
+    Raises:
+        FasttuneError: there is no such GPU, or the model's shape is not known.
+    """
+    config = job if isinstance(job, RunConfig) else job.config
+    device = find_device(gpu) if gpu is not None else with_figures(machine.this_device())
+    name = config.model.name or (CUDA_DEFAULT if device.kind == "cuda" else DEMO_MODEL)
+    shape = read_shape(name)
+    lengths = None if isinstance(job, RunConfig) else _lengths(job, name)
+    return forecast(config, shape, device, lengths)
+
+
+def _lengths(job: Job, model: str) -> list[int] | None:
+    """Tokens of the rows to train on; None where the model's tokenizer cannot be had here."""
+    try:
+        tokenizer = load_tokenizer(job.model if model == DEMO_MODEL else model, job.template.end)
+    except FasttuneError as error:
+        why = error.where or error.message
+        log.info("rows not counted, taken as model.max_length tokens: %s", why)
+        return None
+    return encode_rows(job.template, job.train, tokenizer, job.config, "training").lengths

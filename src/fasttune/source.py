@@ -1,0 +1,118 @@
+"""What a name stands for when something is to be answered: a run, or a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fasttune.config import ModelConfig
+from fasttune.data.load import load as load_rows
+from fasttune.data.rows import Rows
+from fasttune.errors import FasttuneError
+from fasttune.formats.template import Template
+from fasttune.models.tokenizer import require_model
+from fasttune.plugins.discovery import installed_plugins
+from fasttune.plugins.registry import Plugins
+from fasttune.runs import Run, find_run, is_run
+
+if TYPE_CHECKING:
+    from fasttune.generation.generator import Generator
+
+
+@dataclass(frozen=True)
+class Source:
+    """What will answer: a run, or a base model under a template. Nothing is loaded yet.
+
+    Attributes:
+        template: with the system text that was asked for, or the run's own.
+        adapter: None for a base model.
+        run: None for a base model.
+    """
+
+    model: ModelConfig
+    template: Template
+    adapter: Path | None
+    plugins: Plugins
+    run: Run | None = None
+
+    def load(self) -> Generator:
+        """Load the model.
+
+        Raises:
+            FasttuneError: it cannot be loaded.
+        """
+        from fasttune.generation.generator import Generator
+
+        return Generator.load(self.model, self.template, self.adapter)
+
+    def read(self, file: str | Path, columns: Mapping[str, str], labelled: bool = False) -> Rows:
+        """The rows of a file to answer; only what a prompt needs has to be there.
+
+        Args:
+            labelled: the reference response has to be there, too.
+
+        Raises:
+            FasttuneError: it cannot be read, or holds a row that cannot be used.
+        """
+        _, response = self.template.response
+        unneeded = {*self.template.targets.values()} - ({response} if labelled else set())
+        needed = [column for column in self.template.required if column not in unneeded]
+        take = self.run.config.data.turns if self.run else "all"
+        loaded = load_rows(str(file), self.template, columns, required=needed, take=take)
+        loaded.require_clean(skip_bad_rows=False)
+        return loaded.rows
+
+
+def find(
+    name: str | Run,
+    template: str | None = None,
+    system: str | None = None,
+    plugins: Plugins | None = None,
+    force: bool = False,
+) -> Source:
+    """What a name stands for: a run (folder, name or "last"), or a base model (folder or Hub name).
+
+    Args:
+        template: for a base model, by default reasoning; a run has its own.
+        force: use the loaded template if it differs from the run's.
+
+    Raises:
+        FasttuneError: there is no such run or template, the run has no adapter, or only the Hub has
+            the model and cannot be reached.
+    """
+    plugins = plugins or installed_plugins()
+    if isinstance(name, str) and not is_run(name):
+        require_model(name)
+        chosen = plugins.template(template or "reasoning").with_system(system)
+        return Source(ModelConfig(name=name), chosen, None, plugins)
+    run = name if isinstance(name, Run) else find_run(name)
+    trained = run.manifest["template"]["name"]
+    if template not in (None, trained, run.config.template):
+        raise FasttuneError(
+            f"the run was trained with the template '{trained}'",
+            f"--template {template}",
+            "leave out --template",
+        )
+    own = run.template(plugins, force)
+    run.check_adapter()
+    require_model(str(run.adapter))
+    if run.model_config.name:
+        require_model(run.model_config.name)
+    return Source(run.model_config, own.with_system(system), run.adapter, plugins, run)
+
+
+def load(
+    name: str | Run,
+    template: str | None = None,
+    system: str | None = None,
+    plugins: Plugins | None = None,
+    force: bool = False,
+) -> Generator:
+    """A model that answers in a format: a run's, or a base model's under a template; see `find`.
+
+    Raises:
+        FasttuneError: as `find`, or the model cannot be loaded.
+    """
+    return find(name, template, system, plugins, force).load()
