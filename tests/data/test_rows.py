@@ -91,4 +91,5 @@ def test_a_row_with_other_columns_or_fewer():
     assert changed.turns == (turns[0], {"instruction": "c", "output": "e"})
     assert (changed.system, changed.columns, changed["language"]) == ("T", {"id": "7"}, "ja")
     assert row.with_turn({"language": "fr"})["language"] == "fr"
+    assert Row.of(row, [turns[1]]).turns == (turns[1], *turns) and Row.of(row) is row
     assert row == Row(row.turns, "S") and row.turns[1]["output"] == "d"  # as it was

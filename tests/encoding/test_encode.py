@@ -26,46 +26,52 @@ from fasttune.encoding.encode import (
 )
 from fasttune.encoding.limit import limit_lengths
 from fasttune.encoding.spans import Tokens, lay, tokenize
-from fasttune.plugins.template import Segment
+from fasttune.formats.template import Segment
 from tests.conftest import build_phi2_tokenizer
 
 EOS = 50256
 _ = IGNORED
 
 
-class Tagged(Template):
-    """Two given sections, then a learned one."""
-
-    name = "tagged"
-
-    def segments(self, row):
-        yield given_("instruction", f"<|instruction|>{row['instruction']}\n")
-        yield given_("response", "<|response|>")
-        yield learn("response", row.get("output", ""))
+TAGGED = Template(
+    name="tagged",
+    parts=[
+        given_("instruction", "<|instruction|>{instruction}\n"),
+        given_("response", "<|response|>"),
+        learn("response", "{output}"),
+    ],
+)
 
 
 class Middle(Template):
-    """A given section in the middle of the completion."""
-
-    name = "middle"
+    """A given section in the middle of the completion, which only a computed format can have."""
 
     def segments(self, row):
-        yield given_("instruction", f"Q: {row['instruction']}\n")
-        yield learn("reasoning", row.get("reasoning", ""))
-        yield given_("marker", "<|response|>")
-        yield learn("response", row.get("output", ""))
+        yield Segment("instruction", f"Q: {row['instruction']}\n", False)
+        yield Segment("reasoning", row.get("reasoning", ""), True)
+        yield Segment("marker", "<|response|>", False)
+        yield Segment("response", row.get("output", ""), True)
 
 
-class Listed(Template):
-    """Whatever segments it is made with."""
+MIDDLE = Middle(name="middle")
 
-    name = "listed"
 
-    def __init__(self, *segments):
-        self.listed = segments
+def listed(*segments):
+    """A format of these segments, whatever the row is."""
 
-    def segments(self, row):
-        return self.listed
+    class Listed(Template):
+        def segments(self, row):
+            return segments
+
+    return Listed(name="listed")
+
+
+def asked(name, text):
+    return Segment(name, text, False)
+
+
+def learned(name, text):
+    return Segment(name, text, True)
 
 
 ENGLISH = [27, 91, 8625, 2762, 91, 29, 4550, 362, 290, 513, 13, 198, 27, 91, 26209, 91, 29]
@@ -88,7 +94,7 @@ SPEAK = [27, 91, 8625, 2762, 91, 29, 5248, 461, 13, 198, 27, 91, 26209, 91, 29]
 )
 def test_ids_and_mask(phi2_tokenizer, instruction, output, prompt, completion):
     row = {"instruction": instruction, "output": output}
-    encoded = encode(Tagged(), row, phi2_tokenizer)
+    encoded = encode(TAGGED, row, phi2_tokenizer)
     assert encoded.input_ids == [*prompt, *completion, EOS]
     assert encoded.labels == [*[_] * len(prompt), *completion, EOS]
     start, end = len(prompt), len(prompt) + len(completion)
@@ -99,14 +105,14 @@ def test_ids_and_mask(phi2_tokenizer, instruction, output, prompt, completion):
         Span("response", start, end, True),
         Span("eos", end, end + 1, True),
     ]
-    assert encode_prompt(Tagged(), {"instruction": instruction}, phi2_tokenizer) == prompt
+    assert encode_prompt(TAGGED, {"instruction": instruction}, phi2_tokenizer) == prompt
 
 
 def test_a_tag_and_a_quote_are_one_token_when_tokenized_together(phi2_tokenizer):
     """Why the prompt and the completion are tokenized apart."""
     merged = phi2_tokenizer('<|response|>"').input_ids
     assert phi2_tokenizer.convert_ids_to_tokens(merged) == ["<", "|", "response", "|", '>"']
-    encoded = encode(Tagged(), {"instruction": "Speak.", "output": '"'}, phi2_tokenizer)
+    encoded = encode(TAGGED, {"instruction": "Speak.", "output": '"'}, phi2_tokenizer)
     assert merged[-1] not in encoded.input_ids
 
 
@@ -139,7 +145,7 @@ def test_a_tag_and_a_quote_are_one_token_when_tokenized_together(phi2_tokenizer)
 )
 def test_given_in_the_middle(phi2_tokenizer, reasoning, output, ids, labels, spans):
     row = {"instruction": "x", "reasoning": reasoning, "output": output}
-    encoded = encode(Middle(), row, phi2_tokenizer)
+    encoded = encode(MIDDLE, row, phi2_tokenizer)
     assert encoded.input_ids == ids
     assert encoded.labels == labels
     assert encoded.prompt_length == 4
@@ -152,12 +158,12 @@ def test_given_in_the_middle(phi2_tokenizer, reasoning, output, ids, labels, spa
 
 def test_newlines_stay_with_the_segment_that_has_them(phi2_tokenizer):
     """Offsets trimmed of white space would leave the newline tokens without a place."""
-    template = Listed(
-        given_("a", "A\n"),
-        given_("b", "\nB\n"),
-        learn("c", "\n\n"),
-        given_("d", "\n"),
-        learn("e", "E"),
+    template = listed(
+        asked("a", "A\n"),
+        asked("b", "\nB\n"),
+        learned("c", "\n\n"),
+        asked("d", "\n"),
+        learned("e", "E"),
     )
     encoded = encode(template, {}, phi2_tokenizer)
     assert [(s.name, s.end - s.start) for s in encoded.spans] == [
@@ -207,7 +213,7 @@ def check(template, row, tokenizer):
 @example(instruction="x", output="ends with newlines\n\n\n")
 @example(instruction="x\n", output=" ")
 def test_training_starts_like_the_prompt_and_ends_with_eos(phi2_tokenizer, instruction, output):
-    encoded = check(Tagged(), {"instruction": instruction, "output": output}, phi2_tokenizer)
+    encoded = check(TAGGED, {"instruction": instruction, "output": output}, phi2_tokenizer)
     trained = [label for label in encoded.labels if label != _]
     assert phi2_tokenizer.decode(trained) == f"{output}<|endoftext|>"
 
@@ -217,7 +223,7 @@ def test_training_starts_like_the_prompt_and_ends_with_eos(phi2_tokenizer, instr
 @example(instruction="x", reasoning="東", output="京")
 def test_a_given_middle_never_hides_learned_text(phi2_tokenizer, instruction, reasoning, output):
     row = {"instruction": instruction, "reasoning": reasoning, "output": output}
-    encoded = check(Middle(), row, phi2_tokenizer)
+    encoded = check(MIDDLE, row, phi2_tokenizer)
     # Every learned character lies in a learned token; a token over a border may add given ones.
     trained = phi2_tokenizer.decode([label for label in encoded.labels[:-1] if label != _])
     assert len(trained) >= len(reasoning + output)
@@ -248,12 +254,12 @@ def bos_template():
 def test_bos_comes_once_and_in_the_prompt():
     tokenizer = build_phi2_tokenizer()
     tokenizer.backend_tokenizer.post_processor = bos_template()
-    encoded = encode(Tagged(), {"instruction": "Speak.", "output": "Hi"}, tokenizer)
+    encoded = encode(TAGGED, {"instruction": "Speak.", "output": "Hi"}, tokenizer)
     assert encoded.input_ids == [EOS, *SPEAK, 17250, EOS]
     assert encoded.labels == [_, *[_] * len(SPEAK), 17250, EOS]
     assert encoded.prompt_length == 1 + len(SPEAK)
     assert encoded.spans[0] == Span("instruction", 0, 11, False)
-    assert encode_prompt(Tagged(), {"instruction": "Speak."}, tokenizer) == [EOS, *SPEAK]
+    assert encode_prompt(TAGGED, {"instruction": "Speak."}, tokenizer) == [EOS, *SPEAK]
 
 
 def test_byte_level_inside_a_sequence_is_untrimmed_too():
@@ -263,7 +269,7 @@ def test_byte_level_inside_a_sequence_is_untrimmed_too():
     trimmed = tokenizer("a\n b", return_offsets_mapping=True)
     assert trimmed["offset_mapping"] == [(0, 0), (0, 1), (1, 2), (3, 4)]
 
-    template = Listed(given_("a", "A"), given_("b", " B"), learn("c", "C"), learn("d", "\n D"))
+    template = listed(asked("a", "A"), asked("b", " B"), learned("c", "C"), learned("d", "\n D"))
     encoded = encode(template, {}, tokenizer)
     untrimmed = tokenizer("a\n b", return_offsets_mapping=True)
     assert untrimmed["offset_mapping"] == [(0, 0), (0, 1), (1, 2), (2, 4)]
@@ -286,7 +292,7 @@ def test_a_tokenizer_without_offsets_is_refused(phi2_tokenizer):
             raise AssertionError("it must be refused before it is used")
 
     with pytest.raises(FasttuneError, match="no offsets") as caught:
-        encode(Tagged(), {"instruction": "x", "output": "y"}, Slow())
+        encode(TAGGED, {"instruction": "x", "output": "y"}, Slow())
     assert "Slow" in caught.value.where
 
 
@@ -294,7 +300,7 @@ def test_a_tokenizer_without_eos_is_refused(phi2_tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=phi2_tokenizer.backend_tokenizer)
     assert bare.eos_token_id is None
     with pytest.raises(FasttuneError, match="no EOS"):
-        encode(Tagged(), {"instruction": "x", "output": "y"}, bare)
+        encode(TAGGED, {"instruction": "x", "output": "y"}, bare)
     with pytest.raises(FasttuneError, match="no EOS"):
         eos_id(bare)
 
@@ -305,18 +311,28 @@ def test_a_tokenizer_without_eos_is_refused(phi2_tokenizer):
 @pytest.mark.parametrize(
     ("segments", "message"),
     [
-        ([given_("a", "A")], "learns nothing"),
-        ([given_("a", "A"), learn("b", "")], "learns nothing"),
+        ([asked("a", "A")], "learns nothing"),
+        ([asked("a", "A"), learned("b", "")], "learns nothing"),
         ([], "learns nothing"),
-        ([learn("a", "A")], "gives nothing to start from"),
-        ([learn("a", ""), given_("b", "B"), learn("c", "C")], "gives nothing to start from"),
-        ([given_("a", ""), learn("b", "B")], "gives nothing to start from"),
+        ([learned("a", "A")], "gives nothing to start from"),
+        ([learned("a", ""), asked("b", "B"), learned("c", "C")], "gives nothing to start from"),
+        ([asked("a", ""), learned("b", "B")], "gives nothing to start from"),
     ],
 )
 def test_a_template_must_give_and_then_learn(phi2_tokenizer, segments, message):
     with pytest.raises(FasttuneError, match=message) as caught:
-        encode(Listed(*segments), {}, phi2_tokenizer)
+        encode(listed(*segments), {}, phi2_tokenizer)
     assert "".join(segment.text for segment in segments) in caught.value.where
+
+
+@pytest.mark.parametrize("segment", [3, "text", Segment("a", 5, True)])
+def test_a_template_that_yields_no_segments_of_text(phi2_tokenizer, segment):
+    with pytest.raises(FasttuneError, match="template 'listed' fails: TypeError") as caught:
+        encode(listed(segment), {"instruction": "the row"}, phi2_tokenizer)
+    assert f"segments() gives {segment!r}: Segment(name, text, train) is wanted" in str(
+        caught.value
+    )
+    assert __file__ in caught.value.where and "the row" in caught.value.where
 
 
 # Many rows at once
@@ -390,15 +406,15 @@ ROWS = st.lists(
 def test_many_rows_are_encoded_as_one_by_one(phi2_tokenizer, rows, size):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fasttune.encoding.encode.BATCH", size)
-        found = list(encode_many(map(Middle().segments, rows), phi2_tokenizer))
-    assert found == [encode(Middle(), row, phi2_tokenizer) for row in rows]
+        found = list(encode_many(MIDDLE, rows, phi2_tokenizer))
+    assert found == [encode(MIDDLE, row, phi2_tokenizer) for row in rows]
 
 
 def test_rows_are_taken_two_batches_at_a_time_and_no_more(phi2_tokenizer, monkeypatch):
     monkeypatch.setattr("fasttune.encoding.encode.BATCH", 2)
     taken = []
     rows = ({"instruction": str(n), "output": "x"} for n in range(100) if taken.append(n) is None)
-    next(encode_many(map(Tagged().segments, rows), phi2_tokenizer))
+    next(encode_many(TAGGED, rows, phi2_tokenizer))
     assert len(taken) == 4
 
 
@@ -410,7 +426,7 @@ def test_the_docs_say_how_many():
 def test_a_row_that_cannot_be_encoded_stops_the_batch(phi2_tokenizer):
     rows = [{"instruction": "x", "output": "y"}, {"instruction": "the row", "output": ""}]
     with pytest.raises(FasttuneError, match="learns nothing") as caught:
-        list(encode_many(map(Tagged().segments, rows), phi2_tokenizer))
+        list(encode_many(TAGGED, rows, phi2_tokenizer))
     assert "the row" in caught.value.where
 
 
@@ -420,9 +436,7 @@ def test_a_row_that_cannot_be_encoded_stops_the_batch(phi2_tokenizer):
 def encoded_rows(phi2_tokenizer):
     """18, 21 and 24 tokens; the prompt of each has 15."""
     outputs = ("Hi Hi", "Hi Hi Hi Hi Hi", "Hi Hi Hi Hi Hi Hi Hi Hi")
-    rows = [
-        encode(Tagged(), {"instruction": "Speak.", "output": o}, phi2_tokenizer) for o in outputs
-    ]
+    rows = [encode(TAGGED, {"instruction": "Speak.", "output": o}, phi2_tokenizer) for o in outputs]
     assert [len(row) for row in rows] == [18, 21, 24]
     return rows
 
@@ -462,7 +476,7 @@ def test_truncate_keeps_eos(phi2_tokenizer):
 
 def test_truncate_drops_spans_that_are_cut_off(phi2_tokenizer):
     row = {"instruction": "x", "reasoning": "7 x 2\n", "output": "14"}
-    long = encode(Middle(), row, phi2_tokenizer)
+    long = encode(MIDDLE, row, phi2_tokenizer)
     short = limited([long], 9, "truncate")[0][0]
     assert [s.name for s in short.spans] == ["instruction", "reasoning", "eos"]
     assert short.input_ids == [48, 25, 2124, 198, 22, 2124, 362, 198, EOS]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
+import msgspec
 import pytest
-from fasttune_plugins.chatml import ChatML
+from fasttune_plugins.chatml import CHATML
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from fasttune import FasttuneError, Template, check_template, learn
 from fasttune import given as given_
-from fasttune.config import RunConfig
+from fasttune.config import load_config
 from fasttune.data.rows import StoredRows
-from fasttune.encoding.batches import features, pad
+from fasttune.encoding.batches import pad
 from fasttune.encoding.cache import encode_rows
 from fasttune.encoding.encode import (
     IGNORED,
@@ -26,12 +26,12 @@ from fasttune.encoding.encode import (
     without_eos,
 )
 from fasttune.encoding.limit import limit_lengths
-from fasttune.plugins.attributes import wrong_attribute
-from fasttune.plugins.identity import probe_rows, rendering_hash
-from fasttune.plugins.template import END, history, split_turns, turns
+from fasttune.formats.row import Row
+from fasttune.formats.template import END, Segment, split_turns
+from fasttune.models.tokenizer import end_turns_with, load_tokenizer
 from tests.conftest import build_phi2_tokenizer
 
-CHATML = (  # as tokenizers with ChatML have it, Qwen's for one
+APPLIED = (  # as tokenizers with ChatML have it, Qwen's for one
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
     "+ '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -76,24 +76,39 @@ TOKENIZERS = {
 tokenizers = pytest.mark.parametrize("name", TOKENIZERS)
 
 
-class Plain(Template):
-    """What is learned has text around it, and there is nothing between two turns."""
-
-    name = "plain"
-    tags = ("Q:", "A:")
-    targets = {"reasoning": "reasoning", "response": "output"}
-
-    def turn(self, row, first):
-        yield given_("instruction", f"{'Once.' if first else ''}Q: {row['instruction']} A:")
-        yield learn("reasoning", f" ({row.get('reasoning', '')})")
-        yield learn("response", f" {row.get('output', '')}!")
-
-    def parse(self, text):
-        reasoning, _, response = text.removeprefix(" (").partition(") ")
-        return {"reasoning": reasoning, "response": response.removesuffix("!")}
+# What is learned has text around it, and there is nothing between two turns.
+PLAIN = Template(
+    name="plain",
+    conversations=True,
+    parts=[
+        given_("once", "Once.", once=True),
+        given_("instruction", "Q: {instruction} A:"),
+        learn("reasoning", " ({reasoning})"),
+        learn("response", " {output}!"),
+    ],
+)
+ENDED = msgspec.structs.replace(CHATML, name="ended", end="<|im_end|>")
 
 
-TEMPLATES = (ChatML(), Plain())
+class Computed(Template):
+    """ChatML, written by code."""
+
+    def segments(self, row):
+        for number in range(len(row.turns)):
+            turn = row.turn(number)
+            if number:
+                yield END
+            else:
+                yield Segment("system", f"<|im_start|>system\n{turn['system']}<|im_end|>", False)
+            context = f"\n\n{turn['input']}" if turn.get("input") else ""
+            asked = f"\n<|im_start|>user\n{turn['instruction']}{context}<|im_end|>\n"
+            yield Segment("instruction", asked, False)
+            yield Segment("response", "<|im_start|>assistant\n", False)
+            yield Segment("response", turn.get("output", ""), True)
+
+
+COMPUTED = Computed(name="computed", system=CHATML.system, conversations=True)
+TEMPLATES = (CHATML, PLAIN, COMPUTED)
 templates = pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
 
 text = st.text(
@@ -113,12 +128,12 @@ TALK = [
 
 
 def row(said, **more):
-    return {**said[-1], **history(said[:-1]), **more}
+    return Row.of({**said[-1], **more}, said[:-1])
 
 
 def test_a_conversation_turn_by_turn():
     assert [
-        [(s.text, s.train) for s in turn] for turn in split_turns(ChatML().segments(row(TALK)))
+        [(s.text, s.train) for s in turn] for turn in split_turns(CHATML.rendered(row(TALK)))
     ] == [
         [
             ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>", False),
@@ -132,12 +147,12 @@ def test_a_conversation_turn_by_turn():
             ("5", True),
         ],
     ]
-    assert ChatML().render(row(TALK[:1])) == ChatML().render(TALK[0])
-    assert not [s for s in ChatML().segments(TALK[0]) if s == END]
+    assert CHATML.render(row(TALK[:1])) == CHATML.render(TALK[0])
+    assert not [s for s in CHATML.rendered(TALK[0]) if s == END]
 
 
 def test_ids_and_labels(phi2_tokenizer):
-    coded = encode(Plain(), row(TALK), phi2_tokenizer)
+    coded = encode(PLAIN, row(TALK), phi2_tokenizer)
     eos = phi2_tokenizer.eos_token
     assert phi2_tokenizer.decode(coded.input_ids) == (
         f"Once.Q: Hi. A: () Hello.!{eos}Q: Add 2 and 3. A: () 5!{eos}"
@@ -145,11 +160,9 @@ def test_ids_and_labels(phi2_tokenizer):
     learned = [token for token in coded.labels if token != IGNORED]
     assert phi2_tokenizer.decode(learned) == f" () Hello.!{eos} () 5!{eos}"
     assert [(s.name, s.train) for s in coded.spans] == [
-        ("instruction", False),
-        ("reasoning", True),
-        ("response", True),
-        ("eos", True),
-    ] * 2
+        ("once", False),
+        *[("instruction", False), ("reasoning", True), ("response", True), ("eos", True)] * 2,
+    ]
     assert [s.start for s in coded.spans[1:]] == [s.end for s in coded.spans[:-1]]
     quiet = without_eos(coded)
     assert [label for label in quiet.labels if label != IGNORED] == [
@@ -168,7 +181,7 @@ def test_before_every_answer_are_the_ids_that_chat_starts_from(template, name, s
     ends = [span.end for span in whole.spans if span.name == "eos"]
     assert len(ends) == len(said) and ends[-1] == len(whole)
     for at in range(len(said)):
-        asked = {"instruction": said[at]["instruction"], **more, **history(said[:at])}
+        asked = row([*said[:at], {"instruction": said[at]["instruction"]}], **more)
         ids = encode_prompt(template, asked, tokenizer)
         assert whole.input_ids[: len(ids)] == ids
         assert all(
@@ -198,29 +211,29 @@ def test_chatml_has_the_ids_of_apply_chat_template(said, system):
 
     def applied(messages, asking):
         return tokenizer.apply_chat_template(
-            messages, chat_template=CHATML, add_generation_prompt=asking, return_dict=False
+            messages, chat_template=APPLIED, add_generation_prompt=asking, return_dict=False
         )
 
     newline = tokenizer("\n", add_special_tokens=False).input_ids
-    whole = encode(ChatML(), from_messages(messages), tokenizer).input_ids
+    whole = encode(CHATML, from_messages(messages), tokenizer).input_ids
     assert [*whole, *newline] == applied(messages, asking=False)
     asked = from_messages(messages[:-1])
-    assert encode_prompt(ChatML(), asked, tokenizer) == applied(messages[:-1], asking=True)
+    assert encode_prompt(CHATML, asked, tokenizer) == applied(messages[:-1], asking=True)
 
 
 def test_an_answer_that_begins_with_white_space_keeps_the_border(phi2_tokenizer):
     said = [{"instruction": "a", "output": "\n\nb"}, {"instruction": "c", "output": "d"}]
-    ids = encode(ChatML(), row(said), phi2_tokenizer).input_ids
-    start = encode_prompt(ChatML(), {"instruction": "a"}, phi2_tokenizer)
+    ids = encode(CHATML, row(said), phi2_tokenizer).input_ids
+    start = encode_prompt(CHATML, {"instruction": "a"}, phi2_tokenizer)
     assert ids[: len(start)] == start
     assert phi2_tokenizer.decode(ids[len(start) :]).startswith("\n\nb<|endoftext|>\n<|im_start|>")
 
 
 def test_a_row_that_is_too_long_loses_whole_turns(phi2_tokenizer):
     said = [{"instruction": "Hi.", "output": word} for word in ("one two three", "four", "five")]
-    whole = encode(Plain(), row(said), phi2_tokenizer)
-    two = encode(Plain(), row(said[:2]), phi2_tokenizer)
-    one = encode(Plain(), row(said[:1]), phi2_tokenizer)
+    whole = encode(PLAIN, row(said), phi2_tokenizer)
+    two = encode(PLAIN, row(said[:2]), phi2_tokenizer)
+    one = encode(PLAIN, row(said[:1]), phi2_tokenizer)
 
     def cut(length):
         counts: Counter[str] = Counter()
@@ -242,32 +255,74 @@ def test_a_row_that_is_too_long_loses_whole_turns(phi2_tokenizer):
 def test_conversations_on_disk(phi2_tokenizer):
     rows = StoredRows()
     for said in (TALK, TALK[:1]):
-        rows.append(row(said), ChatML().segments(row(said)))
-    config = RunConfig()
-    stored = encode_rows(rows, phi2_tokenizer, config, "training")
-    assert list(stored) == [
-        encode(ChatML(), row(said), phi2_tokenizer) for said in (TALK, TALK[:1])
-    ]
-    quiet = replace(config, train=replace(config.train, learn_eos=False))
+        rows.append(row(said))
+    config = load_config()
+    stored = encode_rows(CHATML, rows, phi2_tokenizer, config, "training")
+    assert list(stored) == [encode(CHATML, row(said), phi2_tokenizer) for said in (TALK, TALK[:1])]
+    quiet = load_config(None, [("train.learn_eos", False)])
     eos = phi2_tokenizer.eos_token_id
-    unlearned = encode_rows(rows, phi2_tokenizer, quiet, "training")
+    unlearned = encode_rows(CHATML, rows, phi2_tokenizer, quiet, "training")
     assert [coded.input_ids.count(eos) for coded in unlearned] == [2, 1]
     assert [coded.labels.count(eos) for coded in unlearned] == [0, 0]
-    batch = pad([features(coded, ["response", "eos"]) for coded in stored], eos)
-    assert (batch["labels"] == eos).sum() == 3
+    batch = pad([*stored], ["response", "eos"], eos)
+    assert (batch["targets"] == eos).sum() == 3
 
 
 def test_the_response_is_that_of_the_last_turn(phi2_tokenizer):
-    ids = encode(Plain(), row(TALK), phi2_tokenizer).input_ids
-    places = response_tokens(Plain(), row(TALK), phi2_tokenizer)
+    ids = encode(PLAIN, row(TALK), phi2_tokenizer).input_ids
+    places = response_tokens(PLAIN, row(TALK), phi2_tokenizer)
     assert phi2_tokenizer.decode(ids[places.start : places.stop]) == " 5"
 
 
-def test_an_earlier_turn_takes_the_system_text_of_the_row_and_not_its_input():
-    first, second = turns(row(TALK, system="Talk.", input="context"))
-    assert (first["system"], first["input"], first["output"]) == ("Talk.", "", "Hello.")
-    assert second["input"] == "context"
-    assert ChatML().prompt(row(TALK, system="Talk.")).startswith("<|im_start|>system\nTalk.")
+def test_every_turn_has_the_columns_of_the_row_and_an_input_of_its_own():
+    said = row(TALK, system="Talk.", input="context", language="en")
+    first, second = said.turn(0), said.turn(1)
+    assert first == {"system": "Talk.", "instruction": "Hi.", "output": "Hello.", "language": "en"}
+    assert second["input"] == "context" and second["system"] == "Talk."
+    assert CHATML.prompt(said) == (
+        "<|im_start|>system\nTalk.<|im_end|>\n<|im_start|>user\nHi.<|im_end|>\n"
+        "<|im_start|>assistant\nHello.\n<|im_start|>user\nAdd 2 and 3.\n\ncontext<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(exchanges, st.none() | text, st.none() | text)
+def test_computed_text_is_encoded_as_declared_text(said, system, context):
+    more = {name: value for name, value in (("system", system), ("input", context)) if value}
+    talk = row(said, **more)
+    assert COMPUTED.render(talk) == CHATML.render(talk)
+    assert COMPUTED.prompt(talk) == CHATML.prompt(talk)
+    tokenizer = TOKENIZERS["with_im_end"]
+    assert encode(COMPUTED, talk, tokenizer) == encode(CHATML, talk, tokenizer)
+
+
+# A format's own end of turn
+
+
+def test_a_format_s_own_end_is_learned_after_every_turn():
+    tokenizer = build_phi2_tokenizer()
+    end = tokenizer.add_tokens("<|im_end|>", special_tokens=True) and len(tokenizer) - 1
+    plain = encode(CHATML, row(TALK), tokenizer)
+    assert end_turns_with(tokenizer, ENDED.end) is tokenizer and tokenizer.eos_token_id == end
+    coded = encode(ENDED, row(TALK), tokenizer)
+    turned = [end if token == 50256 else token for token in plain.input_ids]
+    assert coded.input_ids == turned and 50256 not in turned
+    ends = [span.end - 1 for span in coded.spans if span.name == "eos"]
+    assert [coded.labels[at] for at in ends] == [end, end] and ends[-1] == len(coded) - 1
+    assert coded.labels.count(end) == 2  # those of the given parts are not learned
+    assert (
+        encode_prompt(ENDED, row([TALK[0], {"instruction": "Add 2 and 3."}]), tokenizer)
+        == (coded.input_ids[: coded.prompt_length])
+    )
+
+
+def test_a_tokenizer_without_the_end_of_the_format_is_refused(tiny_phi, tmp_path):
+    with pytest.raises(FasttuneError, match=r"ends a turn with '<\|im_end\|>'") as caught:
+        load_tokenizer(str(tiny_phi), ENDED.end)
+    assert str(tiny_phi) in caught.value.where and "leave `end` out" in caught.value.hint
+    assert load_tokenizer(str(tiny_phi), "").eos_token_id == 50256
+    assert load_tokenizer(str(tiny_phi), "  ").eos_token == "  "  # one token, if an odd one
 
 
 @tokenizers
@@ -277,26 +332,30 @@ def test_the_contract(template, name):
     assert bad == []
 
 
-class Forgetful(ChatML):
+class Forgetful(Computed):
     """Writes a turn otherwise once it is no longer the last one."""
 
-    name = "forgetful"
+    def segments(self, row):
+        for number, turn in enumerate(row.turns):
+            if number:
+                yield END
+            yield Segment("instruction", f"Q: {turn['instruction']}{len(row.turns)}", False)
+            yield Segment("response", turn.get("output", ""), True)
 
-    def turn(self, row, first):
-        yield given_("instruction", f"Q: {row['instruction']}{row.get('earlier turns', '')[:1]}")
-        yield learn("response", row.get("output", ""))
+
+class Loose(Computed):
+    """Numbers its turns, and begins with another number each time."""
+
+    def segments(self, row):
+        asked.append(row)
+        for number, turn in enumerate(row.turns):
+            if number:
+                yield END
+            yield Segment("instruction", f"Q{len(asked) + number}: {turn['instruction']}", False)
+            yield Segment("response", turn.get("output", ""), True)
 
 
-class Loose(ChatML):
-    """Learns something after an earlier answer only where another follows."""
-
-    name = "loose"
-    ends = 0
-
-    def turn(self, row, first):
-        self.ends += 1
-        yield given_("instruction", f"Q{self.ends}: {row['instruction']}")
-        yield learn("response", row.get("output", ""))
+asked = []
 
 
 def failures(template):
@@ -304,41 +363,27 @@ def failures(template):
     return {result.check: result.rows for result in found if result.status == "failure"}
 
 
-def test_what_the_contract_finds_in_turns():
-    assert "repeatable" in failures(Loose())
-    assert failures(Forgetful()).keys() == {"ids"}
-
-
-def test_a_template_has_one_way_of_writing():
-    class Both(ChatML):
-        name = "both"
-
-        def segments(self, row):
-            yield learn("response", "x")
-
-    assert "segments() and turn() are both there" in wrong_attribute(Both())
-    assert wrong_attribute(ChatML()) == ""
-    assert ChatML().holds_turns and not Both().holds_turns
+def test_what_the_check_finds_in_turns():
+    assert "repeatable" in failures(Loose(name="loose", conversations=True))
+    assert failures(Forgetful(name="forgetful", conversations=True)).keys() == {"ids"}
 
 
 def test_conversations_count_for_the_identity():
-    class Spaced(ChatML):
-        def turn(self, row, first):
-            if not first:
-                yield given_("space", " ")
-            yield from super().turn(row, first)
+    def later(text):
+        parts = [*CHATML.parts[:-1], learn("response", text)]
+        return msgspec.structs.replace(CHATML, parts=parts)
 
-    assert rendering_hash(Spaced()) != rendering_hash(ChatML())
-    assert max(len(turns(row)) for row in probe_rows(ChatML())) == 4
+    same, spaced = later("{output}"), later(" {output}")
+    alone = msgspec.structs.replace(CHATML, conversations=False)
+    assert same.identity == CHATML.identity
+    assert len({each.identity for each in (CHATML, spaced, alone, ENDED, COMPUTED)}) == 5
 
 
 def test_an_error_in_a_turn_is_told_with_its_line():
-    class Broken(ChatML):
-        name = "broken"
-
-        def turn(self, row, first):
-            yield given_("instruction", row["nothing"])
+    class Broken(Computed):
+        def segments(self, row):
+            yield Segment("instruction", row["nothing"], False)
 
     with pytest.raises(FasttuneError, match="template 'broken' fails: KeyError") as caught:
-        Broken().render({"instruction": "a"})
+        Broken(name="broken").render({"instruction": "a"})
     assert "test_turns.py" in caught.value.where and 'row["nothing"]' in caught.value.where

@@ -40,14 +40,15 @@ class Row(Mapping[str, str]):
 
     @classmethod
     def of(cls, values: Mapping[str, str], earlier: Sequence[Mapping[str, str]] = ()) -> Row:
-        """A row from flat columns; a row is returned as it is.
+        """A row from flat columns, or a row with more turns before its own.
 
         Args:
             values: column -> text; the columns of the last turn among them.
             earlier: the turns before it.
         """
         if isinstance(values, Row):
-            return values
+            turns = (*earlier, *values.turns)
+            return cls(turns, values.system, values.columns, values.language) if earlier else values
         turn = {column: values[column] for column in TURN_COLUMNS if column in values}
         others = {c: t for c, t in values.items() if c not in TURN_COLUMNS and c != "system"}
         return cls((*earlier, turn), values.get("system") or "", others)

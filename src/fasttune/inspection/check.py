@@ -231,9 +231,11 @@ def _decodes(template: Template, row: Row, tokenizer: Any) -> str:
 
 
 def _adds_no_ends(template: Template, row: Row, tokenizer: Any) -> str:
-    text = template.render(row)
-    special = {"BOS": tokenizer.bos_token, "EOS": tokenizer.eos_token}
-    return next((f"it writes {n} ({t})" for n, t in special.items() if t and t in text), "")
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    if bos and template.render(row).startswith(bos):
+        return f"it begins with BOS ({bos})"
+    learned = ("".join(s.text for s in each if s.train) for each in _completions(template, row))
+    return f"it learns EOS ({eos})" if any(eos in text for text in learned) else ""
 
 
 def _in_one_go(template: Template, row: Row, tokenizer: Any) -> str:
@@ -341,7 +343,7 @@ CHECKS: tuple[tuple[str, Status, Complaint, str, str], ...] = (
         "ends",
         "failure",
         _adds_no_ends,
-        "the format does not write BOS or EOS itself",
+        "the format does not begin with BOS, and learns no EOS of its own",
         "leave it out: fasttune adds the end and trains it, and the tokenizer adds BOS",
     ),
     (
