@@ -9,28 +9,27 @@ import sys
 import time
 
 import pytest
+from msgspec import structs
 
-from fasttune import FasttuneError, Template, given, learn
+from fasttune import FasttuneError, Template, choose, given, learn
 from fasttune.config import load_config
 from fasttune.data.rows import StoredRows
 from fasttune.encoding import cache as module
-from fasttune.encoding.batches import features, section_names, trainer_dataset
+from fasttune.encoding.batches import section_names, trainer_dataset
 from fasttune.encoding.cache import cache_key, cached, encode_rows, store, without_ending
 from fasttune.encoding.encode import IGNORED, encode
+from fasttune.formats.row import Row
+from fasttune.plugins.discovery import load_plugin
 from tests.conftest import build_phi2_tokenizer, listening
 
-
-class Plain(Template):
-    """A question, a thought and an answer."""
-
-    name = "plain"
-    ask = "Q: "
-
-    def segments(self, row):
-        yield given("instruction", f"{self.ask}{row['instruction']}\nA: ")
-        if row.get("reasoning"):
-            yield learn("reasoning", row["reasoning"])
-        yield learn("response", row.get("output", ""))
+PLAIN = Template(
+    name="plain",
+    parts=[
+        given("instruction", "Q: {instruction}\nA: "),
+        learn("reasoning", "({reasoning}) ", when="reasoning"),
+        learn("response", "{output}"),
+    ],
+)
 
 
 ROWS = [
@@ -47,18 +46,17 @@ def cache(tmp_path, monkeypatch):
 
 def made(rows, tokenizer, template=None, *settings):
     """The encoded rows, and what was said."""
-    template = template or Plain()
-    rendered = StoredRows()
+    stored = StoredRows()
     for row in rows:
-        rendered.append(row, template.segments(row))
+        stored.append(row)
     config = load_config(None, [("template", "reasoning"), *settings])
     with listening() as said:
-        found = encode_rows(rendered, tokenizer, config, "training")
+        found = encode_rows(template or PLAIN, stored, tokenizer, config, "training")
     return found, said
 
 
 def test_rows_come_back_as_they_were(phi2_tokenizer):
-    expected = [encode(Plain(), row, phi2_tokenizer) for row in ROWS]
+    expected = [encode(PLAIN, row, phi2_tokenizer) for row in ROWS]
     found, said = made(ROWS, phi2_tokenizer)
     assert list(found) == expected and said == []
     assert found[299] == found[-1] == expected[-1] and found[127:130] == expected[127:130]
@@ -70,11 +68,9 @@ def test_rows_come_back_as_they_were(phi2_tokenizer):
 
 
 def test_what_the_trainer_gets(phi2_tokenizer):
-    found, _ = made(ROWS, phi2_tokenizer)
-    dataset = trainer_dataset(found, found.sections)
-    expected = [{**features(row, found.sections), "place": n} for n, row in enumerate(found)]
-    assert len(dataset) == 300 and dataset[7] == expected[7]
-    assert dataset.__getitems__([299, 0, 128]) == [expected[at] for at in (299, 0, 128)]
+    dataset = trainer_dataset(made(ROWS, phi2_tokenizer)[0])
+    assert len(dataset) == 300 and dataset.column_names == ["place"]
+    assert dataset[[299, 0, 128]] == {"place": [299, 0, 128]}
 
 
 def test_eos_need_not_be_learned(phi2_tokenizer):
@@ -94,14 +90,6 @@ def test_the_second_time_they_come_from_the_cache(phi2_tokenizer, monkeypatch):
     second, said = made(ROWS, build_phi2_tokenizer())
     assert said == ["300 training rows from the cache"]
     assert list(second) == list(first) and second.sections == first.sections
-
-
-def test_an_edited_template_is_rendered_anew(phi2_tokenizer):
-    made(ROWS, phi2_tokenizer)
-    edited = Plain()
-    edited.ask = "Question: "  # same class, same file, same source
-    found, said = made(ROWS, phi2_tokenizer, edited)
-    assert said == [] and found[0] == encode(edited, ROWS[0], phi2_tokenizer)
 
 
 def test_nothing_else_that_decides_is_forgotten(phi2_tokenizer, cache):
@@ -125,15 +113,98 @@ def test_nothing_else_that_decides_is_forgotten(phi2_tokenizer, cache):
     assert files(ROWS, phi2_tokenizer) == 7
 
 
-def test_a_segment_that_is_learned_now_makes_another_key(phi2_tokenizer, cache):
-    class Masked(Plain):
-        def segments(self, row):
-            for segment in super().segments(row):
-                yield given(segment.name, segment.text) if segment.name == "reasoning" else segment
+ASKED, THOUGHT, ANSWERED = PLAIN.parts
+CHANGES = {
+    "text": {"parts": [given("instruction", "Question: {instruction}\nA: "), THOUGHT, ANSWERED]},
+    "mask": {"parts": [ASKED, learn("reasoning", "({reasoning}) ", unless="input"), ANSWERED]},
+    "section": {"parts": [ASKED, learn("thought", "({reasoning}) ", when="reasoning"), ANSWERED]},
+    "turns": {"conversations": True},
+    "end": {"end": "<|endoftext|>"},
+    "system": {"system": "Be brief."},
+}
 
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_declaration_is_encoded_anew(phi2_tokenizer, change):
+    edited = structs.replace(PLAIN, **CHANGES[change])
     made(ROWS, phi2_tokenizer)
-    found, said = made(ROWS, phi2_tokenizer, Masked())
-    assert said == [] and found.sections == ["response", "eos"]
+    found, said = made(ROWS, phi2_tokenizer, edited)
+    assert said == [] and list(found) == [encode(edited, row, phi2_tokenizer) for row in ROWS]
+
+
+def test_another_name_is_no_other_format(phi2_tokenizer):
+    made(ROWS, phi2_tokenizer)
+    renamed = structs.replace(PLAIN, name="other", description="Other.")
+    assert made(ROWS, phi2_tokenizer, renamed)[1] == ["300 training rows from the cache"]
+
+
+SPOKEN = Template(
+    name="spoken",
+    system=choose("language", {"en": "Hi.", "ja": "やあ。"}, default="en"),
+    parts=[given("system", "{system} {instruction}\n"), learn("response", "{output}")],
+)
+
+
+def test_a_row_s_system_text_and_language_decide(phi2_tokenizer):
+    row = Row.of(ROWS[0])
+    for other in (
+        row,
+        row.in_language("ja"),
+        row.with_turn({"system": "Be brief."}),
+        row.with_turn({"language": "ja"}),
+        Row.of(ROWS[0], [{"instruction": "Hi.", "output": "Hello."}]),
+    ):
+        found, said = made([other], phi2_tokenizer, SPOKEN)
+        assert said == [] and list(found) == [encode(SPOKEN, other, phi2_tokenizer)]
+        assert made([other], phi2_tokenizer, SPOKEN)[1] == ["1 training rows from the cache"]
+
+
+def test_the_system_text_of_a_run_decides(phi2_tokenizer):
+    made(ROWS[:1], phi2_tokenizer, SPOKEN)
+    kind = SPOKEN.with_system("Be kind.")
+    found, said = made(ROWS[:1], phi2_tokenizer, kind)
+    assert said == [] and list(found) == [encode(kind, ROWS[0], phi2_tokenizer)]
+
+
+def test_a_language_decides_nothing_where_no_text_is_chosen_by_it(phi2_tokenizer):
+    made([Row.of(ROWS[0])], phi2_tokenizer)
+    said = made([Row.of(ROWS[0]).in_language("ja")], phi2_tokenizer)[1]
+    assert said == ["1 training rows from the cache"]
+
+
+CODE = """
+from fasttune import Segment, Template, hookimpl
+import HELPER
+
+class Computed(Template):
+    def segments(self, row):
+        yield Segment("instruction", HELPER.ASK + row["instruction"], False)
+        yield Segment("response", row["output"], True)
+
+@hookimpl
+def register_templates():
+    return [Computed(name="computed")]
+"""
+
+
+def test_computed_text_decides_itself(phi2_tokenizer, tmp_path, monkeypatch):
+    """Its code may import other code, which no hash of its own file holds."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def texts(code, helper, ask):
+        (tmp_path / f"{helper}.py").write_text(f"ASK = {ask!r}")
+        (tmp_path / "computed.py").write_text(code.replace("HELPER", helper))
+        template = load_plugin(tmp_path / "computed.py").template("computed")
+        found, said = made(ROWS[:2], phi2_tokenizer, template)
+        return phi2_tokenizer.decode(found[1].input_ids), said
+
+    cached = ["2 training rows from the cache"]
+    assert texts(CODE, "first_helper", "Q: ") == ("Q: 1 + 1?2<|endoftext|>", [])
+    assert texts(CODE, "first_helper", "Q: ") == ("Q: 1 + 1?2<|endoftext|>", cached)
+    monkeypatch.delitem(sys.modules, "first_helper")
+    assert texts(CODE, "second_helper", "A: ") == ("A: 1 + 1?2<|endoftext|>", [])
+    edited = CODE.replace("yield Segment", 'row = {**row, "output": "-"}; yield Segment', 1)
+    assert texts(edited, "second_helper", "A: ") == ("A: 1 + 1?-<|endoftext|>", [])
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -170,7 +241,7 @@ def test_rows_that_hold_eos(phi2_tokenizer):
     found, said = made(rows, phi2_tokenizer, None, ("data.skip_bad_rows", True))
     assert found.places == [0, 2]
     assert said == ["left out 1 of 3 training rows: they hold the text <|endoftext|>"]
-    assert list(found) == [encode(Plain(), row, phi2_tokenizer) for row in ROWS[:2]]
+    assert list(found) == [encode(PLAIN, row, phi2_tokenizer) for row in ROWS[:2]]
 
 
 def test_rows_that_hold_eos_are_not_asked(phi2_tokenizer):
@@ -224,7 +295,7 @@ def test_a_damaged_file_is_made_again(phi2_tokenizer, cache, suffix, damage):
 
 
 def test_rows_stay_readable_while_they_are_replaced_or_removed(phi2_tokenizer, cache):
-    rows = [encode(Plain(), row, phi2_tokenizer) for row in ROWS]
+    rows = [encode(PLAIN, row, phi2_tokenizer) for row in ROWS]
     first = store("key", enumerate(rows), {})
     second = store("key", enumerate(rows), {})  # as another process would
     for path in cache.iterdir():
@@ -233,7 +304,7 @@ def test_rows_stay_readable_while_they_are_replaced_or_removed(phi2_tokenizer, c
 
 
 def test_the_cache_is_bounded(phi2_tokenizer, cache, monkeypatch):
-    rows = [encode(Plain(), row, phi2_tokenizer) for row in ROWS]
+    rows = [encode(PLAIN, row, phi2_tokenizer) for row in ROWS]
     for age, key in enumerate(("first", "second", "third")):
         store(key, enumerate(rows), {})
         os.utime(cache / f"{key}.arrow", (age, age))
@@ -250,7 +321,7 @@ def test_the_cache_is_bounded(phi2_tokenizer, cache, monkeypatch):
 
 
 def test_what_a_killed_process_left_half_written_goes(phi2_tokenizer, cache):
-    rows = [encode(Plain(), row, phi2_tokenizer) for row in ROWS]
+    rows = [encode(PLAIN, row, phi2_tokenizer) for row in ROWS]
     store("key", enumerate(rows), {})
     for name, days in ((".a.7.tmp.arrow", 2), (".a.json.7.tmp.json", 2), (".b.8.tmp.arrow", 0)):
         (cache / name).touch()
