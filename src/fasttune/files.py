@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -170,8 +169,6 @@ def sha256(file: Path) -> str:
 
 def sync(path: Path) -> None:
     """Have a file, or the names in a folder, on the disk."""
-    if os.name == "nt":  # opens no folder, and syncs no file that is open for reading
-        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -263,11 +260,7 @@ def state_dir() -> Path:
 
 
 def _of_user(variable: str, otherwise: str) -> Path:
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData/Local")
-    else:
-        base = os.environ.get(variable) or str(Path.home() / otherwise)
-    return Path(base) / "fasttune"
+    return Path(os.environ.get(variable) or Path.home() / otherwise) / "fasttune"
 
 
 def open_to_all(folder: Path) -> None:
