@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+
 import fasttune.models.unsloth  # noqa: F401
 
 # isort: split
 import pytest
 import torch
-from fasttune_plugins.chatml import ChatML
-from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
+from fasttune_plugins.chatml import CHATML
+from msgspec import structs
+from tokenizers import processors
+from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, pipeline
 
 import fasttune.generation.decoding as decoding
 import fasttune.generation.generator as generate
 from fasttune import FasttuneError, Template, given, learn
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.encoding.batches import left_pad
+from fasttune.encoding.encode import encode_prompt
+from fasttune.formats.row import Row
 from fasttune.generation.decoding import Decoding, plain_cache
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.models.load import add_lora, load_base
@@ -34,15 +40,15 @@ NEW = 9
 FP32 = choices_for(ModelConfig(precision="fp32"))
 
 
-class Words(Template):
-    """A prompt whose length is that of the row, behind a constant beginning."""
-
-    name = "words"
-
-    def segments(self, row):
-        yield given("system", "You answer with numbers and with nothing else. ")
-        yield given("question", f"{row['instruction']}\n")
-        yield learn("response", row.get("output", ""))
+# A prompt whose length is that of the row, behind a constant beginning.
+WORDS = Template(
+    name="words",
+    parts=[
+        given("system", "You answer with numbers and with nothing else. "),
+        given("question", "{instruction}\n"),
+        learn("response", "{output}"),
+    ],
+)
 
 
 @pytest.fixture(scope="module", params=["tiny_phi", "tiny_llama"])
@@ -66,7 +72,7 @@ def with_adapters(config: ModelConfig):
 @pytest.fixture(scope="module")
 def generator(tiny_llama):
     config = ModelConfig(name=str(tiny_llama), quantization="none", precision="fp32")
-    return Generator.load(config, Words())
+    return Generator.load(config, WORDS)
 
 
 def settings(eos: int = 50256, **more) -> GenerationConfig:
@@ -232,6 +238,53 @@ def test_sampling_is_repeatable(generator):
     assert drawn(3) == drawn(3) != drawn(4)
 
 
+@pytest.mark.parametrize("bos", [False, True])
+def test_transformers_own_pipeline_takes_the_same_ids_and_gives_the_same_answer(
+    model, phi2_tokenizer, bos, monkeypatch
+):
+    tokenizer = copy.deepcopy(phi2_tokenizer)
+    if bos:
+        adds = [("<|endoftext|>", tokenizer.bos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            "<|endoftext|> $A", special_tokens=adds
+        )
+    generator = Generator(model, tokenizer, CHATML, FP32)
+    row = Row.of({"instruction": "Add 2 and 3.", "input": "Fast."})
+    seen = []
+    monkeypatch.setattr(Decoding, "__call__", _noting(Decoding.__call__, seen))
+    answer = generator.answer("Add 2 and 3.", "Fast.", max_new_tokens=NEW)
+    asked = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    config = Sampling(max_new_tokens=NEW).config(tokenizer)
+    [result] = asked(generator.prompt(row), generation_config=config, return_tensors=True)
+    ids = result["generated_token_ids"]
+    [prompt] = seen
+    assert ids[: len(prompt)] == prompt and (prompt[0] == tokenizer.bos_token_id) == bos
+    assert generator.read(row, ids[len(prompt) :]) == answer and answer.tokens == NEW
+
+
+def test_an_answer_stops_at_the_format_s_own_end(tiny_llama, generator):
+    row, sampling, tokenizer = (
+        {"instruction": "5 5"},
+        Sampling(max_new_tokens=NEW),
+        generator.tokenizer,
+    )
+    ids = alone(generator.model, encode_prompt(WORDS, row, tokenizer), settings())
+    # A token that the model writes, which from now on ends a turn.
+    at = next(n for n in range(1, NEW) if tokenizer.convert_ids_to_tokens(ids[n]).isalpha())
+    end, at = tokenizer.decode(ids[at]), ids.index(ids[at])
+    config = ModelConfig(name=str(tiny_llama), quantization="none", precision="fp32")
+    ending = Generator.load(config, structs.replace(WORDS, end=end))
+    pieces = []
+    answer = ending.stream(row, sampling, pieces.append)
+    assert (answer.stop, answer.tokens) == ("eos", at + 1)
+    assert answer.text == "".join(pieces) == tokenizer.decode(ids[:at])
+    assert [*ending.answers([row], sampling, 1)] == [answer]
+    free = generator.stream(row, sampling, pieces.append)
+    assert (free.stop, free.tokens) == ("length", NEW)
+    with pytest.raises(FasttuneError, match=r"ends a turn with '<\|im_end\|>'"):
+        Generator.load(config, structs.replace(WORDS, end="<|im_end|>"))
+
+
 MESSAGES = [
     {"role": "user", "content": "Hi."},
     {"role": "assistant", "content": "Hello."},
@@ -243,8 +296,8 @@ def test_a_conversation_is_answered_and_the_untuned_model_answers_the_same(
     model, folder, phi2_tokenizer, monkeypatch
 ):
     seen = []
-    tuned = Generator(model, phi2_tokenizer, ChatML(), FP32)
-    base = Generator.load(ModelConfig(name=str(folder), precision="fp32"), ChatML())
+    tuned = Generator(model, phi2_tokenizer, CHATML, FP32)
+    base = Generator.load(ModelConfig(name=str(folder), precision="fp32"), CHATML)
     monkeypatch.setattr(Decoding, "__call__", _noting(Decoding.__call__, seen))
     answer = tuned.answer(MESSAGES, max_new_tokens=NEW)
     with tuned.untuned():

@@ -14,9 +14,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fasttune import Template, given, learn
+from fasttune import Segment, Template, given, learn
 from fasttune.config import ModelConfig
 from fasttune.encoding.encode import encode, response_tokens
+from fasttune.formats.row import Row
 from fasttune.generation import likelihood
 from fasttune.generation.generator import Generator, Sampling
 from fasttune.generation.likelihood import evaluate, with_likelihoods
@@ -28,9 +29,12 @@ from fasttune.plugins.metric import Answer
 TEMPLATES = {name: template for name, (template, _) in load_plugins().templates.items()}
 CYCLE = 20
 ROWS = [
-    {"instruction": "Add 2 and 3.", "reasoning": "2 + 3 = 5.", "output": "5"},
-    {"instruction": "日本の首都は？", "reasoning": "首都を思い出す。", "output": "東京です。"},
-    {"instruction": "Say it.", "reasoning": "It is quoted.", "output": '"Quoted", she said.'},
+    Row.of(row)
+    for row in (
+        {"instruction": "Add 2 and 3.", "reasoning": "2 + 3 = 5.", "output": "5"},
+        {"instruction": "日本の首都は？", "reasoning": "首都を思い出す。", "output": "東京です。"},
+        {"instruction": "Say it.", "reasoning": "It is quoted.", "output": '"Quoted", she said.'},
+    )
 ]
 
 
@@ -74,31 +78,25 @@ def test_the_tokens_of_the_response_hold_its_text_and_little_more(name, row, phi
 
 
 def test_the_response_is_found_by_rendering_not_by_searching(phi2_tokenizer):
-    class Echo(Template):
-        name = "echo"
-
-        def segments(self, row):
-            yield given("q", f"{row['instruction']}\n")
-            yield learn("response", f"5, {row['output']} and 5.")
-
-    places = response_tokens(Echo(), ROWS[0], phi2_tokenizer)
-    encoded = encode(Echo(), ROWS[0], phi2_tokenizer)
+    parts = [given("q", "{instruction}\n"), learn("response", "5, {output} and 5.")]
+    echo = Template(name="echo", parts=parts)
+    places = response_tokens(echo, ROWS[0], phi2_tokenizer)
+    encoded = encode(echo, ROWS[0], phi2_tokenizer)
     before = phi2_tokenizer.decode(encoded.input_ids[: places.start])
     assert before == "Add 2 and 3.\n5," and len(places) == 1
 
 
 def test_where_a_template_changes_the_text_its_whole_section_counts(phi2_tokenizer):
     class Shout(Template):
-        name = "shout"
-
         def segments(self, row):
-            yield given("q", f"{row['instruction']}\n")
-            yield learn("start", "A: ")
-            yield learn("response", row["output"].upper() or "nothing")
+            yield Segment("q", f"{row['instruction']}\n", False)
+            yield Segment("start", "A: ", True)
+            yield Segment("response", row["output"].upper() or "nothing", True)
 
-    row = {"instruction": "Greet.", "output": "hello you"}
-    encoded = encode(Shout(), row, phi2_tokenizer)
-    places = response_tokens(Shout(), row, phi2_tokenizer)
+    shout = Shout(name="shout")
+    row = Row.of({"instruction": "Greet.", "output": "hello you"})
+    encoded = encode(shout, row, phi2_tokenizer)
+    places = response_tokens(shout, row, phi2_tokenizer)
     assert phi2_tokenizer.decode([encoded.input_ids[at] for at in places]).strip() == "HELLO YOU"
 
 
@@ -118,7 +116,7 @@ def test_likelihoods_are_those_of_the_reference_logits(generator, reference, bat
         assert found.bytes == len(row["output"].encode())
         for bits, as_seen in (
             (found.bits_reference, row),
-            (found.bits, {**row, "reasoning": text}),
+            (found.bits, row.with_turn({"reasoning": text})),
         ):
             encoded = encode(generator.template, as_seen, generator.tokenizer)
             places = response_tokens(generator.template, as_seen, generator.tokenizer)
@@ -159,7 +157,7 @@ def test_without_reasoning_both_likelihoods_are_the_same(generator):
 
 
 def test_evaluating_keeps_the_order_of_the_rows(generator):
-    rows = [*ROWS, {**ROWS[0], "instruction": "Add 4 and 5, " * 9}, ROWS[1]]
+    rows = [*ROWS, ROWS[0].with_turn({"instruction": "Add 4 and 5, " * 9}), ROWS[1]]
     done = []
     answers = evaluate(generator, rows, max_new_tokens=6, batch_size=2, report=done.append)
     assert [answer.row for answer in answers] == rows and done == [2, 4, 5]
@@ -265,6 +263,3 @@ def test_generate_stops_a_loop_when_asked_and_chat_by_itself(cycling, capsys, mo
     for words, reason in ((), "[loop, 60 tokens]"), (("--no-stop-loops",), "[length, 80 tokens]"):
         monkeypatch.setattr("sys.stdin", io.StringIO("Add 2 and 3.\n"))
         assert reason in said("chat", str(cycling), *words)
-    with pytest.raises(SystemExit) as refused:
-        main([*ask, "--via", "pipeline", "--stop-loops"])
-    assert refused.value.code == 2
