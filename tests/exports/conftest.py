@@ -9,16 +9,21 @@ import pytest
 import torch
 
 from fasttune.config import DataConfig, ModelConfig, RunConfig, SamplesConfig
+from fasttune.data.rows import StoredRows
+from fasttune.data.split import data_hash
+from fasttune.formats.template import Template
+from fasttune.models.tokenizer import end_turns_with
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, create_run
-from tests.conftest import tiny_model, write_rows
+from tests.conftest import tiny_model
 
 EOS = 256
+END = 258
 TARGETS = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]
 
 
 def build_byte_tokenizer():
-    """One token per byte, and EOS: prompts of any script, with a vocabulary of 257."""
+    """One token per byte, EOS, and two more special tokens: prompts of any script."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -27,6 +32,7 @@ def build_byte_tokenizer():
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken("<eos>", special=True)])
+    backend.add_special_tokens([AddedToken(text, special=True) for text in ("<pad>", "<end>")])
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
 
 
@@ -50,9 +56,19 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def make_run(tmp_path_factory, base, plugins):
-    """Builds a run folder as training leaves it, with a random adapter."""
+    """Builds a run folder as training leaves it, with a random adapter.
 
-    def make(name: str, quantization: str = "none", dtype: str = "float32", **settings) -> Run:
+    Its source is gone, and so is the plugin of a format that is given.
+    """
+
+    def make(
+        name: str,
+        quantization: str = "none",
+        dtype: str = "float32",
+        held: int = 8,
+        declared: Template | None = None,
+        **settings,
+    ) -> Run:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
 
@@ -74,9 +90,15 @@ def make_run(tmp_path_factory, base, plugins):
             output=str(folder.parent),
             **settings,
         )
-        identity = plugins.identity(config.template).as_dict()
+        template = plugins.facts(config.template)
+        if declared is not None:
+            own = {"name": declared.name, "identity": declared.identity, "path": "/gone/mine.py"}
+            template |= own | {"declaration": declared.declaration, "plugin": "mine"}
+        held_out = StoredRows()
+        for row in rows[:held]:
+            held_out.append(row)
         facts = {
-            "template": identity,
+            "template": template,
             "system": config.system,
             "model": str(base),
             "quantization": quantization,
@@ -86,15 +108,16 @@ def make_run(tmp_path_factory, base, plugins):
                 "source": str(data),
                 "train_sha256": "5" * 64,
                 "eval_sha256": "6" * 64,
+                "trained_sha256": "7" * 64,
+                "heldout_sha256": data_hash(held_out),
                 "train_rows": 8,
-                "eval_rows": 8,
+                "eval_rows": len(held_out),
                 "train_tokens": 999,
             },
             "versions": {"python": "3"},
             "device": "cpu",
         }
-        run = Run(create_run(config, str(base), facts).folder.rename(folder))
-        write_rows(data, rows)
+        run = Run(create_run(config, str(base), facts, held_out).folder.rename(folder))
         torch.manual_seed(3)
         model = get_peft_model(
             AutoModelForCausalLM.from_pretrained(base),
@@ -105,8 +128,9 @@ def make_run(tmp_path_factory, base, plugins):
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter) * 0.05)
         model.save_pretrained(folder / "adapter")
-        build_byte_tokenizer().save_pretrained(folder / "adapter")
-        (folder / "adapter" / "template.json").write_text(json.dumps(identity))
+        end = declared.end if declared is not None else ""
+        end_turns_with(build_byte_tokenizer(), end).save_pretrained(folder / "adapter")
+        (folder / "adapter" / "template.json").write_text(json.dumps(template))
         scores = {"before": {"stops": 0.0}, "after": {"stops": 1.0}}
         run.update({"status": "done", "scores": scores, "steps": 3})
         run.log({"step": 0, "eval_loss": 2.5, "eval_loss_response": 2.25})

@@ -26,14 +26,15 @@ from fasttune.errors import FasttuneError
 from fasttune.exports import export as exporting
 from fasttune.exports.card import base_licence
 from fasttune.exports.job import RunExport
+from fasttune.exports.merge import run_tokenizer
 from fasttune.exports.opening import open_run_model
 from fasttune.exports.verify import Measured, judge, kl_divergence, measure
+from fasttune.formats.template import Template, given, learn
 from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.exporter import EXACT, QUANTISED, Bounds
-from fasttune.plugins.template import Template, given, learn
 from fasttune.runs import Run
 from tests.conftest import cli, listening
-from tests.exports.conftest import EOS
+from tests.exports.conftest import END, EOS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,9 +49,9 @@ def run(make_run) -> Run:
     return make_run("tiny", system="Answer in one word.")
 
 
-def export(run: Run, name: str, plugins, target: Path | None = None, **options):
-    settings = {"rows": 1, **options}
-    return exporting.export(run, name, plugins, target, **settings)
+def export(run: Run, name: str, plugins, target: Path | None = None, options=None, **settings):
+    given = {"rows": 1, **settings, **(options or {})}
+    return exporting.export(run, name, output=target, plugins=plugins, **given)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,9 @@ def exported(run, plugins, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(run, plugins):
     """The held-out rows and what the run makes of them."""
-    rows = exporting.verification_rows(run, plugins, 2)
-    reader = open_run_model(run.model_config, run.adapter, plugins.template("reasoning"))
+    template = run.template(plugins)
+    rows = exporting.verification_rows(run, template, 2)
+    reader = open_run_model(run.model_config, run.adapter, template)
     return rows, measure(reader, rows)
 
 
@@ -92,7 +94,7 @@ def test_the_model_of_the_run_is_gone_before_the_export_is_loaded(
         opened.append(weakref.ref(reader.model.get_base_model()))
         return reader
 
-    monkeypatch.setattr(exporting, "open_run_model", noting)
+    monkeypatch.setattr("fasttune.exports.opening.open_run_model", noting)
     merged = plugins.exporters["merged"][0]
     load = merged.open
     monkeypatch.setattr(
@@ -118,7 +120,7 @@ def damaged(exported, tmp_path) -> Path:
 
 def verification(folder: Path, expected, run: Run, plugins):
     rows, measured = expected
-    job = RunExport(run, plugins.template("reasoning"), folder, {})
+    job = RunExport(run, run.template(plugins), folder, {})
     return judge(measured, measure(job.open_merged(folder), rows, measured), EXACT)
 
 
@@ -156,15 +158,11 @@ def test_a_newline_shifted_in_the_chat_template_is_caught(damaged, expected, run
 
 def test_a_newline_shifted_in_the_template_is_caught(run, expected):
     rows, measured = expected
-
-    class Shifted(Template):
-        name = "shifted"
-
-        def segments(self, row):
-            yield given("instruction", f"<|instruction|>\n{row['instruction']}<|reasoning|>")
-            yield learn("reasoning", row.get("reasoning", ""))
-
-    reader = open_run_model(run.model_config, run.adapter, Shifted())
+    template = run.template(load_plugins())
+    instruction = given("instruction", "<|instruction|>\n{instruction}\n")
+    parts = [p if p.section != "instruction" else instruction for p in template.parts]
+    shifted = Template(name="shifted", system=template.system, parts=parts)
+    reader = open_run_model(run.model_config, run.adapter, shifted)
     assert judge(measured, measure(reader, rows, measured), EXACT).prompts_equal == 0
 
 
@@ -285,7 +283,7 @@ def test_a_template_that_is_no_chat_template_is_exported_without(
     def refuse(*args):
         raise FasttuneError("it counts the words")
 
-    monkeypatch.setattr("fasttune.exports.job.compile_chat_template", refuse)
+    monkeypatch.setattr("fasttune.formats.jinja.chat_template", refuse)
     with listening() as said:
         done = export(run, "merged", load_plugins(), tmp_path / "m")
     assert "without a chat template: it counts the words" in said
@@ -297,7 +295,7 @@ def test_the_card_works_in_a_process_without_fasttune(exported, run, plugins):
     """The code of the card, as a reader of it would run it, gives the run's greedy answer."""
     card = (exported.folder / "README.md").read_text(encoding="utf-8")
     assert 'base_model: "tiny-phi-2"' in card and 'license: "mit"' in card
-    assert "5" * 64 in card and run.manifest["template"]["rendering"] in card
+    assert "5" * 64 in card and run.manifest["template"]["identity"] in card
     assert "Answer in one word." in card and "Verified against the run" in card
     assert "| held-out loss (nats per token) | 2.5000 | 1.5000 |" in card
     assert str(run.folder.parent) not in card
@@ -315,9 +313,9 @@ def test_the_card_works_in_a_process_without_fasttune(exported, run, plugins):
         text=True,
         check=True,
     )
-    reader = open_run_model(run.model_config, run.adapter, plugins.template("reasoning"))
-    job = RunExport(run, plugins.template("reasoning"), exported.folder, {})
-    ids = reader.prompt_ids({**job.example_row(), "system": run.config.system})
+    job = RunExport(run, run.template(plugins), exported.folder, {})
+    reader = open_run_model(run.model_config, run.adapter, job.template)
+    ids = reader.prompt_ids(job.example_row())
     assert json.loads(done.stdout.splitlines()[-1]) == reader.greedy(ids, 32)
 
 
@@ -485,23 +483,53 @@ def test_wrong_wishes_are_refused(run, plugins, tmp_path, name, options, message
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_without_adapter_or_with_another_template_is_refused(make_run, plugins, tmp_path):
-    run = make_run("other")
-    manifest = run.manifest
-    run.update({"template": manifest["template"] | {"rendering": "0" * 64}})
-    with pytest.raises(FasttuneError, match="renders otherwise"):
-        export(run, "adapter", plugins, tmp_path / "out", verify=False)
-    shutil.rmtree(run.adapter)
-    with pytest.raises(FasttuneError, match="has no adapter"):
-        export(run, "adapter", plugins, tmp_path / "out", verify=False)
+def test_the_rows_to_verify_with_are_those_that_the_run_keeps(run, plugins):
+    assert not Path(run.manifest["data"]["source"]).exists()
+    rows = exporting.verification_rows(run, run.template(plugins), 2)
+    assert [row["instruction"] for row in rows] == ["Add 0 and 0.", "Add 4 and 4."]
 
 
-def test_rows_that_cannot_be_read_are_told_before_anything_is_written(make_run, plugins, tmp_path):
-    run = make_run("gone")
-    (run.folder / "rows.jsonl").unlink()
-    with pytest.raises(FasttuneError) as caught:
-        export(run, "merged", plugins, tmp_path / "out")
-    assert "--no-verify" in caught.value.hint
+def test_a_run_that_holds_no_rows_out_is_verified_with_made_up_prompts(
+    make_run, plugins, tmp_path, caplog
+):
+    run = make_run("bare", held=0)
+    assert not (run.folder / "heldout.jsonl").exists()
+    with listening() as said:
+        done = export(run, "adapter", plugins, tmp_path / "out", rows=2)
+    assert said[0] == "the run holds no rows out: verifying with made-up prompts"
+    assert done.verification.verified and done.verification.rows == 2
+    card = (done.folder / "README.md").read_text(encoding="utf-8")
+    assert "Verified against the run on 2 made-up prompts." in card
+    assert "held-out prompts" not in card
+
+
+def test_damaged_held_out_rows_are_one_error_and_nothing_is_written(make_run, tmp_path):
+    run = make_run("damaged")
+    file, target = run.folder / "heldout.jsonl", tmp_path / "out"
+    file.write_text(file.read_text().replace("Add 7", "Add 8"))
+    ended = cli("export", run.folder, "-o", target)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.splitlines() == [
+        "error: the run's held-out rows are missing or damaged",
+        f"  where: {file}",
+        "  what to do: restore the file",
+    ]
+    assert not target.exists()
+    assert cli("export", run.folder, "--to", "adapter", "-o", target, "--no-verify").status == 0
+
+
+def test_the_end_of_a_formats_turns_goes_along(make_run, plugins, tmp_path):
+    """The run's format is in no plugin here; its end is neither the base's EOS nor its config's."""
+    parts = [given("question", "Q: {instruction}\n"), learn("response", "A: {output}")]
+    run = make_run("ended", declared=Template(name="ended", end="<end>", parts=parts))
+    done = export(run, "merged", plugins, tmp_path / "merged")
+    assert done.verification.verified, done.verification
+    assert done.verification.eos_run == done.verification.eos_export == [END]
+    for file in ("config.json", "generation_config.json"):
+        assert json.loads((done.folder / file).read_text())["eos_token_id"] == END
+    assert run_tokenizer(done.folder).eos_token_id == END
+    jinja = (done.folder / "chat_template.jinja").read_text()
+    assert "eos_token" in jinja and "<end>" not in jinja
 
 
 def test_list(plugins_dir, capsys):

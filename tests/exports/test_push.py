@@ -16,10 +16,22 @@ import pytest
 
 import fasttune
 from fasttune.exports.export import RECORD, standing
+from fasttune.runs import HELD_OUT
 from tests.conftest import cli
 
 TOKEN = "hf_TheTokenOfTheTest"
 SECRET = "SecretOfAnother"
+FILES = {
+    "merged": [
+        "README.md", "chat_template.jinja", "config.json", "generation_config.json",
+        "model.safetensors", "tokenizer.json", "tokenizer_config.json", "verification.json",
+    ],
+    "adapter": [
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "template.json",
+        "tokenizer.json", "tokenizer_config.json", "verification.json",
+    ],
+}  # fmt: skip
+"""All that is uploaded: no file of rows is among them."""
 
 
 class Hub(ThreadingHTTPServer):
@@ -30,6 +42,7 @@ class Hub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repositories: dict[str, bool] = {}  # whether it is private
         self.files: dict[str, bytes] = {}
+        self.listed: dict[str, list[str]] = {}  # what was uploaded to each
         self.blobs: dict[str, bytes] = {}
         self.bodies: list[bytes] = []
 
@@ -76,13 +89,14 @@ class Handler(BaseHTTPRequestHandler):
             ]
             return self.answer({"transfer": "basic", "objects": objects})
         if "/commit/" in self.path:
+            name = self.path.removeprefix("/api/models/").partition("/commit/")[0]
             for line in map(json.loads, body.splitlines()):
                 value = line["value"]
+                self.server.listed.setdefault(name, []).append(value.get("path", ""))
                 if line["key"] == "file":
                     self.server.files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     self.server.files[value["path"]] = self.server.blobs[value["oid"]]
-            name = self.path.removeprefix("/api/models/").partition("/commit/")[0]
             where = f"{self.server.url}/{name}/commit/{'1' * 40}"
             return self.answer({"success": True, "commitUrl": where, "commitOid": "1" * 40})
         self.answer({})  # the check of a card's front matter
@@ -150,10 +164,11 @@ def test_what_leaves(run, plugins, hub):
         assert hub.repositories[name] is True
         here = {file.name: file.read_bytes() for file in done.folder.iterdir()}
         assert {path: hub.files[path] for path in here} == here
+        assert sorted(filter(None, hub.listed[name])) == FILES[form]
     everything = b"\n".join([*hub.bodies, *hub.files.values()])
-    rows = Path(run.manifest["data"]["source"]).read_text().splitlines()
     secrets = [os.environ["HF_TOKEN"], TOKEN, SECRET]
-    questions = [json.loads(row)["instruction"] for row in rows]
+    questions = [row["instruction"] for row in run.held_out()]
+    assert len(questions) == 8 and questions[7].encode() in (run.folder / HELD_OUT).read_bytes()
     paths = [str(run.folder), run.manifest["model"], str(Path.home()), str(Path.cwd())]
     for word in (*secrets, *questions, *(path for path in paths if path.count("/") > 1)):
         assert word.encode() not in everything, word

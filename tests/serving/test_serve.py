@@ -158,7 +158,10 @@ def standing(run, monkeypatch, tmp_path):
 def test_nothing_of_a_stubborn_server_is_left(run, standing, plugins, monkeypatch):  # noqa: F811
     monkeypatch.setitem(ENGINES, "mine", engine(f"{ANSWERS}{STUBBORN}server.serve_forever()"))
     monkeypatch.setattr(serving, "_verify", lambda *args: "unseen")
-    with pytest.raises(KeyboardInterrupt), serving.serve(run, plugins, "mine", port=0) as server:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        serving.serve(run, "mine", port=0, plugins=plugins) as server,
+    ):
         group = server.process.pid
         assert len(of_group(group)) == 2
         os.kill(os.getpid(), signal.SIGINT)
@@ -172,7 +175,7 @@ def test_other_prompts_are_refused(run, standing, plugins, monkeypatch):  # noqa
     before = {*children(os.getpid())}
     with (
         pytest.raises(fasttune.FasttuneError, match="makes other prompts") as error,
-        serving.serve(run, plugins, "mine", port=0),
+        serving.serve(run, "mine", port=0, plugins=plugins),
     ):
         pass
     assert "Add 2 and 3.': 1, the run has" in error.value.where
@@ -184,7 +187,7 @@ def test_what_ends_a_server_is_said(run, standing, plugins, monkeypatch):  # noq
     monkeypatch.setitem(ENGINES, "mine", engine("print('no memory'); sys.exit(3)"))
     with (
         pytest.raises(fasttune.FasttuneError, match="ended by itself, with status 3") as error,
-        serving.serve(run, plugins, "mine", port=0),
+        serving.serve(run, "mine", port=0, plugins=plugins),
     ):
         pass
     assert "no memory" in error.value.where

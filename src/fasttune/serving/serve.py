@@ -270,8 +270,14 @@ def end(process: subprocess.Popen[bytes]) -> None:
     finally:
         _signal(process, signal.SIGKILL)  # and whatever it left behind
         process.wait()
+        gone = time.monotonic() + 1  # a killed process takes a moment to end
+        while _signal(process, 0) and time.monotonic() < gone:
+            time.sleep(0.02)
 
 
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+def _signal(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Whether there was a process in its group to get the signal."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
+        return True
+    return False
