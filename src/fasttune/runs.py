@@ -42,6 +42,7 @@ from fasttune.data.rows import Rows, StoredRows
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError, did_you_mean, reason
 from fasttune.files import (
+    SEAL,
     check_seal,
     locked,
     open_to_all,
@@ -248,7 +249,7 @@ class Run:
         Raises:
             FasttuneError: there are checkpoints, and all are damaged.
         """
-        found = self._checkpoints()
+        found = [path for path in self._checkpoints() if os.path.lexists(path / SEAL)]
         problems = []
         for folder in found:
             try:
@@ -674,7 +675,8 @@ def check_checkpoint(folder: Path) -> None:
     """
     hint = "restore it, or delete it: --resume takes the one before"
     what = f"{folder.name} is damaged"
-    check_seal(folder, folder.name, hint)
+    if not check_seal(folder, folder.name, hint):
+        raise FasttuneError(f"{what}: {SEAL} is missing", str(folder), hint)
     for pattern in CHECKPOINT:
         if not any(path.is_file() for path in folder.glob(pattern)):
             name = pattern.replace("*", "")

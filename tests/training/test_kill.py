@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from fasttune.files import SEAL
 from fasttune.runs import Run, find_run
 from tests.conftest import cli, rows, write_rows
 
@@ -99,6 +100,10 @@ def kill_when(process: subprocess.Popen[bytes], there: Callable[[], bool]) -> bo
     return alive
 
 
+def writing_a_checkpoint(run: Run) -> bool:
+    return any(not (path / SEAL).exists() for path in run.checkpoints.glob("checkpoint-*"))
+
+
 def outcome(run: Run) -> dict[str, object]:
     """All that must not depend on interruptions."""
     metrics = [{k: v for k, v in line.items() if k not in MEASURED} for line in run.metrics()]
@@ -116,7 +121,7 @@ def test_a_run_killed_twice_ends_as_one_without_a_break(world, unbroken):
 
     def first_checkpoint_begun() -> bool:
         run = world.run(output)
-        return run is not None and any(run.checkpoints.glob(".*"))
+        return run is not None and writing_a_checkpoint(run)
 
     assert kill_when(world.go_on(output), first_checkpoint_begun)
     run = world.run(output)
@@ -144,7 +149,7 @@ def hit(run: Run | None) -> str:
         return "loading"
     if not (run.folder / "before.json").exists() and not run.metrics():
         return "loading or answers before"
-    if any(run.checkpoints.glob(".*")):
+    if writing_a_checkpoint(run):
         return "writing a checkpoint"
     steps = [line["step"] for line in run.metrics()]
     if not steps:

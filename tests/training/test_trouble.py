@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from fasttune import runs
-from fasttune.start import train as resume
 from fasttune.config import load_config
+from fasttune.encoding.batches import Collator
 from fasttune.errors import FasttuneError
 from fasttune.job import Job, prepare
 from fasttune.machine import Device
@@ -28,6 +28,7 @@ from fasttune.planning.forecast import forecast
 from fasttune.planning.shape import read_shape
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, find_run
+from fasttune.start import train as resume
 from fasttune.training.train import train
 from fasttune.training.trainer import Trainer
 from fasttune.training.trouble import PATIENCE, Finite, Troubles, out_of_memory
@@ -209,14 +210,13 @@ def test_the_longest_rows_come_first_and_leave_nothing(job, unbroken, monkeypatc
     """As on a GPU, whose memory can run out: at once or not at all."""
     monkeypatch.setattr("fasttune.training.train.tensor_device", lambda: "cuda")
     taken: list[list[int]] = []
-    own = Trainer._within_memory
+    own = Trainer._take_step
 
-    def noting(self, rows, attempt):
-        if self.model.training:
-            taken.append([len(row) for row in rows.values()])
-        return own(self, rows, attempt)
+    def noting(self, rows):
+        taken.append([len(row) for row in rows.values()])
+        return own(self, rows)
 
-    monkeypatch.setattr(Trainer, "_within_memory", noting)
+    monkeypatch.setattr(Trainer, "_take_step", noting)
     Allocator(monkeypatch, math.inf, refuse=1)
     settings = {"train__batch_size": 4, "train__gradient_accumulation": 1}
     with listening() as said:
@@ -251,11 +251,10 @@ def test_the_gradients_of_a_failed_attempt_are_dropped_and_a_resume_keeps_the_li
     limit = run.manifest["batch_limit"]
     assert losses(run) == pytest.approx(losses(unbroken)[:3], abs=1e-5)
     seen = []
-    own = Trainer._within_memory
+    own = Collator.__call__
     monkeypatch.setattr(
-        Trainer, "_within_memory",
-        lambda self, *given: (seen.append(self.collator.limit), own(self, *given))[1],
-    )  # fmt: skip
+        Collator, "__call__", lambda self, rows: (seen.append(self.limit), own(self, rows))[1]
+    )
     resume(run, PLUGINS)
     assert set(seen) == {limit} and run.manifest["batch_limit"] == limit
     assert losses(run) == pytest.approx(losses(unbroken), abs=1e-5)

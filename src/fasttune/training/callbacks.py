@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from fasttune.logs import console
-from fasttune.processes import count
+from fasttune.processes import any_of, count
 from fasttune.runs import Run
 from fasttune.training.trouble import writing
 
@@ -148,6 +148,20 @@ class Interrupt(TrainerCallback):
         if self.asked:
             control.should_save = True
             control.should_training_stop = True
+
+
+class SameFlags(TrainerCallback):
+    """Gives all processes of a run the same control flags: a signal may reach only one of them, and
+    their clocks differ. Callbacks that set flags must come before it."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        flags = [name for name in vars(control) if name.startswith("should_")]
+        wanted = any_of([getattr(control, name) for name in flags])
+        for name, value in zip(flags, wanted, strict=True):
+            setattr(control, name, value)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_step_end(args, state, control)
 
 
 def _clock(seconds: float) -> str:

@@ -1,145 +1,64 @@
-"""Checkpoints that are whole or absent, and going on from one as if nothing had happened."""
+"""Checkpoints: complete once they have a seal, and checked before a run resumes from one."""
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
-from trl import SFTTrainer
+import torch
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_pt_utils import safe_globals
 
 from fasttune import processes
 from fasttune.errors import FasttuneError
-from fasttune.files import named, replace_folder, seal, sync
+from fasttune.files import SEAL, seal, sync
 from fasttune.models.tokenizer import cannot_load
 from fasttune.runs import check_checkpoint
+from fasttune.training.trouble import require_finite
 
 
-class CheckpointingTrainer(SFTTrainer):
-    """SFTTrainer whose checkpoints are written aside, synced, sealed, and only then named."""
+class SealCheckpoints(TrainerCallback):
+    """Seals each checkpoint that transformers has written. Without a seal it does not count.
 
-    _aside: str | None = None
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._aside or str(super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        checkpoints = Path(self.args.output_dir)
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        target = self._checkpoint(self.state.global_step)
-        log = checkpoints.with_name("metrics.jsonl")
-        if log.exists() and processes.first():
-            sync(log)  # a checkpoint must not outlive the lines of its steps
-        with _made_aside(checkpoints, target) as made:
-            self._aside = processes.share(made)
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._aside = None
-            best = self.state.best_global_step == self.state.global_step
-            if best:
-                self.state.best_model_checkpoint = str(target)  # not where it was written
-            processes.wait()  # the others write their random states
-            if processes.first():
-                new = Path(made) / target.name
-                if best:
-                    self.state.save_to_json(str(new / "trainer_state.json"))
-                seal(new)
-                replace_folder(new, target)
-        if processes.first():
-            kept = self.state.best_model_checkpoint
-            rotate_checkpoints(str(checkpoints), self.args.save_total_limit, kept)
-        processes.wait()
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        trained: tuple[int, int] = super()._init_training_state(*args, **kwargs)
-        if self.state.best_global_step and self.args.load_best_model_at_end:
-            # The folder may have moved, and transformers would go on without it.
-            best = self._checkpoint(self.state.best_global_step)
-            try:
-                check_checkpoint(best)
-            except FasttuneError as error:
-                raise FasttuneError(
-                    f"the best checkpoint so far cannot be used: {error.message}",
-                    error.where,
-                    "restore it; or delete all checkpoints from this one on, and --resume takes "
-                    "their steps again",
-                ) from error
-            self.state.best_model_checkpoint = str(best)
-        return trained
-
-    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
-        with _going_on(checkpoint):
-            super()._load_from_checkpoint(checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _going_on(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        with _going_on(checkpoint):
-            super()._load_scaler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _going_on(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """An epoch, unless the checkpoint is that of the end: transformers looks whether it is
-        there only after another step."""
-        stopped = any(
-            callback.early_stopping_patience_counter >= callback.early_stopping_patience
-            for callback in self.callback_handler.callbacks
-            if isinstance(callback, EarlyStoppingCallback)
-        )
-        if stopped or self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
-
-    def _checkpoint(self, step: int) -> Path:
-        return Path(self.args.output_dir) / f"checkpoint-{step}"
-
-
-@contextmanager
-def _made_aside(checkpoints: Path, target: Path) -> Iterator[str]:
-    """A temporary folder, made and removed by the first process alone; "" in the others.
-
-    Args:
-        target: what becomes of the folder of its name in there.
+    It must be the last callback: others ask for checkpoints.
     """
-    if not processes.first():
-        yield ""
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=checkpoints) as aside,
-        named(Path(aside) / target.name, target),
-    ):
-        yield aside
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.best_global_step and args.load_best_model_at_end:  # the folder may have moved
+            state.best_model_checkpoint = str(_checkpoint(args, state.best_global_step))
 
-@contextmanager
-def _going_on(checkpoint: str | None) -> Iterator[None]:
-    """Put into words what libraries say of a checkpoint without a seal that is damaged, or whose
-    pickles hold more than tensors."""
-    try:
-        yield
-    except Exception as error:
-        found = cannot_load(str(checkpoint), error)
-        raise FasttuneError(
-            f"the run cannot go on from {Path(str(checkpoint)).name}",
-            f"{checkpoint}: {found.where}",
-            "restore it; or delete it, and --resume takes the one before",
-        ) from error
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        if not control.should_save:
+            return
+        require_finite(model, f"after step {state.global_step}")
+        if processes.first():
+            (_checkpoint(args, state.global_step) / SEAL).unlink(missing_ok=True)
+
+    def on_epoch_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        if (_checkpoint(args, state.global_step) / SEAL).exists() and not control.should_evaluate:
+            control.should_save = False  # nothing has changed since the end of the step
+        self.on_step_end(args, state, control, model)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        processes.wait()  # the others write their random states
+        if processes.first():
+            checkpoint = _checkpoint(args, state.global_step)
+            metrics = checkpoint.parent.with_name("metrics.jsonl")
+            if metrics.exists():
+                sync(metrics)  # a checkpoint must not outlive the lines of its steps
+            seal(checkpoint)
+            sync(checkpoint.parent)
+        processes.wait()
 
 
 class SaveByTime(TrainerCallback):
-    """A checkpoint at the end of the step when the last one is so many minutes old."""
+    """Asks for a checkpoint at the end of a step if the last one is so many minutes old."""
 
     def __init__(self, minutes: float) -> None:
         self.seconds = 60 * minutes
@@ -154,3 +73,71 @@ class SaveByTime(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._saved = time.monotonic()
+
+
+def best_checkpoint(checkpoints: Path, state: TrainerState) -> Path | None:
+    """The checkpoint with the lowest held-out loss so far, if there is one yet.
+
+    Raises:
+        FasttuneError: it is missing or damaged. transformers would continue without it.
+    """
+    if not state.best_global_step:
+        return None
+    best = checkpoints / f"checkpoint-{state.best_global_step}"
+    try:
+        check_checkpoint(best)
+    except FasttuneError as error:
+        raise FasttuneError(
+            f"the best checkpoint so far cannot be used: {error.message}",
+            error.where,
+            "restore it; or delete all checkpoints from this one on, and --resume takes "
+            "their steps again",
+        ) from error
+    return best
+
+
+def require_loadable(checkpoint: Path, model: Any) -> None:
+    """Load all files of a checkpoint, its adapter into the model.
+
+    Raises:
+        FasttuneError: one of them is damaged, has other shapes than the model, or is a pickle that
+            holds more than tensors.
+    """
+    try:
+        with safe_globals():
+            for file in sorted(checkpoint.glob("*.pt*")):
+                torch.load(file, map_location="cpu", weights_only=True)
+        load_adapter(checkpoint, model)
+    except Exception as error:
+        raise FasttuneError(
+            f"the run cannot go on from {checkpoint.name}",
+            f"{checkpoint}: {cannot_load(str(checkpoint), error).where}",
+            "restore it; or delete it, and --resume takes the one before",
+        ) from error
+
+
+def load_adapter(checkpoint: Path, model: Any) -> None:
+    model.load_adapter(str(checkpoint), model.active_adapters[0], is_trainable=True)
+
+
+def drop_incomplete(checkpoints: Path) -> None:
+    """Delete the checkpoints that a kill or a full disk left without a seal or some of their files.
+
+    transformers would count them among those to keep.
+    """
+    if processes.first():
+        for checkpoint in checkpoints.glob("checkpoint-*"):
+            if not _complete(checkpoint):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _complete(checkpoint: Path) -> bool:
+    try:
+        lines = (checkpoint / SEAL).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return all((checkpoint / line.partition("  ")[2]).is_file() for line in lines)
+
+
+def _checkpoint(args: Any, step: int) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{step}"

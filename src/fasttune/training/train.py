@@ -264,10 +264,10 @@ class Training:
         log.info("training: %s", trainer.fast)
         blaming = self.job.plugins.blaming()
         with self._timed("train"), interrupt, library_prints(), progress, blaming:
-            held_out, resumed = bool(eval_rows), self.checkpoint is not None
-            if held_out and not resumed:
+            held_out = bool(eval_rows)
+            if held_out and self.checkpoint is None:
                 trainer.evaluate()
-            trainer.train(resume_from_checkpoint=str(self.checkpoint) if resumed else None)
+            trainer.train_from(self.checkpoint)
             finished = not any(processes.any_of([interrupt.asked]))
             evaluated = processes.share(_evaluated(run, trainer.state.global_step))
             if held_out and finished and not evaluated:

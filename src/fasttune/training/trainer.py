@@ -1,18 +1,20 @@
-"""TRL's SFTTrainer on encoded rows: losses per section, exact evaluation."""
+"""TRL's SFTTrainer on encoded rows: losses per section, exact evaluation, several processes."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from accelerate.utils.memory import clear_device_cache
-from transformers import TrainerControl
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState
+from trl import SFTTrainer
 
 from fasttune import processes
 from fasttune.encoding.batches import Collator, trainer_dataset
@@ -21,44 +23,42 @@ from fasttune.models.fast.fast import FastPath
 from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.models.sections import SectionLoss
 from fasttune.models.unsloth import settle_compilation
-from fasttune.training.callbacks import Progress
-from fasttune.training.checkpoints import CheckpointingTrainer
-from fasttune.training.side_by_side import SideBySide
-from fasttune.training.trouble import (
-    Finite,
-    Troubles,
-    not_finite,
-    out_of_memory,
-    require_finite,
-    writing,
+from fasttune.training.callbacks import Progress, SameFlags
+from fasttune.training.checkpoints import (
+    SealCheckpoints,
+    best_checkpoint,
+    drop_incomplete,
+    load_adapter,
+    require_loadable,
 )
+from fasttune.training.side_by_side import SideBySide
+from fasttune.training.trouble import Finite, Troubles, not_finite, out_of_memory, writing
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+NOISE = ("==((====))==", "mtime may not be reliable on this filesystem")
+"""Unsloth's banner on a GPU, and transformers about checkpoints less than a second apart."""
+for name in ("transformers.trainer", "transformers.trainer_utils"):
+    logging.getLogger(name).addFilter(
+        lambda record: not any(words in record.getMessage() for words in NOISE)
+    )
 
-# On a GPU Unsloth has a banner of its own printed where training begins.
-logging.getLogger("transformers.trainer").addFilter(
-    lambda record: "==((====))==" not in record.getMessage()
-)
 
+class Trainer(SFTTrainer):
+    """SFTTrainer on encoded rows, with losses per section and an exact evaluation.
 
-class Trainer(CheckpointingTrainer):
-    """SFTTrainer on rows that are already encoded, with losses per section and an exact evaluation.
+    It overrides public methods only. What else a run needs is in callbacks: `Finite` ends a run
+    whose loss or gradient is not finite, `SameFlags` keeps several processes together, and
+    `SealCheckpoints` completes the checkpoints.
 
-    A batch of the data loader holds the places of the rows of a whole optimiser step. These rows
-    are laid into packs (or padded batches) that fit into memory one after the other, or so many
-    side by side; where memory runs out the step is taken anew in smaller ones. The loss is the mean
-    over all trained tokens of the step. Evaluation takes the token-weighted mean over all held-out
-    rows and keeps no logits: transformers' own averages over batches, and holds the logits of a
-    batch, which runs out of memory where training fits.
+    A batch of the data loader holds the places of the rows of a whole optimiser step; see
+    `_take_step` for what becomes of them. The loss is the mean over all learned tokens of the step.
+    Evaluation takes the mean over all learned tokens of the held-out rows and keeps no logits:
+    transformers' own evaluation takes the mean of batches, and its logits need more memory than
+    training.
 
-    Before the first step the longest rows of all are taken as one, and what comes of it is thrown
-    away: what runs out of memory does so in the first minute.
-
-    A loss or a gradient that is not finite ends the training before the optimiser's step.
-
-    Several processes divide the rows of each step and of the evaluation among them.
+    Before the first step the trainer tries the longest rows and discards the result. A run that
+    needs too much memory then fails in its first minute.
     """
 
     def __init__(
@@ -88,192 +88,171 @@ class Trainer(CheckpointingTrainer):
         self.progress = progress
         self.fast = fast
         self.saved_tokens = 0
+        self.finite = Finite(self.troubles, scaled=self.accelerator.scaler is not None)
         self._decoder = decoder(self.model)
-        self._places: list[int] = []
-        self._loss = torch.zeros(())
-        self._finite = Finite()
         self._longest = longest
         self._packs = SideBySide(side_by_side)
+        # transformers deletes old checkpoints before the new one has its seal.
+        self.args.save_total_limit = max(2, self.args.save_total_limit or 2)
+        for callback in (self.finite, SameFlags(), SealCheckpoints()):  # after all others
+            self.add_callback(callback)
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint or from the first step.
+
+        If the checkpoint is that of the last step, only load it.
+
+        Raises:
+            FasttuneError: the checkpoint or the best one so far cannot be used, a step fails, or
+                the disk is full.
+        """
+        folder = Path(self.args.output_dir)
+        if checkpoint is not None:
+            require_loadable(checkpoint, self.model)
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            best = best_checkpoint(folder, state) if self.args.load_best_model_at_end else None
+            if self._ended(state):
+                self.state = state
+                if best is not None:
+                    load_adapter(best, self.model)
+                return
+            drop_incomplete(folder)
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception:
+            name = f"checkpoints/checkpoint-{self.state.global_step}"
+            with writing(folder.parent, name):
+                raise
+        finally:
+            drop_incomplete(folder)
+
+    def _ended(self, state: TrainerState) -> bool:
+        """Whether a run in this state takes no more steps. transformers would take another one
+        before it checks."""
+        epochs, *_, steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        state.init_training_references(self, steps, epochs, None)
+        if state.global_step >= steps:
+            return True
+        stored = state.stateful_callbacks.get("EarlyStoppingCallback")
+        if stored is None or not self.args.load_best_model_at_end:
+            return False
+        stopping = EarlyStoppingCallback.from_state(stored)
+        patience: int = stopping.early_stopping_patience
+        return bool(stopping.early_stopping_patience_counter >= patience)
 
     def training_step(
         self, model: Any, inputs: list[int], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Forward and backward of one optimiser step; returns its mean loss.
+        """Compute the gradients of one optimiser step and return its mean loss.
+
+        Args:
+            inputs: the places of the step's rows.
 
         Raises:
-            FasttuneError: memory runs out with a row by itself.
+            FasttuneError: a single row does not fit into memory.
         """
         settle_compilation()
         model.train()
         if self._longest:
             self._try_longest()
-        self._places = inputs
         rows = {place: self.train_rows[place] for place in inputs}
-        self._loss = self._forward_and_backward(rows)
+        loss = self._take_step(rows)
+        gradients = [weight.grad for weight in self._weights() if weight.grad is not None]
+        self.finite.note(loss, torch.nn.utils.get_total_norm(gradients), inputs)
         self.progress.tokens += sum(map(len, rows.values()))
-        return self._loss
+        return loss
 
     def _try_longest(self) -> None:
-        """Take the longest rows as a step that leaves nothing: no gradient, no figure, and random
-        numbers as they were. Only the size of packs stays, where they had to be smaller."""
+        """Take a step with the longest rows and discard it: gradients, losses and random state stay
+        as they were. A smaller batch limit is kept."""
         rows = {place: self.train_rows[place] for place in self._longest}
         self._longest, saved = (), self.saved_tokens
         log.info("trying the longest %d rows first", len(rows))
         device = self.args.device
         with torch.random.fork_rng([device] if device.type != "cpu" else []):
-            self._forward_and_backward(rows)
+            self._take_step(rows)
         self.model.zero_grad(set_to_none=True)
         self.section_loss.reset()
         self.saved_tokens = saved
 
-    def _forward_and_backward(self, rows: dict[int, Encoded]) -> torch.Tensor:
-        """The gradients of a step, and its mean loss.
+    def _take_step(self, rows: dict[int, Encoded]) -> torch.Tensor:
+        """Compute the gradients of a step and return its mean loss.
+
+        Each process takes its share of the rows and divides it into batches. The batches pass
+        through the model, forward and backward, one after the other or side by side. If memory
+        runs out, all of them are computed again in smaller batches. Finally losses and gradients
+        are summed over the processes.
 
         Args:
-            rows: each with its place.
+            rows: the step's rows by their places.
         """
-        learned = max(1, sum(row.trained for row in rows.values()))
-        weights = self._weights()
-
-        def compute(batch: dict[str, Any]) -> tuple[Any, ...]:
-            parts = SectionLoss(self.section_loss.names)
-            with self.accelerator.autocast():
-                loss = self._losses(batch, parts).sum() / learned
-            gradients: Sequence[torch.Tensor | None] = ()
-            if self._packs.threads == 1:
-                self.accelerator.backward(loss)
-            else:  # backward() would add them up in the order in which the threads happen to come
-                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-            return loss.detach(), parts, gradients
-
-        def attempt(batches: list[dict[str, Any]]) -> torch.Tensor:
-            total = torch.zeros((), device=self.args.device)
-            all_parts = SectionLoss(self.section_loss.names)
-            for loss, parts, gradients in self._packs.map(compute, batches):
-                total += loss
-                all_parts.include(parts)
-                for weight, found in zip(weights, gradients, strict=False):
-                    if found is not None:
-                        weight.grad = found if weight.grad is None else weight.grad + found
-            self.section_loss.include(all_parts)
-            layouts = [batch["row_layout"] for batch in batches if "row_layout" in batch]
-            self.saved_tokens += sum(layout.saved for layout in layouts)
-            return total
-
-        loss = self._within_memory(self._share(rows), attempt)
-        return self._add_up(loss) if processes.count() > 1 else loss
-
-    def _weights(self) -> list[torch.nn.Parameter]:
-        return [weight for weight in self.model.parameters() if weight.requires_grad]
+        learned = max(1, sum(row.trained for row in rows.values()))  # of all processes
+        share = self._share(rows)
+        while True:
+            batches = self._batches(share)
+            loss = torch.zeros((), device=self.args.device)
+            sections = SectionLoss(self.section_loss.names)
+            try:
+                parts = self._packs.map(partial(self._backward, learned), batches)
+                for part, part_sections, gradients in parts:
+                    loss += part
+                    sections.include(part_sections)
+                    self._add_gradients(gradients)
+                break
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            self._shrink_batches(share)
+        self.section_loss.include(sections)
+        layouts = [batch["row_layout"] for batch in batches if "row_layout" in batch]
+        self.saved_tokens += sum(layout.saved for layout in layouts)
+        return self._sum_over_processes(loss) if processes.count() > 1 else loss
 
     def _share(self, rows: dict[int, Encoded]) -> dict[int, Encoded]:
-        """This process's rows of a step. Those of like length are dealt out one to each, so that
-        none waits long for the others."""
+        """This process's part of a step's rows. Rows are dealt out by length, so that all processes
+        take about equally long."""
         if processes.count() == 1:
             return rows
         by_length = sorted(rows.items(), key=lambda item: -len(item[1]))
         return dict(by_length[processes.rank() :: processes.count()])
 
-    def _add_up(self, loss: torch.Tensor) -> torch.Tensor:
-        """Put the sum of all processes' gradients into the parameters; the sum of their losses.
+    def _batches(self, rows: dict[int, Encoded]) -> list[dict[str, Any]]:
+        """The rows as packs or padded batches on the model's device, without waiting for a GPU."""
+        return [
+            {
+                name: value.to(self.args.device, non_blocking=True)
+                if isinstance(value, torch.Tensor)
+                else value
+                for name, value in batch.items()
+            }
+            for batch in self.collator([*rows.values()])
+        ]
 
-        A step's loss is divided by the learned tokens of all processes' rows, so that the sum is
-        exactly the gradient that one process would have. DistributedDataParallel would take the
-        mean; but its hooks are armed by its own forward pass, which a step does not go through, as
-        it needs the decoder's states and no logits; and a process may have several packs in a step,
-        or none. What it does is to give all of them the first one's adapters to begin with.
+    def _backward(
+        self, learned: int, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, SectionLoss, Sequence[torch.Tensor | None]]:
+        """The forward and backward pass of a batch.
+
+        Args:
+            learned: the learned tokens of the step, which its loss is divided by.
+
+        Returns:
+            the batch's part of the step's loss; its losses by section; and the gradients, unless
+            they are in the weights already. Threads return them because the order in which they
+            end must not decide the order of the sum.
         """
-        weights = self._weights()
-        for weight in weights:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-        flat = [*(weight.grad.flatten() for weight in weights), loss.view(1)]
-        *sums, total = processes.add_up(torch.cat(flat)).split([part.numel() for part in flat])
-        for weight, found in zip(weights, sums, strict=True):
-            weight.grad.copy_(found.view_as(weight.grad))
-        return total[0]
-
-    def _of_all(self, losses: SectionLoss) -> None:
-        """Replace sums and counts by those over all processes."""
-        losses.sums = processes.add_up(losses.sums.to(self.args.device))
-        losses.counts = processes.add_up(losses.counts.to(self.args.device))
-
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """A loader that gives each process all rows of a step: `_share` divides them, so that a
-        step has the same rows however many processes there are, the last one of an epoch too.
-        accelerate would fill that up with rows of the beginning."""
-        loader = super()._get_dataloader(*args, **kwargs)
-        if isinstance(shard := loader.batch_sampler, BatchSamplerShard):
-            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
-        return loader
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """What one process wants to do, all do: a signal may reach one of them, and their clocks
-        differ."""
-        wishes = [name for name in vars(self.control) if name.startswith("should_")]
-        for name, wanted in zip(
-            wishes, processes.any_of([getattr(self.control, name) for name in wishes]), strict=True
-        ):
-            setattr(self.control, name, wanted)
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _within_memory(
-        self, rows: dict[int, Encoded], attempt: Callable[[list[dict[str, Any]]], T]
-    ) -> T:
-        """What `attempt` makes of the rows' batches. Where memory runs out its gradients are
-        dropped, and it has smaller batches, as have all later ones.
-
-        Raises:
-            FasttuneError: each row has a batch by itself, and one does not fit.
-        """
-        encoded = [*rows.values()]
-        while True:
-            try:
-                return attempt([self._on_device(batch) for batch in self.collator(encoded)])
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-            # Out here nothing holds the failed attempt any more: its error did, by its traceback.
-            self.model.zero_grad(set_to_none=True)
-            clear_device_cache(garbage_collection=True)
-            step = self.state.global_step + self.model.training
-            if not self.collator.halve(encoded):
-                places = [*rows] if self.model.training else []
-                raise self.troubles.no_room(step, places, max(map(len, encoded)))
-            what = "packs, in tokens," if self.collator.packing else "batches, in rows,"
-            log.warning(self.troubles.smaller(step, self.collator.limit, what))
-
-    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The tensors where the model is; a GPU is not waited for."""
-        return {
-            name: value.to(self.args.device, non_blocking=True)
-            if isinstance(value, torch.Tensor)
-            else value
-            for name, value in batch.items()
-        }
-
-    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
-        """The norm of the gradients before they are clipped, with a look at whether it and the loss
-        are finite: the one time in a step that a GPU is waited for.
-
-        Raises:
-            FasttuneError: one is not.
-        """
-        norm: torch.Tensor = super()._clip_grad_norm(model)
-        loss, size = torch.stack([self._loss.double(), norm.double()]).tolist()
-        if problem := self._finite.problem(loss, size, self.accelerator.scaler is not None):
-            where = self.troubles.named(self._places)
-            raise not_finite(f"step {self.state.global_step + 1}: {problem}", where)
-        return norm
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        step = self.state.global_step
-        require_finite(self.model, f"after step {step}")
-        with writing(Path(self.args.output_dir).parent, f"checkpoints/checkpoint-{step}"):
-            super()._save_checkpoint(model, trial)
+        sections = SectionLoss(self.section_loss.names)
+        with self.accelerator.autocast():
+            loss = self._losses(batch, sections).sum() / learned
+        gradients: Sequence[torch.Tensor | None] = ()
+        if self._packs.threads == 1:
+            self.accelerator.backward(loss)
+        else:
+            gradients = torch.autograd.grad(loss, self._weights(), allow_unused=True)
+        return loss.detach(), sections, gradients
 
     def _losses(self, batch: dict[str, Any], into: SectionLoss) -> torch.Tensor:
-        """The loss of each trained token of a batch, [learned], noted per section."""
+        """The loss of each learned token of a batch, [learned], also added to `into`."""
         names = ("input_ids", "position_ids", "attention_mask")
         inputs = {name: batch[name] for name in names if name in batch}
         inputs |= self.fast.row_inputs(batch.get("row_layout"))
@@ -282,35 +261,83 @@ class Trainer(CheckpointingTrainer):
         into.add(losses, batch["owners"])
         return losses
 
+    def _weights(self) -> list[torch.nn.Parameter]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    def _add_gradients(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        for weight, gradient in zip(self._weights(), gradients, strict=False):
+            if gradient is not None:
+                weight.grad = gradient if weight.grad is None else weight.grad + gradient
+
+    def _shrink_batches(self, rows: dict[int, Encoded]) -> None:
+        """Memory ran out: discard the gradients and halve the limit for all later batches.
+
+        The caller must have left its `except` block, which keeps the failed attempt in memory.
+
+        Raises:
+            FasttuneError: each of the rows already has a batch to itself.
+        """
+        self.model.zero_grad(set_to_none=True)
+        clear_device_cache(garbage_collection=True)
+        step = self.state.global_step + self.model.training
+        if not self.collator.halve([*rows.values()]):
+            places = [*rows] if self.model.training else []
+            raise self.troubles.no_room(step, places, max(map(len, rows.values())))
+        what = "packs, in tokens," if self.collator.packing else "batches, in rows,"
+        log.warning(self.troubles.smaller(step, self.collator.limit, what))
+
+    def _sum_over_processes(self, loss: torch.Tensor) -> torch.Tensor:
+        """Sum the gradients of all processes into the weights, and return the sum of their losses.
+
+        Each process divides its loss by the learned tokens of all processes, so the sum is exactly
+        the gradient of a single process. DistributedDataParallel cannot do this: it takes the mean,
+        its hooks need its own forward pass, and a process may have several packs in a step, or
+        none. It is only used to give all processes the same initial adapters.
+        """
+        weights = self._weights()
+        for weight in weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        flat = [*(weight.grad.flatten() for weight in weights), loss.view(1)]
+        *sums, total = processes.add_up(torch.cat(flat)).split([part.numel() for part in flat])
+        for weight, gradient in zip(weights, sums, strict=True):
+            weight.grad.copy_(gradient.view_as(weight.grad))
+        return total[0]
+
+    def _sum_sections(self, losses: SectionLoss) -> None:
+        """Replace sums and counts by those over all processes."""
+        losses.sums = processes.add_up(losses.sums.to(self.args.device))
+        losses.counts = processes.add_up(losses.counts.to(self.args.device))
+
+    def get_train_dataloader(self) -> Any:
+        return _undivided(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        return _undivided(super().get_eval_dataloader(eval_dataset))
+
     @torch.no_grad()
     def evaluate(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> dict[str, float]:
+        """Compute the mean loss over all learned tokens of the held-out rows, and log it.
+
+        Raises:
+            FasttuneError: it is not finite, or a single row does not fit into memory.
+        """
         began = time.perf_counter()
         training = self.model.training
         self.model.eval()
         losses = SectionLoss(self.section_loss.names)
-
-        def measure(batch: dict[str, Any]) -> SectionLoss:
-            parts = SectionLoss(losses.names)
-            with torch.no_grad(), self.accelerator.autocast():
-                self._losses(batch, parts)
-            return parts
-
-        def attempt(batches: list[dict[str, Any]]) -> None:
-            for parts in [*self._packs.map(measure, batches)]:
-                losses.include(parts)
-
         for places in self.get_eval_dataloader():
-            rows = {place: self.eval_rows[place] for place in places}
-            self._within_memory(self._share(rows), attempt)
-        self._of_all(losses)
+            for sections in self._measure({place: self.eval_rows[place] for place in places}):
+                losses.include(sections)
+        self._sum_sections(losses)
         self.model.train(training)
         if not math.isfinite(losses.mean):
-            sections = ", ".join(f"{name} {mean:.4g}" for name, mean in losses.means().items())
+            means = ", ".join(f"{name} {mean:.4g}" for name, mean in losses.means().items())
             step = self.state.global_step
             what = f"the held-out loss is {losses.mean} after step {step}"
-            raise not_finite(what, sections, trained=step > 0)
+            raise not_finite(what, means, trained=step > 0)
         metrics = {
             f"{metric_key_prefix}_loss": losses.mean,
             **{f"{metric_key_prefix}_loss_{name}": mean for name, mean in losses.means().items()},
@@ -324,9 +351,27 @@ class Trainer(CheckpointingTrainer):
         )
         return metrics
 
+    def _measure(self, rows: dict[int, Encoded]) -> list[SectionLoss]:
+        """The losses of each batch of this process's share, in smaller batches if memory runs
+        out."""
+        share = self._share(rows)
+        while True:
+            try:
+                return [*self._packs.map(self._forward, self._batches(share))]
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            self._shrink_batches(share)
+
+    def _forward(self, batch: dict[str, Any]) -> SectionLoss:
+        sections = SectionLoss(self.section_loss.names)
+        with torch.no_grad(), self.accelerator.autocast():  # a thread has its own modes
+            self._losses(batch, sections)
+        return sections
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            self._of_all(self.section_loss)
+            self._sum_sections(self.section_loss)
             logs |= {f"loss_{name}": mean for name, mean in self.section_loss.means().items()}
             logs["tokens_per_second"] = round(self.progress.tokens_per_second, 1)
             self.section_loss.reset()
@@ -336,3 +381,14 @@ class Trainer(CheckpointingTrainer):
 def _places(batch: Sequence[dict[str, int]]) -> list[int]:
     """The places of a batch's rows, from the items of a `trainer_dataset`."""
     return [item["place"] for item in batch]
+
+
+def _undivided(loader: Any) -> Any:
+    """A data loader that gives each process all rows of a step, of which it takes its share.
+
+    A step then has the same rows for any number of processes. accelerate would fill up the last
+    step of an epoch with rows from its beginning.
+    """
+    if isinstance(shard := loader.batch_sampler, BatchSamplerShard):
+        shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+    return loader

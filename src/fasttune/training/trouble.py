@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from fasttune.data.rows import Rows
 from fasttune.encoding.cache import EncodedRows
@@ -78,15 +79,40 @@ class Troubles:
         )
 
 
-class Finite:
-    """Looks whether the loss and the gradient of each step are finite.
+class Finite(TrainerCallback):
+    """Ends the training before the optimiser's step if the loss or the gradient is not finite.
 
-    An fp16 loss that is scaled may have gradients that are not: the scaler skips such a step and
-    halves the scale, as it has to at the beginning. It is wrong only if that does not help.
+    With a scaled fp16 loss the gradient may overflow: the scaler skips such a step and halves the
+    scale, as it must at the beginning. This is an error only if it does not help.
+
+    Args:
+        scaled: whether a scaler skips steps whose gradient is not finite.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, troubles: Troubles | None = None, scaled: bool = False) -> None:
+        self.troubles, self.scaled = troubles or Troubles(), scaled
         self._skipped = 0
+
+    def note(self, loss: torch.Tensor, norm: torch.Tensor, places: Sequence[int]) -> None:
+        """Keep a step's figures until the check, without waiting for a GPU.
+
+        Args:
+            norm: of the gradient, before transformers clips it. With a scaled loss it is scaled,
+                too.
+            places: of the step's rows.
+        """
+        self._figures, self._places = (loss, norm), places
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Read the figures of the step: the only time in a step that waits for a GPU.
+
+        Raises:
+            FasttuneError: one of them is not finite.
+        """
+        loss, norm = torch.stack([figure.double() for figure in self._figures]).tolist()
+        if problem := self.problem(loss, norm, self.scaled):
+            where = self.troubles.named(self._places)
+            raise not_finite(f"step {state.global_step + 1}: {problem}", where)
 
     def problem(self, loss: float, norm: float, scaled: bool) -> str:
         """What is wrong with a step; empty if nothing is.
