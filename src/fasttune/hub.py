@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: whether it answers, tried once in a process before a library asks it.
+"""The Hugging Face Hub: probe it once in a process, and go offline if it does not answer.
 
-Without an answer the process goes offline, as with HF_HUB_OFFLINE=1: what the cache holds loads as
-ever, and what it does not hold fails at once, instead of after huggingface_hub's five retries.
+Call `reach` before a library asks the Hub. Offline, as with HF_HUB_OFFLINE=1, libraries load what
+the cache holds and fail at once on the rest, instead of after huggingface_hub's five retries.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 SECONDS = 4.0
-"""For the one try. Looking up a name, which has no limit of its own, is within it."""
-
-ASKED = "HF_HUB_OFFLINE is set"
+"""Limit of the probe. It includes looking up the host name, which has no limit of its own."""
 
 _reason = ""
+"""Why the Hub cannot be reached, once a probe has failed."""
 
 
 def endpoint() -> str:
@@ -33,7 +32,7 @@ def endpoint() -> str:
 
 
 def is_offline() -> bool:
-    """Whether nothing is asked of the Hub: by HF_HUB_OFFLINE, or because it did not answer."""
+    """Whether this process does not ask the Hub: HF_HUB_OFFLINE is set, or the probe failed."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
@@ -41,54 +40,53 @@ def is_offline() -> bool:
 
 @cache
 def problem() -> str:
-    """Why the Hub cannot be reached, in a few words; "" if it can. Tried once in a process.
+    """Probe the Hub: why it cannot be reached, in a few words, or "".
 
-    Any answer below status 500 will do: at the root of a mirror there may be nothing.
+    Any status below 500 is an answer: a mirror may have nothing at its root.
     """
     from huggingface_hub import get_session
 
-    outcome: list[str] = []
+    outcomes: list[str] = []
 
     def ask() -> None:
         try:
             status = get_session().head(endpoint(), timeout=SECONDS).status_code
         except Exception as error:  # the network's and the client's own
-            outcome.append(type(error).__name__)
+            outcomes.append(type(error).__name__)
         else:
-            outcome.append(f"answers with status {status}" if status >= 500 else "")
+            outcomes.append(f"answers with status {status}" if status >= 500 else "")
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(SECONDS)
-    return outcome[0] if outcome else f"no answer in {SECONDS:.0f} s"
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    return outcomes[0] if outcomes else f"no answer in {SECONDS:.0f} s"
 
 
 def reach(name: str) -> str:
-    """Try the Hub before a library asks it for `name`, and go offline if it does not answer.
+    """Probe the Hub before a library asks it for `name`, and go offline if it does not answer.
 
-    Returns: why the Hub is not asked, as `why_offline`; "" where it answers, and for a name that it
-        cannot know.
+    Returns: as `why_offline`; "" for a local path or another name that the Hub cannot have.
     """
     global _reason
     if not may_know(name):
         return ""
-    if not is_offline() and problem():
+    if not is_offline():
+        if not problem():
+            return ""
         _reason = f"the Hub cannot be reached ({endpoint()}: {problem()})"
         if in_cache(name):
             log.info("%s: its cache is used", _reason)
-    elif not is_offline():
-        return ""
     go_offline()
     return why_offline()
 
 
 def why_offline() -> str:
-    """Why nothing is asked of the Hub: it was tried and did not answer, or `ASKED`; "" if it is."""
-    return (_reason or ASKED) if is_offline() else ""
+    """Why this process does not ask the Hub; "" if it does."""
+    return (_reason or "HF_HUB_OFFLINE is set") if is_offline() else ""
 
 
 def go_offline() -> None:
-    """HF_HUB_OFFLINE=1 for this process, whatever is imported already, and for those it starts."""
+    """Set HF_HUB_OFFLINE=1 for this process, its children and the libraries already imported."""
     from huggingface_hub import constants
 
     # Unsloth and PEFT read the environment; transformers asks huggingface_hub.
@@ -96,12 +94,12 @@ def go_offline() -> None:
     constants.HF_HUB_OFFLINE = True
     if config := sys.modules.get("datasets.config"):
         config.HF_HUB_OFFLINE = config.HF_DATASETS_OFFLINE = True  # type: ignore[attr-defined]
-    # PEFT asks for the base's config when it saves an adapter; no vocabulary is changed here.
+    # When PEFT saves an adapter it looks up the base's vocabulary, which fasttune never changes.
     warnings.filterwarnings("ignore", message="Could not find a config file in")
 
 
 def may_know(name: str) -> bool:
-    """Whether a name can be one of the Hub's: no local path, and of the form owner/name."""
+    """Whether the Hub may have this name: it is no local path, and of the form owner/name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -115,33 +113,33 @@ def may_know(name: str) -> bool:
 
 
 def lacks(name: str, error: BaseException) -> bool:
-    """Whether an error, or what it came from, is that the Hub's cache does not hold what was asked
-    for while the Hub is not."""
+    """Whether loading failed because this process is offline and the cache lacks `name`.
+
+    Args:
+        error: of the library that loaded it; its causes count too.
+    """
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    at: BaseException | None = error if is_offline() and may_know(name) else None
-    while at is not None:
-        if isinstance(at, (LocalEntryNotFoundError, ConnectionError)):
-            return True
-        at = at.__cause__ or at.__context__
-    return False
+    cause: BaseException | None = error if is_offline() and may_know(name) else None
+    while cause and not isinstance(cause, (LocalEntryNotFoundError, ConnectionError)):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def file(model: str, name: str) -> Path | None:
-    """A small file of a model on the Hub, from the cache where the Hub is not asked; None where it
-    cannot be had."""
+    """A small file of a model on the Hub, or None. Offline it comes from the cache."""
     from huggingface_hub import hf_hub_download
 
     if not may_know(model):
         return None
     try:
         return Path(hf_hub_download(model, name))
-    except (OSError, ValueError):  # of huggingface_hub, whose errors are these, and the network
+    except (OSError, ValueError):  # huggingface_hub's errors are all one of these
         return None
 
 
 def in_cache(model: str) -> bool:
-    """Whether the Hub's cache holds anything of a model."""
+    """Whether the cache holds anything of a model."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -150,8 +148,12 @@ def in_cache(model: str) -> bool:
 
 
 def name_of(model: str) -> str | None:
-    """The Hub's name of a model, as far as it can be told: a name is its own; a folder in the Hub's
-    cache has it in its path, and another may say in its config.json where it is from."""
+    """The name of a model on the Hub, if it is known.
+
+    Args:
+        model: such a name, a folder of the Hub's cache, whose path holds the name, or another
+            folder, whose config.json may hold it.
+    """
     folder = Path(model)
     if not folder.is_dir():
         return model
@@ -159,8 +161,8 @@ def name_of(model: str) -> str | None:
         if part.startswith("models--"):
             return "/".join(part.split("--")[1:])
     try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_name_or_path"]
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_name_or_path"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    known = isinstance(said, str) and said.count("/") == 1 and may_know(said)
-    return said if known else None
+    known = isinstance(name, str) and name.count("/") == 1 and may_know(name)
+    return name if known else None
