@@ -299,7 +299,7 @@ def test_an_adapter_that_is_not_what_training_wrote_is_refused(kind, sealed, mon
 )
 def test_a_seal_leads_to_no_file_outside(line, run):
     (run.adapter / SEAL).write_text(line + "\n")
-    with pytest.raises(FasttuneError, match="line 1 of SHA256SUMS is none"):
+    with pytest.raises(FasttuneError, match="line 1 of SHA256SUMS is malformed"):
         run.check_adapter()
 
 

@@ -1,5 +1,4 @@
-"""Files that are either whole or absent, seals by which a finished folder is known to be whole,
-and the folder for what can be made again."""
+"""Atomic writes, seals of finished folders, and the user's cache and state folders."""
 
 from __future__ import annotations
 
@@ -23,17 +22,16 @@ NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
 
 
 def valid_name(name: object) -> bool:
-    """Whether this may name a template, a plugin or a run: it becomes part of a file's name and
-    must not lead out of the folder."""
+    """Whether this can name a template, a plugin or a run, and so be part of a file's name."""
     return isinstance(name, str) and NAME.fullmatch(name) is not None
 
 
 def require_name(name: object, what: str, where: str) -> None:
-    """Refuse what is no name.
+    """Refuse an invalid name.
 
     Args:
-        what: what it is to name, as "a template".
-        where: where it stands.
+        what: what it names, as "a template".
+        where: the file or key that holds it.
 
     Raises:
         FasttuneError: see `valid_name`.
@@ -47,13 +45,12 @@ def require_name(name: object, what: str, where: str) -> None:
 
 
 SEAL = "SHA256SUMS"
-"""The list of a sealed folder's files with their digests, as `sha256sum -c` reads it."""
+"""Lists a sealed folder's files and their digests, in the form of `sha256sum -c`."""
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target` to write a file to; renamed to `target` if the block
-    succeeds."""
+    """A temporary path beside `target`, which is renamed to `target` if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
     try:
@@ -66,9 +63,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` to fill; renamed to `target` if the block succeeds.
+    """A temporary folder beside `target`, which is renamed to `target` if the block succeeds.
 
-    An existing `target` is replaced, and is gone only once the new one is complete.
+    An existing `target` stays until the new folder is complete.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with named(target.with_name(f".{target.name}."), target):
@@ -86,18 +83,17 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Wait until no other process makes `target`, and keep others from it; what a killed one left
-    half made is removed."""
+    """Lock `target` against other processes, and remove what a killed one left incomplete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(target.with_name(f".{target.name}.lock")):
-        for left in target.parent.glob(f".{target.name}.*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+        for incomplete in target.parent.glob(f".{target.name}.*.tmp"):
+            shutil.rmtree(incomplete, ignore_errors=True)
         yield
 
 
 @contextmanager
 def named(temporary: Path, target: Path) -> Iterator[None]:
-    """Name the target in an error, or the file in it, instead of the temporary name."""
+    """Replace the temporary path by the target in an OSError."""
     try:
         yield
     except OSError as error:
@@ -109,7 +105,7 @@ def named(temporary: Path, target: Path) -> Iterator[None]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Give a complete folder its name; what has it now is gone afterwards."""
+    """Rename a complete folder to `target`, and delete the folder that was there."""
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
         target.rename(old / target.name)
@@ -121,33 +117,29 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def require_free(target: Path, option: str, force: bool) -> None:
-    """Refuse to write a file over what is there.
+    """Refuse to overwrite a file.
 
     Args:
-        option: what the file was given with, as "--output".
-        force: a regular file may be replaced.
+        option: the option with the file, as "--output".
+        force: a regular file can be replaced.
 
     Raises:
-        FasttuneError: there is something; or `target` is empty.
+        FasttuneError: the path is empty, or exists and cannot be replaced.
     """
+    where = f"{option} {target}"
     if not target.name:
-        raise FasttuneError("this is no name of a file", f"{option} {target}", "give a file")
+        raise FasttuneError("this is not a file name", where, "give a file")
     if target.exists() and not target.is_file():
-        raise FasttuneError(
-            "this is no file that could be replaced", f"{option} {target}", "choose another name"
-        )
+        raise FasttuneError("this is no file that could be replaced", where, "choose another name")
     if target.exists() and not force:
-        raise FasttuneError(
-            "the file exists", f"{option} {target}", "choose another, or replace it with --force"
-        )
+        raise FasttuneError("the file exists", where, "choose another, or replace it with --force")
     if not force and target.parent.exists() and not target.parent.is_dir():
-        raise FasttuneError(
-            "there can be no such file", f"{option} {target}", f"{target.parent} is no folder"
-        )
+        hint = f"{target.parent} is not a folder; choose another path"
+        raise FasttuneError("cannot write this file", where, hint)
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write UTF-8 text atomically, and have it on the disk before it has its name."""
+    """Write UTF-8 text atomically; it is on the disk before the file has its name."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
         sync(temporary)
@@ -160,15 +152,12 @@ def write_json(target: Path, value: Any) -> None:
 
 def sha256(file: Path) -> str:
     """The file's digest as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -177,10 +166,10 @@ def sync(path: Path) -> None:
 
 
 def seal(folder: Path) -> str:
-    """Write the list of a finished folder's files, and have all of it on the disk.
+    """Write the seal of a finished folder, and flush the folder to the disk.
 
     Returns:
-        the digest of the list, which stands for the whole folder.
+        the digest of the seal, which identifies the content of all files.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
@@ -191,16 +180,18 @@ def seal(folder: Path) -> str:
 
 
 def check_seal(folder: Path, what: str, hint: str, digest: str | None = None) -> bool:
-    """Whether the folder is sealed, every listed file being as it was; files that were added do not
-    count.
+    """Check a folder against its seal. Files that are not in the seal are ignored.
 
     Args:
         what: what the folder holds, as "the adapter".
         hint: what to do if it is damaged.
-        digest: of the list, where it is known; without it a folder without a list may pass.
+        digest: of the seal, if known; then the seal must exist.
+
+    Returns:
+        whether the folder has a seal.
 
     Raises:
-        FasttuneError: a file is missing or another one, or the list itself is.
+        FasttuneError: a file or the seal is missing, changed or unreadable.
     """
     file = folder / SEAL
     if digest is None and not os.path.lexists(file):
@@ -218,53 +209,52 @@ def check_seal(folder: Path, what: str, hint: str, digest: str | None = None) ->
     for number, line in enumerate(text.splitlines(), 1):
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if match is None or ".." in Path(match[2]).parts or Path(match[2]).is_absolute():
-            raise damaged(f"line {number} of {SEAL} is none")
-        path = folder / match[2]
-        if not path.is_file():
-            raise damaged(f"{match[2]} is missing")
+            raise damaged(f"line {number} of {SEAL} is malformed")
+        expected, name = match.groups()
+        if not (folder / name).is_file():
+            raise damaged(f"{name} is missing")
         try:
-            found = sha256(path)
+            actual = sha256(folder / name)
         except OSError as error:
-            raise damaged(f"{match[2]} cannot be read ({reason(error)})") from error
-        if found != match[1]:
-            raise damaged(f"{match[2]} is not what was written")
+            raise damaged(f"{name} cannot be read ({reason(error)})") from error
+        if actual != expected:
+            raise damaged(f"{name} is not what was written")
     if not text:
         raise damaged(f"{SEAL} is empty")
     return True
 
 
 def absolute(name: str) -> str:
-    """A path that leads somewhere, in full; any other name, as one of the Hub's, as it is."""
+    """An existing path as an absolute one; any other name, such as the Hub's, unchanged."""
     path = Path(name).expanduser()
     return str(path.absolute()) if path.exists() else name
 
 
 def shown(name: str) -> str:
-    """A path for people: relative where it is below the folder one stands in."""
+    """A path to print: relative if it is below the working folder."""
     path = Path(name)
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_absolute() and here in path.parents else name
 
 
 def cache_dir() -> Path:
-    """Where converted models and encoded rows are kept: FASTTUNE_CACHE, or fasttune/ in the user's
+    """The folder of converted models and encoded rows: FASTTUNE_CACHE, or fasttune/ in the user's
     cache folder."""
-    if folder := os.environ.get("FASTTUNE_CACHE"):
-        return Path(folder)
-    return _of_user("XDG_CACHE_HOME", ".cache")
+    folder = os.environ.get("FASTTUNE_CACHE")
+    return Path(folder) if folder else _of_user("XDG_CACHE_HOME", ".cache")
 
 
 def state_dir() -> Path:
-    """What is remembered from one command to the next: fasttune/ in the user's state folder."""
+    """The folder of what commands remember: fasttune/ in the user's state folder."""
     return _of_user("XDG_STATE_HOME", ".local/state")
 
 
-def _of_user(variable: str, otherwise: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / otherwise) / "fasttune"
+def _of_user(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / default) / "fasttune"
 
 
 def open_to_all(folder: Path) -> None:
-    """Give a folder that `tempfile` made the rights of any other new one."""
+    """Give a folder of `tempfile` the permissions of any other new folder."""
     mask = os.umask(0)
     os.umask(mask)
     folder.chmod(0o777 & ~mask)

@@ -1,7 +1,7 @@
-"""What a person watches: the lines of the logger "fasttune" on standard error.
+"""The log on standard error.
 
-Modules log to `logging.getLogger(__name__)`. A program that uses fasttune as a library decides
-itself what becomes of that; the command line calls `show`.
+Modules log to `logging.getLogger(__name__)`. The command line calls `show`; a program that uses
+fasttune as a library configures the logger "fasttune" itself.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 @cache
 def console() -> Console:
-    """Standard error. One for all: what is logged while a progress bar runs appears above it."""
+    """Standard error. Progress bars share this console, so that log lines appear above them."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints a record's message as it is; rich's own handler would wrap and pad it for a log."""
+    """Prints the message as it is; rich's own handler would wrap and pad it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # a full or closed terminal is no reason to stop a training
+        with suppress(OSError):  # a closed terminal or a full disk must not stop a training
             console().print(self.format(record), markup=False, soft_wrap=True)
 
 
 @contextmanager
 def muted(*names: str) -> Iterator[None]:
-    """Within the block these loggers tell what went wrong only."""
+    """Limit these loggers to warnings and errors within the block."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -47,7 +47,7 @@ def muted(*names: str) -> Iterator[None]:
 
 
 def show(level: int) -> None:
-    """Print the logger's lines from a level on: INFO is what a person watches."""
+    """Print log messages of this level and above."""
     logger = logging.getLogger("fasttune")
     if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
         logger.addHandler(ConsoleHandler())

@@ -1,7 +1,6 @@
-"""This machine: what a run may compute on here, and what it was computed with.
+"""This machine: its device, memory, versions and threads.
 
-Only this module asks torch whether there is a GPU. What follows from the answer is decided in
-`models.choices`.
+Only this module asks torch whether there is a GPU; `models.choices` decides what follows.
 """
 
 from __future__ import annotations
@@ -30,26 +29,25 @@ GB = 10**9
 Kind = Literal["cuda", "cpu"]
 
 CONTEXT = 0.5 * GB
-"""What CUDA itself takes of a GPU as soon as a process touches it, with the libraries' kernels.
-An estimate: 0.3 to 0.6 GB are usual; not measured here."""
+"""GPU memory that CUDA and the libraries' kernels use in every process. An estimate: 0.3 to 0.6 GB
+are usual."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a run computes.
+    """The device of a run.
 
     Attributes:
-        memory: bytes a run may take.
-        matmul: dense matrix products, FLOP/s at the peak in 16 bits (on a CPU: in its own
-            precision, measured); None if not known.
-        bandwidth: bytes/s of the memory at the peak; None if not known.
-        bf16: computes in bf16; otherwise training takes fp16 on a GPU and fp32 on a CPU.
-        source: where the figures are from.
-        capability: CUDA's compute capability; None on a CPU, and where it is not known.
-        total: bytes of a GPU's whole memory, of which `memory` may be what others left; None where
-            it is not known.
-        processes: how many processes of the run have such a device each.
-        cores: of a CPU, those that this process has threads for.
+        memory: bytes that a run can use.
+        matmul: peak FLOP/s of dense matrix products in 16 bits (on a CPU measured, in the
+            precision that it trains in); None if unknown.
+        bandwidth: peak bytes/s of the memory; None if unknown.
+        bf16: supports bf16; otherwise training uses fp16 on a GPU and fp32 on a CPU.
+        source: where the figures come from.
+        capability: CUDA's compute capability; None on a CPU or if unknown.
+        total: bytes of a GPU's whole memory, of which other programs may use some; None if unknown.
+        processes: number of processes of the run, each with such a device.
+        cores: of a CPU, the number of threads of this process.
     """
 
     name: str
@@ -66,18 +64,17 @@ class Device:
 
 
 def tensor_device() -> Kind:
-    """torch's name of where tensors are computed with here."""
+    """torch's name of the device that this process computes on."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def this_device() -> Device:
-    """The device a run would take here: this process's GPU, which is the first that torch sees
-    where there is one process, or the CPU.
+    """The device that a run would use here: this process's GPU, or the CPU.
 
-    The memory is what is free, with what this process already holds: of a GPU the allocator's and
-    the context, as a plan counts them. Processes on one CPU have equal parts of it.
+    Its memory is what is free plus what this process already uses, which on a GPU is the
+    allocator's and the context. Processes on one CPU share its memory equally.
     """
     if tensor_device() == "cpu":
         return Device(
@@ -117,19 +114,19 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and the packages that shape a run."""
-    found = {"python": platform.python_version()}
+    """The versions of Python and of the packages that affect a run."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def available_ram() -> float:
-    """Bytes of RAM this process can have: what is free, or what its control group (a container's
-    limit, cgroup v2) leaves, with what it holds already."""
+    """Bytes of RAM that this process can use, with what it uses already, within the limit of its
+    control group (cgroup v2, as in a container)."""
     import psutil
 
     free = psutil.virtual_memory().available
@@ -137,16 +134,16 @@ def available_ram() -> float:
     try:
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
-        cache = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.M)
-        free = min(free, limit - used + int(cache[1] if cache else 0))
-    except (OSError, ValueError):  # no control group, or the word "max": no limit
+        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.M)
+        free = min(free, limit - used + int(cached[1] if cached else 0))
+    except (OSError, ValueError):  # no control group, or "max", which is no limit
         pass
     return float(free + psutil.Process().memory_info().rss)
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies in bf16, by Linux' list of its features; the loader's own test
-    reads the same list. Elsewhere no, which plans for fp32."""
+    """Whether the CPU multiplies in bf16, by /proc/cpuinfo, which the loader reads too. Without
+    that file no: then a run is planned in fp32."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -156,7 +153,7 @@ def cpu_has_bf16() -> bool:
 
 
 def device_name() -> str:
-    """What the run computes on."""
+    """The name of the device."""
     import torch
 
     if tensor_device() == "cuda":
@@ -165,15 +162,14 @@ def device_name() -> str:
 
 
 def peak_memory() -> int:
-    """Peak memory of this process in bytes, of what a plan counts (`planning.cost.Memory.peak`): of
-    the GPU all that torch's allocator reserved, and `CONTEXT`, of which the allocator does not
-    know; on a CPU what was resident in RAM."""
+    """Peak memory of this process in bytes, counted as `planning.cost.Memory.peak` does: on a GPU
+    what torch's allocator reserved plus `CONTEXT`, on a CPU the resident memory."""
     if tensor_device() == "cuda":
         import torch
 
         return int(torch.cuda.max_memory_reserved() + CONTEXT)
     status = Path("/proc/self/status")
-    if status.is_file():  # Linux, where getrusage's peak begins with that of the parent process
+    if status.is_file():  # Linux: getrusage's peak includes that of the parent process
         for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -182,65 +178,61 @@ def peak_memory() -> int:
 
 
 class Threads:
-    """torch's threads on a CPU: as many as other programs leave cores, looked at all the time, and
-    in a training once, at its beginning.
+    """Gives torch as many threads on a CPU as other programs leave cores.
 
-    The threads of a product wait for each other by spinning, and so hold the cores that the one
-    they wait for could have: where another program takes one of two cores, two threads are several
-    times slower than one. How long they spin is settled when libgomp is loaded, the number of
-    threads is not.
+    Threads of a matrix product spin while they wait for each other, on cores that the slowest one
+    needs: if another program uses one of two cores, two threads are several times slower than one.
 
-    Nothing is done where the person has settled it: by one of `SETTLED` in the environment, or by
-    calling torch.set_num_threads after this has begun.
+    You settle the number by a variable of `SETTLED`, or by torch.set_num_threads later on; then
+    this class changes nothing.
 
     Attributes:
-        most: how many there were at the beginning.
+        most: the number of threads at the start.
     """
 
     SETTLED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     PAUSE = 0.5
-    """Seconds between two looks: the kernel counts in hundredths."""
+    """Minimum seconds between two measurements: the kernel counts in hundredths."""
 
     def __init__(self) -> None:
         import torch
 
         self._get, self._set = torch.get_num_threads, torch.set_num_threads
         self.most = self._now = self._get()
-        chosen = any(os.environ.get(name) for name in self.SETTLED)
-        self._off = self.most == 1 or chosen or tensor_device() == "cuda"
-        self._told = False
-        self._seen = _worked()
+        settled = any(os.environ.get(name) for name in self.SETTLED)
+        self._off = self.most == 1 or settled or tensor_device() == "cuda"
+        self._logged = False
+        self._times = _worked()
 
     def adapt(self, *_: object) -> None:
-        """Look at what others took since the last look, if that is long ago; as a hook of a model
-        it is called before each pass."""
-        if self._off or time.monotonic() - self._seen[0] < self.PAUSE:
+        """Follow the load of the last `PAUSE` seconds or more. A model's hook calls this before
+        each pass."""
+        if self._off or time.monotonic() - self._times[0] < self.PAUSE:
             return
         if self._get() != self._now:
             self._off = True
             return
-        before, self._seen = self._seen, _worked()
-        seconds, all_, own = (new - old for new, old in zip(self._seen, before, strict=True))
+        before, self._times = self._times, _worked()
+        seconds, all_, own = (new - old for new, old in zip(self._times, before, strict=True))
         others = max(0.0, all_ - own) / seconds
-        fitting = max(1, min(self.most, round(len(_cores()) - others)))
-        if fitting == self._now:
+        count = max(1, min(self.most, round(len(_cores()) - others)))
+        if count == self._now:
             return
-        level = logging.DEBUG if self._told else logging.INFO
         log.log(
-            level,
-            f"other programs take {others:.1f} of {len(_cores())} cores: {fitting} instead of "
+            logging.DEBUG if self._logged else logging.INFO,
+            f"other programs take {others:.1f} of {len(_cores())} cores: {count} instead of "
             f"{self._now} threads",
         )
-        self._told = True
-        self._take(fitting)
+        self._logged = True
+        self._take(count)
 
     @contextmanager
     def settled(self, count: int | None = None) -> Iterator[int]:
-        """Inside, one number of threads, which is given: products in bf16 are rounded otherwise by
-        another number, and a resumed training is the unbroken one's bit for bit.
+        """Keep one number of threads, and yield it. bf16 products are rounded differently by
+        another number, and a resumed training must equal an unbroken one bit for bit.
 
         Args:
-            count: to take; None takes what other programs leave now.
+            count: to use, at most `most`; None for what other programs leave now.
         """
         if not self._off:
             if count is None:
@@ -248,12 +240,12 @@ class Threads:
             else:
                 self._take(min(count, self.most))
         before, self._off = self._off, True
-        given = self._get()
+        settled = self._get()
         try:
-            yield given
+            yield settled
         finally:
             self._off = before
-            self._set(given)
+            self._set(settled)
 
     def _take(self, count: int) -> None:
         self._now = count
@@ -262,13 +254,13 @@ class Threads:
 
 @cache
 def threads() -> Threads:
-    """Those of this process, whose others are looked at from the first call on."""
+    """The threads of this process; the first call starts to measure what other programs use."""
     return Threads()
 
 
 def _worked() -> tuple[float, float, float]:
-    """Seconds: the time now, what this process's cores have worked, and what for it. Programs of a
-    lower priority than usual do not count, unless this is one: they give way."""
+    """Seconds: now, CPU time of all programs on this process's cores, and CPU time of this process.
+    Programs with a lower priority give way, so they do not count, unless this is one of them."""
     import psutil
 
     names = ("user", "system", "nice")[: 3 if os.nice(0) > 0 else 2]
@@ -278,7 +270,7 @@ def _worked() -> tuple[float, float, float]:
 
 
 def _cores() -> list[int]:
-    """The numbers of the cores that this process may run on."""
+    """The cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -1,7 +1,7 @@
-"""One run in several processes, one for each GPU, as torchrun and `accelerate launch` start them.
+"""Several processes of one run, one per GPU, as torchrun and `accelerate launch` start them.
 
-The launcher's environment says how many there are and which one this is. They meet where training
-begins, and talk through torch.distributed. In a single process all of this does nothing.
+The launcher's environment holds their number and ranks. They connect when training starts, and
+communicate through torch.distributed. With a single process, all of this does nothing.
 """
 
 from __future__ import annotations
@@ -21,79 +21,77 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=2)
-"""How long one waits for the others: the first one answers the sample rows alone, and may load more
-slowly."""
+"""Timeout of waiting for other processes: the first one answers the sample rows alone."""
 
 met = False
-"""Whether this process has met the others."""
+"""Whether this process is connected to the others."""
 _meetings = itertools.count()
 _group: object = None
-"""The group of the last meeting, kept for its end. The wrapper that accelerate puts around the
-model refers to it from C++; if that were the last to do so, it would wait for the group's threads
-while it holds the interpreter's lock, and a thread that still frees a tensor waits for the lock."""
+"""The last process group, kept so that accelerate's wrapper of the model does not free it. The
+wrapper would wait for the group's threads while it holds the interpreter's lock, and a thread that
+still frees a tensor waits for that lock."""
 
 
 class Gone(FasttuneError):
-    """Another process of the run has ended, and may have said why."""
+    """Another process of the run has ended."""
 
 
 def count() -> int:
-    """How many processes the launcher has started, on all machines."""
+    """The number of processes on all machines."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """The number of this process, from 0."""
     return int(os.environ.get("RANK") or 0) if count() > 1 else 0
 
 
 def local_rank() -> int:
-    """Which of those on this machine this is: the number of its GPU."""
+    """The number of this process on its machine, which is that of its GPU."""
     return int(os.environ.get("LOCAL_RANK") or 0) if count() > 1 else 0
 
 
 def local_count() -> int:
-    """How many of them are on this machine."""
+    """The number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if count() > 1 else 1
 
 
 def first() -> bool:
-    """Whether this is the process that writes, prints and answers for all."""
+    """Whether this is the process that writes files, prints and generates."""
     return rank() == 0
 
 
 def speaks(error: FasttuneError | None = None) -> bool:
-    """Whether this process tells a person what went wrong: the first one does, and any other with
-    what went wrong there alone, after they have met."""
+    """Whether this process prints an error: the first one does, and a connected one whose error is
+    its own."""
     return first() or (met and not isinstance(error, Gone))
 
 
 def require_one(what: str) -> None:
-    """Refuse to be one of several processes: each would do all of it.
+    """Refuse to run in several processes, each of which would do everything.
 
     Args:
-        what: that takes one process, as "a benchmark".
+        what: needs one process, as "a benchmark".
 
     Raises:
         FasttuneError: a launcher such as torchrun started more than one.
     """
     if count() > 1:
         raise FasttuneError(
-            f"{count()} processes were started, and {what} takes one",
+            f"{count()} processes were started, but {what} needs one",
             f"WORLD_SIZE={count()}",
             "start it without torchrun or accelerate launch; CUDA_VISIBLE_DEVICES chooses the GPU",
         )
 
 
 def meet(cuda: bool) -> None:
-    """Wait for the other processes; from here on they can talk.
+    """Connect to the other processes.
 
     Args:
         cuda: whether each has a GPU.
 
     Raises:
-        FasttuneError: the launcher asks to divide the model, which a run does not, or does not say
-            where to meet.
+        FasttuneError: the launcher is configured to divide the model, or they cannot connect.
     """
     for name, variable in (
         ("FSDP", "ACCELERATE_USE_FSDP"),
@@ -115,21 +113,21 @@ def meet(cuda: bool) -> None:
 
     if cuda:
         torch.cuda.set_device(local_rank())
-    else:  # accelerate would call it cpu:0, which torch does not load a checkpoint to
+    else:  # accelerate's default, cpu:0, is no device that torch loads a checkpoint to
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     if not distributed.is_initialized():
-        # gloo beside NCCL: what the processes agree on is on the CPU, and no GPU is waited for.
+        # gloo beside NCCL: flags and objects stay on the CPU, so that no process waits for a GPU.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         try:
             store, *_ = next(rendezvous("env://", timeout=PATIENCE))
-            # A name for each meeting: the launcher's store keeps what was said at the last one.
+            # The launcher's store keeps its entries, so each connection needs a prefix of its own.
             store = distributed.PrefixStore(f"fasttune-{next(_meetings)}", store)
             distributed.init_process_group(
                 backend, store=store, rank=rank(), world_size=count(), timeout=PATIENCE
             )
         except (RuntimeError, ValueError) as error:
             raise FasttuneError(
-                "the processes of the run do not meet",
+                "the processes of the run could not connect to each other",
                 f"process {rank()} of {count()}: {error}",
                 "start all of them with one launcher; see docs/scale.md",
             ) from error
@@ -137,7 +135,7 @@ def meet(cuda: bool) -> None:
 
 
 def part() -> None:
-    """Take leave of the others: nothing is said any more."""
+    """Disconnect from the other processes."""
     global met, _group
     if met:
         from torch import distributed
@@ -148,47 +146,47 @@ def part() -> None:
 
 
 def share(value: T) -> T:
-    """The first process's value, in all of them."""
+    """Send the first process's value to all."""
     values = [value]
     if met:
         from torch import distributed
 
-        with _talking():
+        with _report_lost_process():
             distributed.broadcast_object_list(values, src=0)
     return values[0]
 
 
 def add_up(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of all processes' tensors, of one shape and type, put into `tensor`."""
+    """Put the sum of all processes' tensors into `tensor`, and return it."""
     if met:
         from torch import distributed
 
-        with _talking():
+        with _report_lost_process():
             distributed.all_reduce(tensor)
     return tensor
 
 
 def any_of(flags: Sequence[bool]) -> list[bool]:
-    """For each flag whether it is set in any process."""
+    """Whether each flag is set in any process."""
     if not met:
         return list(flags)
     import torch
     from torch import distributed
 
-    found = torch.tensor(flags, dtype=torch.int32)
-    with _talking():
-        distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
-    return [bool(each) for each in found.tolist()]
+    highest = torch.tensor(flags, dtype=torch.int32)
+    with _report_lost_process():
+        distributed.all_reduce(highest, op=distributed.ReduceOp.MAX)
+    return [bool(each) for each in highest.tolist()]
 
 
 def wait() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes call this."""
     any_of([False])
 
 
 @contextmanager
 def one_after_another() -> Iterator[None]:
-    """The first process does the block alone, then the others: they find what it has made."""
+    """Run the block in the first process, then in the others, which find what it has made."""
     if not first():
         wait()
     yield
@@ -197,12 +195,13 @@ def one_after_another() -> Iterator[None]:
 
 
 @contextmanager
-def _talking() -> Iterator[None]:
+def _report_lost_process() -> Iterator[None]:
+    """Turn torch's error into one that says that another process has ended."""
     try:
         yield
     except RuntimeError as error:
         raise Gone(
             "another process of the run has ended",
             f"process {rank()} of {count()} waited for it: {str(error).splitlines()[0]}",
-            "what it said tells why; --resume goes on from the last checkpoint",
+            "read its output for the reason; --resume continues from the last checkpoint",
         ) from error

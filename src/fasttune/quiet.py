@@ -1,4 +1,4 @@
-"""Keeping the chatter of libraries away from the terminal."""
+"""Keep what libraries print off the terminal."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from fasttune.errors import FasttuneError
 log = logging.getLogger(__name__)
 
 STDOUT = "standard output"
-"""What an OSError calls it."""
+"""The file name in an OSError."""
 
 CHATTER = ("Unsloth: Will smartly offload", "Unsloth: Double buffering enabled")
-"""What Unsloth prints in every training with offloaded checkpointing."""
+"""Lines that Unsloth prints in every training with offloaded checkpointing."""
 
 
 def prepare_streams() -> None:
-    """Make the standard streams take whatever comes: characters that their encoding lacks are
-    replaced, and a stream that was closed before the start is /dev/null.
+    """Make the standard streams accept any character, and replace closed ones by /dev/null.
 
-    A descriptor that is closed would be given to the next file that is opened, and libraries would
-    print into it.
+    Otherwise the next file that is opened would get a closed stream's descriptor, and libraries
+    would print into that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
@@ -46,8 +45,7 @@ def prepare_streams() -> None:
 
 
 def _naming(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of standard output whose errors name it: the system names no file when one that is
-    open cannot be written to."""
+    """A method of standard output whose OSErrors name it; the system leaves the name out."""
 
     def named(*arguments: Any) -> Any:
         try:
@@ -60,8 +58,7 @@ def _naming(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def drop_output() -> None:
-    """Send what standard output still holds to nowhere: Python would try once more at its end, and
-    complain."""
+    """Discard what standard output still buffers; Python would flush it at exit, and fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
@@ -69,12 +66,12 @@ def drop_output() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what libraries print on import and loading from the terminal, unless the block fails in
-    a way that nobody has put into words, or the log shows everything (`--verbose`).
+    """Hide what libraries print on import and loading. It is shown if the block raises anything
+    but a FasttuneError, and with `--verbose`.
 
-    Compiled code writes to the descriptors and Python to sys.stdout and sys.stderr, which need not
-    be the same; both are redirected. A library may keep the sys.stderr that it finds, for its log:
-    what it finds is no file of its own but the descriptor, and outlives the block.
+    Compiled code writes to the descriptors, Python to sys.stdout and sys.stderr; both are
+    redirected. A library may keep the sys.stderr of this block for its log, so that one writes to
+    the descriptor, which is still open afterwards.
     """
     if logging.getLogger("fasttune").isEnabledFor(logging.DEBUG):
         yield
@@ -89,30 +86,30 @@ def quiet() -> Iterator[None]:
         saved = [os.dup(1), os.dup(2)]
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
-        failed = True
+        show = True
         try:
             with redirect_stdout(out), redirect_stderr(err):
                 yield
-            failed = False
-        except (FasttuneError, KeyboardInterrupt):  # say all there is to know
-            failed = False
+            show = False
+        except (FasttuneError, KeyboardInterrupt):  # need no explanation
+            show = False
             raise
         finally:
-            out.flush()  # a line without an end would come out later
+            out.flush()  # else an incomplete line would appear later
             err.flush()
             sink.flush()
             for descriptor, number in zip(saved, (1, 2), strict=True):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
-            if failed:
+            if show:
                 sink.seek(0)
                 sys.stderr.write(sink.read())
 
 
 @contextmanager
 def prints_to_stderr() -> Iterator[None]:
-    """Keep standard output for what a command prints: what is printed within the block, by a
-    program that it starts as well, goes to standard error."""
+    """Send what the block and the programs that it starts print to standard error, so that standard
+    output has the command's own output alone."""
     if sys.stdout is not None:
         sys.stdout.flush()
     try:
@@ -133,16 +130,15 @@ def prints_to_stderr() -> Iterator[None]:
 
 @contextmanager
 def library_prints() -> Iterator[None]:
-    """As `prints_to_stderr`, for what libraries print while they work; what Unsloth always says
-    goes to the log (`--verbose`)."""
-    with prints_to_stderr(), redirect_stdout(_Printed()) as printed:
+    """As `prints_to_stderr`, but log Unsloth's `CHATTER` for `--verbose`."""
+    with prints_to_stderr(), redirect_stdout(_Lines()) as lines:
         try:
             yield
         finally:
-            printed.close()
+            lines.close()
 
 
-class _Printed(io.TextIOBase):
+class _Lines(io.TextIOBase):
     def __init__(self) -> None:
         self._rest = ""
 

@@ -135,7 +135,7 @@ CHECKPOINTS = [
         ("another alpha", CHECKPOINT, sealed(SETTINGS, other(lora_alpha=1)), "is not what was"),
         ("a seal of nothing", f"{CHECKPOINT}/{SEAL}", "", f"{SEAL} is empty"),
         ("a seal that leads out", f"{CHECKPOINT}/{SEAL}", f"{'0' * 64}  ../../../config.yaml\n",
-         f"line 1 of {SEAL} is none"),
+         f"line 1 of {SEAL} is malformed"),
     )
 ]  # fmt: skip
 

@@ -459,7 +459,7 @@ PREVIEW: list[Case] = [
         ("--max-length -5", "--max-length -5"),
         ("--html rows.jsonl", "the file exists", "--force"),
         ("--html .", "--html ."),
-        ("--html rows.jsonl/x.html", "rows.jsonl is no folder"),
+        ("--html rows.jsonl/x.html", "rows.jsonl is not a folder"),
         ("--html x.html --json", "exclude each other"),
         ("--data ''", "where: --data", "not empty"),
         ("-t none", "no template is called 'none'"),

@@ -200,7 +200,7 @@ def test_did_you_mean(tmp_path):
     assert str(caught.value) == (
         "no template is called 'reasonning'\n"
         f"not loaded: broken ({path}): ZeroDivisionError: division by zero (line 1)\n"
-        "did you mean 'reasoning'? known: alpaca, chatml, multilingual, reasoning"
+        "did you mean 'reasoning'? choose from: alpaca, chatml, multilingual, reasoning"
     )
 
 

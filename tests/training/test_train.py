@@ -259,7 +259,9 @@ def test_processes_that_do_not_meet_are_told_before_anything_is_loaded(
         monkeypatch.setattr(f"fasttune.training.train.{name}", lambda *_: pytest.fail("loaded"))
     assert cli(*settings(tiny_phi, data, tmp_path)).status == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: the processes of the run do not meet\n  where: process 0 of 2: ")
+    failed, where, *_ = said.splitlines()
+    assert failed == "error: the processes of the run could not connect to each other"
+    assert where.startswith("  where: process 0 of 2: ")
     assert "what to do: start all of them with one launcher" in said
     assert not list(tmp_path.iterdir())
 
@@ -649,4 +651,4 @@ def test_runs_are_listed_and_shown(finished, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["config"]["lora"]["r"] == 16 and len(shown["metrics"]) == 9
     assert cli("runs", "show", "reasonin", "-o", parent).status == 2
-    assert "known:" in capsys.readouterr().err
+    assert "choose from:" in capsys.readouterr().err
