@@ -242,14 +242,14 @@ def test_flops_of_phi_2():
 
 
 def test_time_on_an_a100():
-    time = cost.time(CHECKPOINTED, GPUS["a100"])
+    time = cost.step_time(CHECKPOINTED, GPUS["a100"])
     assert time.matmul == pytest.approx(4096 * 17.322e9 / 312e12, rel=1e-3)
     # three passes that each read 4.127 and write 16 bits a weight
     moved = 3 * 2_516_582_400 * (4.127 + 16) / 8
     assert time.dequantisation == pytest.approx(moved / 1555e9, rel=1e-3)
     assert time.expected == pytest.approx(2.5 * time.bound)
-    assert cost.time(replace(CHECKPOINTED, dtype="float32"), GPUS["a100"]) is None
-    assert cost.time(CHECKPOINTED, find_device("16GB")) is None
+    assert cost.step_time(replace(CHECKPOINTED, dtype="float32"), GPUS["a100"]) is None
+    assert cost.step_time(CHECKPOINTED, find_device("16GB")) is None
 
 
 # Devices
@@ -369,7 +369,7 @@ def test_the_setting_that_would_fit(memory, settings, expected):
     assert not made.fits and made.suggestion == expected
     with pytest.raises(FasttuneError, match="the run needs") as caught:
         made.require_fit()
-    assert caught.value.hint.endswith("; or try it as it is: train.ignore_plan=true")
+    assert caught.value.hint.endswith("; or try it anyway: train.ignore_plan=true")
     if not expected:
         return
     assert " ".join(expected) in caught.value.hint

@@ -10,7 +10,7 @@ import torch
 from fasttune import machine
 from fasttune.machine import CONTEXT, GB, Device
 from fasttune.planning import cost
-from fasttune.planning.devices import GPUS, NAMES, find_device, known_card, with_figures
+from fasttune.planning.devices import DRIVER_NAMES, GPUS, find_device, known_card, with_figures
 
 # Bytes that CUDA reports, where they matter.
 A100_40, A100_80 = 42_405_855_232, 84_974_239_744
@@ -90,7 +90,7 @@ def test_a_cpu_is_no_card():
 
 
 def test_every_card_can_be_asked_for_by_its_key():
-    assert {*NAMES} == {*GPUS}
+    assert {*DRIVER_NAMES} == {*GPUS}
     for key, gpu in GPUS.items():
         assert find_device(key) is gpu
         assert gpu.capability is not None and gpu.bf16 == (gpu.capability >= (8, 0))

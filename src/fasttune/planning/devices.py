@@ -3,156 +3,93 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.machine import GB, Device
 
-# Dense products in 16 bits with accumulation in fp32, FLOP/s: what training computes in. Datasheets
-# print twice as much, "with sparsity", and whitepapers give both ("165.2/330.4"). GeForce cards and
-# the A10G accumulate in fp32 at half the rate at which they accumulate in fp16.
+# TFLOP/s: dense products in 16 bits with accumulation in fp32, which training computes in.
+# Datasheets print twice as much, "with sparsity"; whitepapers give both ("165.2/330.4"). GeForce
+# cards and the A10G accumulate in fp32 at half the rate of fp16.
+#
+# The driver's name is a pattern for `torch.cuda.get_device_name`, without maker and family. It must
+# match the whole name: an RTX 3090 Ti, a laptop's 4090 and a slice of an A100 (MIG) are other
+# devices. Only the memory identifies a bare "A100". With 80 GB it gets the faster card's bandwidth,
+# so that the time stays a lower bound.
+# fmt: off
+_CARDS = (
+    # key, name, GB, TFLOP/s, GB/s, compute capability, the driver's name
+    ("t4",             "T4",             16, 65,      320, (7, 5), "t4"),
+    ("v100",           "V100 SXM2",      16, 125,     900, (7, 0), "v100-sxm2-16gb"),
+    ("v100-32gb",      "V100 SXM2 32GB", 32, 125,     900, (7, 0), "v100-sxm2-32gb"),
+    ("v100-pcie",      "V100 PCIe",      16, 112,     900, (7, 0), "v100-pcie-(16|32)gb"),
+    ("l4",             "L4",             24, 121,     300, (8, 9), "l4"),
+    ("a10",            "A10",            24, 125,     600, (8, 6), "a10"),
+    ("a10g",           "A10G",           24, 70,      600, (8, 6), "a10g"),
+    ("3090",           "RTX 3090",       24, 71,      936, (8, 6), "3090"),
+    ("4090",           "RTX 4090",       24, 165.2,  1008, (8, 9), "4090"),
+    ("l40s",           "L40S",           48, 362.05,  864, (8, 9), "l40s"),
+    ("a100",           "A100 40GB",      40, 312,    1555, (8, 0), "a100(-(sxm4?|pcie)-40gb)?"),
+    ("a100-80gb",      "A100 80GB SXM",  80, 312,    2039, (8, 0), "a100(-sxm4?-80gb)?"),
+    ("a100-80gb-pcie", "A100 80GB PCIe", 80, 312,    1935, (8, 0), "a100(-pcie-80gb| 80gb pcie)"),
+    ("h100",           "H100 SXM",       80, 989,    3350, (9, 0), "h100 80gb hbm3"),
+    ("h100-pcie",      "H100 PCIe",      80, 756,    2000, (9, 0), "h100 pcie"),
+)
+# fmt: on
+
+_VOLTA = "NVIDIA V100 datasheet, specifications: tensor performance of "
 _AMPERE = (
     "NVIDIA A100 datasheet (memory, bandwidth); "
     "NVIDIA A100 whitepaper, peak FP16 tensor TFLOPS with FP32 accumulate: 312/624"
 )
 _HOPPER = "NVIDIA H100 datasheet, specifications: {} TFLOPS in BF16 with sparsity, half without"
-_VOLTA = "NVIDIA V100 datasheet, specifications: tensor performance"
-GPUS = {
-    "t4": Device(
-        "T4",
-        "cuda",
-        16 * GB,
-        65e12,
-        320e9,
-        bf16=False,
-        source="NVIDIA T4 datasheet: 65 TFLOPS mixed precision; "
-        "NVIDIA T4 product brief, table 2: up to 320 GB/s",
-        capability=(7, 5),
-    ),
-    "v100": Device(
-        "V100 SXM2", "cuda", 16 * GB, 125e12, 900e9, False, f"{_VOLTA} of NVLink", (7, 0)
-    ),
-    "v100-32gb": Device(
-        "V100 SXM2 32GB", "cuda", 32 * GB, 125e12, 900e9, False, f"{_VOLTA} of NVLink", (7, 0)
-    ),
-    "v100-pcie": Device(
-        "V100 PCIe", "cuda", 16 * GB, 112e12, 900e9, False, f"{_VOLTA} of PCIe", (7, 0)
-    ),
-    "l4": Device(
-        "L4",
-        "cuda",
-        24 * GB,
-        121e12,
-        300e9,
-        source="NVIDIA L4 datasheet: 242 TFLOPS in FP16 with sparsity, half without",
-        capability=(8, 9),
-    ),
-    "a10": Device(
-        "A10",
-        "cuda",
-        24 * GB,
-        125e12,
-        600e9,
-        source="NVIDIA A10 datasheet: BF16 125 TFLOPS, 250 with sparsity",
-        capability=(8, 6),
-    ),
-    "a10g": Device(
-        "A10G",
-        "cuda",
-        24 * GB,
-        70e12,
-        600e9,
-        source="NVIDIA A10G datasheet for AWS (2022-02-17): BF16 70 TFLOPS, 140 with sparsity",
-        capability=(8, 6),
-    ),
-    "3090": Device(
-        "RTX 3090",
-        "cuda",
-        24 * GB,
-        71e12,
-        936e9,
-        source="NVIDIA Ampere GA102 whitepaper v2, appendix A (page 44): "
-        "peak BF16 tensor TFLOPS with FP32 accumulate 71/142",
-        capability=(8, 6),
-    ),
-    "4090": Device(
-        "RTX 4090",
-        "cuda",
-        24 * GB,
-        165.2e12,
-        1008e9,
-        source="NVIDIA Ada whitepaper, appendix A, table 2: "
-        "peak BF16 tensor TFLOPS with FP32 accumulate 165.2/330.4",
-        capability=(8, 9),
-    ),
-    "l40s": Device(
-        "L40S",
-        "cuda",
-        48 * GB,
-        362.05e12,
-        864e9,
-        source="NVIDIA L40S datasheet: BF16 362.05 TFLOPS, 733 with sparsity",
-        capability=(8, 9),
-    ),
-    "a100": Device("A100 40GB", "cuda", 40 * GB, 312e12, 1555e9, source=_AMPERE, capability=(8, 0)),
-    "a100-80gb": Device(
-        "A100 80GB SXM", "cuda", 80 * GB, 312e12, 2039e9, source=_AMPERE, capability=(8, 0)
-    ),
-    "a100-80gb-pcie": Device(
-        "A100 80GB PCIe", "cuda", 80 * GB, 312e12, 1935e9, source=_AMPERE, capability=(8, 0)
-    ),
-    "h100": Device(
-        "H100 SXM",
-        "cuda",
-        80 * GB,
-        989e12,
-        3350e9,
-        source=_HOPPER.format("1,979"),
-        capability=(9, 0),
-    ),
-    "h100-pcie": Device(
-        "H100 PCIe",
-        "cuda",
-        80 * GB,
-        756e12,
-        2000e9,
-        source=_HOPPER.format("1,513"),
-        capability=(9, 0),
-    ),
+_SOURCES = {
+    "t4": "NVIDIA T4 datasheet: 65 TFLOPS mixed precision; "
+    "NVIDIA T4 product brief, table 2: up to 320 GB/s",
+    "v100": _VOLTA + "NVLink",
+    "v100-32gb": _VOLTA + "NVLink",
+    "v100-pcie": _VOLTA + "PCIe",
+    "l4": "NVIDIA L4 datasheet: 242 TFLOPS in FP16 with sparsity, half without",
+    "a10": "NVIDIA A10 datasheet: BF16 125 TFLOPS, 250 with sparsity",
+    "a10g": "NVIDIA A10G datasheet for AWS (2022-02-17): BF16 70 TFLOPS, 140 with sparsity",
+    "3090": "NVIDIA Ampere GA102 whitepaper v2, appendix A (page 44): "
+    "peak BF16 tensor TFLOPS with FP32 accumulate 71/142",
+    "4090": "NVIDIA Ada whitepaper, appendix A, table 2: "
+    "peak BF16 tensor TFLOPS with FP32 accumulate 165.2/330.4",
+    "l40s": "NVIDIA L40S datasheet: BF16 362.05 TFLOPS, 733 with sparsity",
+    "a100": _AMPERE,
+    "a100-80gb": _AMPERE,
+    "a100-80gb-pcie": _AMPERE,
+    "h100": _HOPPER.format("1,979"),
+    "h100-pcie": _HOPPER.format("1,513"),
 }
 
-NAMES = {
-    "t4": "t4",
-    "v100": "v100-sxm2-16gb",
-    "v100-32gb": "v100-sxm2-32gb",
-    "v100-pcie": "v100-pcie-(16|32)gb",
-    "l4": "l4",
-    "a10": "a10",
-    "a10g": "a10g",
-    "3090": "3090",
-    "4090": "4090",
-    "l40s": "l40s",
-    "a100": "a100(-(sxm4?|pcie)-40gb)?",
-    "a100-80gb": "a100(-sxm4?-80gb)?",
-    "a100-80gb-pcie": "a100(-pcie-80gb| 80gb pcie)",
-    "h100": "h100 80gb hbm3",
-    "h100-pcie": "h100 pcie",
+GPUS = {
+    key: Device(
+        name,
+        "cuda",
+        memory * GB,
+        matmul=tflops * 1e12,
+        bandwidth=bandwidth * 1e9,
+        bf16=capability >= (8, 0),
+        source=_SOURCES[key],
+        capability=capability,
+    )
+    for key, name, memory, tflops, bandwidth, capability, _ in _CARDS
 }
-"""What the driver calls a card, without maker and family: what `torch.cuda.get_device_name` says. A
-name is matched as a whole: an RTX 3090 Ti, a laptop's 4090 and a slice of an A100 (MIG) are other
-devices. A bare "A100" is a matter of its memory; with 80 GB it gets the faster card's bandwidth, so
-that the bound on the time remains one."""
+DRIVER_NAMES = {key: pattern for key, *_, pattern in _CARDS}
 
 SAME_MEMORY = 0.1
-"""How far the memory that CUDA reports may be from the datasheet's: an A100's 40 GB are 42.3 of
-10^9 bytes, an L4's 24 GB are 23.7 without what error correction takes."""
+"""Allowed relative difference between the memory that CUDA reports and the datasheet's: an A100's
+40 GB are 42.3 of 10^9 bytes, an L4's 24 GB are 23.7 after error correction takes its share."""
 
 
 def find_device(name: str) -> Device:
-    """A GPU by its key in `GPUS`, by the driver's name for it or by its memory, as 16GB.
+    """Find a GPU by its key in `GPUS`, by the driver's name for it or by its memory, as 16GB.
 
     Raises:
-        FasttuneError: it is none of them.
+        FasttuneError: no GPU matches.
     """
     word = _without_family(re.sub(r"[\s_]", "", name))
     card = GPUS.get(word) or known_card(Device(name, "cuda", 0))
@@ -160,9 +97,8 @@ def find_device(name: str) -> Device:
         return card
     size = re.fullmatch(r"(\d+(?:\.\d+)?)g(i?)b?", word)
     if size and float(size[1]) > 0:
-        return Device(
-            f"GPU of {size[1]} G{size[2]}B", "cuda", float(size[1]) * (2**30 if size[2] else GB)
-        )
+        memory = float(size[1]) * (2**30 if size[2] else GB)
+        return Device(f"GPU of {size[1]} G{size[2]}B", "cuda", memory)
     raise FasttuneError(
         f"no GPU is called '{name}'",
         "--gpu",
@@ -171,29 +107,31 @@ def find_device(name: str) -> Device:
 
 
 def with_figures(device: Device) -> Device:
-    """The device with the datasheet's figures, if it is a GPU that is known by its name, and by
-    its memory where cards share the name."""
-    known = known_card(device)
-    if known is None:
+    """Add the datasheet's speed to a GPU that `known_card` recognises."""
+    card = known_card(device)
+    if card is None:
         return device
     return replace(
         device,
-        matmul=known.matmul,
-        bandwidth=known.bandwidth,
-        source=known.source,
-        capability=device.capability or known.capability,
+        matmul=card.matmul,
+        bandwidth=card.bandwidth,
+        source=card.source,
+        capability=device.capability or card.capability,
     )
 
 
 def known_card(device: Device) -> Device | None:
-    """The card of `GPUS` that a device is; None if none or more than one fits."""
+    """Find a GPU's entry in `GPUS` by its name and, where cards share a name, by its memory.
+
+    Returns None if no entry or more than one matches.
+    """
     if device.kind == "cpu":
         return None
     name = _without_family(device.name).strip()
-    cards = [GPUS[key] for key, pattern in NAMES.items() if re.fullmatch(pattern, name)]
+    cards = [GPUS[key] for key, pattern in DRIVER_NAMES.items() if re.fullmatch(pattern, name)]
     if len(cards) > 1:
-        whole = device.total or device.memory
-        cards = [card for card in cards if abs(whole / card.memory - 1) <= SAME_MEMORY]
+        total = device.total or device.memory
+        cards = [card for card in cards if abs(total / card.memory - 1) <= SAME_MEMORY]
     return cards[0] if len(cards) == 1 else None
 
 
@@ -202,15 +140,13 @@ def _without_family(name: str) -> str:
 
 
 def measured_matmul(bf16: bool, size: int = 1024) -> float:
-    """FLOP/s of a square matrix product on this CPU: the best of five, about 0.1 s."""
-    import time
-
+    """Time a square matrix product on this CPU and return its FLOP/s: the best of five, 0.1 s."""
     import torch
 
     matrix = torch.ones(size, size, dtype=torch.bfloat16 if bf16 else torch.float32)
     best = float("inf")
     for _ in range(5):
-        began = time.perf_counter()
+        start = time.perf_counter()
         matrix @ matrix
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best

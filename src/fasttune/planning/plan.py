@@ -1,4 +1,4 @@
-"""The plan of a run, before anything is loaded."""
+"""Plan a run on this machine or a named GPU, without loading the model."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
-    """Memory, arithmetic and least time of a run, and whether it fits.
+    """Forecast the memory, arithmetic and minimum time of a run, and whether it fits.
 
     Args:
-        job: its rows are counted in tokens; of a config alone every row is taken to have
-            `model.max_length`.
-        gpu: a name as t4, or a memory as 16GB; by default this machine.
+        job: its rows are counted in tokens. For a config, each row counts as `model.max_length`.
+        gpu: a name, as t4, or a memory, as 16GB; by default this machine.
 
     Raises:
-        FasttuneError: there is no such GPU, or the model's shape is not known.
+        FasttuneError: there is no such GPU, or the planner does not know the model's shape.
     """
     config = job if isinstance(job, RunConfig) else job.config
     device = find_device(gpu) if gpu is not None else with_figures(machine.this_device())
@@ -38,11 +37,11 @@ def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
 
 
 def _lengths(job: Job, model: str) -> list[int] | None:
-    """Tokens of the rows to train on; None where the model's tokenizer cannot be had here."""
+    """Count the tokens of the training rows. Returns None if the tokenizer cannot be loaded."""
     try:
         tokenizer = load_tokenizer(job.model if model == DEMO_MODEL else model, job.template.end)
     except FasttuneError as error:
-        why = error.where or error.message
-        log.info("rows not counted, taken as model.max_length tokens: %s", why)
+        reason = error.where or error.message
+        log.info("rows not counted, taken as model.max_length tokens: %s", reason)
         return None
     return encode_rows(job.template, job.train, tokenizer, job.config, "training").lengths

@@ -1,4 +1,4 @@
-"""A model's shape, read from its config.json: which matrices it has and how large they are."""
+"""Read a model's shape from its config.json: its matrices and their sizes."""
 
 from __future__ import annotations
 
@@ -51,20 +51,19 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "dtype": "float32",
     },
 }
-"""Models that can be planned for before they are on the disk: the two defaults."""
-
+"""The configs of the two default models, which can be planned for before they are downloaded."""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Of a number, by torch's name of its dtype."""
+"""torch's name of a dtype -> bytes of a number."""
 
 
 class UnknownArchitecture(FasttuneError):
-    """The model may be trained, but not planned for."""
+    """The planner does not know the model. Training may still work."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """One matrix of a decoder block; the name is the one that LoRA targets use."""
+    """One matrix of a decoder block, under the name that LoRA targets use."""
 
     name: str
     inputs: int
@@ -78,17 +77,17 @@ class Linear:
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory and arithmetic follow from.
+    """The sizes from which memory and arithmetic follow.
 
     Attributes:
         attention: width of the queries, heads * head_dim.
-        keys: width of the keys, key-value heads * head_dim; the same for the values.
-        gated: the MLP multiplies two projections (SwiGLU), instead of one through an activation.
+        keys: width of the keys and of the values, key-value heads * head_dim.
+        gated: the MLP multiplies two projections (SwiGLU) instead of activating one.
         linears: the matrices of one block.
         norms: parameters of all norms.
         head_bias: the output head has a bias.
         tied: the output head is the embedding matrix.
-        max_length: positions the model was made for.
+        max_length: the largest number of positions.
         stored: the dtype of the parameters in the files, by the config.
     """
 
@@ -110,14 +109,9 @@ class Shape:
     stored: str
 
     @property
-    def stored_bytes(self) -> int:
-        """Bytes of a parameter in the files."""
-        return BYTES.get(self.stored, 2)
-
-    @property
     def linear_weights(self) -> int:
-        """Weights of all blocks' matrices, P in the formulas: those that 4-bit loading quantises
-        and that every token is multiplied with."""
+        """Weights of all blocks' matrices, P in the formulas. 4-bit loading quantises these, and
+        every token is multiplied with them."""
         return self.layers * sum(linear.weights for linear in self.linears)
 
     @property
@@ -133,20 +127,18 @@ class Shape:
 
     @property
     def in_unsloth(self) -> bool:
-        """Whether Unsloth has layers of its own for it on a GPU, instead of compiling those of
-        transformers: of what can be planned for, all but Phi."""
+        """Whether Unsloth has its own layers for the model on a GPU. It compiles transformers'
+        layers otherwise; of the models that can be planned for, only Phi's."""
         return self.model_type != "phi"
 
-    @property
-    def largest_linear(self) -> int:
-        """Weights of the largest matrix of a block."""
-        return max(linear.weights for linear in self.linears)
+    def lora_parameters(self, rank: int, targets: Sequence[str] = ()) -> int:
+        """Parameters of the adapters: r * (inputs + outputs) per matrix (arXiv:2106.09685).
 
-    def adapted(self, targets: Sequence[str]) -> list[Linear]:
-        """The matrices of one block that get an adapter; no targets mean all.
+        Args:
+            targets: names of the adapted matrices; empty for all.
 
         Raises:
-            FasttuneError: a target is no matrix of the model.
+            FasttuneError: the model has no matrix of that name.
         """
         known = [linear.name for linear in self.linears]
         for name in targets:
@@ -156,17 +148,12 @@ class Shape:
                     "lora.targets",
                     did_you_mean(name, known),
                 )
-        return [linear for linear in self.linears if not targets or linear.name in targets]
-
-    def lora_parameters(self, rank: int, targets: Sequence[str] = ()) -> int:
-        """Parameters of the adapters: r * (inputs + outputs) per matrix (arXiv:2106.09685)."""
-        return self.layers * sum(
-            rank * (linear.inputs + linear.outputs) for linear in self.adapted(targets)
-        )
+        adapted = [linear for linear in self.linears if linear.name in (targets or known)]
+        return self.layers * rank * sum(linear.inputs + linear.outputs for linear in adapted)
 
 
 def read_shape(name: str) -> Shape:
-    """The shape of a model folder, of a built-in model or of one on the Hub.
+    """Read the shape of a model folder, a built-in model or a model on the Hub.
 
     Raises:
         UnknownArchitecture: the planner does not know it.
@@ -176,28 +163,30 @@ def read_shape(name: str) -> Shape:
 
 
 def shape_of(config: Mapping[str, Any], name: str) -> Shape:
-    """The shape that a config.json describes.
+    """Work out the shape that a config.json describes.
 
     Raises:
         UnknownArchitecture: the planner does not know it.
         FasttuneError: a size is missing.
     """
-    kind = str(config.get("model_type"))
-    family = FAMILIES.get(kind)
+    model_type = str(config.get("model_type"))
+    family = FAMILIES.get(model_type)
     if family is None or not family.planned:
         known = [kind for kind, family in FAMILIES.items() if family.planned]
         raise UnknownArchitecture(
-            f"the planner does not know the architecture '{kind}'",
+            f"the planner does not know the architecture '{model_type}'",
             name,
-            f"it knows {', '.join(known)}",
+            f"it knows {', '.join(known)}; fasttune run trains other models without a plan",
         )
     try:
         hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
         heads, vocab = int(config["num_attention_heads"]), int(config["vocab_size"])
-        wide = int(config["intermediate_size"])
+        intermediate = int(config["intermediate_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise FasttuneError(
-            "the config.json gives no size of the model", f"{name}: {error}", "use a complete one"
+            "a size is missing in the model's config.json",
+            f"{name}: {error}",
+            "download the model again, or complete its config.json",
         ) from error
     head_dim = int(config.get("head_dim") or hidden // heads)
     attention = heads * head_dim
@@ -208,19 +197,19 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
     sizes = [
         *zip(family.qkv, (hidden,) * 3, (attention, keys, keys), strict=True),
         (family.output, attention, hidden),
-        *((up, hidden, wide) for up in family.mlp[:-1]),
-        (family.mlp[-1], wide, hidden),
+        *((up, hidden, intermediate) for up in family.mlp[:-1]),
+        (family.mlp[-1], intermediate, hidden),
     ]
     norm_widths = hidden * (family.norms * layers + 1) + 2 * head_dim * layers * family.head_norms
     return Shape(
         name=name,
-        model_type=kind,
+        model_type=model_type,
         hidden=hidden,
         layers=layers,
         heads=heads,
         attention=attention,
         keys=keys,
-        intermediate=wide,
+        intermediate=intermediate,
         vocab=vocab,
         gated=len(family.mlp) == 3,
         linears=tuple(Linear(*size, bias=size[0] in biases) for size in sizes),
@@ -237,8 +226,8 @@ def _read_config(name: str) -> dict[str, Any]:
     if folder.is_dir():
         require_no_code(name)
         return read_object(folder / "config.json")
-    if folder == cache_dir() / DEMO_MODEL:
-        return BUILT_IN[DEMO_MODEL]
+    if folder == cache_dir() / DEMO_MODEL:  # not converted yet
+        name = DEMO_MODEL
     if name in BUILT_IN:
         return BUILT_IN[name]
     from huggingface_hub import hf_hub_download
