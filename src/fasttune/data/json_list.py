@@ -1,6 +1,8 @@
-"""The rows of a .json file one after another: of the file only the row at hand is in memory.
+"""Read the rows of a .json file one by one, in constant memory.
 
-The values are those of Python's json, as of a line of JSON Lines: a row means the same in both.
+Each row is parsed by Python's json, so it has the same values as in JSON Lines. ijson is no
+replacement: it refuses NaN, turns escaped lone surrogates into "?", keeps the last of two equal
+keys and gives no line in its errors.
 """
 
 from __future__ import annotations
@@ -14,39 +16,39 @@ from typing import Any, BinaryIO
 from fasttune.errors import FasttuneError
 
 CHUNK = 2**20
-"""Bytes read at a time; more only within a value that is longer."""
+"""Bytes to read at a time; a longer value doubles it."""
 CUT = 16
-"""An error so near to the end of what was read may be for want of the rest, as of "tru"."""
+"""An error this close to the end of the buffer may be an incomplete value, such as "tru"."""
 BLANKS = " \t\n\r"
 AFTER = (*BLANKS, *",:]}")
-"""What stands behind a value that is whole."""
+"""Characters that can follow a complete value."""
 
 Pairs = list[tuple[str, Any]]
 
 
 def rows_of(path: Path, make: Callable[[Pairs], dict[str, Any]]) -> Iterator[Any]:
-    """The elements of the list that a file holds, or of the list under its key "data".
+    """Read a file that holds a list, or an object with a list under the key "data".
 
     Args:
-        make: an object of its pairs; ValueError where these are none.
+        make: turns the pairs of a JSON object into a dict; may raise ValueError.
 
     Raises:
-        FasttuneError: the file is not UTF-8, not JSON, or holds no list of rows.
+        FasttuneError: the file is not UTF-8, not JSON, or has no list of rows.
     """
     with path.open("rb") as file:
         text = _Text(file, path, make)
         start = text.peek()
         if not start:
             return
-        found = start == "["
-        if found:
+        has_rows = start == "["
+        if has_rows:
             yield from text.elements()
         elif start == "{":
-            keys = []
-            for key in text.keys():  # noqa: SIM118, no mapping
-                keys.append(key)
-                if key == "data" and text.peek() == "[" and not found:
-                    found = True
+            keys: list[str] = []
+            for _ in text.items("{", "}"):
+                keys.append(text.key())
+                if keys[-1] == "data" and text.peek() == "[" and not has_rows:
+                    has_rows = True
                     yield from text.elements()
                 else:
                     text.value()
@@ -56,12 +58,12 @@ def rows_of(path: Path, make: Callable[[Pairs], dict[str, Any]]) -> Iterator[Any
             text.value()
         if text.peek():
             raise text.wrong("Extra data")
-    if not found:
+    if not has_rows:
         raise FasttuneError("there is no list of rows", str(path), 'write [...] or {"data": [...]}')
 
 
 class _Text:
-    """The text of a file, of which what was read is dropped."""
+    """A parser over a buffer; text that is parsed leaves the buffer."""
 
     def __init__(self, file: BinaryIO, path: Path, make: Callable[[Pairs], dict[str, Any]]) -> None:
         self.file, self.path = file, path
@@ -72,7 +74,7 @@ class _Text:
         self.ended = False
 
     def peek(self) -> str:
-        """The next character that is no blank, "" at the end."""
+        """The next character that is not blank, or "" at the end."""
         while True:
             while self.at < len(self.buffer):
                 if self.buffer[self.at] not in BLANKS:
@@ -82,41 +84,38 @@ class _Text:
                 return ""
 
     def take(self, *expected: str) -> str:
-        """Go past the next character, which has to be one of these."""
-        found = self.peek()
-        if found not in expected or not found:
+        """Skip the next character, which must be one of these."""
+        character = self.peek()
+        if character not in expected:
             raise self.wrong(f"Expecting {' or '.join(map(repr, expected))}")
         self.at += 1
-        return found
+        return character
+
+    def items(self, opening: str, closing: str) -> Iterator[None]:
+        """Parse the punctuation of a list or an object; the caller parses each item."""
+        self.take(opening)
+        if self.peek() == closing:
+            self.at += 1
+            return
+        while True:
+            yield
+            if self.take(",", closing) == closing:
+                return
 
     def elements(self) -> Iterator[Any]:
-        """The values of the list that comes next."""
-        self.take("[")
-        if self.peek() == "]":
-            self.at += 1
-            return
-        while True:
-            yield self.value()
-            if self.take(",", "]") == "]":
-                return
+        """Parse a list."""
+        return (self.value() for _ in self.items("[", "]"))
 
-    def keys(self) -> Iterator[str]:
-        """The keys of the object that comes next; whoever asks takes the value of each."""
-        self.take("{")
-        if self.peek() == "}":
-            self.at += 1
-            return
-        while True:
-            if self.peek() != '"':
-                raise self.wrong("Expecting property name enclosed in double quotes")
-            key = self.value()
-            self.take(":")
-            yield key
-            if self.take(",", "}") == "}":
-                return
+    def key(self) -> str:
+        """Parse a key of an object, with its colon."""
+        if self.peek() != '"':
+            raise self.wrong("Expecting property name enclosed in double quotes")
+        key = self.value()
+        self.take(":")
+        return str(key)
 
     def value(self) -> Any:
-        """The next value, whole."""
+        """Parse a value."""
         self.peek()
         while True:
             try:
@@ -130,40 +129,41 @@ class _Text:
             except (ValueError, RecursionError) as error:
                 raise self.wrong(str(error)) from error
             cut = end > len(self.buffer) - CUT and self.buffer[end : end + 1] not in AFTER
-            if not cut or not self._more():  # a number may go on
+            if not cut or not self._more():  # a number may continue
                 self.at = end
                 return value
 
     def wrong(self, what: str) -> FasttuneError:
-        """What is wrong, and where."""
+        """The error at the current place."""
         self._drop()
         lines = what == "Extra data"
-        hint = "one object per line? then name it .jsonl" if lines else "put the file right"
+        hint = "one object per line? then name it .jsonl" if lines else "fix the file"
         where = f"{self.path}: {what}: line {self.line} column {self.column}"
         return FasttuneError("the file is not JSON", where, hint)
 
     def _more(self) -> bool:
-        """Read on, twice as much where a value is long; False at the end of the file."""
+        """Read the next chunk, as long as the buffer; False at the end of the file."""
         if self.ended:
             return False
         self._drop()
-        read = self.file.read(max(CHUNK, len(self.buffer)))
-        self.ended = not read
+        chunk = self.file.read(max(CHUNK, len(self.buffer)))
+        self.ended = not chunk
         try:
-            self.buffer += self.decode.decode(read, final=not read)
+            self.buffer += self.decode.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             raise self._no_utf8(error) from error
         return True
 
     def _drop(self) -> None:
-        done = self.buffer[: self.at]
-        newlines = done.count("\n")
+        """Remove the parsed text from the buffer."""
+        parsed = self.buffer[: self.at]
+        newlines = parsed.count("\n")
         self.line += newlines
-        self.column = len(done) - done.rfind("\n") if newlines else self.column + len(done)
+        self.column = len(parsed) - parsed.rfind("\n") if newlines else self.column + len(parsed)
         self.buffer, self.at = self.buffer[self.at :], 0
 
     def _no_utf8(self, error: UnicodeDecodeError) -> FasttuneError:
-        left = self.file.tell() - len(error.object) + error.start  # what could not be read is last
+        left = self.file.tell() - len(error.object) + error.start  # bytes before the bad one
         self.file.seek(0)
         line = position = 1
         while block := self.file.read(min(left, CHUNK)):
