@@ -54,7 +54,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp{target.suffix}")
     try:
-        with named(temporary, target):
+        with _naming(temporary, target):
             yield temporary
             temporary.replace(target)
     finally:
@@ -68,15 +68,15 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     An existing `target` stays until the new folder is complete.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with named(target.with_name(f".{target.name}."), target):
+    with _naming(target.with_name(f".{target.name}."), target):
         temporary = Path(
             tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         )
     try:
         open_to_all(temporary)
-        with named(temporary, target):
+        with _naming(temporary, target):
             yield temporary
-            replace_folder(temporary, target)
+            _replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -92,7 +92,7 @@ def locked(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def named(temporary: Path, target: Path) -> Iterator[None]:
+def _naming(temporary: Path, target: Path) -> Iterator[None]:
     """Replace the temporary path by the target in an OSError."""
     try:
         yield
@@ -104,7 +104,7 @@ def named(temporary: Path, target: Path) -> Iterator[None]:
         raise
 
 
-def replace_folder(new: Path, target: Path) -> None:
+def _replace(new: Path, target: Path) -> None:
     """Rename a complete folder to `target`, and delete the folder that was there."""
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
