@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,6 @@ def test_the_default_config_is_in_the_package():
     """setuptools puts what a link leads to into the wheel."""
     import fasttune
 
-    tomllib = pytest.importorskip("tomllib")
     shipped = Path(fasttune.__file__).with_name("default.yaml")
     assert shipped.read_bytes() == (CONFIGS / "default.yaml").read_bytes()
     settings = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,6 @@ def test_files_and_folders_named_on_the_page_exist():
 
 
 def test_the_layers_on_the_page_are_those_the_linter_checks():
-    tomllib = pytest.importorskip("tomllib")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
     (checked,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
