@@ -5,10 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from fasttune.source import Source
 from fasttune.errors import FasttuneError
 from fasttune.plugins.metric import Answer
-from fasttune.plugins.template import turns
+from fasttune.source import Source
 from tests.conftest import cli
 
 
@@ -64,7 +63,8 @@ class Remembering:
         self.asked, self.said, self.tuned = [], said, True
 
     def stream(self, row, sampling, show):
-        self.asked.append((self.tuned, [(t["instruction"], t.get("output")) for t in turns(row)]))
+        said = [(turn["instruction"], turn.get("output")) for turn in row.turns]
+        self.asked.append((self.tuned, said))
         text = self.said(len(self.asked))
         show(text)
         return Answer(row, text, {"response": text}, "eos", 2)

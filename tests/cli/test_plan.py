@@ -172,9 +172,9 @@ def test_checkpointing_is_switched_on_where_memory_is_short(
 
     asked: list[object] = []
 
-    def load(config, choices):
+    def load(config, choices, **more):
         asked.append(choices.unsloth_checkpointing)
-        return load_base(config, choices)
+        return load_base(config, choices, **more)
 
     monkeypatch.setattr("fasttune.training.train.load_base", load)
     batch = "train.batch_size=12"

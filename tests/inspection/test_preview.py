@@ -6,30 +6,29 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from fasttune_plugins.chatml import ChatML
+from fasttune_plugins.chatml import CHATML
+from msgspec import structs
 from rich.console import Console
 
-from fasttune import FasttuneError, Template, given, history, learn
+from fasttune import FasttuneError, Row, Template, given, learn
 from fasttune.data.load import Loaded
 from fasttune.data.rows import StoredRows
 from fasttune.encoding.encode import encode
-from fasttune.inspection.preview import pick, pieces, preview, to_html, visible
+from fasttune.inspection.preview import pick, pieces, preview_row, to_html, visible
 from fasttune.inspection.preview_terminal import TerminalPreview
 from tests.conftest import cli
 
-
-class Short(Template):
-    name = "short"
-
-    def segments(self, row):
-        yield given("question", f"Q: {row['instruction']}\n")
-        yield learn("answer", row.get("output", ""))
+SHORT = Template(
+    name="short",
+    parts=[given("question", "Q: {instruction}\n"), learn("answer", "{output}")],
+)
 
 
-ROW = {"instruction": "東京 <b>&", "output": "a\tb\nc"}
+ROW = Row.of({"instruction": "東京 <b>&", "output": "a\tb\nc"})
 # 東 is one character in two tokens, and so is 京.
 QUESTION = [([48], "Q"), ([25], ":"), ([10545, 251, 109], " 東"), ([12859, 105], "京")]
 QUESTION += [([1279], " <"), ([65], "b"), ([29], ">"), ([5], "&"), ([198], "\n")]
@@ -38,9 +37,7 @@ ANSWER = [([64], "a"), ([197], "\t"), ([65], "b"), ([198], "\n"), ([66], "c")]
 
 @pytest.fixture
 def shown(phi2_tokenizer):
-    return preview(
-        Short(), Short().segments(ROW), phi2_tokenizer, number=3, model="phi-2", max_length=20
-    )
+    return preview_row(SHORT, ROW, phi2_tokenizer, number=3, model="phi-2", max_length=20)
 
 
 def test_sections_and_pieces(shown):
@@ -61,9 +58,7 @@ def test_sections_and_pieces(shown):
     ("max_length", "verdict"), [(18, "fits into 18"), (17, "TOO LONG: 1 over 17")]
 )
 def test_summary_says_whether_it_fits(phi2_tokenizer, max_length, verdict):
-    shown = preview(
-        Short(), Short().segments(ROW), phi2_tokenizer, number=1, model="m", max_length=max_length
-    )
+    shown = preview_row(SHORT, ROW, phi2_tokenizer, number=1, model="m", max_length=max_length)
     assert shown.summary == f"prompt 12 tokens, trained 6 of 18, {verdict}"
     assert shown.as_dict()["too_long"] is (max_length == 17)
 
@@ -173,10 +168,8 @@ def test_ids_on_demand(shown):
 
 
 def test_every_wrapped_line_has_its_gutter(phi2_tokenizer):
-    row = {"instruction": "x", "output": "東京です。" * 40}
-    shown = preview(
-        Short(), Short().segments(row), phi2_tokenizer, number=1, model="m", max_length=999
-    )
+    row = Row.of({"instruction": "x", "output": "東京です。" * 40})
+    shown = preview_row(SHORT, row, phi2_tokenizer, number=1, model="m", max_length=999)
     lines = rendered(shown, colour=False, width=40).splitlines()
     start = next(i for i, line in enumerate(lines) if "answer, trained" in line)
     body = lines[start + 1 : lines.index("", start)]
@@ -239,17 +232,12 @@ def test_html_shows_each_token(shown):
 
 
 def test_html_is_escaped_and_needs_nothing_else(phi2_tokenizer):
-    class Rude(Short):
-        name = "<script>alert(1)</script>"
-
-        def segments(self, row):
-            yield given("<img src=x>", f"{row['instruction']}")
-            yield learn("answer", row["output"])
-
+    rude = structs.replace(SHORT, parts=[given("<img src=x>", "{instruction}"), SHORT.parts[1]])
     row = {"instruction": "</span><script>alert(2)</script>", "output": '" onmouseover="x'}
-    shown = preview(
-        Rude(), Rude().segments(row), phi2_tokenizer, number=1, model='<a href="x">', max_length=9
+    shown = preview_row(
+        rude, Row.of(row), phi2_tokenizer, number=1, model='<a href="x">', max_length=9
     )
+    shown = replace(shown, template="<script>alert(1)</script>")
     text = to_html([shown, shown], ids=True)
     page = Page(text)
     assert not {"script", "img", "a", "link"} & {*page.tags}
@@ -276,10 +264,10 @@ def test_html_ids_on_demand(shown):
 def test_pick():
     rows = StoredRows()
     for letter in "abc":
-        rows.append({"n": letter}, [given("letter", letter)])
+        rows.append({"n": letter})
     loaded = Loaded("f.jsonl", rows, [1, 2, 4], [], [])
-    assert pick(loaded, 1) == [(1, [given("letter", "a")])]
-    assert pick(loaded, 2, 9) == [(2, [given("letter", "b")]), (3, [given("letter", "c")])]
+    assert pick(loaded, 1) == [(1, {"n": "a"})]
+    assert pick(loaded, 2, 9) == [(2, {"n": "b"}), (3, {"n": "c"})]
     for bad in (0, -1, 4):
         with pytest.raises(FasttuneError, match=f"no row {bad}") as caught:
             pick(loaded, bad)
@@ -360,8 +348,8 @@ def test_help_imports_nothing_heavy():
 
 def test_generation_begins_at_each_answer_of_a_conversation(phi2_tokenizer):
     said = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
-    segments = ChatML().segments({**said[1], **history(said[:1])})
-    shown = preview(ChatML(), segments, phi2_tokenizer, number=1, model="m", max_length=99)
+    row = Row.of(said[1], said[:1])
+    shown = preview_row(CHATML, row, phi2_tokenizer, number=1, model="m", max_length=99)
     answers = [s.start for s in shown.sections if s.train and s.name == "response"]
     assert shown.beginnings == {*answers} and len(answers) == 2
     assert to_html([shown]).count("generation begins here") == 2

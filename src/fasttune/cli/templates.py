@@ -191,19 +191,21 @@ def check(
         templates = [read_format(Path(template))]
     else:
         templates = [load_all(context).template(template)]
-    from transformers.utils import logging
+    tokenizers = [load_tokenizer(model, each.end) for each in templates]
+    from transformers.utils import logging  # slow: after errors that need no tokenizer
 
     logging.set_verbosity_error()  # its remarks on long rows are about using a model
-    checked = {}
-    for each in templates:
-        tokenizer = load_tokenizer(model, each.end)
-        checked[each.name] = check_template(each, tokenizer, data, mapping)
+    checked = {
+        each.name: check_template(each, tokenizer, data, mapping)
+        for each, tokenizer in zip(templates, tokenizers, strict=True)
+    }
+    used = tokenizers[0].name_or_path
     if as_json:
         print_json(
             [
                 {
                     "template": name,
-                    "tokenizer": tokenizer.name_or_path,
+                    "tokenizer": used,
                     "passed": not failed(results),
                     "checks": [asdict(result) for result in results],
                 }
@@ -212,7 +214,7 @@ def check(
         )
     else:
         for name, results in checked.items():
-            _print_results(f"{name}, with the tokenizer of {tokenizer.name_or_path}", results)
+            _print_results(f"{name}, with the tokenizer of {used}", results)
     if any(failed(results) for results in checked.values()):
         raise typer.Exit(EXIT_FAILURE)
 
