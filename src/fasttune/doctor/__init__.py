@@ -1,1 +1,1 @@
-"""What a machine needs for all of it, checked one by one."""
+"""`fasttune doctor`: check the machine and the libraries."""

@@ -1,4 +1,4 @@
-"""Is this machine ready? What a check says, and how checks are run: `doctor.machine` lists them."""
+"""The result of a check, and how `fasttune doctor` runs checks. `doctor.machine` lists them."""
 
 from __future__ import annotations
 
@@ -6,64 +6,54 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from fasttune.errors import FasttuneError
 
-Status = Literal["ok", "warning", "failure"]
-
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        status: "warning" is something to know; "failure" keeps fasttune from working.
-        detail: what was found.
-        hint: what to do; empty where nothing has to be done.
+        status: "warning" is good to know; "failure" keeps fasttune from working.
+        detail: what the check found.
+        hint: what to do; may be empty.
+        name: the check's; `diagnose` sets it.
     """
 
-    status: Status
+    status: Literal["ok", "warning", "failure"]
     detail: str
     hint: str = ""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """The result of a named check."""
-
-    name: str
-    status: Status
-    detail: str
-    hint: str
+    name: str = ""
 
     def as_dict(self) -> dict[str, str]:
-        return asdict(self)
+        return {"name": self.name, **asdict(self)}
 
 
 Check = tuple[str, Callable[[], Result]]
 
 
-def diagnose(checks: Sequence[Check]) -> Iterator[Diagnosis]:
-    """Run checks one after the other; one that crashes is a failure of its own and ends nothing.
+def diagnose(checks: Sequence[Check]) -> Iterator[Result]:
+    """Run the checks in order. An exception becomes a failure of its check.
 
-    What libraries print while they are imported is swallowed.
+    The output of libraries during their import is discarded.
     """
     for name, check in checks:
-        noise = io.StringIO()
+        output = io.StringIO()
         with (
-            contextlib.redirect_stdout(noise),
-            contextlib.redirect_stderr(noise),
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(output),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
             try:
                 result = check()
             except FasttuneError as error:
-                detail = "; ".join(part for part in (error.message, error.where) if part)
+                detail = "; ".join(filter(None, (error.message, error.where)))
                 result = Result("failure", detail, error.hint)
             except Exception as error:
-                what = str(error).strip().partition("\n")[0]
-                result = Result("failure", f"{type(error).__name__}: {what}")
-        yield Diagnosis(name, result.status, result.detail, result.hint)
+                message = str(error).strip().partition("\n")[0]
+                result = Result("failure", f"{type(error).__name__}: {message}")
+        yield replace(result, name=name)

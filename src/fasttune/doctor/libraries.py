@@ -1,4 +1,4 @@
-"""The checks of the libraries that training goes through: they are tried, not only imported."""
+"""Check the libraries that training uses, by running them instead of only importing them."""
 
 from __future__ import annotations
 
@@ -43,76 +43,73 @@ def check_torch() -> Result:
 
 
 def check_versions() -> Result:
-    """The libraries that training goes through, against fasttune's own requirements and the
-    versions that its tests ran with."""
+    """Compare the installed versions with fasttune's requirements and with the tested versions."""
     from packaging.requirements import Requirement
 
     requirements = [Requirement(line) for line in importlib.metadata.requires("fasttune") or []]
-    wanted = {r.name: r for r in requirements if r.marker is None}
-    found, wrong = [], []
+    required = {r.name: r.specifier for r in requirements if r.marker is None}
+    installed, wrong = [], []
     for name in TRAINING:
-        version = version_of(name)
-        found.append(f"{name} {version or 'missing'}")
-        specifier = wanted[name].specifier if name in wanted else None
-        fits = specifier is None or (version and specifier.contains(version, prereleases=True))
-        if version is None or not fits:
+        version, specifier = version_of(name), required.get(name)
+        installed.append(f"{name} {version or 'missing'}")
+        if not version or (specifier and not specifier.contains(version, prereleases=True)):
             wrong.append(f'"{name}{specifier or ""}"')
+    detail = ", ".join(installed)
     if wrong:
-        return Result("failure", ", ".join(found), f"pip install {' '.join(wrong)}")
+        return Result("failure", detail, f"pip install {' '.join(wrong)}")
     if newer := newer_than_tested():
         named = ", ".join(f"{name} {now} (tested: {then})" for name, (now, then) in newer.items())
-        back = " ".join(f"{name}=={then}" for name, (_, then) in newer.items())
-        hint = f"nothing is known against them; if something fails: pip install {back}"
-        return Result("warning", f"{', '.join(found)}; newer than tested: {named}", hint)
-    return Result("ok", ", ".join(found))
+        tested = " ".join(f"{name}=={then}" for name, (_, then) in newer.items())
+        hint = f"no problems are known; if something fails: pip install {tested}"
+        return Result("warning", f"{detail}; newer than tested: {named}", hint)
+    return Result("ok", detail)
 
 
 def newer_than_tested() -> dict[str, tuple[str, str]]:
-    """Library -> its version here and the one that the tests ran with, where that is older."""
+    """Map each library that is newer than the tested version to both versions."""
     from packaging.version import Version
 
     text = Path(__file__).with_name("constraints.txt").read_text(encoding="utf-8")
     tested = dict(line.split("==") for line in text.split() if "==" in line)
-    here = {name: version_of(name) for name in (*TRAINING, *ALSO_TESTED)}
+    installed = {name: version_of(name) for name in (*TRAINING, *ALSO_TESTED)}
     return {
         name: (version, tested[name])
-        for name, version in here.items()
+        for name, version in installed.items()
         if version and name in tested and Version(version).release > Version(tested[name]).release
     }
 
 
-# Unsloth patches what it finds imported, and its import can fail in ways that leave half-made
-# modules behind; in a process of its own it disturbs none of the other checks.
+# Unsloth patches the modules it finds imported, and a failed import can leave broken modules
+# behind. A separate process keeps both from the other checks.
 UNSLOTH_PROBE = """
 import json
 try:
     import fasttune.models
     import unsloth
-    found = {"device": str(unsloth.DEVICE_TYPE)}
+    result = {"device": str(unsloth.DEVICE_TYPE)}
 except BaseException as error:
-    found = {"error": type(error).__name__, "message": str(error)}
-print("\\nfasttune-probe " + json.dumps(found))
+    result = {"error": type(error).__name__, "message": str(error)}
+with open("probe.json", "w") as file:
+    json.dump(result, file)
 """
 
 
 def probe_unsloth() -> dict[str, str]:
-    """{"device": ...} if `import unsloth` works, else {"error": class name, "message": ...}."""
-    with tempfile.TemporaryDirectory() as folder:  # Unsloth writes a cache where it is started
-        done = subprocess.run(
+    """Return {"device": ...} if `import unsloth` works, else {"error": type, "message": ...}."""
+    with tempfile.TemporaryDirectory() as folder:  # Unsloth also writes a cache to its folder
+        process = subprocess.run(
             [sys.executable, "-c", UNSLOTH_PROBE],
             capture_output=True,
-            text=True,
             encoding="utf-8",
             errors="replace",
             timeout=300,
             cwd=folder,
         )
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith("fasttune-probe "):
-            found: dict[str, str] = json.loads(line.removeprefix("fasttune-probe "))
-            return found
-    last = (done.stderr.strip() or "it printed nothing").splitlines()[-1]
-    return {"error": f"exit status {done.returncode}", "message": last}
+        file = Path(folder, "probe.json")
+        if file.exists():
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+    last_line = (process.stderr.strip() or "it printed nothing").splitlines()[-1]
+    return {"error": f"exit status {process.returncode}", "message": last_line}
 
 
 def check_unsloth() -> Result:
@@ -121,15 +118,15 @@ def check_unsloth() -> Result:
     version = version_of("unsloth")
     if version is None:
         return Result("failure", "not installed", "pip install unsloth")
-    found = probe_unsloth()
-    if "error" not in found:
-        return Result("ok", f"{version}, {found['device']} backend")
-    message = found["message"].strip().partition("\n")[0]
-    detail = f"{version}: {found['error']}: {message}"
-    if "torchvision" in found["message"]:
+    probe = probe_unsloth()
+    if "error" not in probe:
+        return Result("ok", f"{version}, {probe['device']} backend")
+    message = probe["message"].strip().partition("\n")[0]
+    detail = f"{version}: {probe['error']}: {message}"
+    if "torchvision" in probe["message"]:
         hint = "pip uninstall torchvision (it does not fit this torch; fasttune needs no images)"
-    elif found["error"] != "NotImplementedError":
-        hint = "run: python -c 'import unsloth'"
+    elif probe["error"] != "NotImplementedError":
+        hint = "see the whole error with: python -c 'import unsloth'"
     elif Version(version) < Version(CPU_BACKEND):
         hint = CPU_BACKEND_HINT
     else:
@@ -138,35 +135,27 @@ def check_unsloth() -> Result:
 
 
 def check_bitsandbytes() -> Result:
-    """Quantise a layer to NF4, once as training loads it, with the scales quantised as well (double
-    quantisation), and once without, and compare its forward and backward with a computation in
-    fp32."""
+    """Quantise a layer to NF4 and compare its forward and backward pass with fp32: once with double
+    quantisation, which training uses, and once without."""
     version = version_of("bitsandbytes")
     if version is None:
         return Result("failure", "not installed", "pip install bitsandbytes")
     for double, how in ((True, "with"), (False, "without")):
-        problem = nf4_problem(tensor_device(), double)
-        if problem:
-            return Result(
-                "failure",
-                f"{version}: NF4 {how} double quantisation is wrong: {problem}",
-                "reinstall bitsandbytes and torch",
-            )
-    return Result(
-        "ok",
-        f"{version}, NF4 forward and backward are right, with and without double quantisation",
-    )
+        if problem := nf4_problem(tensor_device(), double):
+            detail = f"{version}: NF4 {how} double quantisation is wrong: {problem}"
+            return Result("failure", detail, "reinstall bitsandbytes and torch")
+    checked = "NF4 forward and backward are right, with and without double quantisation"
+    return Result("ok", f"{version}, {checked}")
 
 
 def nf4_problem(device: str, double: bool) -> str:
-    """What is wrong with NF4 on a device, or "".
+    """Return what is wrong with NF4 on a device, or "".
 
     The weights must be within NF4's rounding error of the original: half of its widest gap, 0.304,
-    times the largest weight of each block of 64, the block's scale. Double quantisation keeps the
-    scale's distance from the mean of all scales in 8 bits, whose widest gap is 0.0141 of the
-    largest such distance: here half of that is less than 0.01 of any scale. Output and gradient
-    must be within 1e-3 of the largest value of the same product with the dequantised weights in
-    fp32.
+    times the scale, the largest weight of each block of 64. Double quantisation stores a scale's
+    distance from the mean scale in 8 bits, whose widest gap is 0.0141 of the largest distance; here
+    half of that is less than 0.01 of any scale. Output and gradient must be within 1e-3 of the
+    largest value of the same product with the dequantised weights in fp32.
     """
     import bitsandbytes as bnb
     import torch
@@ -178,7 +167,7 @@ def nf4_problem(device: str, double: bool) -> str:
     )
     layer.load_state_dict({"weight": weight, "bias": torch.randn(64, generator=generator)})
     layer = layer.to(device).train()
-    # With AVX512-BF16, bitsandbytes may repack the weights for inference, which cannot be trained.
+    # With AVX512-BF16, bitsandbytes may repack the weights for inference and cannot train them.
     layer.support_avx512bf16_for_cpu = False
     state = layer.weight.quant_state
     restored = bnb.functional.dequantize_4bit(layer.weight.data, state).float()
@@ -196,15 +185,15 @@ def nf4_problem(device: str, double: bool) -> str:
     out = layer(x)
     out.backward(upstream)
     expected = x.detach() @ restored.T + layer.bias.detach().float()
-    for what, got, want in (
+    for name, actual, correct in (
         ("the output", out.detach(), expected),
         ("the gradient", x.grad, upstream @ restored),
     ):
-        if got is None or not bool(torch.isfinite(got).all()):
-            return f"{what} is not finite"
-        error = ((got.float() - want).abs().max() / want.abs().max()).item()
+        if actual is None or not bool(torch.isfinite(actual).all()):
+            return f"{name} is not finite"
+        error = ((actual.float() - correct).abs().max() / correct.abs().max()).item()
         if not error <= 1e-3:
-            return f"{what} is off by {error:.2g} of its largest value"
+            return f"{name} is off by {error:.2g} of its largest value"
     return ""
 
 
@@ -218,13 +207,12 @@ def check_triton() -> Result:
 
 
 def check_xformers() -> Result:
-    """xformers imports even where its kernels do not fit torch; what counts is what loads.
+    """List the operators that load, because xformers imports even if its kernels do not fit torch.
 
-    The split-K operators are left out: they serve decoding, not training.
+    The split-K operators are for decoding, not for training.
     """
     if importlib.util.find_spec("xformers") is None:
         return Result("ok", "not installed; torch's own attention is used")
-    version = version_of("xformers")
     common = importlib.import_module("xformers.ops.fmha").common
     loads: dict[str, bool] = {}
     for operator in _subclasses(common.AttentionFwOpBase):
@@ -232,18 +220,18 @@ def check_xformers() -> Result:
         if "splitk" not in name.lower():
             try:
                 loads[name] = bool(operator.is_available())
-            except Exception:  # whatever a half-built extension raises
+            except Exception:  # a broken extension may raise anything
                 loads[name] = False
-    loaded = sorted(name for name in loads if loads[name])
-    detail = (
-        f"{version}, loads: {', '.join(loaded) or 'nothing'}; "
-        f"does not load: {', '.join(sorted({*loads} - {*loaded})) or 'nothing'}"
+    loaded, broken = (
+        ", ".join(sorted(name for name in loads if loads[name] == works)) or "nothing"
+        for works in (True, False)
     )
+    detail = f"{version_of('xformers')}, loads: {loaded}; does not load: {broken}"
     if not has_cuda():
         return Result("ok", f"{detail}; not used without a GPU")
-    if loaded:
-        return Result("ok", detail)
-    return Result("warning", detail, "install the xformers release built for this torch")
+    if not any(loads.values()):
+        return Result("warning", detail, "install the xformers release built for this torch")
+    return Result("ok", detail)
 
 
 def _subclasses(kind: Any) -> Iterator[Any]:
@@ -258,56 +246,57 @@ KERNELS = {
     "cudnn attention": "cudnn_sdp_enabled",
     "math": "math_sdp_enabled",
 }
-"""torch's attention kernels as `SDPBackend` names them, and who tells whether one is enabled."""
+"""An attention kernel, as `SDPBackend` names it -> torch's function that tells if it is enabled."""
 
 WITHIN = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
-"""How far attention may be from fp32's, as a share of its largest value."""
+"""Allowed difference of attention from fp32, as a share of the largest value."""
 
 
 def check_attention() -> Result:
-    """Torch's attention in the dtype that a run takes here, with Phi-2's heads of 80: which kernel
-    is picked for a causal row and which for packed rows under one mask, and whether output and
-    gradients are those of fp32."""
+    """Check torch's attention in the dtype of a run here, with Phi-2's heads of 80.
+
+    Names the kernel for a causal row and for packed rows under one mask, and compares outputs and
+    gradients with fp32.
+    """
     import torch
 
     from fasttune.config import RunConfig
     from fasttune.models.choices import decide
 
-    choices = decide(RunConfig(), this_device())
+    dtype = decide(RunConfig(), this_device()).dtype
     length = 128
     causal = torch.ones(length, length, dtype=torch.bool, device=tensor_device()).tril()
     packed = causal.clone()
     packed[length // 2 :, : length // 2] = False  # the second row does not see the first
-    said = []
-    for what, mask, dense in (
+    kernels = []
+    for case, mask, dense in (
         ("a causal row", causal, None),
         ("packed rows under one mask", packed, packed[None, None]),
     ):
-        kernel, off = attention_kernel(choices.dtype, mask, dense)
-        if not off <= WITHIN[choices.dtype]:
+        kernel, error = attention_kernel(dtype, mask, dense)
+        if not error <= WITHIN[dtype]:  # also refuses NaN
             return Result(
                 "failure",
-                f"{kernel} in {choices.dtype} is wrong for {what}: off by {off:.2g} of the largest",
+                f"{kernel} in {dtype} is wrong for {case}: off by {error:.2g} of the largest value",
                 "reinstall torch, in the build that fits the driver",
             )
-        said.append(f"{kernel} for {what}")
-    enabled = ", ".join(
-        name for name, ask in KERNELS.items() if getattr(torch.backends.cuda, ask)()
-    )
+        kernels.append(f"{kernel} for {case}")
+    cuda = torch.backends.cuda
+    enabled = ", ".join(name for name, is_enabled in KERNELS.items() if getattr(cuda, is_enabled)())
     return Result(
         "ok",
-        f"{choices.dtype}: sdpa picks {', '.join(said)}; enabled: {enabled}; "
+        f"{dtype}: sdpa picks {', '.join(kernels)}; enabled: {enabled}; "
         f"flash-attn {version_of('flash-attn') or 'not installed'}",
     )
 
 
 def attention_kernel(dtype: str, mask: Any, dense: Any) -> tuple[str, float]:
-    """The kernel that torch picks in a dtype, and how far its output or a gradient is from fp32's,
-    as a share of the largest value.
+    """Return the kernel that torch picks, and the largest error of its output and gradients
+    against fp32, as a share of the largest value.
 
     Args:
-        mask: [tokens, tokens], True where a token is seen.
-        dense: the same as sdpa is given it; None for `is_causal`.
+        mask: [tokens, tokens], True for a token that is seen.
+        dense: the mask as sdpa takes it; None for `is_causal`.
     """
     import torch
     from torch.nn.attention import SDPBackend
@@ -325,10 +314,10 @@ def attention_kernel(dtype: str, mask: Any, dense: Any) -> tuple[str, float]:
     expected = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ exact[2]
     expected.backward(wide[3].to(out.dtype).float())
     gradients = [x.grad for x in (query, key, value)]
-    wanted = [expected, *(x.grad for x in exact)]
-    off = [
+    correct = [expected, *(x.grad for x in exact)]
+    errors = [
         (got.float() - want).abs().max() / want.abs().max()
-        for got, want in zip([out, *gradients], wanted, strict=True)
+        for got, want in zip([out, *gradients], correct, strict=True)
     ]
-    # torch's maximum is not a number where one of them is none; Python's need not be.
-    return picked.lower().replace("_", " "), torch.stack(off).max().item()
+    # torch's maximum is NaN if one of them is NaN; Python's need not be.
+    return picked.lower().replace("_", " "), torch.stack(errors).max().item()

