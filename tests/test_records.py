@@ -14,6 +14,7 @@ from fasttune.errors import FasttuneError
 from fasttune.files import SEAL, check_seal
 from fasttune.models.whole import require_whole
 from fasttune.records import Manifest, read_json, read_manifest, read_metrics
+from fasttune.runs import HELD_OUT, Run
 
 OLD = (Path(__file__).parent / "old_run" / "manifest.json").read_bytes()
 values = st.recursive(
@@ -41,6 +42,8 @@ def ours(read, *arguments: object) -> object:
 @example(b"\xef\xbb\xbf{}")
 @example(b'{"format": 1e999}')
 @example(b'{"format": true}')
+@example(b'{"format": 1, "versions": 3}')
+@example(b'{"versions": {"fasttune": []}}')
 def test_any_bytes_are_a_manifest_or_an_error(data):
     with TemporaryDirectory() as folder:
         file = Path(folder, "manifest.json")
@@ -58,6 +61,24 @@ def test_any_lines_are_a_log_or_an_error(lines, ended):
         file.write_bytes(b"\n".join(lines) + b"\n" * ended)
         found = ours(read_metrics, file)
         assert found is None or all(isinstance(line["step"], int) for line in found[0])
+
+
+turns = st.lists(values | st.dictionaries(st.text(max_size=9), st.text(max_size=9)), max_size=3)
+held_out = st.tuples(
+    st.integers() | values,
+    st.text(max_size=9) | values,
+    values
+    | st.fixed_dictionaries({"system": values, "turns": turns}, optional={"columns": values}),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(files | held_out.map(lambda line: json.dumps(line).encode()), max_size=3))
+def test_any_held_out_rows_are_refused_unless_they_are_the_runs(lines):
+    with TemporaryDirectory() as folder:
+        Path(folder, "manifest.json").write_bytes(OLD)
+        Path(folder, HELD_OUT).write_bytes(b"\n".join(lines))
+        assert ours(Run(Path(folder)).held_out) is None
 
 
 @settings(max_examples=200, deadline=None)

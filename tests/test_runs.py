@@ -11,11 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fasttune.config import RunConfig, load_config
+from fasttune.data.rows import StoredRows
+from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError
 from fasttune.files import SEAL, seal, valid_name
+from fasttune.formats.row import Row
+from fasttune.formats.template import Segment, Template, given, learn
 from fasttune.plugins.discovery import load_plugins
+from fasttune.plugins.registry import Plugins, Provider
 from fasttune.runs import Run, create_run, find_run, list_runs
 from tests.conftest import cli, listening
 
@@ -29,7 +35,7 @@ FACTS = {
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    """As fasttune wrote it before manifests had a format, with two checkpoints."""
+    """A finished run with two checkpoints."""
     folder = tmp_path / "runs" / "old"
     shutil.copytree(OLD, folder)
     run = Run(folder)
@@ -37,6 +43,8 @@ def run(tmp_path) -> Run:
     shutil.copytree(folder / "checkpoints" / "checkpoint-2", later)
     state = json.loads((later / "trainer_state.json").read_text())
     (later / "trainer_state.json").write_text(json.dumps(state | {"global_step": 4}))
+    for checkpoint in run.checkpoints.iterdir():
+        seal(checkpoint)
     return run
 
 
@@ -47,7 +55,7 @@ def test_a_new_run_is_whole_from_the_beginning(tmp_path):
     config = load_config(None, [("output", str(tmp_path / "runs")), ("lora.r", 4)])
     run = create_run(config, "models/a model, mine", FACTS)
     assert valid_name(run.name) and run.name.startswith("reasoning-a-model-mine-")
-    assert (run.manifest["status"], run.manifest["format"]) == ("running", 1)
+    assert (run.manifest["status"], run.manifest["format"]) == ("running", 2)
     assert run.config == run.config_file == config
     assert run.metrics() == [] and run.last_checkpoint() is None
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.name]
@@ -118,10 +126,25 @@ def test_one_process_trains_a_run(run):
 # What is read
 
 
-def test_a_manifest_without_a_format_is_read(run):
-    assert run.manifest["status"] == "done" and "format" not in run.manifest
-    assert run.config.lora.r == 2
-    run.check_adapter()  # it has no seal
+@pytest.mark.parametrize("version", [1, None])
+def test_a_run_of_an_earlier_fasttune_is_one_error_that_names_it(version, run, monkeypatch):
+    file = run.folder / "manifest.json"
+    written = json.loads(file.read_text())
+    del written["format"]
+    written |= {} if version is None else {"format": version}
+    written["versions"]["fasttune"] = "0.0.9"
+    file.write_text(json.dumps(written))
+    shutil.copytree(OLD, run.folder.with_name("new"))
+    monkeypatch.chdir(run.folder.parents[1])
+    for command in (("runs", "show", "old"), ("run", "--resume", "old"), ("generate", "old", "x"),
+                    ("export", "old"), ("compare", "old", "new")):  # fmt: skip
+        ended = cli(*command)
+        assert (ended.status, ended.out) == (2, ""), command
+        assert ended.err.splitlines() == [
+            "error: the run was written by fasttune 0.0.9, whose runs this version does not read",
+            f"  where: runs/old/manifest.json: format {version or 0}; this version reads format 2",
+            "  what to do: use that version for this run, or train it again",
+        ], command
 
 
 def damage(run: Run, file: str, what: object) -> None:
@@ -159,7 +182,7 @@ MANIFESTS = {
     "scores of text": (edited(scores={"after": {"x": "y"}}), "Expected `float`, got `str`"),
     "a template in a word": (edited(template="alpaca"), "Expected `object`, got `str`"),
     "a digest of a number": (edited(adapter_sha256=3), "at `$.adapter_sha256`"),
-    "a later format": (edited(format=99), "format 99; this fasttune knows 1"),
+    "a later format": (edited(format=99), "format 99; this version reads format 2"),
 }
 
 
@@ -323,26 +346,24 @@ CHECKPOINTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sealing", [False, True])
+@pytest.mark.parametrize("resealed", [False, True])
 @pytest.mark.parametrize("kind", CHECKPOINTS)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(kind, sealing, run):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(kind, resealed, run):
     name, change, why = CHECKPOINTS[kind]
     newest = run.checkpoints / "checkpoint-4"
     assert run.last_checkpoint() == newest
-    if sealing:
-        seal(newest)
-        assert run.last_checkpoint() == newest
     change(newest / name)
+    if resealed:
+        seal(newest)
     with listening() as said:
         assert run.last_checkpoint() == run.checkpoints / "checkpoint-2"
     assert len(said) == 1 and said[0].endswith("going on from checkpoint-2")
-    if sealing and "missing" not in why:
+    if not resealed and "missing" not in why:
         why = f"{name} is not what was written"
     assert why in said[0] and str(newest) in said[0]
 
 
 def test_a_flipped_bit_of_the_optimizer_is_seen(run):
-    seal(run.checkpoints / "checkpoint-4")
     flip(run.checkpoints / "checkpoint-4" / "optimizer.pt")
     assert run.last_checkpoint() == run.checkpoints / "checkpoint-2"
 
@@ -369,29 +390,169 @@ def test_what_is_no_checkpoint_does_not_count(run):
 @pytest.fixture
 def stopped(tmp_path) -> Run:
     config = load_config(None, [("output", str(tmp_path / "runs")), ("template", "alpaca")])
-    identity = load_plugins().identity("alpaca").as_dict()
-    run = create_run(config, "model", FACTS | {"template": identity})
+    facts = load_plugins().facts("alpaca")
+    run = create_run(config, "model", FACTS | {"template": facts})
     run.update({"status": "interrupted"})
     return run
 
 
 def test_an_edited_config_is_shown_and_refused(stopped):
-    identity = load_plugins().identity("alpaca")
-    began = stopped.check_resumable(identity)
+    began = stopped.check_resumable()
     file = stopped.folder / "config.yaml"
     text = file.read_text()
     file.write_text(text.replace("r: 16", "r: 8").replace("batch_size: 4", "batch_size: 2"))
     with pytest.raises(FasttuneError, match=r"config\.yaml is not as the run began") as caught:
-        stopped.check_resumable(identity)
+        stopped.check_resumable()
     assert "lora.r: 16 became 8" in caught.value.where
     assert "train.batch_size: 4 became 2" in caught.value.where and "--force" in caught.value.hint
     assert stopped.config == began  # what else is done with the run goes by its own settings
-    assert stopped.check_resumable(identity, force=True).lora.r == 8
+    assert stopped.check_resumable(force=True).lora.r == 8
     file.write_text("[")
     with pytest.raises(FasttuneError, match="cannot read the config") as caught:
-        stopped.check_resumable(identity)
+        stopped.check_resumable()
     assert "--force to go on as the run began" in caught.value.hint
-    assert stopped.check_resumable(identity, force=True) == began
+    assert stopped.check_resumable(force=True) == began
+
+
+# The format and the held-out rows
+
+
+PARTS = [given("question", "Q: {instruction}\n"), learn("response", "A: {output}")]
+MINE = Template(name="mine", parts=PARTS)
+
+
+class Shouted(Template):
+    def segments(self, row):
+        yield Segment("question", row["instruction"].upper(), train=False)
+        yield Segment("response", row.get("output", ""), train=True)
+
+
+def run_of(template: Template, tmp_path: Path, path: str = "/gone/mine.py", **facts: str) -> Run:
+    """A run whose format came from a plugin file."""
+    own = {
+        "name": template.name, "identity": template.identity, "plugin": "mine", "path": path,
+        "declaration": None if template.computed else template.declaration,
+        "distribution": "", "version": "",
+    }  # fmt: skip
+    config = load_config(None, [("output", str(tmp_path / "runs")), ("template", template.name)])
+    return create_run(config, "model", FACTS | {"template": own | facts})
+
+
+def loaded_with(template: Template, tmp_path: Path) -> Plugins:
+    """Plugins of which a file provides a template."""
+    found = load_plugins()
+    found.templates[template.name] = (template, Provider("mine", tmp_path / "mine.py"))
+    return found
+
+
+def test_a_run_has_its_format_without_the_plugin(tmp_path):
+    run = run_of(MINE, tmp_path)
+    with listening() as said:
+        assert run.template(load_plugins()) == MINE
+        renamed = replace(MINE, description="the same format")
+        assert run.template(loaded_with(renamed, tmp_path)) == MINE
+    assert said == []
+    run.update({"system": "Be brief."})
+    assert run.template(load_plugins()).system == "Be brief."
+
+
+def test_another_format_of_the_same_name_is_shown_and_used_only_with_force(tmp_path):
+    run = run_of(MINE, tmp_path)
+    other = replace(MINE, parts=[given("question", "Question: {instruction}\n"), PARTS[1]])
+    plugins = loaded_with(other, tmp_path)
+    with listening() as said:
+        assert run.kept_template(plugins) == (MINE, run.manifest["template"])
+        assert run.kept_template(plugins, force=True) == (other, plugins.facts("mine"))
+    own, forced = said
+    assert own.splitlines() == [
+        f"note: template 'mine' is not what run '{run.name}' was trained with; using the run's "
+        "(--force uses the loaded one)",
+        "  part 1: {'given': 'question', 'text': 'Q: {instruction}\\n'} became "
+        "{'given': 'question', 'text': 'Question: {instruction}\\n'}",
+    ]
+    assert forced.splitlines()[0].endswith("using the loaded one (--force)")
+
+
+@pytest.mark.parametrize(
+    ("facts", "hint"),
+    [
+        ({}, "add --plugin /gone/mine.py, or wherever the file is now"),
+        ({"distribution": "fasttune-mine", "version": "1.2"}, "pip install fasttune-mine==1.2"),
+    ],
+)
+def test_a_format_that_is_computed_needs_its_plugin(facts, hint, tmp_path):
+    run = run_of(Shouted(name="shouted"), tmp_path, **facts)
+    with pytest.raises(FasttuneError) as caught:
+        run.template(load_plugins())
+    assert str(caught.value).splitlines() == [
+        f"the format 'shouted' of run '{run.name}' computes its text, so it needs its plugin",
+        "it was in /gone/mine.py",
+        hint,
+    ]
+
+
+def test_a_format_whose_code_has_changed_is_used_only_with_force(tmp_path):
+    mine = Shouted(name="shouted")
+    plugins = loaded_with(mine, tmp_path)
+    assert run_of(mine, tmp_path).template(plugins) is mine
+    run = run_of(mine, tmp_path, identity="0" * 64)
+    with pytest.raises(FasttuneError) as caught:
+        run.template(plugins)
+    assert str(caught.value).splitlines() == [
+        f"the code of template 'shouted' has changed since '{run.name}' was trained",
+        f"trained with {'0' * 64} (/gone/mine.py)",
+        f"now loaded   {mine.identity} ({tmp_path / 'mine.py'})",
+        "restore the plugin, or use --force to continue with it as it is",
+    ]
+    assert run.template(plugins, force=True) is mine
+
+
+def test_a_run_keeps_its_held_out_rows(tmp_path):
+    rows = StoredRows()
+    rows.append({"instruction": "Wie heißt das?", "output": "Ö", "task": "名"}, 7)
+    rows.append(Row.of({"instruction": "And 2?", "output": "4"}, [{"instruction": "1?"}]), 9)
+    rows.append(Row([{"instruction": "¿Qué?", "output": "\u2028x"}], "Be brief.", {}, "es"), 12)
+    data = FACTS["data"] | {"heldout_sha256": data_hash(rows)}
+    config = load_config(None, [("output", str(tmp_path / "runs"))])
+    run = create_run(config, "model", FACTS | {"data": data}, rows)
+    found = run.held_out()
+    assert found == rows and [found.number(at) for at in range(3)] == [7, 9, 12]
+    assert (found[1].turns[0], found[2].language) == ({"instruction": "1?"}, "es")
+    assert found[0]["task"] == "名" and found[2].system == "Be brief."
+    bare = create_run(
+        config, "model", FACTS | {"data": data | {"heldout_sha256": data_hash([])}}, StoredRows()
+    )
+    assert len(bare.held_out()) == 0 and not (bare.folder / "heldout.jsonl").exists()
+
+
+HELD_OUT = {
+    "missing": Path.unlink,
+    "a folder": lambda file: (file.unlink(), file.mkdir()),
+    "empty": lambda file: file.write_text(""),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-9]),
+    "a row less": lambda file: file.write_text("".join(file.open().readlines()[1:])),
+    "another order": lambda file: file.write_text("".join(file.open().readlines()[::-1])),
+    "another word": rewrite("Add 3", "Sum 3"),
+    "not UTF-8": lambda file: file.write_bytes(b"\xff"),
+    "a number of text": rewrite("[4,", '["4",'),
+    "a number too large": rewrite("[4,", f"[{10**30},"),
+    "a language of numbers": rewrite('4, ""', "4, 5"),
+    "no turns": lambda file: file.write_text('[4, "", {"system": "", "turns": []}]\n'),
+    "nested too deeply": lambda file: file.write_text("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("kind", HELD_OUT)
+def test_damaged_held_out_rows_are_one_error(kind, run):
+    assert [row["instruction"] for row in run.held_out()][:2] == ["Add 3 and 4.", "Add 5 and 6."]
+    HELD_OUT[kind](run.folder / "heldout.jsonl")
+    with pytest.raises(FasttuneError) as caught:
+        run.held_out()
+    assert str(caught.value).splitlines() == [
+        "the run's held-out rows are missing or damaged",
+        str(run.folder / "heldout.jsonl"),
+        "restore the file",
+    ]
 
 
 def test_what_was_answered_before_is_taken_only_where_it_is_whole(run):

@@ -200,11 +200,10 @@ class Run:
             return rows
         try:
             with file.open(encoding="utf-8") as lines:
-                for line in lines:
-                    number, language, row = json.loads(line)
-                    rows.append(Row.from_json(row, language), number)
+                for number, language, row in map(json.loads, lines):
+                    rows.append(Row.from_json(row, "" + language), number)  # only text adds up
             damaged = data_hash(rows) != facts["heldout_sha256"]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
             damaged = True
         if damaged:
             raise FasttuneError(

@@ -1,7 +1,8 @@
-"""A run folder as fasttune wrote it before its modules moved into packages still works.
+"""A run folder that came from elsewhere answers, is exported and goes on with the same losses, and
+none of its files is run.
 
 `old_run/` is of a Llama with a hidden width of 16, in fp32, on rows that are made here again; it
-holds the checkpoint of step 2 of 4.
+holds the checkpoint of step 2 of 4. An earlier fasttune logged its losses.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 import fasttune
+from fasttune.files import seal
 from tests.conftest import cli, rows, tiny_model, write_rows
 
 OLD = Path(__file__).parent / "old_run"
@@ -23,8 +25,8 @@ OLD = Path(__file__).parent / "old_run"
 
 @pytest.fixture
 def old(tmp_path, monkeypatch, phi2_tokenizer):
-    """The folder, with its rows and its model beside it, as it was where it was made."""
-    write_rows(tmp_path / "rows.jsonl", rows(40))
+    """The folder with its model beside it; its rows are not there, and no plugin has its format."""
+    monkeypatch.setenv("FASTTUNE_PLUGINS", "adapter,merged")
     model = tiny_model(
         "llama", phi2_tokenizer, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1,
@@ -32,6 +34,7 @@ def old(tmp_path, monkeypatch, phi2_tokenizer):
     model.rename(tmp_path / "model")
     folder = tmp_path / "runs" / "old"
     shutil.copytree(OLD, folder)
+    seal(folder / "checkpoints" / "checkpoint-2")
     phi2_tokenizer.save_pretrained(folder / "adapter")
     monkeypatch.chdir(tmp_path)
     return folder
@@ -50,6 +53,7 @@ def test_its_losses_come_again_where_it_is_resumed(old):
     before = [line["loss"] for line in run.metrics() if "loss" in line]
     assert len(before) == 4
     run.update({"status": "interrupted"})
+    write_rows(old.parents[1] / "rows.jsonl", rows(40))
     (old / "before.json").write_text('[["", "length", 4]]')
     resumed = fasttune.train(run)
     assert resumed.manifest["status"] == "done"
@@ -83,10 +87,12 @@ def wide(file: Path) -> None:
         ("adapter_model.safetensors", wide, "the shapes of its tensors are not those"),
     ],
 )
-def test_a_checkpoint_without_a_seal_that_is_damaged_is_refused(old, name, damage, why):
+def test_a_checkpoint_that_was_sealed_with_its_damage_is_refused(old, name, damage, why):
     fasttune.open_run("last").update({"status": "interrupted"})
+    write_rows(old.parents[1] / "rows.jsonl", rows(40))
     checkpoint = old / "checkpoints" / "checkpoint-2"
     damage(checkpoint / name)
+    seal(checkpoint)
     ended = cli("run", "--resume", "old")
     assert ended.status == 2 and "error: the run cannot go on from checkpoint-2" in ended.err
     assert why in ended.err and "what to do: restore it; or delete it" in ended.err
@@ -107,5 +113,5 @@ def test_an_adapter_without_a_seal_that_is_damaged_is_refused(old, damage, why):
 
 
 def test_it_is_exported_and_verified(old):
-    done = fasttune.export(fasttune.open_run("last"), "merged", rows=2)
+    done = fasttune.export("last", rows=2)
     assert done.verification is not None and done.verification.verified
