@@ -56,7 +56,6 @@ class Contexts:
             (Trainer, "evaluate"),
             (Decoding, "_prefill"),
             (Decoding, "__call__"),
-            (Generator, "via_pipeline"),
         ):
             patch.setattr(owner, name, self._watched(name, getattr(owner, name)))
         patch.setattr(
@@ -191,8 +190,7 @@ def test_prompting_is_under_the_autocast_of_training(precision, dtype, tiny_phi,
         answers = list(generator.answers(ROWS[:3], sampling, 2))
         with_likelihoods(generator, answers, 2)
         generator.stream(ROWS[0], sampling, lambda piece: None)
-        generator.via_pipeline(ROWS[0], sampling)
-    phases = ("_prefill", "__call__", "likelihood", "via_pipeline")
+    phases = ("_prefill", "__call__", "likelihood")
     assert found == dict.fromkeys(phases, {dtype})
 
 

@@ -47,18 +47,16 @@ for name in ("transformers.trainer", "transformers.trainer_utils"):
 class Trainer(SFTTrainer):
     """SFTTrainer on encoded rows, with losses per section and an exact evaluation.
 
-    It overrides public methods only. What else a run needs is in callbacks: `Finite` ends a run
-    whose loss or gradient is not finite, `SameFlags` keeps several processes together, and
-    `SealCheckpoints` completes the checkpoints.
-
-    A batch of the data loader holds the places of the rows of a whole optimiser step; see
-    `_take_step` for what becomes of them. The loss is the mean over all learned tokens of the step.
-    Evaluation takes the mean over all learned tokens of the held-out rows and keeps no logits:
+    It overrides public methods only; the rest is in the callbacks `Finite`, `SameFlags` and
+    `SealCheckpoints`. A batch of the data loader holds the places of the rows of a whole optimiser
+    step; `_take_step` shows what happens to them. Losses are means over learned tokens.
     transformers' own evaluation takes the mean of batches, and its logits need more memory than
     training.
 
-    Before the first step the trainer tries the longest rows and discards the result. A run that
-    needs too much memory then fails in its first minute.
+    Args:
+        longest: the places of rows to try before the first step, so that a run that needs too much
+            memory fails in its first minute.
+        side_by_side: how many packs are computed at the same time.
     """
 
     def __init__(
@@ -197,7 +195,10 @@ class Trainer(SFTTrainer):
                 for part, part_sections, gradients in parts:
                     loss += part
                     sections.include(part_sections)
-                    self._add_gradients(gradients)
+                    for weight, gradient in zip(self._weights(), gradients, strict=False):
+                        if gradient is not None:
+                            so_far = weight.grad
+                            weight.grad = gradient if so_far is None else so_far + gradient
                 break
             except RuntimeError as error:
                 if not out_of_memory(error):
@@ -237,9 +238,8 @@ class Trainer(SFTTrainer):
             learned: the learned tokens of the step, which its loss is divided by.
 
         Returns:
-            the batch's part of the step's loss; its losses by section; and the gradients, unless
-            they are in the weights already. Threads return them because the order in which they
-            end must not decide the order of the sum.
+            the batch's part of the step's loss, its losses by section, and the gradients. A single
+            thread adds them to the weights instead; several would do so in the order they end.
         """
         sections = SectionLoss(self.section_loss.names)
         with self.accelerator.autocast():
@@ -263,11 +263,6 @@ class Trainer(SFTTrainer):
 
     def _weights(self) -> list[torch.nn.Parameter]:
         return [weight for weight in self.model.parameters() if weight.requires_grad]
-
-    def _add_gradients(self, gradients: Sequence[torch.Tensor | None]) -> None:
-        for weight, gradient in zip(self._weights(), gradients, strict=False):
-            if gradient is not None:
-                weight.grad = gradient if weight.grad is None else weight.grad + gradient
 
     def _shrink_batches(self, rows: dict[int, Encoded]) -> None:
         """Memory ran out: discard the gradients and halve the limit for all later batches.
