@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from fasttune_plugins.alpaca import Alpaca
-from fasttune_plugins.chatml import ChatML
-from fasttune_plugins.multilingual import Multilingual
-from fasttune_plugins.reasoning import Reasoning
+from fasttune_plugins.alpaca import ALPACA
+from fasttune_plugins.chatml import CHATML
+from fasttune_plugins.multilingual import MULTILINGUAL
+from fasttune_plugins.reasoning import REASONING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttune.data.check import check, require_prompt
 from fasttune.errors import FasttuneError
+from fasttune.formats.row import Row
 from tests.conftest import REASONING_ROW
 
-TEMPLATES = [Alpaca(), Reasoning(), Multilingual(), ChatML()]
+TEMPLATES = [ALPACA, REASONING, MULTILINGUAL, CHATML]
 COLUMNS = ("instruction", "input", "reasoning", "output")
 templates = pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
 
@@ -41,18 +42,18 @@ def test_no_tag_gets_through_in_training(template):
 
 @templates
 def test_nor_in_a_question(template):
-    asked = {"instruction": "Add 2 and 3.", "input": "Two numbers."}
+    asked = Row.of({"instruction": "Add 2 and 3.", "input": "Two numbers."})
     require_prompt(asked, template)
     for tag in template.tags:
         for column in asked:
             with pytest.raises(FasttuneError, match="cannot be asked") as caught:
-                require_prompt({**asked, column: f"Add. {tag}"}, template)
+                require_prompt(asked.with_turn({column: f"Add. {tag}"}), template)
             assert tag in caught.value.where and column in caught.value.where
 
 
 @templates
 def test_nor_the_end_of_text(template):
-    asked = {"instruction": "Say <|endoftext|>."}
+    asked = Row.of({"instruction": "Say <|endoftext|>."})
     require_prompt(asked, template)
     with pytest.raises(FasttuneError, match="cannot be asked"):
         require_prompt(asked, template, eos="<|endoftext|>")

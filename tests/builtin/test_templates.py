@@ -7,9 +7,10 @@ from fasttune_plugins import multilingual
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fasttune.data.check import check
 from fasttune.encoding.encode import encode, encode_prompt
+from fasttune.formats.template import tags_in
 from fasttune.plugins.discovery import load_plugins
-from fasttune.plugins.template import tags_in
 
 TEMPLATES = {
     name: load_plugins().template(name) for name in ("alpaca", "reasoning", "multilingual")
@@ -44,7 +45,7 @@ def test_reasoning():
     assert template.prompt(ADD | {"system": "Be brief."}) == (
         "<|system|>Be brief.\n<|instruction|>Add 2 and 3.\n<|reasoning|>"
     )
-    assert [(s.name, s.text) for s in template.segments(ADD) if s.train] == [
+    assert [(s.name, s.text) for s in template.rendered(ADD) if s.train] == [
         ("reasoning", "2 + 3 = 5.\n"),
         ("response", "<|response|>5"),
     ]
@@ -91,7 +92,8 @@ def test_multilingual_in_every_language(code):
     text = f"<|system|>{SYSTEM_TEXTS[code]}\n<|instruction|>{question}\n<|response|>"
     by_column = {"instruction": question, "language": code}
     assert template.prompt(by_column) == text
-    assert template.prompt({"instruction": question}) == text, "detected"
+    read = check(1, {"instruction": question}, template, {}, ["instruction"]).row
+    assert read.language == code and template.prompt(read) == text
     assert template.render(by_column | {"output": "5"}) == f"{text}5"
 
 
@@ -105,10 +107,12 @@ def test_the_language_column_goes_before_detection():
 
 
 @pytest.mark.parametrize(
-    ("column", "code"), [("pt-BR", "pt"), ("zh_TW", "zh"), ("DE", "de"), ("", "en")]
+    ("column", "code"),
+    [("pt-BR", "en"), ("zh_TW", "zh"), ("DE", "de"), ("ko-KR", "ko"), ("", "en")],
 )
 def test_language_codes(column, code):
-    assert multilingual.language_of({"instruction": "Hi", "language": column}) == code
+    prompt = TEMPLATES["multilingual"].prompt({"instruction": "Hi", "language": column})
+    assert prompt.startswith(f"<|system|>{SYSTEM_TEXTS[code]}\n")
 
 
 def test_a_language_without_a_system_text_of_its_own_gets_the_english_one():

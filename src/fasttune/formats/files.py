@@ -47,7 +47,7 @@ def formats_in(folders: Iterable[Path]) -> list[Path]:
     found = [
         file
         for folder in folders
-        for file in sorted((folder / "formats").glob("*"))
+        for file in sorted((folder.absolute() / "formats").glob("*"))
         if file.suffix in SUFFIXES and file.is_file()
     ]
     return list({file.resolve(): file for file in found}.values())

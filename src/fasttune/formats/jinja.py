@@ -114,9 +114,7 @@ def chat_template(template: Template) -> str:
                 "rename the column",
             )
     frame = _TURNS if template.conversations else _ONE_TURN
-    parts = "\n".join(
-        line for part in given_parts(template) for line in _part(part, template.conversations)
-    )
+    parts = "\n".join(line for part in given_parts(template) for line in _part(part, template))
     return frame.replace("NEEDS", "\n".join(_needs(template))).replace("PARTS", parts)
 
 
@@ -137,7 +135,8 @@ def _needs(template: Template) -> list[str]:
         lines.append("{%- if not ns.system -%}")
         system = template.system
         if isinstance(system, Choice):
-            lines += _chosen(system, lambda t: [f"  {{%- set ns.system = {_literal(t)} -%}}"])
+            write = "  {{%- set ns.system = {} -%}}".format
+            lines += _chosen(system, template, lambda text: [write(_literal(text))])
         else:
             lines.append(f"  {{%- set ns.system = {_literal(system)} -%}}")
         lines.append("{%- endif -%}")
@@ -153,26 +152,30 @@ def _needs(template: Template) -> list[str]:
     return lines
 
 
-def _chosen(choice: Choice, write: Callable[[str], list[str]]) -> list[str]:
+def _chosen(choice: Choice, template: Template, write: Callable[[str], list[str]]) -> list[str]:
     """An if for each text that is not the default's."""
-    lines, word = [], "if"
+    lines, word, value = [], "if", f'({choice.by} or "")'
+    if choice.by in _shown(template):  # so it is the column's own, as "pt-BR"
+        general = f'{value}.split("-")[0].split("_")[0]|lower'
+        value = f"({value} if {value} in {json.dumps([*choice.texts])} else {general})"
     for key, text in choice.texts.items():
         if key != choice.default:
-            lines += [f"{{%- {word} {choice.by} == {_literal(key)} -%}}", *write(text)]
+            lines += [f"{{%- {word} {value} == {_literal(key)} -%}}", *write(text)]
             word = "elif"
     if word == "if":
         return write(choice.texts[choice.default])
     return [*lines, "{%- else -%}", *write(choice.texts[choice.default]), "{%- endif -%}"]
 
 
-def _part(part: Part, in_turns: bool) -> list[str]:
+def _part(part: Part, template: Template) -> list[str]:
+    in_turns = template.conversations
     conditions = ["ns.first"] if part.once and in_turns else []
     if part.when or part.unless:
         name = _value(part.when or part.unless, in_turns)
         least = f" and {name}|length >= {part.min_length}" if part.min_length > 1 else ""
         conditions.append(f"{name}{least}" if part.when else f"not ({name}{least})")
     if isinstance(part.text, Choice):
-        lines = _chosen(part.text, lambda text: _text(text, in_turns))
+        lines = _chosen(part.text, template, lambda text: _text(text, in_turns))
     else:
         lines = _text(part.text, in_turns)
     if not conditions:
@@ -231,11 +234,23 @@ def variables(template: Template, row: Row) -> dict[str, str]:
             f"instruction: {row.get('instruction', '')[:80]}",
             "prompt with fasttune itself",
         )
-    shown = {column for part in template.parts for column in part.fields}
-    texts = [template.system, *(part.text for part in template.parts)]
-    chosen = {text.by: text for text in texts if isinstance(text, Choice) and text.by not in shown}
+    shown = _shown(template)
+    chosen = {text.by: text for text in _choices(template) if text.by not in shown}
     values = {c: chosen[c].key(row.get(c)) if c in chosen else row.get(c) for c in columns}
     return {column: value for column, value in values.items() if value}
+
+
+def _shown(template: Template) -> set[str]:
+    """The columns whose own text is needed, and not only the one that they choose."""
+    columns = {column for part in template.parts for column in part.fields}
+    columns |= {part.when or part.unless for part in template.parts}
+    choosing = [text.by for text in _choices(template)]
+    return columns | {column for column in choosing if choosing.count(column) > 1}
+
+
+def _choices(template: Template) -> list[Choice]:
+    texts = [template.system, *(part.text for part in template.parts)]
+    return [text for text in texts if isinstance(text, Choice)]
 
 
 def render_jinja(jinja: str, messages: Sequence[Mapping[str, str]], **variables: str) -> str:

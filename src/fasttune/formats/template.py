@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import msgspec
 
 from fasttune.errors import FasttuneError, blame, did_you_mean
 from fasttune.files import require_name
-from fasttune.formats.row import Row
+from fasttune.formats.row import TURN_COLUMNS, Row
 
 
 class Segment(NamedTuple):
@@ -143,10 +144,12 @@ def pieces(text: str) -> tuple[tuple[str, str], ...]:
         ValueError: it is no format string over plain column names.
     """
     if text not in _PIECES:
-        found = []
+        found: list[tuple[str, str]] = []
         for literal, column, spec, conversion in Formatter().parse(text):
             if column is not None and (spec or conversion or not column.isidentifier()):
                 raise ValueError(f"'{{{column}}}' is not a plain column name")
+            if found and not found[-1][1]:  # "{{" ends a piece
+                literal = found.pop()[0] + literal
             found.append((literal, column or ""))
         _PIECES[text] = tuple(found)
     return _PIECES[text]
@@ -198,9 +201,9 @@ class Template(
 
     def __post_init__(self) -> None:
         require_name(self.name, "a template", "name")
-        if self.computed:
-            return
-        _check(self)
+        _check_types(self)
+        if not self.computed:
+            _check(self)
 
     @property
     def computed(self) -> bool:
@@ -233,22 +236,35 @@ class Template(
             return {next(iter(self.targets)): text}
         sections = {}
         for at, part in enumerate(self._learned):
-            if part.optional and not text.startswith(part.head):
-                sections[part.section] = ""
-                continue
-            text = text.removeprefix(part.head)
-            following = self._learned[at + 1 :]
-            heads = [each.head for each in following[: _until_required(following)] if each.head]
-            if not following:
-                body, text = text, ""
-            elif heads:
-                end = min((text.find(h) for h in heads if h in text), default=len(text))
-                body, text = text[:end], text[end:]
-            else:
-                body, _, text = text.partition(part.tail)
+            body = ""
+            if not part.optional or text.startswith(part.head):
+                body, text = self._cut(text.removeprefix(part.head), at)
             if part.column:
-                sections[part.section] = body.removesuffix(part.tail) if part.tail else body
+                sections[part.section] = body
         return sections
+
+    def _cut(self, text: str, at: int) -> tuple[str, str]:
+        """The column's text of a learned part whose head is gone, and what follows the part."""
+        part = self._learned[at]
+        if not part.column:
+            return "", text
+        marks = [self._mark(part, each) for each in self._following(at)]
+        end = min((text.find(m) + shift for m, shift in marks if m in text), default=len(text))
+        return text[:end].removesuffix(part.tail), text[end:]
+
+    def _mark(self, part: _Learned, after: _Learned) -> tuple[str, int]:
+        """What tells that `part` ends and `after` begins, and where in it the latter begins. A tag
+        does without the text before it, which a model may leave out."""
+        between, head = part.tail + after.head, after.head
+        if any(tag in head for tag in self.tags) and between.find(head) == len(part.tail):
+            return head, 0
+        return between, len(part.tail)
+
+    def _following(self, at: int) -> list[_Learned]:
+        """The learned parts that may come next: the optional ones, and the first that is not."""
+        after = self._learned[at + 1 :]
+        end = next((n + 1 for n, part in enumerate(after) if not part.optional), len(after))
+        return after[:end]
 
     @property
     def targets(self) -> dict[str, str]:
@@ -274,12 +290,15 @@ class Template(
         """Markers of the format; a field whose text contains one could forge a section, so such a
         row is reported."""
         literals = [literal for part in self.parts for t in part.texts for literal, _ in pieces(t)]
-        markup = [tag for literal in literals for tag in MARKUP.findall(literal)]
+        markup = [tag.strip() for literal in literals for tag in MARKUP.findall(literal)]
         borders = [
             (part.tail + after.head).strip()
-            for part, after in zip(self._learned, self._learned[1:], strict=False)
+            for at, part in enumerate(self._learned)
+            for after in self._following(at)
+            if part.column
         ]
-        found = [*markup, *(b for b in borders if not any(tag in b for tag in markup))]
+        borders += [part.head.strip() for part in self._learned if part.optional]
+        found = [*markup, *(b for b in borders if b and not any(tag in b for tag in markup))]
         return tuple(dict.fromkeys([*found, *self.more_tags]))
 
     @property
@@ -367,7 +386,7 @@ class Template(
             if not all(isinstance(each, str) for pair in sections.items() for each in pair):
                 raise TypeError(f"parse() gives {sections!r:.100}: section -> text is wanted")
             return dict(sections)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise blame(error, f"template '{self.name}'", self.file) from error
 
     def render(self, row: Mapping[str, str]) -> str:
@@ -391,7 +410,7 @@ class Template(
                         f"segments() gives {segment!r:.100}: Segment(name, text, train) is wanted"
                     )
                 yield segment
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = f"row: {row.get('instruction', '')[:80]!r}"
             raise blame(error, f"template '{self.name}'", self.file, what) from error
 
@@ -433,11 +452,6 @@ class _Learned(NamedTuple):
     optional: bool
 
 
-def _until_required(parts: Sequence[_Learned]) -> int:
-    """How many of the parts may come next: the optional ones, and the first that is not."""
-    return next((at + 1 for at, part in enumerate(parts) if not part.optional), len(parts))
-
-
 def from_declaration(declared: Any) -> Template:
     """A format from its declaration.
 
@@ -448,15 +462,40 @@ def from_declaration(declared: Any) -> Template:
     try:
         return msgspec.convert(declared, Template)
     except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$")
-        where = path.rstrip("`").removeprefix(".")
+        what, where = _problem(error)
         hint = "write given: or learn: SECTION, and text:"
         if unknown := re.search("unknown field `(.*?)`", what):
             kind = Part if where.startswith("parts") else Template
             kind = Choice if where.endswith(("text", "system")) else kind
             what = f"there is no key '{unknown[1]}' here"
+            where = f"{where}.{unknown[1]}".removeprefix(".")
             hint = did_you_mean(unknown[1], [*kind.__struct_fields__])
         raise FasttuneError(f"not a template: {what}", where or "the declaration", hint) from error
+
+
+def _check_types(template: Template) -> None:
+    """Refuse attributes of other types than are declared, which msgspec leaves unchecked.
+
+    Raises:
+        FasttuneError: it names the attribute.
+    """
+    fields = [(field.name, field.type) for field in msgspec.structs.fields(Template)]
+    values = {name: getattr(template, name) for name, _ in fields}
+    if template.computed:
+        more = {"targets": dict[str, str], "required": tuple[str, ...], "tags": tuple[str, ...]}
+        fields += more.items()
+        values |= {name: getattr(template, name) for name in more}
+    try:
+        msgspec.convert(msgspec.to_builtins(values), msgspec.defstruct("Declared", fields))
+    except (msgspec.ValidationError, TypeError) as error:
+        what, where = _problem(error)
+        raise FasttuneError(f"template '{template.name}': {what}", where, "correct it") from error
+
+
+def _problem(error: Exception) -> tuple[str, str]:
+    """What msgspec has to say, and where, as "parts[2].text"."""
+    what, _, path = str(error).partition(" - at `$")
+    return what, path.rstrip("`").removeprefix(".")
 
 
 def _check(template: Template) -> None:
@@ -484,14 +523,15 @@ def _check(template: Template) -> None:
             )
         if part.when and part.unless:
             raise wrong(at, "when and unless exclude each other", "leave out one of them")
-        if isinstance(part.text, Choice) and part.text.default not in part.text.texts:
-            raise wrong(at, f"the default '{part.text.default}' has no text", "add it to texts")
+        if part.min_length < 1:
+            raise wrong(at, f"min_length is {part.min_length}", "give 1 or more")
+        if isinstance(part.text, Choice) and (problem := _of_choice(part.text, known)):
+            raise wrong(at, *problem)
         try:
             fields = part.fields
         except ValueError as error:
             hint = "write {column}, and {{ for a brace"
             raise wrong(at, str(error), hint) from error
-        conditions = [c for c in (part.when, part.unless) if c]
         if part.learned:
             _check_learned(part, learned, lambda what, hint, at=at: wrong(at, what, hint))
             learned.append(part)
@@ -499,13 +539,11 @@ def _check(template: Template) -> None:
         if learned:
             what = "it is given, but follows a learned part, so the model would have to write it"
             raise wrong(at, what, "make it learn(...), or part of the learned text before it")
-        chosen = [part.text.by] if isinstance(part.text, Choice) else []
-        for column in [*fields, *conditions, *chosen]:
-            if column in known:
-                continue
-            hint = f"{did_you_mean(column, known)}; other columns are named in columns"
-            raise wrong(at, f"there is no column '{column}' that a prompt may show", hint)
-    if not learned:
+        for column in fields:
+            if column not in known:
+                raise wrong(at, *_unknown(column, known))
+    targets = [column for part in learned for column in part.fields]
+    if not targets:
         raise FasttuneError(
             f"template '{template.name}' learns nothing",
             f"{len(template.parts)} parts",
@@ -513,35 +551,77 @@ def _check(template: Template) -> None:
         )
     if not template.parts[0].given:
         raise wrong(0, "nothing is given before it", "begin with a given part")
-    for column in (c for part in learned for c in part.fields if c in known):
-        at = next(at for at, p in enumerate(template.parts) if p.learned and column in p.fields)
-        raise wrong(at, f"{{{column}}} is given already, so it cannot be learned", "take another")
-    if isinstance(template.system, Choice) and template.system.default not in template.system.texts:
-        raise FasttuneError(
-            f"template '{template.name}': the default '{template.system.default}' has no text",
-            "system",
-            "add it to texts",
-        )
+    for at, part in enumerate(template.parts):
+        columns = [*known, *targets] if part.learned else known
+        if (condition := part.when or part.unless) and condition not in columns:
+            raise wrong(at, *_unknown(condition, columns))
+        for column in part.fields if part.learned else ():
+            if column in known:
+                what = f"{{{column}}} is given already, so it cannot be learned"
+                raise wrong(at, what, "take another")
+    if isinstance(template.system, Choice) and (problem := _of_choice(template.system, known)):
+        raise FasttuneError(f"template '{template.name}': {problem[0]}", "system", problem[1])
+    if template.system_wins and not template.system:
+        what = "system_wins replaces the system text of every row, and there is none"
+        raise FasttuneError(f"template '{template.name}': {what}", "system_wins", "give system")
+    for before, after, between in _inseparable(template):
+        at = next(n for n, part in enumerate(template.parts) if part.section == after)
+        what = f"parse could not tell where '{before}' ends and it begins: {between!r} is between"
+        raise wrong(at, what, "put a tag between them")
+
+
+def _unknown(column: str, known: Sequence[str]) -> tuple[str, str]:
+    hint = f"{did_you_mean(column, known)}; other columns are named in columns"
+    return f"there is no column '{column}' that a prompt may show", hint
+
+
+def _of_choice(choice: Choice, known: Sequence[str]) -> tuple[str, str] | None:
+    """What is wrong with it, and what to do."""
+    if choice.default not in choice.texts:
+        return f"the default '{choice.default}' has no text", "add it to texts"
+    if choice.by in (*TURN_COLUMNS, "system"):
+        what = f"'{choice.by}' is another one in every turn, so it cannot choose a text"
+        return what, "choose by a column of the whole row, as language"
+    return None if choice.by in known else _unknown(choice.by, known)
 
 
 def _check_learned(part: Part, before: Sequence[Part], wrong: Any) -> None:
-    """Refuse a learned part that `parse` could not find."""
+    """Refuse a learned part that is none."""
     if isinstance(part.text, Choice):
         raise wrong("a learned text cannot be chosen by a column", "choose a given text")
     if len(part.fields) > 1:
         raise wrong("it learns two columns", "write a learned part for each")
-    optional = bool(part.when or part.unless or part.once)
     head = pieces(part.text)[0][0] if part.text else ""
-    if optional and not head.strip():
+    if (part.when or part.unless or part.once) and not head.strip():
         raise wrong("it may be absent, and begins with nothing that tells", "begin it with a tag")
-    if any(each.section == part.section and each.fields for each in before):
+    if any(each.section == part.section for each in before):
         raise wrong("this section is learned twice", "give it another name")
-    if before and before[-1].fields:
-        tail = pieces(before[-1].texts[0])[1:]
-        between = (tail[0][0] if tail else "") + head
-        if not between.strip():
-            what = f"nothing but {between!r} is between it and '{before[-1].section}'"
-            raise wrong(f"parse could not separate them: {what}", "put a tag between them")
+
+
+def _inseparable(template: Template) -> Iterator[tuple[str, str, str]]:
+    """The learned parts that `parse` could not take apart in some row that holds no tag, as
+    (section, the one after it, the text between them)."""
+
+    def free(text: str) -> bool:
+        return not any(tag in text for tag in template.tags)
+
+    for at, part in enumerate(template._learned):
+        following = template._following(at)
+        for after in sorted(following, key=lambda each: len(each.head)):
+            between = part.tail + after.head
+            marks = [template._mark(part, each)[0] for each in following]
+            texts = [("x", "")]  # the worst that a row can do: bits of what tells the parts apart
+            for mark, end in itertools.product(marks, range(max(map(len, marks)) + 1)):
+                rest = mark[end:] if mark[end:].startswith(between) else ""
+                texts.append((mark[:end], rest.removeprefix(between)))
+            for body, rest in texts if part.column else ():
+                wanted = (body, after.head + rest)
+                if free(body) and free(rest) and template._cut(body + between + rest, at) != wanted:
+                    yield part.section, after.section, between
+            rest = part.head.removeprefix(after.head)
+            absent = after.head + (rest if rest != part.head or not after.head else "")
+            if part.optional and free(rest) and absent.startswith(part.head):
+                yield part.section, after.section, after.head
 
 
 def split_turns(segments: Iterable[Segment]) -> list[list[Segment]]:

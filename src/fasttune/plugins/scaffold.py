@@ -167,7 +167,7 @@ def _write(
         )
     ours = [path.resolve() for path in files]
     for taken in _holders(name, plugins):
-        if taken.path not in ours:
+        if taken.path.resolve() not in ours:
             raise FasttuneError(f"the name '{name}' is taken", str(taken), "choose another name")
     for path in files:
         if path.exists() and not force:
