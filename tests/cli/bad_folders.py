@@ -63,6 +63,16 @@ def sealed(name: str, change: Change) -> Change:
     return seal_and_change
 
 
+def changed(name: str, change: Change) -> Change:
+    """Change a file of a folder, then seal the folder."""
+
+    def change_and_seal(folder: Path) -> None:
+        change(folder / name)
+        seal(folder)
+
+    return change_and_seal
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -100,7 +110,11 @@ RUNS = [
     ("manifest: a config of text", {MANIFEST: other(config="x")}, "chat old", 2, ("$.config",)),
     ("manifest: a config of what is unknown", {MANIFEST: other(config={"x": 1})}, "generate old x",
      2, ("no setting 'x'", MANIFEST)),
-    ("manifest: of a later fasttune", {MANIFEST: other(format=2)}, RESUME, 2, ("format 2",)),
+    ("manifest: of a later fasttune", {MANIFEST: other(format=3)}, RESUME, 2, ("format 3",)),
+    ("manifest: of an earlier fasttune", {MANIFEST: other(format=1)}, "generate old x", 2,
+     ("the run was written by fasttune 0.1.0", "format 1; this version reads format 2")),
+    ("manifest: no format", {MANIFEST: without("format")}, "export old", 2, ("format 0;",)),
+    ("manifest: a template of nothing", {MANIFEST: other(template={})}, "chat old", 2, ("name",)),
     ("metrics: half a line between", {METRICS: replaced("}\n", "\n")}, "runs show old", 2,
      (f"{METRICS}, line 1", "is no JSON")),
     ("metrics: half a line between, list", LAID | {METRICS: replaced("}\n", "\n")},
@@ -124,12 +138,12 @@ CHECKPOINTS = [
     (f"checkpoint: {name}", {**INTERRUPTED, path: change}, RESUME, 2,
      ("no checkpoint of the run is whole", "checkpoint-2", why))
     for name, path, change, why in (
-        ("no optimizer", f"{CHECKPOINT}/optimizer.pt", Path.unlink, "optimizer.pt is missing"),
-        ("no scheduler", f"{CHECKPOINT}/scheduler.pt", Path.unlink, "scheduler.pt is missing"),
-        ("no random state", f"{CHECKPOINT}/rng_state.pth", Path.unlink, "is missing"),
-        ("no weights", f"{CHECKPOINT}/{WEIGHTS}", Path.unlink, f"{WEIGHTS} is missing"),
-        ("a state that is cut", f"{CHECKPOINT}/trainer_state.json", cut, "is no JSON"),
-        ("a state of another step", f"{CHECKPOINT}/trainer_state.json", other(global_step=7),
+        ("no optimizer", CHECKPOINT, changed("optimizer.pt", Path.unlink), "optimizer.pt is miss"),
+        ("no scheduler", CHECKPOINT, changed("scheduler.pt", Path.unlink), "scheduler.pt is miss"),
+        ("no random state", CHECKPOINT, changed("rng_state.pth", Path.unlink), "is missing"),
+        ("no weights", CHECKPOINT, changed(WEIGHTS, Path.unlink), f"{WEIGHTS} is missing"),
+        ("a state that is cut", CHECKPOINT, changed("trainer_state.json", cut), "is no JSON"),
+        ("a state of another step", CHECKPOINT, changed("trainer_state.json", other(global_step=7)),
          "is of step 7"),
         ("a flipped bit", CHECKPOINT, sealed("optimizer.pt", flip), "is not what was written"),
         ("another alpha", CHECKPOINT, sealed(SETTINGS, other(lora_alpha=1)), "is not what was"),

@@ -222,92 +222,139 @@ CONFIGS: list[Case] = [
 
 def plugin(old: str = "", new: str = "", hook: str = "") -> Files:
     """p/mine.py: a good template but for what is replaced, or a plugin of one hook alone."""
-    text = MINE
+    text = COMPUTED if old in COMPUTED else DECLARED
     if hook:
         text = f"from fasttune import *\n@hookimpl\ndef {hook}\n"
     assert old in text
     return {"p/mine.py": text.replace(old, new) if old else text}
 
 
-MINE = """
-import random, sys, time
-from fasttune import Template, given, hookimpl, learn
-
-class Mine(Template):
-    name = "mine"
-    def segments(self, row):
-        yield given("instruction", row["instruction"])
-        yield learn("response", row.get("output", ""))
-
+HOOK = """
 @hookimpl
 def register_templates():
-    return [Mine()]
+    return [MINE]
 """
-GIVEN = 'yield given("instruction", row["instruction"])'
-NAME = 'name = "mine"'
-ON_ROWS = "run --dry-run -d rows.jsonl -t mine --plugins-dir p"
+COMPUTED = f"""
+import sys
+from fasttune import Segment, Template, given, hookimpl, learn
+
+class Mine(Template):
+    required = ("instruction", "output")
+    def segments(self, row):
+        yield Segment("instruction", row["instruction"], False)
+        yield Segment("response", row.get("output", ""), True)
+
+MINE = Mine(name="mine")
+{HOOK}"""
+DECLARED = f"""
+from fasttune import Template, choose, given, hookimpl, learn
+
+MINE = Template(
+    name="mine",
+    parts=[given("instruction", "{{instruction}}\\n"), learn("response", "{{output}}")],
+)
+{HOOK}"""
+YIELDED = 'yield Segment("instruction", row["instruction"], False)'
+NAME, REQUIRED = 'name="mine"', 'required = ("instruction", "output")'
+GIVEN, LEARNED = 'given("instruction", "{instruction}\\n")', 'learn("response", "{output}")'
+ON_ROWS = "run --dry-run -d rows.jsonl -t mine --plugins-dir p -m model"
 LISTED = "templates list --plugins-dir p"
 PLUGINS: list[Case] = [
     (f"a plugin, {name}", plugin(old, new), command, 2, ("mine", holds))
     for name, old, new, command, holds in (
-        ("strings", GIVEN, "yield 'text'", ON_ROWS, "'text' is no segment of text"),
-        ("None", GIVEN, "yield None", ON_ROWS, "mine.py, line 7"),
-        ("tuples", GIVEN, "yield ('a', 'b', False)", ON_ROWS, "is no segment of text"),
-        ("numbers", GIVEN, "yield given('a', 5)", ON_ROWS, "is no segment of text"),
-        ("half a pair", GIVEN, "yield given('a', '\\ud800')", ON_ROWS, "surrogate pair"),
-        ("random", GIVEN, "yield given('a', str(random.random()))", ON_ROWS, "at each call"),
-        ("clock", GIVEN, "yield given('a', str(time.time_ns()))", ON_ROWS, "at each call"),
-        ("no end", GIVEN, "while True: yield given('a', 'b')", ON_ROWS, "segments and more"),
-        ("fails on all", GIVEN, "yield given('a', row['b'])", ON_ROWS, "each of the 20 rows"),
-        ("exits", GIVEN, "sys.exit(0)", ON_ROWS, "SystemExit: 0"),
-        ("interrupts", GIVEN, "raise KeyboardInterrupt", ON_ROWS, "fails: KeyboardInterrupt"),
-        ("preview", GIVEN, "yield 5", "preview -t mine --plugins-dir p", "no segment of text"),
-        ("show", GIVEN, "yield 5", "templates show mine --plugins-dir p", "no segment of text"),
-        ("one file", GIVEN, "yield 5", "templates show mine --plugin p/mine.py", "no segment"),
-        ("name None", NAME, "name = None", ON_ROWS, "name is None"),
-        ("name a path", NAME, "name = '../../x'", ON_ROWS, "name is '../../x'"),
-        ("name a number", NAME, "name = 5", ON_ROWS, "name is 5"),
-        ("no name", NAME, "pass", ON_ROWS, "no attribute 'name'"),
-        ("required None", NAME, f"{NAME}; required = None", ON_ROWS, "required is None"),
-        ("required text", NAME, f"{NAME}; required = 'a'", ON_ROWS, "not a tuple of texts"),
-        ("targets empty", NAME, f"{NAME}; targets = {{}}", ON_ROWS, "at least one section"),
-        ("targets a list", NAME, f"{NAME}; targets = ['a']", ON_ROWS, "targets is ['a']"),
-        ("tags text", NAME, f"{NAME}; tags = '<a>'", ON_ROWS, "tags is '<a>'"),
-        ("system None", NAME, f"{NAME}; system = None", ON_ROWS, "system is None"),
-        ("description 5", NAME, f"{NAME}; description = 5", ON_ROWS, "description is 5"),
-        ("parse None", NAME, f"{NAME}; parse = lambda s, t: None", ON_ROWS, "is no dict"),
-        ("parse a list", NAME, f"{NAME}; parse = lambda s, t: [t]", ON_ROWS, "is no dict"),
-        ("prompt None", NAME, f"{NAME}; prompt = 5", ON_ROWS, "no method prompt()"),
+        ("strings", YIELDED, "yield 'text'", ON_ROWS, "segments() gives 'text'"),
+        ("None", YIELDED, "yield None", ON_ROWS, "p/mine.py"),
+        ("tuples", YIELDED, "yield ('a', 'b', False)", ON_ROWS, "Segment(name, text, train)"),
+        ("numbers", YIELDED, "yield Segment('a', 5, False)", ON_ROWS, "segments() gives Segment("),
+        ("no segments", YIELDED, "return None", ON_ROWS, "learns nothing"),
+        ("no list", YIELDED, "return 5", ON_ROWS, "learns nothing"),
+        ("fails on all", YIELDED, "yield row['b']", ON_ROWS, "mine.py, line 8: yield row['b']"),
+        ("fails, why", YIELDED, "yield row['b']", ON_ROWS, "'mine' fails: KeyError: 'b'"),
+        ("exits", YIELDED, "sys.exit(0)", ON_ROWS, "SystemExit: 0"),
+        ("preview", YIELDED, "yield 5", f"preview {ON_ROWS[14:]}", "segments() gives 5"),
+        ("show", YIELDED, "yield 5", "templates show mine --plugins-dir p", "segments() gives 5"),
+        ("one file", YIELDED, "yield 5", "templates show mine --plugin p/mine.py", "gives 5"),
+        ("name None", NAME, "name=None", ON_ROWS, "None is no name for a template"),
+        ("name a path", NAME, "name='../../x'", ON_ROWS, "'../../x' is no name"),
+        ("name a number", NAME, "name=5", ON_ROWS, "5 is no name"),
+        ("no name", NAME, "", ON_ROWS, "Missing required argument 'name'"),
+        ("required None", REQUIRED, "required = None", ON_ROWS, "Expected `array`, got `null`"),
+        ("required text", REQUIRED, "required = 'a'", ON_ROWS, "Expected `array`, got `str`"),
+        ("targets a list", REQUIRED, "targets = ['a']", ON_ROWS, "Expected `object`, got `array`"),
+        ("tags text", REQUIRED, "tags = '<a>'", ON_ROWS, "Expected `array`, got `str`"),
+        ("system None", NAME, f"{NAME}, system=None", ON_ROWS, "got `null`"),
+        ("description 5", NAME, f"{NAME}, description=5", ON_ROWS, "Expected `str`, got `int`"),
         ("import exits", "@hookimpl", "raise SystemExit", ON_ROWS, "SystemExit"),
-        ("import interrupts", "@hookimpl", "raise KeyboardInterrupt", ON_ROWS, "Interrupt"),
-        ("no Python", GIVEN, "yield (", ON_ROWS, "SyntaxError"),
-        ("NUL", GIVEN, "\0", ON_ROWS, "null bytes"),
+        ("no Python", YIELDED, "yield (", ON_ROWS, "SyntaxError"),
+        ("NUL", YIELDED, "\0", ON_ROWS, "null bytes"),
+        ("nothing learned", LEARNED, "", ON_ROWS, "template 'mine' learns nothing"),
+        ("nothing given", f"{GIVEN}, ", "", ON_ROWS, "part 1 'response': nothing is given before"),
+        ("given after", LEARNED, f"{LEARNED}, {GIVEN}", ON_ROWS, "part 3 'instruction': it is gi"),
+        ("no such column", "{instruction}", "{question}", ON_ROWS, "no column 'question'"),
+        ("no format string", "{instruction}", "{instruction", ON_ROWS, "part 1 'instruction': "),
+        ("an attribute", "{instruction}", "{instruction.x}", ON_ROWS, "is not a plain column name"),
+        ("an index", "{output}", "{output[0]}", ON_ROWS, "part 2 'response': '{output[0]}' is not"),
+        ("inseparable", LEARNED, f"learn('a', '{{reasoning}}'), {LEARNED}", ON_ROWS,
+         "parse could not tell where 'a' ends"),
+        ("no default", '"{instruction}\\n"', "choose('input', {}, 'en')", ON_ROWS, "default 'en'"),
+        ("a text of 5", '"{output}"', "5", ON_ROWS, "mine"),
     )
+]  # fmt: skip
+YAML = "run --dry-run -d rows.jsonl -t f.yaml -m model"
+PARTS = 'parts:\n  - given: a\n    text: "{instruction} "\n  - learn: b\n    text: "{output}"\n'
+PLUGINS += [
+    (f"a format, {name}", {"f.yaml": text}, YAML, 2, ("f.yaml", *holds))
+    for name, text, *holds in [
+        ("no YAML", "a: [", "cannot read the format"),
+        ("empty", "", "not a template"),
+        ("a list", "- a\n", "Expected `object`, got `array`"),
+        ("a list of letters", "parts: [a]\n", "line 1", "Expected `object`, got `str`"),
+        ("a number for parts", "description: x\nparts: 5\n", "line 2", "got `int`"),
+        ("an unknown key", f"sytem: x\n{PARTS}", "line 1", "no key 'sytem'", "mean 'system'"),
+        ("an unknown key of a part", f"{PARTS}    wen: input\n", "no key 'wen'", "mean 'when'"),
+        ("a number as text", PARTS.replace('"{output}"', "5"), "line 5", "got `int`"),
+        ("nothing learned", PARTS.partition("  - learn")[0], "learns nothing"),
+        ("both", f"{PARTS}    given: b\n", "not both"),
+        ("an unknown column", PARTS.replace("instruction", "question"), "line 2", "'question'"),
+        ("a name that is a path", f"name: ../x\n{PARTS}", "'../x' is no name for a template"),
+        ("a tag of YAML", f"system: !!python/name:os.system\n{PARTS}", "cannot read the format"),
+    ]
 ]
 PLUGINS += [
+    (
+        "a plugin, half a surrogate pair",
+        plugin(YIELDED, "yield Segment('a', '\\ud800', False)"),
+        ON_ROWS,
+        2,
+        ("writes half of a surrogate pair",),
+    ),
+    ("a format that is not there", {}, YAML, 2, ("f.yaml: No such file",)),
+    ("a format that is a folder", {"f.yaml/x": ""}, YAML, 2, ("f.yaml: Is a directory",)),
+    ("a format, shown", {"f.yaml": "parts: 5"}, "templates show f.yaml", 2, ("f.yaml, line 1",)),
+    ("a format, checked", {"f.yaml": "parts: 5"}, "templates check f.yaml", 2, ("got `int`",)),
+    (
+        "a format in formats/",
+        {"formats/f.yaml": "parts: 5"},
+        "run --dry-run -d rows.jsonl -t f",
+        2,
+        ("no template is called 'f'", "not loaded: f (", "/formats/f.yaml): ", "got `int`"),
+    ),
+    (
+        "a format that is not in formats/",
+        {"f.yaml": f"name: mine\n{PARTS}"},
+        "run --dry-run -d rows.jsonl -t mine",
+        2,
+        ("no template is called 'mine'", "if it is in f.yaml, add --template f.yaml"),
+    ),
     ("no such plugin", {}, "plugins --plugin none.py", 2, ("where: --plugin none.py",)),
     ("a plugin that is a folder", {"p/a.py": ""}, "plugins --plugin p", 2, ("--plugin p",)),
     ("a plugin that is no .py", {"a.txt": ""}, "plugins --plugin a.txt", 2, ("--plugin a.txt",)),
     (
-        "a plugin nobody agreed to",
-        {"plugins/mine.py": MINE, "run.yaml": "template: mine\n"},
+        "a plugin that lies beside a config",
+        {"plugins/mine.py": COMPUTED + "open('ran', 'w')\n", "run.yaml": "template: mine\n"},
         "run --dry-run -c run.yaml",
         2,
-        ("where: plugins/mine.py", "--trust-plugins"),
-    ),
-    (
-        "a plugin all may write",
-        {"p/mine.py": lambda path: (path.write_text(MINE), path.chmod(0o666))},
-        LISTED,
-        2,
-        ("everybody may write", "chmod o-w"),
-    ),
-    (
-        "a folder all may write",
-        {"p/mine.py": lambda path: (path.write_text(MINE), path.parent.chmod(0o1777))},
-        LISTED,
-        2,
-        ("everybody may write", "chmod o-w"),
+        ("not loaded: plugins/mine.py", "add --plugin plugins/mine.py"),
     ),
     *(
         (f"a plugin, hook {number}", plugin(hook=hook), LISTED, 0, ("alpaca",))
@@ -492,12 +539,9 @@ ANSWERS: list[Case] = [
         ("generate model x --seed -1", "where: --seed -1"),
         ("generate model x --seed 4294967296", "where: --seed"),
         ("generate model x --batch-size 0", "--batch-size 0"),
-        ("generate model x --samples 5", "a temperature above 0"),
-        ("generate model x --samples 5 --temperature 1 --via pipeline", "the model itself"),
-        ("generate model x --temperature 1 --vote", "--vote several"),
+        ("generate model x --samples 5", "--samples needs a --temperature above 0"),
+        ("generate model x --temperature 1 --vote", "--vote needs --samples"),
         ("generate model x --samples 0 --temperature 1", "--samples 0"),
-        ("generate model x --via magic", "where: --via magic"),
-        ("generate model --file rows.jsonl --via pipeline", "takes one instruction"),
         ("generate model x -o answers.jsonl", "give --file, too"),
         ("generate model --file rows.jsonl -o rows.jsonl", "would replace the rows"),
         ("generate model --file rows.jsonl -o ./rows.jsonl --force", "would replace the rows"),

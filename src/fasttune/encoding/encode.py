@@ -93,7 +93,7 @@ def encode_many(
     waiting: tuple[list[list[Parts]], Future[list[list[Tokens]]]] | None = None
     with ThreadPoolExecutor(1) as pool, _frozen():
         for batch in chain(batches(rows, BATCH), [[]]):
-            parts = [_trainable(template.rendered(row)) for row in batch]
+            parts = [_trainable(template, row) for row in batch]
             ahead = (parts, pool.submit(_tokenized, parts, tokenizer)) if parts else None
             if waiting:
                 yield from _join(waiting[0], waiting[1].result(), eos_id(tokenizer))
@@ -147,26 +147,23 @@ def _join(
         yield Encoded(ids, spans, prompt_length)
 
 
-def _trainable(segments: Iterable[Segment]) -> list[Parts]:
+def _trainable(template: Template, row: Mapping[str, str]) -> list[Parts]:
     """The segments with text of the prompt and of the completion of each turn, none of them
     empty."""
-    return [_trainable_turn(turn) for turn in split_turns(segments)]
-
-
-def _trainable_turn(segments: Iterable[Segment]) -> Parts:
-    prompt, completion = (
-        [segment for segment in part if segment.text] for part in at_the_answer(segments)
-    )
-    learns = any(segment.train for segment in completion)
-    if not learns or not prompt:
-        what = "gives nothing to start from" if learns else "learns nothing from a row"
-        text = "".join(segment.text for segment in (*prompt, *completion))
-        raise FasttuneError(
-            f"the template {what}",
-            f"the row that ends with {text[-80:]!r}",
-            "a row needs text in a given part, then in a learned one",
-        )
-    return prompt, completion
+    parts = []
+    for turn in split_turns(template.rendered(row)):
+        prompt, completion = ([s for s in part if s.text] for part in at_the_answer(turn))
+        learns = any(segment.train for segment in completion)
+        if not learns or not prompt:
+            what = "gives nothing to start from" if learns else "learns nothing from a row"
+            text = "".join(segment.text for segment in (*prompt, *completion))
+            raise FasttuneError(
+                f"template '{template.name}' {what}",
+                f"the row that ends with {text[-80:]!r}",
+                "a row needs text in a given part, then in a learned one",
+            )
+        parts.append((prompt, completion))
+    return parts
 
 
 def encode_prompt(template: Template, row: Mapping[str, str], tokenizer: Any) -> list[int]:

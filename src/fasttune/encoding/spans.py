@@ -58,7 +58,7 @@ def tokenize(parts: Sequence[Sequence[Segment]], tokenizer: Any, special: bool) 
         special: whether the tokenizer adds its own special tokens, such as BOS.
 
     Raises:
-        FasttuneError: the tokenizer gives no offsets.
+        FasttuneError: the tokenizer gives no offsets, or a text cannot be encoded.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise FasttuneError(
@@ -68,7 +68,17 @@ def tokenize(parts: Sequence[Sequence[Segment]], tokenizer: Any, special: bool) 
         )
     texts = ["".join(segment.text for segment in segments) for segments in parts]
     # The backend itself: transformers' call around it takes a fifth of the time.
-    coded = whole_text_backend(tokenizer).encode_batch(texts, add_special_tokens=special)
+    try:
+        coded = whole_text_backend(tokenizer).encode_batch(texts, add_special_tokens=special)
+    except TypeError as error:
+        halves = [text for text in texts if any("\ud800" <= char <= "\udfff" for char in text)]
+        if not halves:
+            raise
+        raise FasttuneError(
+            "the template writes half of a surrogate pair, which is no character",
+            repr(halves[0][-80:]),
+            "correct the template",
+        ) from error
     return [Tokens(encoding.ids, partial(_covered, encoding)) for encoding in coded]
 
 

@@ -55,7 +55,8 @@ def load_plugins(
             plugins.add(point.name, _origin(point), lambda point=point: _load_entry_point(point))  # type: ignore[misc]
     tried = {provider.path.resolve() for provider in plugins.providers.values()}
     tried |= {Path(problem.path).resolve() for problem in plugins.problems}
-    for path in (*map(_named, files), *added_plugins(), *_in_folders(plugins_dir)):
+    named = [_named(file, "--plugin ") for file in files]
+    for path in (*named, *added_plugins(), *_in_folders(plugins_dir)):
         file = path.resolve()
         known.add(file.stem)
         if (chosen and file.stem not in chosen) or file in tried:
@@ -169,10 +170,10 @@ def _in_folders(plugins_dir: Path | None) -> Iterator[Path]:
     yield from plugin_files(user_config_dir() / "plugins")
 
 
-def _named(file: Path) -> Path:
+def _named(file: Path, option: str = "") -> Path:
     """A plugin file that is named by itself."""
     if not file.is_file() or file.suffix != ".py":
-        raise FasttuneError("no such plugin file", str(file), "give a .py file")
+        raise FasttuneError("no such plugin file", f"{option}{file}", "give a .py file")
     return file
 
 
