@@ -23,6 +23,7 @@ from fasttune.formats.template import Segment, Template, given, learn
 from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.registry import Plugins, Provider
 from fasttune.runs import Run, create_run, find_run, list_runs
+from fasttune.runs.resume import last_checkpoint, require_resumable, rewind
 from tests.conftest import cli, listening
 
 OLD = Path(__file__).parent / "old_run"
@@ -57,7 +58,7 @@ def test_a_new_run_is_whole_from_the_beginning(tmp_path):
     assert valid_name(run.name) and run.name.startswith("reasoning-a-model-mine-")
     assert (run.manifest["status"], run.manifest["format"]) == ("running", 2)
     assert run.config == run.config_file == config
-    assert run.metrics() == [] and run.last_checkpoint() is None
+    assert run.metrics() == [] and last_checkpoint(run) is None
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.name]
     assert run.folder.stat().st_mode & 0o777 == Path(tmp_path / "runs").stat().st_mode & 0o777
 
@@ -70,7 +71,7 @@ def test_a_run_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
         written.append(target)
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr("fasttune.runs.write_json", full)
+    monkeypatch.setattr("fasttune.runs.folder.write_json", full)
     with pytest.raises(FasttuneError, match="cannot make the run folder"):
         create_run(config, "model", FACTS)
     assert written and not list((tmp_path / "runs").iterdir())
@@ -216,7 +217,7 @@ def test_last_passes_over_what_is_damaged(run, monkeypatch):
     damage(run, "manifest.json", b"{")
     ended = cli("runs", "show", "last")
     assert ended.status == 2 and "there is no run 'last'" in ended.err
-    assert "warning: old is passed over: manifest.json is damaged" in ended.err
+    assert "warning: skipped old: manifest.json is damaged" in ended.err
 
 
 METRICS = {
@@ -249,8 +250,8 @@ def test_half_a_last_line_is_left_out_and_said_where_the_run_goes_on(run):
     (run.folder / "metrics.jsonl").write_text(text + '{"step": 5, "lo')
     assert run.metrics() == whole
     with listening() as said:
-        run.go_back(2)
-    assert len(said) == 1 and "was cut off, as by a kill" in said[0]
+        rewind(run, 2)
+    assert len(said) == 1 and "is incomplete, as after SIGKILL" in said[0]
     assert run.metrics() == [line for line in whole if line["step"] <= 2]
 
 
@@ -258,7 +259,7 @@ def test_going_back_takes_away_what_killed_processes_left(run):
     for left in (".checkpoint-6.x.tmp", ".checkpoint-4.y.old"):
         (run.checkpoints / left).mkdir()
     (run.folder / ".manifest.json.77.tmp.json").touch()
-    run.go_back(2)
+    rewind(run, 2)
     assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-2"]
     assert not list(run.folder.glob(".*"))
 
@@ -351,13 +352,13 @@ CHECKPOINTS = {
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(kind, resealed, run):
     name, change, why = CHECKPOINTS[kind]
     newest = run.checkpoints / "checkpoint-4"
-    assert run.last_checkpoint() == newest
+    assert last_checkpoint(run) == newest
     change(newest / name)
     if resealed:
         seal(newest)
     with listening() as said:
-        assert run.last_checkpoint() == run.checkpoints / "checkpoint-2"
-    assert len(said) == 1 and said[0].endswith("going on from checkpoint-2")
+        assert last_checkpoint(run) == run.checkpoints / "checkpoint-2"
+    assert len(said) == 1 and said[0].endswith("resuming from checkpoint-2")
     if not resealed and "missing" not in why:
         why = f"{name} is not what was written"
     assert why in said[0] and str(newest) in said[0]
@@ -365,14 +366,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(kind, resealed, 
 
 def test_a_flipped_bit_of_the_optimizer_is_seen(run):
     flip(run.checkpoints / "checkpoint-4" / "optimizer.pt")
-    assert run.last_checkpoint() == run.checkpoints / "checkpoint-2"
+    assert last_checkpoint(run) == run.checkpoints / "checkpoint-2"
 
 
 def test_where_no_checkpoint_is_whole_each_is_named(run):
     for each in ("checkpoint-2", "checkpoint-4"):
         (run.checkpoints / each / "optimizer.pt").unlink()
-    with pytest.raises(FasttuneError, match="no checkpoint of the run is whole") as caught:
-        run.last_checkpoint()
+    with pytest.raises(FasttuneError, match="every checkpoint of the run is damaged") as caught:
+        last_checkpoint(run)
     assert caught.value.where.count("optimizer.pt is missing") == 2
     assert f"delete {run.checkpoints}" in caught.value.hint
 
@@ -381,7 +382,7 @@ def test_what_is_no_checkpoint_does_not_count(run):
     for name in ("checkpoint-x", "checkpoint-", ".checkpoint-9.tmp"):
         (run.checkpoints / name).mkdir()
     (run.checkpoints / "checkpoint-7").touch()
-    assert run.last_checkpoint() == run.checkpoints / "checkpoint-4"
+    assert last_checkpoint(run) == run.checkpoints / "checkpoint-4"
 
 
 # Going on
@@ -397,21 +398,21 @@ def stopped(tmp_path) -> Run:
 
 
 def test_an_edited_config_is_shown_and_refused(stopped):
-    began = stopped.check_resumable()
+    began = require_resumable(stopped)
     file = stopped.folder / "config.yaml"
     text = file.read_text()
     file.write_text(text.replace("r: 16", "r: 8").replace("batch_size: 4", "batch_size: 2"))
-    with pytest.raises(FasttuneError, match=r"config\.yaml is not as the run began") as caught:
-        stopped.check_resumable()
+    with pytest.raises(FasttuneError, match="has changed since the run began") as caught:
+        require_resumable(stopped)
     assert "lora.r: 16 became 8" in caught.value.where
     assert "train.batch_size: 4 became 2" in caught.value.where and "--force" in caught.value.hint
     assert stopped.config == began  # what else is done with the run goes by its own settings
-    assert stopped.check_resumable(force=True).lora.r == 8
+    assert require_resumable(stopped, force=True).lora.r == 8
     file.write_text("[")
     with pytest.raises(FasttuneError, match="cannot read the config") as caught:
-        stopped.check_resumable()
-    assert "--force to go on as the run began" in caught.value.hint
-    assert stopped.check_resumable(force=True) == began
+        require_resumable(stopped)
+    assert "--force to continue as the run began" in caught.value.hint
+    assert require_resumable(stopped, force=True) == began
 
 
 # The format and the held-out rows
@@ -581,3 +582,24 @@ def test_paths_are_kept_in_full_and_shown_from_where_one_stands(tmp_path, monkey
     assert in_full(RunConfig()) == RunConfig()
     assert shown(full.model.name) == "model" and shown("owner/name") == "owner/name"
     assert shown(os.sep + "elsewhere") == os.sep + "elsewhere"
+
+
+@pytest.mark.parametrize("what", ["no run", "other files", "a link inside", "a link", "here"])
+def test_runs_rm_removes_only_what_fasttune_wrote(tmp_path, monkeypatch, what):
+    run = create_run(load_config(None, [("output", str(tmp_path / "runs"))]), "model", FACTS)
+    folder, inside = run.folder, False
+    if what == "no run":
+        (folder / "manifest.json").write_text('{"format": 2, "mine": true}')
+    elif what == "other files":
+        (folder / "thesis.docx").write_text("mine")
+    elif what == "a link inside":
+        (folder / "exports").symlink_to(tmp_path)
+    elif what == "a link":
+        (tmp_path / "link").symlink_to(folder)
+        folder = tmp_path / "link"
+    else:
+        inside = True
+    monkeypatch.chdir(folder if inside else tmp_path)
+    ended = cli("runs", "rm", "." if inside else folder, "--yes")
+    assert ended.status == 2 and len(ended.err.splitlines()) >= 3
+    assert (run.folder / "config.yaml").is_file() and run.folder.is_dir()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fasttune.job import prepare
     from fasttune.planning.plan import plan
     from fasttune.plugins.discovery import load_plugin
-    from fasttune.runs import find_run as open_run
+    from fasttune.runs.index import find_run as open_run
     from fasttune.serving.serve import serve
     from fasttune.source import load
     from fasttune.start import train
@@ -91,7 +91,7 @@ _VERBS = {
     "load": "source:load",
     "load_config": "config:load_config",
     "load_plugin": "plugins.discovery:load_plugin",
-    "open_run": "runs:find_run",
+    "open_run": "runs.index:find_run",
     "plan": "planning.plan:plan",
     "prepare": "job:prepare",
     "preview": "inspection.preview:preview",

@@ -7,6 +7,7 @@ from fasttune.models.tokenizer import require_model
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
+from fasttune.runs.resume import require_resumable, require_same_rows
 
 
 def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -> Run:
@@ -36,7 +37,8 @@ def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -
 
 def _interrupted(run: Run, plugins: Plugins, force: bool) -> Job:
     """The job that a run began with."""
-    config = run.check_resumable(force)
+    config = require_resumable(run, force)
     job = prepare(config, plugins, run.kept_template(plugins, force))
-    run.check_data(job.train, job.eval, force)
+    if not force:
+        require_same_rows(run, job.train, job.eval)
     return job

@@ -130,13 +130,13 @@ RUNS = [
     ("config.yaml: no YAML", {**INTERRUPTED, f"{OLD}/config.yaml": "a: [\n"}, RESUME, 2,
      ("cannot read the config",)),
     ("config.yaml: edited", {MANIFEST: other(status="interrupted", config={"lora": {"r": 4}})},
-     RESUME, 2, ("config.yaml is not as the run began", "lora.r: 4 became 2", "--force")),
+     RESUME, 2, ("config.yaml has changed since the run began", "lora.r: 4 became 2", "--force")),
     ("resume: done", {}, RESUME, 2, ("run 'old' is done",)),
 ]  # fmt: skip
 
 CHECKPOINTS = [
     (f"checkpoint: {name}", {**INTERRUPTED, path: change}, RESUME, 2,
-     ("no checkpoint of the run is whole", "checkpoint-2", why))
+     ("every checkpoint of the run is damaged", "checkpoint-2", why))
     for name, path, change, why in (
         ("no optimizer", CHECKPOINT, changed("optimizer.pt", Path.unlink), "optimizer.pt is miss"),
         ("no scheduler", CHECKPOINT, changed("scheduler.pt", Path.unlink), "scheduler.pt is miss"),

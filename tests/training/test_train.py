@@ -27,6 +27,7 @@ from fasttune.models.load import add_lora, load_base
 from fasttune.models.sections import SectionLoss
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, find_run
+from fasttune.runs.resume import last_checkpoint
 from fasttune.training.callbacks import Interrupt
 from fasttune.training.checkpoints import SaveByTime
 from tests.conftest import choices_for, cli, rows, wake_adapters, write_rows
@@ -336,7 +337,7 @@ def test_a_run_resumed_after_ctrl_c_has_the_losses_of_one_without_a_break(
     run = find_run("last", tmp_path / "runs")
     assert f"fasttune run --resume {run.folder}" in capsys.readouterr().err
     assert run.manifest["status"] == "interrupted" and run.manifest["steps"] == 4
-    assert run.last_checkpoint().name == "checkpoint-4"
+    assert last_checkpoint(run).name == "checkpoint-4"
 
     assert cli("generate", str(run.folder), "Hello").status == 2
     assert "has no adapter; its status is interrupted" in capsys.readouterr().err
@@ -408,7 +409,7 @@ def test_early_stopping_counts_on_over_a_resume(tiny_phi, data, tmp_path):
     run = find_run("last", tmp_path)
     last = (run.adapter / "adapter_model.safetensors").read_bytes()
     before = [(line["step"], *line) for line in run.metrics()]
-    newest = run.last_checkpoint()
+    newest = last_checkpoint(run)
     steps = run.manifest["steps"]
     assert newest.name == f"checkpoint-{steps}" and steps < 30
     for resume_from in (steps, steps - 1):

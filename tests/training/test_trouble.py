@@ -28,6 +28,7 @@ from fasttune.planning.forecast import forecast
 from fasttune.planning.shape import read_shape
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, find_run
+from fasttune.runs.resume import last_checkpoint
 from fasttune.start import train as resume
 from fasttune.training.train import train
 from fasttune.training.trainer import Trainer
@@ -328,7 +329,7 @@ def test_a_full_disk_at_any_place_of_a_run_loses_nothing(job, unbroken, tmp_path
         assert caught.value.message.startswith(f"no room to write {name}: "), caught.value
         assert "MB free" in caught.value.where and str(run.folder) in caught.value.hint
         assert run.manifest["status"] == "failed" and whole(run)
-        assert run.last_checkpoint().name == kept
+        assert last_checkpoint(run).name == kept
     assert resume(run, PLUGINS).manifest["status"] == "done"
     assert losses(run) == pytest.approx(losses(unbroken), abs=1e-5)
     samples = [json.loads((each.folder / "samples.json").read_text()) for each in (run, unbroken)]
@@ -347,7 +348,7 @@ def test_the_status_is_noted_on_a_disk_without_any_room(tmp_path, monkeypatch):
     run = runs.create_run(load_config(None, [("output", str(tmp_path))]), "m", facts)
     before = run.manifest
     size = (run.folder / "manifest.json").stat().st_size
-    monkeypatch.setattr("fasttune.runs.write_json", full)
+    monkeypatch.setattr("fasttune.runs.folder.write_json", full)
     run.stop("failed")
     assert run.manifest == {**before, "status": "failed"}
     assert (run.folder / "manifest.json").stat().st_size < size

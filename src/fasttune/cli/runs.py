@@ -123,12 +123,12 @@ def compare(runs: Names, output: Anywhere = None, as_json: AsJson = False) -> No
 
     Which of them answers better is for `fasttune compare RUN RUN`.
     """
-    from fasttune.runs import differences
+    from fasttune.runs.index import compare_settings
 
     found = _found(runs, output)
     if len(found) < 2:
         raise FasttuneError("one run has nothing to differ from", runs[0], "name two or more")
-    differing = differences(found)
+    differing = compare_settings(found)
     manifests = [run.manifest for run in found]
     became: dict[str, list[Any]] = {
         "status": [each["status"] for each in manifests],
@@ -160,7 +160,7 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove runs, with their adapters, checkpoints and exports."""
-    from fasttune.runs import remove_runs
+    from fasttune.runs.index import remove_runs
 
     found = _found(runs, output)
     for run in found:

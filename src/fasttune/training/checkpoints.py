@@ -15,7 +15,7 @@ from fasttune import processes
 from fasttune.errors import FasttuneError
 from fasttune.files import SEAL, seal, sync
 from fasttune.models.tokenizer import cannot_load
-from fasttune.runs import check_checkpoint
+from fasttune.runs.resume import check_checkpoint
 from fasttune.training.trouble import require_finite
 
 

@@ -47,7 +47,9 @@ from fasttune.planning.forecast import Forecast, foresee
 from fasttune.plugins.metric import Answer, Metric, score
 from fasttune.quiet import library_prints, quiet
 from fasttune.records import TemplateFacts
-from fasttune.runs import Run, create_run, now, step_of
+from fasttune.runs import Run, create_run
+from fasttune.runs.folder import now
+from fasttune.runs.resume import last_checkpoint, rewind, step_of
 from fasttune.training.callbacks import Interrupt, Progress, RunLog
 from fasttune.training.checkpoints import SaveByTime
 from fasttune.training.report import write_samples
@@ -98,7 +100,7 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
     config, checkpoint = job.config, None
     begun = processes.count()
     if resumed is not None:
-        checkpoint = processes.share(resumed.last_checkpoint() if processes.first() else None)
+        checkpoint = processes.share(last_checkpoint(resumed) if processes.first() else None)
         begun = resumed.manifest.get("processes", 1)  # steps keep their rows
         # "auto" may stand for something else here
         job = replace(job, config=replace(config, model=replace(config.model, **resumed.used)))
@@ -227,7 +229,7 @@ class Training:
         with self._timed("samples_before"):
             step = step_of(self.checkpoint) if self.checkpoint else -1
             with writing(self.run.folder, "metrics.jsonl"):
-                self.run.go_back(step)
+                rewind(self.run, step)
             saved = self.run.answers_before(len(self.sample_rows)) if self.checkpoint else None
             if saved is None:
                 self.before = self._answers("before")

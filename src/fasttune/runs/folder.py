@@ -35,53 +35,43 @@ from fasttune.config import (
     RunConfig,
     build_config,
     dump_config,
-    flatten,
     load_config,
 )
 from fasttune.data.rows import Rows, StoredRows
 from fasttune.data.split import data_hash
-from fasttune.errors import FasttuneError, did_you_mean, reason
+from fasttune.errors import FasttuneError
 from fasttune.files import (
-    SEAL,
     check_seal,
-    locked,
     open_to_all,
-    state_dir,
     sync,
     write_json,
     write_text,
 )
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template, format_differences, from_declaration
-from fasttune.logs import muted
 from fasttune.notebook import picture
 from fasttune.plugins.registry import Plugins
 from fasttune.records import (
     FORMAT,
     Manifest,
     TemplateFacts,
-    TrainerState,
     read_json,
     read_manifest,
     read_metrics,
 )
+from fasttune.runs.known import remember
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state*.pth",
-    "trainer_state.json",
-)
-"""Without any of these a resumed run would have other losses than an unbroken one."""
-
-RUNS = Path("runs")
 HELD_OUT = "heldout.jsonl"
-KNOWN = 1000
-"""So many of a person's runs are remembered, wherever they are."""
+ENTRIES = frozenset(
+    (
+        *("config.yaml", "manifest.json", "metrics.jsonl", "loss.png", "samples.json"),
+        *("samples.md", "answers.png", HELD_OUT, "before.json", "adapter", "checkpoints"),
+        *("exports", "tensorboard", ".lock"),
+    )
+)
+"""All that fasttune writes into a run folder."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,7 +167,7 @@ class Run:
             self.keep_held_out(held_out)
         begun = {"format": FORMAT, "status": "running", "config": config.as_dict()}
         self.update({**begun, **facts})
-        _remember(self)
+        remember(self.folder)
 
     def keep_held_out(self, rows: Rows) -> None:
         """Keep the rows that the run holds out, so that nothing needs its source again."""
@@ -211,25 +201,6 @@ class Run:
             )
         return rows
 
-    def go_back(self, step: int) -> None:
-        """Drop what there is of the steps that a resumed run will take again, and what a killed
-        process left half written."""
-        lines, half = read_metrics(self.folder / "metrics.jsonl")
-        if half:
-            log.warning(
-                "warning: the last line of %s was cut off, as by a kill; it is left out",
-                self.folder / "metrics.jsonl",
-            )
-        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
-        write_text(self.folder / "metrics.jsonl", "".join(kept))
-        for later in self._checkpoints():
-            if step_of(later) > step:
-                shutil.rmtree(later)
-        for folder in (self.folder, self.checkpoints):
-            for left in folder.glob(".*"):
-                if re.search(r"\.(tmp|old)\b", left.name):
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-
     def answers_before(self, rows: int) -> list[tuple[str, str, int]] | None:
         """Text, reason of the stop and tokens of the answers given before training; None where they
         are not there, or not whole."""
@@ -240,41 +211,6 @@ class Run:
         except FasttuneError:
             return None
         return saved if len(saved) == rows else None
-
-    def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that is whole, or None where there is none at all. Newer ones are
-        named in a warning.
-
-        Raises:
-            FasttuneError: there are checkpoints, and all are damaged.
-        """
-        found = [path for path in self._checkpoints() if os.path.lexists(path / SEAL)]
-        problems = []
-        for folder in found:
-            try:
-                check_checkpoint(folder)
-            except FasttuneError as error:
-                problems.append(error)
-                continue
-            for problem in problems:
-                log.warning(
-                    "warning: %s (%s); going on from %s", problem.message, problem.where,
-                    folder.name,
-                )  # fmt: skip
-            return folder
-        if problems:
-            raise FasttuneError(
-                "no checkpoint of the run is whole",
-                "\n".join(f"{each.where}: {each.message}" for each in problems),
-                f"restore one; or delete {self.checkpoints}, and --resume begins from the first "
-                "step",
-            )
-        return None
-
-    def _checkpoints(self) -> list[Path]:
-        """All of them, whole or not, the newest first."""
-        found = [p for p in self.checkpoints.glob("checkpoint-*") if p.is_dir() and step_of(p) >= 0]
-        return sorted(found, key=step_of, reverse=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -398,74 +334,6 @@ class Run:
         """The model settings with "auto" replaced by what the run really used."""
         return replace(self.config.model, **self.used)
 
-    def check_resumable(self, force: bool = False) -> RunConfig:
-        """Refuse to resume a run that is done, or whose config.yaml was edited.
-
-        Args:
-            force: go on with the settings as they are now.
-
-        Returns:
-            the settings to go on with.
-
-        Raises:
-            FasttuneError: one of these.
-        """
-        if self.manifest["status"] == "done" and self.adapter.is_dir():
-            raise FasttuneError(
-                f"run '{self.name}' is done",
-                str(self.folder),
-                "start a new run with more train.epochs",
-            )
-        with muted(__name__):  # it is said when it is taken
-            self.last_checkpoint()
-        now = self._edited(force)
-        before, after = flatten(self.config.as_dict()), flatten(now.as_dict())
-        edited = [key for key in after if before[key] != after[key]]
-        if edited and not force:
-            raise FasttuneError(
-                "config.yaml is not as the run began",
-                "\n".join(
-                    [str(self.folder / "config.yaml")]
-                    + [f"{key}: {before[key]!r} became {after[key]!r}" for key in edited]
-                ),
-                "put these back, or use --force to go on with the new ones",
-            )
-        return now
-
-    def _edited(self, force: bool) -> RunConfig:
-        """What config.yaml says; where that cannot be read, `force` takes what the run began
-        with."""
-        try:
-            return self.config_file
-        except FasttuneError as error:
-            if force:
-                return self.config
-            hint = "restore it, or use --force to go on as the run began"
-            raise FasttuneError(error.message, error.where, hint) from error
-
-    def check_data(
-        self, train: Sequence[Row], held_out: Sequence[Row], force: bool = False
-    ) -> None:
-        """Refuse other rows than the run began with.
-
-        Raises:
-            FasttuneError: the hash of the rows differs and `force` is off.
-        """
-        data = self.manifest["data"]
-        if force:
-            return
-        for side, digest, rows in (
-            ("train", data["train_sha256"], train),
-            ("eval", data["eval_sha256"], held_out),
-        ):
-            if digest != data_hash(rows):
-                raise FasttuneError(
-                    "the rows are not those the run began with",
-                    f"{data['source']}: {side} rows",
-                    "restore the data, or use --force to go on with these",
-                )
-
-
 def create_run(
     config: RunConfig, model: str, facts: Mapping[str, Any], held_out: Rows | None = None
 ) -> Run:
@@ -501,7 +369,7 @@ def create_run(
                         raise
                     continue  # another process was quicker
                 sync(parent)
-                _remember(Run(folder))
+                remember(folder)
                 return Run(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -514,186 +382,8 @@ def create_run(
     raise FasttuneError("cannot find a free name for the run", str(parent), "clear the folder")
 
 
-def _remember(run: Run) -> None:
-    """Note for later commands where a run is."""
-    try:
-        with locked(_index()):
-            known = [line for line in _known() if line != str(run.folder.resolve())]
-            write_json(_index(), [*known, str(run.folder.resolve())][-KNOWN:])
-    except OSError as error:
-        log.warning("warning: %s will not know this run as its own: %s", _index(), reason(error))
-
-
-def _forget(run: Run) -> None:
-    with suppress(OSError), locked(_index()):
-        write_json(_index(), [line for line in _known() if line != str(run.folder.resolve())])
-
-
-def _index() -> Path:
-    return state_dir() / "runs.json"
-
-
-def _known() -> list[str]:
-    """The folders of this person's runs, the newest last."""
-    try:
-        found: list[str] = read_json(_index(), list[str])
-    except FasttuneError:
-        return []
-    return found
-
-
-def find_run(name: str = "last", parent: str | Path | None = None) -> Run:
-    """A run by its folder, by its name below `parent`, or "last" for the newest.
-
-    Args:
-        parent: by default runs/; "last" is then the newest run wherever this person wrote it.
-
-    Raises:
-        FasttuneError: there is no such run.
-    """
-    below = Path(parent or RUNS)
-    for folder in (Path(name), below / name):
-        if os.path.lexists(folder / "manifest.json"):
-            return Run(folder)
-    runs = list_runs(below)
-    for run in reversed(runs if parent else _with_known(runs)) if name == "last" else ():
-        try:
-            run.manifest  # noqa: B018
-        except FasttuneError as error:
-            log.warning("warning: %s is passed over: %s (%s)", run.name, error.message, error.where)
-        else:
-            if run not in runs:
-                log.info("the last run is %s", run.folder)
-            return run
-    hint = "there is no run here yet: give a run's folder, or a model's, one with a config.json"
-    if runs:
-        hint = did_you_mean(name, [run.name for run in runs])
-    raise FasttuneError(f"there is no run '{name}'", str(below), hint)
-
-
-def _with_known(runs: Sequence[Run]) -> list[Run]:
-    """The runs, and those of this person that are elsewhere; oldest first."""
-    here = {run.folder.resolve() for run in runs}
-    known = [Path(line) for line in _known() if Path(line) not in here]
-    elsewhere = [Run(folder) for folder in known if (folder / "manifest.json").is_file()]
-    return sorted([*runs, *elsewhere], key=_started)
-
-
-def is_run(name: str, parent: Path = RUNS) -> bool:
-    """Whether a name stands for a run; otherwise it is a base model, by folder or as
-    owner/model."""
-    if (Path(name) / "manifest.json").is_file() or (parent / name / "manifest.json").is_file():
-        return True
-    if (Path(name) / "config.json").is_file():
-        return False
-    return name.count("/") != 1 or Path(name).parent.is_dir()
-
-
-def list_runs(parent: Path = RUNS) -> list[Run]:
-    """All runs below a folder, oldest first; before them those whose manifest is damaged."""
-    try:
-        runs = [Run(file.parent) for file in parent.glob("*/manifest.json")]
-    except OSError as error:
-        raise FasttuneError(
-            "cannot look for runs", f"{parent}: {reason(error)}", "give another folder with -o"
-        ) from error
-    runs = [run for run in runs if not run.name.startswith(".")]  # about to be made, or removed
-    return sorted(runs, key=_started)
-
-
-def _started(run: Run) -> tuple[str, str]:
-    try:
-        return run.manifest["started"], run.name
-    except FasttuneError:
-        return "", run.name
-
-
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The settings, and what became of them, in which runs differ: dotted key -> a value for each.
-
-    Raises:
-        FasttuneError: a manifest is damaged.
-    """
-    facts = []
-    for run in runs:
-        manifest, settings = run.manifest, flatten(run.config.as_dict())
-        del settings["output"]
-        facts.append(
-            settings
-            | {
-                "model.name": manifest["model"],
-                "model.quantization": manifest["quantization"],
-                "model.precision": PRECISIONS[manifest["dtype"]],
-                "format": manifest["template"]["identity"][:12],
-                "rows": manifest["data"]["train_sha256"][:12],
-                "held-out rows": manifest["data"]["eval_sha256"][:12],
-                "device": manifest["device"],
-            }
-            | {f"version of {name}": number for name, number in manifest["versions"].items()}
-        )
-    keys = dict.fromkeys(key for each in facts for key in each)
-    values = {key: [each.get(key) for each in facts] for key in keys}
-    return {key: found for key, found in values.items() if any(v != found[0] for v in found)}
-
-
-def remove_runs(runs: Sequence[Run]) -> None:
-    """Remove run folders, each wholly: it loses its name before the first file is gone.
-
-    Raises:
-        FasttuneError: one is being trained, or cannot be removed; those before it are gone.
-    """
-    for run in runs:
-        with run.locked():
-            pass
-    for run in runs:
-        aside = run.folder.with_name(f".{run.name}.old")
-        try:
-            run.folder.rename(aside)
-        except OSError as error:
-            raise FasttuneError(
-                f"run '{run.name}' cannot be removed",
-                f"{run.folder}: {reason(error)}",
-                "nothing of it is gone; see who may write there",
-            ) from error
-        _forget(run)
-        try:
-            shutil.rmtree(aside)
-        except OSError as error:
-            raise FasttuneError(
-                f"run '{run.name}' is no longer there, but not all of its files are gone",
-                f"{aside}: {reason(error)}",
-                f"remove {aside} by hand",
-            ) from error
-
-
-def check_checkpoint(folder: Path) -> None:
-    """Refuse a checkpoint that is not whole, or from which a run would not go on as it stopped.
-
-    Raises:
-        FasttuneError: a file is missing, damaged or not the one that was written.
-    """
-    hint = "restore it, or delete it: --resume takes the one before"
-    what = f"{folder.name} is damaged"
-    if not check_seal(folder, folder.name, hint):
-        raise FasttuneError(f"{what}: {SEAL} is missing", str(folder), hint)
-    for pattern in CHECKPOINT:
-        if not any(path.is_file() for path in folder.glob(pattern)):
-            name = pattern.replace("*", "")
-            raise FasttuneError(f"{what}: {name} is missing", str(folder), hint)
-    file = folder / "trainer_state.json"
-    state: TrainerState = read_json(file, TrainerState)
-    if state["global_step"] != step_of(folder):
-        raise FasttuneError(
-            f"{what}: trainer_state.json is of step {state['global_step']}", str(folder), hint
-        )
-
-
 def now() -> str:
     """The time, UTC, ISO 8601 to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def step_of(checkpoint: Path) -> int:
-    """The number in a checkpoint's name; -1 where there is none."""
-    number = checkpoint.name.rpartition("-")[2]
-    return int(number) if re.fullmatch("[0-9]{1,18}", number) else -1
