@@ -291,6 +291,7 @@ PLUGINS: list[Case] = [
         ("nothing given", f"{GIVEN}, ", "", ON_ROWS, "part 1 'response': nothing is given before"),
         ("given after", LEARNED, f"{LEARNED}, {GIVEN}", ON_ROWS, "part 3 'instruction': it is gi"),
         ("no such column", "{instruction}", "{question}", ON_ROWS, "no column 'question'"),
+        ("half a pair", "{instruction}", "\\ud800{instruction}", ON_ROWS, "surrogates not allowed"),
         ("no format string", "{instruction}", "{instruction", ON_ROWS, "part 1 'instruction': "),
         ("an attribute", "{instruction}", "{instruction.x}", ON_ROWS, "is not a plain column name"),
         ("an index", "{output}", "{output[0]}", ON_ROWS, "part 2 'response': '{output[0]}' is not"),

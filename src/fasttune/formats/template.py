@@ -487,8 +487,10 @@ def _check_types(template: Template) -> None:
         values |= {name: getattr(template, name) for name in more}
     try:
         msgspec.convert(msgspec.to_builtins(values), msgspec.defstruct("Declared", fields))
-    except (msgspec.ValidationError, TypeError) as error:
+        msgspec.json.encode(values)
+    except (msgspec.ValidationError, TypeError, UnicodeEncodeError) as error:
         what, where = _problem(error)
+        where = where or "the declaration"
         raise FasttuneError(f"template '{template.name}': {what}", where, "correct it") from error
 
 
