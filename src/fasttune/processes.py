@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=2)
+TIMEOUT = timedelta(hours=2)
 """Timeout of waiting for other processes: the first one answers the sample rows alone."""
 
-met = False
+connected = False
 """Whether this process is connected to the others."""
-_meetings = itertools.count()
+_connections = itertools.count()
 _group: object = None
 """The last process group, kept so that accelerate's wrapper of the model does not free it. The
 wrapper would wait for the group's threads while it holds the interpreter's lock, and a thread that
@@ -64,7 +64,7 @@ def first() -> bool:
 def speaks(error: FasttuneError | None = None) -> bool:
     """Whether this process prints an error: the first one does, and a connected one whose error is
     its own."""
-    return first() or (met and not isinstance(error, Gone))
+    return first() or (connected and not isinstance(error, Gone))
 
 
 def require_one(what: str) -> None:
@@ -106,7 +106,7 @@ def meet(cuda: bool) -> None:
             )
     if count() == 1:
         return
-    global met
+    global connected
     import torch
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
@@ -119,11 +119,11 @@ def meet(cuda: bool) -> None:
         # gloo beside NCCL: flags and objects stay on the CPU, so that no process waits for a GPU.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         try:
-            store, *_ = next(rendezvous("env://", timeout=PATIENCE))
+            store, *_ = next(rendezvous("env://", timeout=TIMEOUT))
             # The launcher's store keeps its entries, so each connection needs a prefix of its own.
-            store = distributed.PrefixStore(f"fasttune-{next(_meetings)}", store)
+            store = distributed.PrefixStore(f"fasttune-{next(_connections)}", store)
             distributed.init_process_group(
-                backend, store=store, rank=rank(), world_size=count(), timeout=PATIENCE
+                backend, store=store, rank=rank(), world_size=count(), timeout=TIMEOUT
             )
         except (RuntimeError, ValueError) as error:
             raise FasttuneError(
@@ -131,24 +131,24 @@ def meet(cuda: bool) -> None:
                 f"process {rank()} of {count()}: {error}",
                 "start all of them with one launcher; see docs/scale.md",
             ) from error
-    met = True
+    connected = True
 
 
 def part() -> None:
     """Disconnect from the other processes."""
-    global met, _group
-    if met:
+    global connected, _group
+    if connected:
         from torch import distributed
 
         _group = distributed.group.WORLD
         distributed.destroy_process_group()
-        met = False
+        connected = False
 
 
 def share(value: T) -> T:
     """Send the first process's value to all."""
     values = [value]
-    if met:
+    if connected:
         from torch import distributed
 
         with _report_lost_process():
@@ -158,7 +158,7 @@ def share(value: T) -> T:
 
 def add_up(tensor: torch.Tensor) -> torch.Tensor:
     """Put the sum of all processes' tensors into `tensor`, and return it."""
-    if met:
+    if connected:
         from torch import distributed
 
         with _report_lost_process():
@@ -168,7 +168,7 @@ def add_up(tensor: torch.Tensor) -> torch.Tensor:
 
 def any_of(flags: Sequence[bool]) -> list[bool]:
     """Whether each flag is set in any process."""
-    if not met:
+    if not connected:
         return list(flags)
     import torch
     from torch import distributed

@@ -111,7 +111,7 @@ def test_another_process_is_silent_until_they_have_met(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     assert cli("run", "--data", "nowhere.jsonl").status == 2
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(processes, "met", True)
+    monkeypatch.setattr(processes, "connected", True)
     assert processes.speaks(FasttuneError("", "", ""))
     assert not processes.speaks(processes.Gone("", "", ""))
     monkeypatch.setenv("RANK", "0")
