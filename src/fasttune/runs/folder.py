@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -334,6 +333,7 @@ class Run:
         """The model settings with "auto" replaced by what the run really used."""
         return replace(self.config.model, **self.used)
 
+
 def create_run(
     config: RunConfig, model: str, facts: Mapping[str, Any], held_out: Rows | None = None
 ) -> Run:
@@ -385,5 +385,3 @@ def create_run(
 def now() -> str:
     """The time, UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-

@@ -1,0 +1,176 @@
+"""Resuming a run: from which checkpoint, with which settings, and what must not have changed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from fasttune.config import RunConfig, flatten
+from fasttune.data.split import data_hash
+from fasttune.errors import FasttuneError
+from fasttune.files import SEAL, check_seal, write_text
+from fasttune.formats.row import Row
+from fasttune.records import TrainerState, read_json, read_metrics
+from fasttune.runs.folder import Run
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state*.pth",
+    "trainer_state.json",
+)
+"""Without any of these, a resumed run would have other losses than an unbroken one."""
+
+
+def require_resumable(run: Run, force: bool = False) -> RunConfig:
+    """Refuse to resume a run that is done, or whose config.yaml was edited.
+
+    Args:
+        force: continue with the settings as they are now.
+
+    Returns:
+        the settings to continue with.
+
+    Raises:
+        FasttuneError: one of these, or all checkpoints are damaged.
+    """
+    if run.manifest["status"] == "done" and run.adapter.is_dir():
+        raise FasttuneError(
+            f"run '{run.name}' is done", str(run.folder), "start a new run with more train.epochs"
+        )
+    _newest_whole(run)
+    began = run.config
+    try:
+        config = run.config_file
+    except FasttuneError as error:
+        if force:
+            return began
+        hint = "restore it, or use --force to continue as the run began"
+        raise FasttuneError(error.message, error.where, hint) from error
+    before, after = flatten(began.as_dict()), flatten(config.as_dict())
+    edited = [f"{k}: {before[k]!r} became {after[k]!r}" for k in after if before[k] != after[k]]
+    if edited and not force:
+        raise FasttuneError(
+            "config.yaml has changed since the run began",
+            "\n".join([str(run.folder / "config.yaml"), *edited]),
+            "undo these changes, or use --force to continue with the new settings",
+        )
+    return config
+
+
+def require_same_rows(run: Run, train: Sequence[Row], held_out: Sequence[Row]) -> None:
+    """Refuse rows other than those the run began with.
+
+    Raises:
+        FasttuneError: a hash of the rows differs.
+    """
+    data = run.manifest["data"]
+    for side, digest, rows in (
+        ("train", data["train_sha256"], train),
+        ("eval", data["eval_sha256"], held_out),
+    ):
+        if digest != data_hash(rows):
+            raise FasttuneError(
+                "the rows are not those the run began with",
+                f"{data['source']}: {side} rows",
+                "restore the data, or use --force to continue with these rows",
+            )
+
+
+def last_checkpoint(run: Run) -> Path | None:
+    """The newest complete checkpoint, or None if there is no checkpoint at all. A warning names
+    newer ones that are damaged.
+
+    Raises:
+        FasttuneError: there are checkpoints, and all are damaged.
+    """
+    folder, problems = _newest_whole(run)
+    for problem in problems:
+        assert folder is not None, "or there is an error"
+        log.warning(
+            "warning: %s (%s); resuming from %s", problem.message, problem.where, folder.name
+        )
+    return folder
+
+
+def _newest_whole(run: Run) -> tuple[Path | None, list[FasttuneError]]:
+    """The newest complete checkpoint, and what is wrong with newer ones."""
+    problems: list[FasttuneError] = []
+    for folder in _checkpoints(run):
+        if not os.path.lexists(folder / SEAL):
+            continue  # it was being written when the run ended
+        try:
+            check_checkpoint(folder)
+        except FasttuneError as error:
+            problems.append(error)
+        else:
+            return folder, problems
+    if problems:
+        raise FasttuneError(
+            "every checkpoint of the run is damaged",
+            "\n".join(f"{problem.where}: {problem.message}" for problem in problems),
+            f"restore one; or delete {run.checkpoints}, and --resume restarts from the first step",
+        )
+    return None, []
+
+
+def _checkpoints(run: Run) -> list[Path]:
+    """All of them, complete or not, newest first."""
+    folders = [p for p in run.checkpoints.glob("checkpoint-*") if p.is_dir() and step_of(p) >= 0]
+    return sorted(folders, key=step_of, reverse=True)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a checkpoint that is incomplete, or from which a run would continue differently.
+
+    Raises:
+        FasttuneError: a file is missing, damaged or was replaced.
+    """
+    hint = "restore it, or delete it: --resume uses the one before"
+    what = f"{folder.name} is damaged"
+    if not check_seal(folder, folder.name, hint):
+        raise FasttuneError(f"{what}: {SEAL} is missing", str(folder), hint)
+    for pattern in CHECKPOINT_FILES:
+        if not any(path.is_file() for path in folder.glob(pattern)):
+            name = pattern.replace("*", "")
+            raise FasttuneError(f"{what}: {name} is missing", str(folder), hint)
+    state: TrainerState = read_json(folder / "trainer_state.json", TrainerState)
+    if state["global_step"] != step_of(folder):
+        raise FasttuneError(
+            f"{what}: trainer_state.json is of step {state['global_step']}", str(folder), hint
+        )
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number in a checkpoint's name; -1 if it has none."""
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if re.fullmatch("[0-9]{1,18}", number) else -1
+
+
+def rewind(run: Run, step: int) -> None:
+    """Drop what the run holds of later steps, which it will take again, and the temporary files of
+    a killed process."""
+    metrics = run.folder / "metrics.jsonl"
+    lines, incomplete = read_metrics(metrics)
+    if incomplete:
+        log.warning(
+            "warning: the last line of %s is incomplete, as after SIGKILL: dropped", metrics
+        )
+    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+    write_text(metrics, "".join(kept))
+    for checkpoint in _checkpoints(run):
+        if step_of(checkpoint) > step:
+            shutil.rmtree(checkpoint)
+    for folder in (run.folder, run.checkpoints):
+        for path in folder.glob(".*"):
+            if re.search(r"\.(tmp|old)\b", path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
