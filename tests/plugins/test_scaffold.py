@@ -39,9 +39,9 @@ def test_its_test_passes_and_fails_with_the_template(tmp_path):
     assert passed.returncode == 0 and "2 passed" in passed.stdout, passed.stdout
     text = plugin.read_text()
     for old, new, failures in (
-        ("### Answer:\\n", "### Answer: ", 1),
-        ('row.get("output", "")', 'row["output"]', 1),
-        ('learn("response", row.get("output", ""))', 'learn("r", row.get("output", "") + ".")', 2),
+        ("### Answer:\\n", "### Answer: ", 2),
+        ('learn("response", "{output}")', 'learn("response", "{output}.")', 1),
+        ('learn("response", "{output}")', 'learn("r", "{output}")', 1),
     ):
         assert old in text
         plugin.write_text(text.replace(old, new))
