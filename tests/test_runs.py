@@ -251,7 +251,7 @@ def test_half_a_last_line_is_left_out_and_said_where_the_run_goes_on(run):
     assert run.metrics() == whole
     with listening() as said:
         rewind(run, 2)
-    assert len(said) == 1 and "is incomplete, as after SIGKILL" in said[0]
+    assert len(said) == 1 and "incomplete, as after SIGKILL" in said[0]
     assert run.metrics() == [line for line in whole if line["step"] <= 2]
 
 
