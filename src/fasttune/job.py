@@ -14,6 +14,7 @@ from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.models.tokenizer import resolve_model
+from fasttune.models.unsloth import hide_broken_torchvision
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.records import TemplateFacts
@@ -110,6 +111,7 @@ OPTIMIZER_PACKAGES = {
 
 def _check_optimizer(name: str) -> None:
     if name != "auto":
+        hide_broken_torchvision()
         from transformers.training_args import OptimizerNames
 
         known = ["auto", *(optimizer.value for optimizer in OptimizerNames)]

@@ -13,6 +13,7 @@ from fasttune.data.rows import Rows
 from fasttune.errors import FasttuneError
 from fasttune.formats.template import Template
 from fasttune.models.tokenizer import require_model
+from fasttune.models.unsloth import import_unsloth_on_gpu
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run, find_run, is_run
@@ -43,6 +44,7 @@ class Source:
         Raises:
             FasttuneError: it cannot be loaded.
         """
+        import_unsloth_on_gpu()  # before transformers and PEFT
         from fasttune.generation.generator import Generator
 
         return Generator.load(self.model, self.template, self.adapter)

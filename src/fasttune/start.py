@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fasttune.job import Job, prepare
 from fasttune.models.tokenizer import require_model
+from fasttune.models.unsloth import import_unsloth
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
@@ -30,6 +31,7 @@ def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -
         _interrupted(job, plugins or installed_plugins(), force) if isinstance(job, Run) else job
     )
     require_model(chosen.model)
+    import_unsloth()  # before transformers, TRL and PEFT
     from fasttune.training.train import train as fit
 
     return fit(chosen, resumed)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fasttune.models.unsloth  # noqa: F401  before transformers and PEFT
+import tests.unsloth_first  # noqa: F401
 
 # isort: split
 from safetensors.torch import load_file, save_file

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 
-import fasttune.models.unsloth  # noqa: F401
+import tests.unsloth_first  # noqa: F401
 
 # isort: split
 import pytest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fasttune.models.unsloth  # noqa: F401
+import tests.unsloth_first  # noqa: F401
 
 # isort: split
 import torch

@@ -25,7 +25,7 @@ T4 = Choices(
     loss_scaling=True,
     attention="memory_efficient",
     fast_path=False,
-    why_plain="on a GPU model.fast_path is off by itself",
+    why_plain="model.fast_path is off by default on a GPU",
     nf4_copy=False,
     optimizer="adamw_8bit",
     checkpointing="unsloth",
@@ -38,7 +38,7 @@ AMPERE = Choices(
     loss_scaling=False,
     attention="varlen",
     fast_path=False,
-    why_plain="on a GPU model.fast_path is off by itself",
+    why_plain="model.fast_path is off by default on a GPU",
     nf4_copy=False,
     optimizer="adamw_8bit",
     checkpointing="unsloth",
@@ -102,7 +102,7 @@ def test_settings_go_before_a_cpu_too():
     assert decide(asked, OLD_CPU) == replace(
         ON_A_CPU,
         quantization="nf4",
-        why_plain="layers that draw a dropout of their own share no product",
+        why_plain="lora.dropout gives each layer another input",
         optimizer="adafactor",
         checkpointing="on",
     )
@@ -112,7 +112,7 @@ def test_settings_go_before_a_cpu_too():
     ("asked", "device", "plain"),
     [
         ("off", CPU, "model.fast_path is off"), ("on", CPU, ""), ("auto", CPU, ""),
-        ("on", GPUS["t4"], ""), ("auto", GPUS["t4"], "on a GPU model.fast_path is off by itself"),
+        ("on", GPUS["t4"], ""), ("auto", GPUS["t4"], "model.fast_path is off by default on a GPU"),
     ],
 )  # fmt: skip
 def test_the_fast_path_is_auto_on_a_cpu_alone(asked, device, plain):
@@ -189,14 +189,14 @@ def test_the_context_of_the_model_is_on_or_off_for_the_dtype():
     ("precision", "device", "lines"),
     [
         ("bf16", GPUS["t4"], (
-            "the GPU does not compute in bf16",
+            "the GPU does not support bf16",
             "model.precision=bf16, on T4",
-            "take model.precision=fp16 or auto",
+            "set model.precision=auto or fp16",
         )),
         ("fp16", CPU, (
-            "fp16 is not for training on a CPU",
+            "fp16 is not supported on a CPU",
             "model.precision=fp16, on CPU",
-            "take model.precision=fp32, or bf16 where the CPU computes in it",
+            "set model.precision=auto or fp32",
         )),
     ],
     ids=["bf16 on a T4", "fp16 on a CPU"],
@@ -233,9 +233,9 @@ def test_a_plan_for_a_gpu_refuses_what_it_does_not_compute_in(capsys):
     assert stopped.value.code == 2
     assert capsys.readouterr() == (
         "",
-        "error: the GPU does not compute in bf16\n"
+        "error: the GPU does not support bf16\n"
         "  where: model.precision=bf16, on T4\n"
-        "  what to do: take model.precision=fp16 or auto\n",
+        "  what to do: set model.precision=auto or fp16\n",
     )
 
 

@@ -88,7 +88,6 @@ def run(folder):
         "run -d rows.jsonl -m stranger",
         "run -d rows.jsonl -m stranger --dry-run",
         "generate stranger Hello",
-        "generate stranger Hello --via pipeline",
         "generate last Hello",
         "chat stranger",
         "plan -m stranger --gpu t4",
@@ -103,7 +102,7 @@ def run(folder):
 def test_a_model_that_wants_its_code_run_is_refused(folder, run, command, kind):
     file = ask_for_code(folder, kind)
     ended = cli(*command.split())
-    assert ended.status == 2 and "wants its own code to be run" in ended.err
+    assert ended.status == 2 and "needs its own code" in ended.err
     assert f"where: {file.relative_to(folder.parent)}" in ended.err.replace(f"{folder.parent}/", "")
     assert not (folder.parent / "MARK").exists()
     assert not (run / "exports").exists()
@@ -138,7 +137,7 @@ def test_what_transformers_says_of_code_is_put_into_words(folder):
 def test_of_a_model_on_the_hub_the_same_files_are_asked_for(monkeypatch, folder):
     ask_for_code(folder, "tokenizer")
     monkeypatch.setattr(hub, "file", lambda model, name: folder / name)
-    with pytest.raises(FasttuneError, match="wants its own code"):
+    with pytest.raises(FasttuneError, match="needs its own code"):
         require_no_code("owner/model")
 
 

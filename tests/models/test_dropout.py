@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fasttune.models.unsloth  # noqa: F401
+import tests.unsloth_first  # noqa: F401
 
 # isort: split
 import pytest
@@ -11,6 +11,7 @@ from transformers import GPTNeoXConfig, LlamaConfig, PhiConfig
 
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.encoding.batches import pack
+from fasttune.encoding.encode import Encoded
 from fasttune.models.dropout import base_dropout
 from fasttune.models.load import add_lora, load_base
 from tests.conftest import choices_for
@@ -59,7 +60,7 @@ def test_two_passes_in_training_are_one_function_only_where_it_is_off(model):
 
 def test_rows_in_training_have_the_logits_of_the_rows_alone_only_where_it_is_off(model):
     setting, model = model
-    batch = pack([{"input_ids": r, "labels": r, "sections": r} for r in ROWS])
+    batch = pack([Encoded(ids, [], 0) for ids in ROWS], [])
     with model.disable_adapter():
         packed = logits(model, input_ids=batch["input_ids"], position_ids=batch["position_ids"])
         alone = torch.cat([logits(model, input_ids=torch.tensor([row])) for row in ROWS])

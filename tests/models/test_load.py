@@ -13,8 +13,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from fasttune import hub
 from fasttune.config import ModelConfig
 from fasttune.errors import FasttuneError, reason
-from fasttune.models import load, unsloth
+from fasttune.models import load
 from fasttune.models.tokenizer import cannot_load
+from fasttune.models.unsloth import import_unsloth
 from tests.conftest import choices_for
 
 OFFLINE = OfflineModeIsEnabled("Cannot reach https://hub.example: offline mode is enabled.")
@@ -103,8 +104,8 @@ def test_three_lines_whatever_the_loader_raises(monkeypatch, tmp_path, capfd, er
         raise error
 
     (tmp_path / "config.json").touch()
-    monkeypatch.setattr(load, "load_tokenizer", lambda _: SimpleNamespace(pad_token_id=0))
-    monkeypatch.setattr(unsloth.FastLanguageModel, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(load, "load_tokenizer", lambda *_: SimpleNamespace(pad_token_id=0))
+    monkeypatch.setattr(import_unsloth(), "from_pretrained", from_pretrained)
     config = RunConfig(model=ModelConfig(name=str(tmp_path)))
     with pytest.raises(FasttuneError) as caught:
         load.load_base(config.model, decide(config, Device("CPU", "cpu", 8e9)))
@@ -173,15 +174,15 @@ def test_a_failing_import_of_unsloth_needs_no_message(monkeypatch):
             raise NotImplementedError
 
     monkeypatch.setitem(sys.modules, "unsloth", Empty())
-    with pytest.raises(FasttuneError, match="Unsloth cannot be used") as caught:
-        unsloth._import()
+    with pytest.raises(FasttuneError, match="Unsloth cannot be imported") as caught:
+        import_unsloth.__wrapped__()
     assert caught.value.where == "NotImplementedError"
 
 
 @pytest.mark.parametrize(
     ("quantized", "dtype", "said"),
     [
-        (False, torch.bfloat16, "without quantising it"),
+        (False, torch.bfloat16, "without quantization"),
         (True, torch.float16, "the model was loaded in float16"),
     ],
 )
@@ -191,7 +192,7 @@ def test_a_model_that_is_loaded_otherwise_than_chosen_is_refused(
     """Unsloth prints a line and goes on: without bitsandbytes, or in fp16 where bf16 is missing."""
     model = SimpleNamespace(is_loaded_in_4bit=quantized, dtype=dtype)
     loader = SimpleNamespace(from_pretrained=lambda **_: (model, None))
-    monkeypatch.setattr(unsloth, "FastLanguageModel", loader)
+    monkeypatch.setattr(load, "import_unsloth", lambda: loader)
     config = ModelConfig(name=str(tiny_phi), quantization="nf4", precision="bf16")
     with pytest.raises(FasttuneError, match=said):
         load.load_base(config, choices_for(config))

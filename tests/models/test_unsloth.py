@@ -23,7 +23,8 @@ folder.mkdir(parents=True, exist_ok=True)
 """
 PROCESS = """
 import os, sys
-import fasttune.models.unsloth
+from fasttune.models.unsloth import import_unsloth
+import_unsloth()
 print(os.environ["UNSLOTH_COMPILE_LOCATION"], flush=True)
 sys.stdin.readline()
 """
@@ -137,27 +138,40 @@ class Watch:
         Watch.found.append(name)
 
 sys.meta_path.insert(0, Watch)
-import {modules}
+{code}
 print(*Watch.found)
 """
+TRAIN = """
+import contextlib
+from types import SimpleNamespace
+from fasttune import start
+
+start.require_model = lambda model: None
+with contextlib.suppress(AttributeError):
+    start.train(SimpleNamespace(model=""))
+"""
+
+
+def imports_of(code: str) -> list[str]:
+    """The modules that code imports, in order, in a process of its own."""
+    command = [sys.executable, "-c", WATCHED.format(code=code)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
 def begun(*modules: str) -> list[str]:
     """The modules whose import began with that of fasttune's, in order, in a process of its own."""
-    code = WATCHED.format(modules=", ".join(f"fasttune.{module}" for module in modules))
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return imports_of("import " + ", ".join(f"fasttune.{module}" for module in modules))
 
 
 def test_unsloth_is_imported_before_what_it_patches():
-    names = begun("training.train")
+    names = imports_of(TRAIN)
     first = names.index("unsloth")
     assert first < min(names.index(name) for name in ("transformers", "trl", "peft"))
 
 
 def test_other_packages_import_neither_unsloth_nor_what_it_patches():
     names = begun("benchmark.arms.__main__", "benchmark.arms.plain", "models.fast.fast")
-    names += begun("exports.export", "inspection.survey", "losses", "api")
+    names += begun("exports.export", "inspection.survey", "losses", "start", "source")
     assert "torch" in names and not {"unsloth", "transformers", "trl", "peft"} & set(names)
 
 
@@ -167,7 +181,7 @@ def test_to_generate_on_a_cpu_takes_no_unsloth():
 
 
 def test_unsloth_itself_compiles_where_it_is_told_to():
-    import fasttune.models.unsloth  # noqa: F401
+    import tests.unsloth_first  # noqa: F401
 
     # isort: split
     from unsloth_zoo.compiler import UNSLOTH_COMPILE_LOCATION

@@ -275,7 +275,7 @@ def test_every_gpu_names_its_source():
 
 
 def test_bf16_is_taken_where_unsloth_takes_it():
-    import fasttune.models.unsloth  # noqa: F401
+    import tests.unsloth_first  # noqa: F401
 
     # isort: split
     from unsloth import is_bfloat16_supported

@@ -6,7 +6,7 @@ import shutil
 import threading
 from dataclasses import replace
 
-import fasttune.models.unsloth  # noqa: F401
+import tests.unsloth_first  # noqa: F401
 
 # isort: split
 import pytest

@@ -10,6 +10,8 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import tests.unsloth_first  # noqa: F401
+
 # isort: split
 import pytest
 import torch

@@ -7,7 +7,7 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
-import fasttune.models.unsloth  # noqa: F401
+import tests.unsloth_first  # noqa: F401
 
 # isort: split
 import pytest
@@ -141,7 +141,7 @@ def test_a_run_with_the_choices_of_an_h100_is_under_autocast_throughout(run_for,
         "loss_scaling": False,
         "attention": "varlen",
         "fast_path": False,
-        "why_plain": "on a GPU model.fast_path is off by itself",
+        "why_plain": "model.fast_path is off by default on a GPU",
         "nf4_copy": False,
         "optimizer": "adamw_8bit",
         "checkpointing": "off",  # as the plan for 80 GB has it

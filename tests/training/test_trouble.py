@@ -7,7 +7,7 @@ import json
 import math
 from pathlib import Path
 
-import fasttune.models.unsloth  # noqa: F401
+import tests.unsloth_first  # noqa: F401
 
 # isort: split
 import pytest

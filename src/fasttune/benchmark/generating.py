@@ -25,7 +25,7 @@ from fasttune.job import Job
 from fasttune.machine import this_device
 from fasttune.models.choices import decide
 from fasttune.models.load import add_lora, load_base
-from fasttune.models.unsloth import FastLanguageModel
+from fasttune.models.unsloth import import_unsloth
 from fasttune.processes import require_one
 
 # isort: split
@@ -72,7 +72,7 @@ def _with_adapter(job: Job) -> Generator:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=B_STD)
-    FastLanguageModel.for_inference(model)
+    import_unsloth().for_inference(model)
     return Generator(model, tokenizer, job.template, choices)
 
 

@@ -21,6 +21,7 @@ from fasttune.data.split import data_hash
 from fasttune.encoding.cache import encode_rows
 from fasttune.job import Job, prepare
 from fasttune.models.tokenizer import load_tokenizer
+from fasttune.models.unsloth import hide_broken_torchvision
 from fasttune.processes import require_one
 
 Counts = tuple[int, int]
@@ -87,6 +88,7 @@ def _fasttune(job: Job) -> Callable[[], Counts]:
 
 
 def _trl(job: Job, processes: int | None, file: Path) -> Callable[[], Counts]:
+    hide_broken_torchvision()
     import datasets
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer

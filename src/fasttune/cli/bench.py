@@ -127,9 +127,11 @@ def _in_rounds(
     what: str, job: Job, rounds: int, output: Path | None
 ) -> tuple[Path, dict[str, Any]]:
     from fasttune.benchmark.folder import new_folder
+    from fasttune.models.unsloth import import_unsloth
 
     target = output or new_folder(what, job.template.name, Path(job.model).name)
     if what == "generate":
+        import_unsloth()  # before transformers and PEFT
         from fasttune.benchmark.generating import bench_generate
 
         return bench_generate(job, rounds, target)

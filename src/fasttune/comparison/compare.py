@@ -11,6 +11,7 @@ from fasttune.comparison.plan import Budget, Measuring, Without, plan_templates
 from fasttune.config import RunConfig
 from fasttune.errors import FasttuneError
 from fasttune.logs import muted
+from fasttune.models.unsloth import import_unsloth
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
@@ -74,6 +75,7 @@ def compare(
                 config, names, numbers, budget, measuring, plugins, folder, without, sweep
             )
         )
+    import_unsloth()  # before transformers, TRL and PEFT
     from fasttune.comparison.work import run_comparison
 
     return run_comparison(made, by)

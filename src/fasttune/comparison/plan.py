@@ -18,6 +18,7 @@ from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.job import Job, prepare
 from fasttune.models.tokenizer import load_tokenizer
+from fasttune.models.unsloth import import_unsloth
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
 
@@ -125,7 +126,7 @@ def plan_templates(
         plugins.template(name)  # before rows are read
     bare = replace(config, samples=replace(config.samples, count=0, by=()))
     jobs = [prepare(replace(bare, template=name), plugins) for name in templates]
-    import fasttune.models.unsloth  # noqa: F401  before transformers' tokenizers
+    import_unsloth()  # before transformers' tokenizers
 
     train = _shared(jobs, [job.train for job in jobs], config, "training")
     held_out = _shared(jobs, [job.eval for job in jobs], config, "held-out")

@@ -84,7 +84,8 @@ def newer_than_tested() -> dict[str, tuple[str, str]]:
 UNSLOTH_PROBE = """
 import json
 try:
-    import fasttune.models
+    from fasttune.models.unsloth import hide_broken_torchvision
+    hide_broken_torchvision()
     import unsloth
     result = {"device": str(unsloth.DEVICE_TYPE)}
 except BaseException as error:

@@ -25,6 +25,7 @@ from fasttune.files import atomic_folder, write_json, write_text
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template, examples
 from fasttune.models.tokenizer import require_model
+from fasttune.models.unsloth import import_unsloth_on_gpu
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.exporter import Exporter
 from fasttune.quiet import prints_to_stderr
@@ -118,8 +119,7 @@ def _export(
     _check_space(target, exporter.needed_bytes(job))
     held_out = verification_rows(run, template, rows) if verify else []
     if verify:
-        # Before exporters import transformers, which Unsloth patches where it is needed.
-        import fasttune.generation  # noqa: F401
+        import_unsloth_on_gpu()  # for generating; before exporters import transformers
     try:
         with atomic_folder(target) as folder, plugins.blaming(), prints_to_stderr():
             job = dataclasses.replace(job, folder=folder)

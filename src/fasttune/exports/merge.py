@@ -34,6 +34,7 @@ from fasttune.exports.shards import (
 from fasttune.files import write_json
 from fasttune.machine import tensor_device
 from fasttune.models.tokenizer import cannot_load, require_no_code
+from fasttune.models.unsloth import hide_broken_torchvision
 from fasttune.models.whole import INDEX
 
 log = logging.getLogger(__name__)
@@ -191,6 +192,7 @@ def read_changes(adapter: Path) -> dict[str, Change]:
 
 def run_tokenizer(adapter: Path) -> Any:
     """The tokenizer that was saved with an adapter."""
+    hide_broken_torchvision()
     from transformers import AutoTokenizer
 
     require_no_code(str(adapter))

@@ -9,14 +9,14 @@ from transformers.activations import NewGELUActivation
 
 
 def fuse_gelu(model: Any) -> int:
-    """Replace transformers' gelu_new by torch's gelu with `approximate="tanh"`: one function (the
-    tanh of arXiv:1606.08415, section 2), 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+    """Replace transformers' gelu_new by torch's gelu with `approximate="tanh"`.
 
+    Both are 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), from arXiv:1606.08415, section 2.
     transformers computes it in eight operations, which keep four tensors of the MLP's width for the
-    backward pass and round after each; torch's keeps its input alone.
+    backward pass and round after each one. torch's keeps only its input.
 
     Returns:
-        how many were replaced.
+        The number of replaced modules.
     """
     holders = [
         (module, name)

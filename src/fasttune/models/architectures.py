@@ -1,4 +1,4 @@
-"""What is known of each architecture beyond its config.json."""
+"""Facts about each architecture that its config.json does not hold."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ QKV = ("q_proj", "k_proj", "v_proj")
 
 @dataclass(frozen=True)
 class Family:
-    """What the config.json of an architecture does not say.
+    """Matrices and norms of an architecture's decoder block.
 
     Attributes:
-        qkv: names of the matrices of queries, keys and values; a single one where they are one.
-        output: name of the attention's other matrix.
-        mlp: names of the MLP's matrices; three where it is gated.
+        qkv: names of the matrices of queries, keys and values, or of a single one for all three.
+        output: name of the attention's output matrix.
+        mlp: names of the MLP's matrices; a gated MLP has three.
         biases: names of the matrices with a bias.
-        norms: norms of a block.
-        norm_bias: norms have a bias beside the weight, as LayerNorm has.
-        head_norms: queries and keys are normalised per head.
+        norms: number of norms in a block.
+        norm_bias: norms have a bias beside their weight, as LayerNorm does.
+        head_norms: queries and keys are normalized per head.
         head_bias: the output head has a bias.
-        tied: the output head is the embedding matrix, where the config does not say otherwise.
-        planned: what follows `mlp` is known too, so that the planner can count.
+        tied: by default the output head is the embedding matrix.
+        planned: the attributes after `mlp` are known, so the planner can count.
     """
 
     qkv: tuple[str, ...] = QKV
@@ -37,8 +37,8 @@ class Family:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Every linear layer of a decoder block: what LoRA adapts. Unsloth's own default list has
-        Llama's names and reaches only q, k and v of Phi, without a word."""
+        """The layers that LoRA adapts: every linear layer of a block. Unsloth's default list has
+        Llama's names, which silently reach only q, k and v of Phi."""
         return (*self.qkv, self.output, *self.mlp)
 
 
@@ -65,4 +65,4 @@ FAMILIES = {
         planned=False,
     ),
 }
-"""model_type -> what is known of it. Of one that is not here LoRA adapts every linear layer."""
+"""By model_type. For any other model, LoRA adapts every linear layer."""

@@ -1,8 +1,8 @@
-"""What the device decides about a run, decided once.
+"""How a run computes on a device: precision, kernels, optimizer, checkpointing.
 
-`decide` turns settings that say "auto" into a value. The loader, the trainer, the generator and the
-planner read that value and never ask for the device's type. It is printed, stands in the manifest,
-and can be made for a device that is not here: a T4's choices hold for tensors on a CPU as well.
+`decide` replaces each "auto" in the settings by a value. Loader, trainer, generator and planner
+read these values and never ask for the device's type. The run prints them and keeps them in its
+manifest. They can be decided for another device: tests run a T4's choices on a CPU's tensors.
 """
 
 from __future__ import annotations
@@ -18,32 +18,31 @@ Checkpointing = Literal["off", "on", "unsloth"]
 Attention = Literal["rows", "varlen", "memory_efficient", "mask"]
 
 VARLEN_CAPABILITY = (8, 0)
-"""Compute capability from which on Unsloth's variable-length attention runs."""
+"""Minimum compute capability for Unsloth's variable-length attention."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What stands for "auto" on a device.
+    """Settings with every "auto" decided for a device.
 
     Attributes:
-        kind: the device's.
+        kind: the device's kind.
         quantization: of the base model's matrices.
         dtype: torch's name of the dtype in which the base model computes.
-        autocast: LoRA's products are cast to `dtype` too, instead of the adapters' fp32. Not on a
-            CPU, where our functions do it by themselves.
-        loss_scaling: the loss is scaled before the backward pass, since fp16 has no small numbers.
-        attention: how the rows of a pack are kept apart. "rows": a causal attention for each;
-            "varlen": one kernel that is told their lengths; "memory_efficient": xformers' with a
-            block-diagonal causal bias; "mask": one dense mask for all, which is also what remains
-            where architecture or kernels do not allow it (`models.fast.fast.FastPath` says so).
-        fast_path: norms, and the LoRA layers that read one input, are computed by functions of our
-            own where a model allows it; on CUDA Phi's whole layers.
-        why_plain: what keeps the LoRA layers PEFT's all the same; empty where nothing does.
-        nf4_copy: our functions have NF4 weights dequantised once and for all, beside those in 4
-            bits.
-        optimizer: transformers' name of it.
-        checkpointing: "unsloth" offloads what the blocks begin with.
-        side_by_side: how many packs of a step are computed at the same time, each in a thread.
+        autocast: LoRA's products are also in `dtype`, instead of the adapters' fp32. False on a
+            CPU, where fasttune's own functions cast.
+        loss_scaling: scale the loss before the backward pass, because fp16 has no small numbers.
+        attention: how the rows of a pack are kept apart. "rows": a causal attention for each row;
+            "varlen": one kernel that gets the rows' lengths; "memory_efficient": xformers' kernel
+            with a block-diagonal causal bias; "mask": one dense mask for the pack, which is also
+            the fallback if the model or a kernel does not support the choice (see `FastPath`).
+        fast_path: compute norms, and LoRA layers that read the same input, with fasttune's own
+            functions if the model allows it; on CUDA, Phi's whole layers.
+        why_plain: why the LoRA layers stay PEFT's; "" if they do not.
+        nf4_copy: keep a dequantized copy of NF4 weights for fasttune's functions.
+        optimizer: its name in transformers.
+        checkpointing: "unsloth" also offloads the inputs of the blocks.
+        side_by_side: number of packs of a step computed at the same time, each in a thread.
     """
 
     kind: Kind
@@ -65,18 +64,17 @@ class Choices:
 
     @property
     def mixed_precision(self) -> str:
-        """accelerate's word for the autocast."""
-        words = {"bfloat16": "bf16", "float16": "fp16"}
-        return words[self.dtype] if self.autocast else "no"
+        """The autocast dtype by its name in accelerate."""
+        names = {"bfloat16": "bf16", "float16": "fp16"}
+        return names[self.dtype] if self.autocast else "no"
 
     @property
     def unsloth_checkpointing(self) -> str | bool:
-        """The checkpointing as Unsloth's functions take it."""
-        words: dict[str, str | bool] = {"on": True, "off": False}
-        return words.get(self.checkpointing, self.checkpointing)
+        """The checkpointing as an argument of Unsloth's functions."""
+        return self.checkpointing if self.checkpointing == "unsloth" else self.checkpointing == "on"
 
     def autocasting(self, device: str) -> Any:
-        """The context in which the model runs, for tensors on `device`."""
+        """The context in which the model computes on a device's tensors."""
         import torch
 
         dtype = getattr(torch, self.dtype)
@@ -84,36 +82,36 @@ class Choices:
 
     def __str__(self) -> str:
         products = "autocast" if self.autocast else "no autocast"
-        said = [
+        parts = [
             f"{'NF4' if self.quantized else 'unquantised'} in {self.dtype}",
             f"{products} and loss scaling" if self.loss_scaling else products,
             *(["NF4 weights kept dequantised"] if self.nf4_copy else []),
-            f"{self.optimizer}",
+            self.optimizer,
             f"checkpointing {self.checkpointing}",
             *([f"{self.side_by_side} packs side by side"] if self.side_by_side > 1 else []),
         ]
-        return ", ".join(said)
+        return ", ".join(parts)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def decide(config: RunConfig, device: Device) -> Choices:
-    """The choices of a run on a device.
+    """Decide how a run computes on a device.
 
-    4 bits on CUDA and none elsewhere. bf16 where the hardware computes in it, else fp16 on CUDA and
-    fp32 on a CPU, where a bf16 that is only emulated is several times slower. AdamW, with states of
-    8 bits on CUDA. Checkpointing and the copy of NF4 weights that are still "auto" are those of a
-    model that cannot be planned for (`planning.fit.decide_memory` replaces them otherwise):
-    Unsloth's on CUDA, none on a CPU; a copy, which exists on a CPU only.
+    The defaults: 4 bits on CUDA only. bf16 if the hardware supports it, else fp16 on CUDA and fp32
+    on a CPU, where emulated bf16 is several times slower. AdamW, on CUDA with states in 8 bits.
+    `planning.fit.decide_memory` decides checkpointing and the copy of NF4 weights before this; for
+    a model that it cannot plan, Unsloth's checkpointing on CUDA and none on a CPU, and a copy on a
+    CPU.
 
     Raises:
-        FasttuneError: the device does not compute in the asked precision.
+        FasttuneError: the device does not support the precision in the settings.
     """
     cuda = device.kind == "cuda"
     asked, chosen = config.model, config.train
-    narrow = "bfloat16" if device.bf16 else "float16" if cuda else "float32"
-    dtype = DTYPES.get(asked.precision, narrow)
+    default_dtype = "bfloat16" if device.bf16 else "float16" if cuda else "float32"
+    dtype = DTYPES.get(asked.precision, default_dtype)
     if error := _refusal(dtype, device):
         raise error
     nf4 = cuda if asked.quantization == "auto" else asked.quantization == "nf4"
@@ -121,9 +119,9 @@ def decide(config: RunConfig, device: Device) -> Choices:
     why_plain = _why_plain(config, fast)
     copy = nf4 and not cuda and not why_plain and asked.nf4_copy != "off"
     optimizer = "adamw_8bit" if cuda else "adamw_torch"
-    by_itself: Checkpointing = "unsloth" if cuda else "off"
-    given = chosen.gradient_checkpointing
-    checkpointing = by_itself if given == "auto" else given
+    checkpointing: Checkpointing = "unsloth" if cuda else "off"
+    if chosen.gradient_checkpointing != "auto":
+        checkpointing = chosen.gradient_checkpointing
     return Choices(
         kind=device.kind,
         quantization="nf4" if nf4 else "none",
@@ -141,10 +139,10 @@ def decide(config: RunConfig, device: Device) -> Choices:
 
 
 def decide_for_generation(model: ModelConfig, device: Device) -> Choices:
-    """The choices for generating with a model on a device.
+    """Decide how to generate with a model on a device.
 
-    The model may be that of a run from elsewhere, whose precision this device does not compute in:
-    then the device's own takes its place.
+    A run may have been trained on another device, in a precision that this one does not support;
+    then this device's default precision is used.
     """
     if model.precision != "auto" and _refusal(DTYPES[model.precision], device):
         model = replace(model, precision="auto")
@@ -154,48 +152,46 @@ def decide_for_generation(model: ModelConfig, device: Device) -> Choices:
 def _refusal(dtype: str, device: Device) -> FasttuneError | None:
     if dtype == "float16" and device.kind == "cpu":
         return FasttuneError(
-            "fp16 is not for training on a CPU",
+            "fp16 is not supported on a CPU",
             f"model.precision=fp16, on {device.name}",
-            "take model.precision=fp32, or bf16 where the CPU computes in it",
+            "set model.precision=auto or fp32",
         )
     if dtype == "bfloat16" and device.kind == "cuda" and not device.bf16:
         return FasttuneError(
-            "the GPU does not compute in bf16",
+            "the GPU does not support bf16",
             f"model.precision=bf16, on {device.name}",
-            "take model.precision=fp16 or auto",
+            "set model.precision=auto or fp16",
         )
     return None
 
 
 def _why_plain(config: RunConfig, fast: bool) -> str:
-    """What of the settings keeps LoRA layers PEFT's own."""
+    """Which settings disable the fused LoRA layers; "" if none does."""
     if not fast:
-        asked = config.model.fast_path == "off"
-        return "model.fast_path is off" if asked else "on a GPU model.fast_path is off by itself"
+        off = "model.fast_path is off"
+        return off if config.model.fast_path == "off" else f"{off} by default on a GPU"
     if config.lora.dropout:
-        return "layers that draw a dropout of their own share no product"
+        return "lora.dropout gives each layer another input"
     return "DoRA" if config.lora.dora else ""
 
 
 def _side_by_side(config: RunConfig, device: Device) -> int:
-    """How many packs are computed at a time where blocks keep their activations, and weights are
-    not dequantised for each pass: two, on a CPU with a core for each. Each row of a batch is to fit
-    into memory with the others, so two packs of half its size do.
+    """Packs computed at the same time: two, on a CPU with a core for each, else one.
 
-    One where random numbers are drawn, since two threads would share them out anew each time.
+    Two packs of half a batch's size need no more memory than the batch. With random numbers it is
+    one: two threads would draw them in another order in each run.
     """
-    chosen = config.train
-    random = config.lora.dropout or config.model.dropout != "off" or chosen.neftune_noise_alpha
-    able = device.kind == "cpu" and device.cores > 1 and chosen.packing and not random
-    return 2 if able and chosen.batch_size > 1 else 1
+    train = config.train
+    random = config.lora.dropout or config.model.dropout != "off" or train.neftune_noise_alpha
+    cores = device.cores if device.kind == "cpu" else 1
+    return 2 if cores > 1 and train.packing and train.batch_size > 1 and not random else 1
 
 
 def _attention(device: Device, dtype: str) -> Attention:
-    """The kernels of a GPU take 16 bits."""
     if device.kind == "cpu":
         return "rows"
     if dtype == "float32":
-        return "mask"
-    # A GPU that is named by its memory alone is taken to be a recent one.
+        return "mask"  # the kernels for a GPU need 16 bits
+    # A GPU given by its memory alone counts as a recent one.
     recent = device.capability is None or device.capability >= VARLEN_CAPABILITY
     return "varlen" if recent else "memory_efficient"

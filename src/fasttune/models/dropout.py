@@ -1,7 +1,7 @@
-"""The base model's own dropout.
+"""The base model's own dropout; LoRA has a separate one.
 
-microsoft/phi-2 has one of 0.1 behind every block. With it a row packed with others has another
-loss than alone, and a resumed run other ones than an unbroken one. LoRA brings its own.
+microsoft/phi-2 has a dropout of 0.1 after every block. It gives a packed row another loss than the
+same row alone, and a resumed run other losses than an unbroken one.
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ from fasttune.config import ModelConfig
 
 
 def switch_dropout_off(model: Any) -> None:
-    """Set every dropout of a model to 0; adapters that are added later keep theirs."""
+    """Set every dropout of a model to 0; adapters added later keep theirs."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in dropouts(vars(module)):  # attention looks its own up in the module
+        for name in _dropouts(vars(module)):  # attention reads its dropout from an attribute
             setattr(module, name, 0.0)
 
 
 def base_dropout(config: Any, chosen: ModelConfig) -> str:
-    """What a run says of the dropout in the model's config.json; nothing where there is none."""
-    found = dropouts(config.to_dict())
-    named = ", ".join(f"{name} {value:g}" for name, value in found.items())
+    """Describe the dropout in a model's config.json and whether it is on; "" if there is none."""
+    named = ", ".join(f"{name} {value:g}" for name, value in _dropouts(config.to_dict()).items())
     state = "off" if chosen.dropout == "off" else "on"
     return f"dropout of the base model {state} ({named} in its config)" if named else ""
 
 
-def dropouts(settings: Mapping[str, Any]) -> dict[str, float]:
-    """The dropouts above 0 among a model's settings, as its config.json names them; that of a
-    classifier (GPT-NeoX names one) is not in a language model."""
+def _dropouts(settings: Mapping[str, Any]) -> dict[str, float]:
+    """The dropouts above 0, by their names in config.json. GPT-NeoX's config also names one for a
+    classifier, which a language model does not have."""
     return {
         name: float(value)
         for name, value in settings.items()

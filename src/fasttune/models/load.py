@@ -1,5 +1,5 @@
-"""Loading models: through Unsloth for training with fresh LoRA adapters, and for generating on a
-GPU; through transformers alone for generating on a CPU, where nothing of Unsloth's would run."""
+"""Loading models: through Unsloth for training, and for generating on a GPU; through transformers
+alone for generating on a CPU, where Unsloth would change nothing."""
 
 from __future__ import annotations
 
@@ -16,61 +16,62 @@ from fasttune.models.activation import fuse_gelu
 from fasttune.models.choices import Choices
 from fasttune.models.dropout import switch_dropout_off
 from fasttune.models.head import decoder
-from fasttune.models.heap import give_back_mapped_files, loading
+from fasttune.models.heap import loading, release_mapped_files
 from fasttune.models.lora import Coverage, choose_targets, coverage, linear_names
 from fasttune.models.tokenizer import cannot_load, load_tokenizer, require_model, resolve_model
+from fasttune.models.unsloth import import_unsloth
 from fasttune.quiet import quiet
 
 
 def load_base(
     config: ModelConfig, choices: Choices, plain: bool = False, end: str = ""
 ) -> tuple[Any, Any]:
-    """The model without adapters, and its tokenizer with a pad token.
-
-    Its own dropout is off unless `config.dropout` is "config": a run then has the losses of the
-    same rows unpacked, and goes on where it was interrupted.
+    """Load a model without adapters, and its tokenizer with a pad token.
 
     Args:
-        plain: through transformers alone; the weights are the same.
+        config: unless `config.dropout` is "config", the model's own dropout is switched off: rows
+            have the same loss packed and unpacked, and a resumed run repeats an unbroken one.
+        plain: load with transformers alone; the weights are the same.
+        end: see `end_turns_with`.
 
     Raises:
-        FasttuneError: Unsloth or transformers cannot load it, or load it otherwise than chosen.
+        FasttuneError: the model cannot be loaded, or not with this quantization and dtype.
     """
     name = resolve_model(config.name)
-    threads()  # what others take is looked at from here on
+    threads()  # starts to measure the processor time of other programs
     tokenizer = load_tokenizer(name, end)
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # labels are explicit: padding masks no EOS
+        # Labels are explicit, so a pad token that is also the EOS hides no EOS from the loss.
+        tokenizer.pad_token = tokenizer.eos_token
     with quiet(), loading():
         try:
-            model = (_plain if plain else _through_unsloth)(name, config, choices)
-        except FasttuneError:  # Unsloth cannot be imported
+            model = (_load_plain if plain else _load_with_unsloth)(name, config, choices)
+        except FasttuneError:
             raise
-        except Exception as error:  # Unsloth, transformers and safetensors each have their own
+        except Exception as error:  # Unsloth, transformers and safetensors raise their own types
             raise cannot_load(name, error) from error
     _require_as_chosen(model, choices)
     for settings in (model.config, model.generation_config):
         settings.pad_token_id = tokenizer.pad_token_id
         settings.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.max_length = None  # Unsloth's; `max_new_tokens` is what counts
+    model.generation_config.max_length = None  # set by Unsloth; `max_new_tokens` is what counts
     if config.dropout == "off":
         switch_dropout_off(model)
     fuse_gelu(model)
     if choices.kind == "cpu" and choices.quantized:
-        give_back_mapped_files()
+        release_mapped_files()
     _adapt_threads(model)
     return model, tokenizer
 
 
 def _adapt_threads(model: Any) -> None:
-    """Let the model look before each pass, on a CPU, what other programs leave it."""
+    """On a CPU, adapt the number of threads to other programs' load before each forward pass."""
     if tensor_device() == "cpu":
         decoder(model).register_forward_pre_hook(threads().adapt)
 
 
-def _through_unsloth(name: str, config: ModelConfig, choices: Choices) -> Any:
-    from fasttune.models.unsloth import FastLanguageModel
-
+def _load_with_unsloth(name: str, config: ModelConfig, choices: Choices) -> Any:
+    FastLanguageModel = import_unsloth()
     model, _ = FastLanguageModel.from_pretrained(
         model_name=name,
         max_seq_length=config.max_length,
@@ -78,15 +79,15 @@ def _through_unsloth(name: str, config: ModelConfig, choices: Choices) -> Any:
         load_in_4bit=choices.quantized,
         trust_remote_code=False,
         use_gradient_checkpointing=choices.unsloth_checkpointing,
-        # Unsloth would move the embeddings to RAM where the GPU is nearly full, and the first
-        # parameter would no longer tell where the model is.
+        # On a nearly full GPU, Unsloth moves the embeddings to RAM; then the first parameter's
+        # device is not the model's.
         offload_embedding=False,
     )
     return model
 
 
 def nf4(dtype: torch.dtype) -> Any:
-    """The quantisation that Unsloth loads with, for transformers: NF4 with double quantisation."""
+    """The quantization that Unsloth uses, for transformers: NF4 with double quantization."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -97,7 +98,7 @@ def nf4(dtype: torch.dtype) -> Any:
     )
 
 
-def _plain(name: str, config: ModelConfig, choices: Choices) -> Any:
+def _load_plain(name: str, config: ModelConfig, choices: Choices) -> Any:
     from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, choices.dtype)
@@ -108,40 +109,39 @@ def _plain(name: str, config: ModelConfig, choices: Choices) -> Any:
         trust_remote_code=False,
     )
     for module in model.modules():
-        # bitsandbytes would take a kernel that computes in bf16, which training does not.
+        # Otherwise bitsandbytes generates with a bf16 kernel that training does not use.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
 
 
 def _require_as_chosen(model: Any, choices: Choices) -> None:
-    """Unsloth says so in a line, and goes on, where it loads in another way than it was told.
+    """Refuse a model that Unsloth loaded with another quantization or dtype: it only prints a line.
 
     Raises:
-        FasttuneError: the model is not quantised although that was chosen, or in another dtype.
+        FasttuneError: the model is not quantized as chosen, or has another dtype.
     """
     if choices.quantized and not getattr(model, "is_loaded_in_4bit", False):
         raise FasttuneError(
-            "the model was loaded without quantising it",
+            "the model was loaded without quantization",
             f"model.quantization=nf4, on {choices.kind}",
-            "`fasttune doctor` tells what bitsandbytes lacks; or take model.quantization=none",
+            "run `fasttune doctor` to see what bitsandbytes lacks, or set model.quantization=none",
         )
     if model.dtype != getattr(torch, choices.dtype):
         raise FasttuneError(
             f"the model was loaded in {str(model.dtype).removeprefix('torch.')}",
             f"{choices.dtype} was chosen, on {choices.kind}",
-            "set model.precision to what this model takes here: fp32, bf16 or fp16",
+            "set model.precision to fp32, bf16 or fp16, whichever this model supports here",
         )
 
 
 def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple[Any, Coverage]:
-    """Wrap the model with fresh adapters.
+    """Wrap a model with fresh adapters.
 
     Raises:
         FasttuneError: a target name matches no layer.
     """
-    from fasttune.models.unsloth import FastLanguageModel
-
+    FastLanguageModel = import_unsloth()
     before = linear_names(model)
     targets = choose_targets(model, lora.targets)
     with quiet():
@@ -159,9 +159,9 @@ def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple
         )
     if model.peft_config["default"].use_dora != lora.dora:
         raise FasttuneError(
-            "Unsloth made other adapters than were asked for",
-            f"lora.dora: {str(lora.dora).lower()}",
-            "this release of Unsloth is not supported: see fasttune doctor",
+            "Unsloth ignored a LoRA setting",
+            f"lora.dora={str(lora.dora).lower()}",
+            "install the release of Unsloth that `fasttune doctor` lists as tested",
         )
     return model, coverage(model, before)
 
@@ -169,10 +169,10 @@ def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple
 def load_for_generation(
     config: ModelConfig, choices: Choices, adapter: Path | None = None, end: str = ""
 ) -> tuple[Any, Any]:
-    """The model as it was in training, with the adapter if there is one, ready to generate.
+    """Load a model as in training, with its adapter if there is one, ready to generate.
 
     Raises:
-        FasttuneError: see `load_base`; or the adapter is damaged or does not fit.
+        FasttuneError: see `load_base`; or the adapter is damaged or does not fit the model.
     """
     if adapter is not None:
         require_model(str(adapter))
@@ -184,30 +184,30 @@ def load_for_generation(
                 from peft import PeftModel
 
                 model = PeftModel.from_pretrained(model, adapter)
-        except Exception as error:  # PEFT, safetensors and torch each have their own
+        except Exception as error:  # PEFT, safetensors and torch raise their own types
             raise cannot_load(str(adapter), error) from error
     if plain:
         return model.eval(), tokenizer
-    from fasttune.models.unsloth import FastLanguageModel
-
     with quiet():
-        FastLanguageModel.for_inference(model)
+        import_unsloth().for_inference(model)
     return model, tokenizer
 
 
 def load_folder(folder: Path) -> tuple[Any, Any]:
-    """A model folder on this device and its tokenizer, as any program with transformers loads
-    them."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Load a model folder and its tokenizer on this device, as any program with transformers does.
 
-    require_model(str(folder))
+    Raises:
+        FasttuneError: it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(str(folder))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", trust_remote_code=False
             ).to(tensor_device())
-    except Exception as error:  # transformers, tokenizers and safetensors each have their own
+    except Exception as error:  # transformers and safetensors raise their own types
         raise cannot_load(str(folder), error) from error
     _adapt_threads(model)
     return model.eval(), tokenizer

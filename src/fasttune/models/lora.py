@@ -1,8 +1,9 @@
-"""Which layers LoRA reaches, per architecture, and a guard that says so."""
+"""Which layers LoRA adapts, by architecture, and a count of those it reached."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +14,18 @@ from fasttune.models.architectures import FAMILIES
 
 
 def linear_names(model: nn.Module) -> dict[str, int]:
-    """Last part of the name of every linear layer -> how often it occurs; the output head is left
-    out."""
+    """Last part of each linear layer's name -> number of such layers, without the output head."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    counts: dict[str, int] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module is not head:
-            leaf = name.rsplit(".", 1)[-1]
-            counts[leaf] = counts.get(leaf, 0) + 1
-    return counts
+    return _count(model, lambda module: isinstance(module, nn.Linear) and module is not head)
+
+
+def _count(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> dict[str, int]:
+    leaves = (name.rpartition(".")[2] for name, m in model.named_modules() if wanted(m))
+    return dict(Counter(leaves))
 
 
 def choose_targets(model: nn.Module, wanted: Sequence[str]) -> list[str]:
-    """The target names: the wanted ones, else the architecture's, else every linear layer.
+    """The wanted target names, or else the architecture's, or else every linear layer.
 
     Raises:
         FasttuneError: a name matches no linear layer of the model.
@@ -45,13 +45,13 @@ def choose_targets(model: nn.Module, wanted: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What LoRA reaches.
+    """Which layers LoRA adapts.
 
     Attributes:
-        adapted: name of a layer -> number of such layers with an adapter.
-        left_out: the same for the linear layers without one.
+        adapted: layer name -> number of such layers with an adapter.
+        left_out: layer name -> number of such linear layers without one.
         parameters: trainable parameters.
-        total: parameters of the model, adapters included; quantised weights count by their shape.
+        total: parameters of the model with adapters; quantized weights count by their shape.
     """
 
     adapted: dict[str, int]
@@ -70,14 +70,13 @@ class Coverage:
 
 
 def coverage(model: Any, base_linear: dict[str, int]) -> Coverage:
-    """Count what PEFT really wrapped. `base_linear` is `linear_names` from before wrapping."""
+    """Count the layers that PEFT wrapped.
+
+    Args:
+        base_linear: `linear_names` of the model before it was wrapped.
+    """
     from peft.tuners.lora import LoraLayer
 
-    adapted: dict[str, int] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            leaf = name.rsplit(".", 1)[-1]
-            adapted[leaf] = adapted.get(leaf, 0) + 1
+    adapted = _count(model, lambda module: isinstance(module, LoraLayer))
     left_out = {n: c - adapted.get(n, 0) for n, c in base_linear.items() if c > adapted.get(n, 0)}
-    parameters, total = model.get_nb_trainable_parameters()
-    return Coverage(adapted, left_out, parameters, total)
+    return Coverage(adapted, left_out, *model.get_nb_trainable_parameters())

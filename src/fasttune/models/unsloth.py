@@ -1,39 +1,109 @@
-"""Unsloth, imported before the libraries it patches, and the device it found.
-
-Import this module before transformers, TRL or PEFT.
-"""
+"""Importing Unsloth before the libraries it patches."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import shutil
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from fasttune.errors import FasttuneError, reason
 from fasttune.files import cache_dir
+from fasttune.machine import this_device
 from fasttune.quiet import quiet
 
-CPU_BACKEND_HINT = (
-    "pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9 (the first release with a CPU "
-    "backend); `fasttune doctor` tells more"
-)
+
+@cache
+def import_unsloth() -> Any:
+    """Import Unsloth. Call this before anything imports transformers, TRL or PEFT: it patches them.
+
+    Returns:
+        Unsloth's FastLanguageModel.
+
+    Raises:
+        FasttuneError: Unsloth cannot be imported.
+    """
+    hide_broken_torchvision()
+    # Unsloth's default is "false", which tokenizes rows on one core.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # On a GPU, Unsloth replaces `generate` with a version that refuses fasttune's key-value cache.
+    os.environ["UNSLOTH_DISABLE_FAST_GENERATION"] = "1"
+    # By default Unsloth keeps the fp32 input of a block in bf16 until the backward pass. Gradients
+    # of a run in fp32 were 0.4 % off.
+    os.environ.setdefault("UNSLOTH_OFFLOAD_FP32", "exact")
+    _set_compile_folder()
+    try:
+        with quiet():
+            from unsloth import FastLanguageModel
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        raise FasttuneError(
+            "Unsloth cannot be imported on this machine",
+            reason(error),
+            "run `pip uninstall torchvision`: it does not fit this torch, and fasttune needs no "
+            "images"
+            if "torchvision" in str(error)
+            else "run `pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9`, the first "
+            "release that runs on a CPU; `fasttune doctor` shows details",
+        ) from error
+    return FastLanguageModel
+
+
+def import_unsloth_on_gpu() -> None:
+    """Import Unsloth before generating, except on a CPU: there it would not be used, and importing
+    it takes longer than answering a short question."""
+    hide_broken_torchvision()
+    if this_device().kind != "cpu":
+        import_unsloth()
+
+
+@cache
+def hide_broken_torchvision() -> None:
+    """Hide a torchvision that does not fit torch. Call this before transformers is imported.
+
+    Unsloth installs a torchvision for CUDA. Its operators do not load with a CPU build of torch,
+    and then neither Unsloth nor transformers' models can be imported.
+    """
+    try:
+        torch_for_cpu, vision_for_cpu = (
+            version(name).endswith("+cpu") for name in ("torch", "torchvision")
+        )
+    except PackageNotFoundError:
+        return
+    if not torch_for_cpu or vision_for_cpu or "torchvision" in sys.modules:
+        return
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
+        os.environ["UNSLOTH_SKIP_TORCHVISION_CHECK"] = "1"
+
+
+def settle_compilation() -> None:
+    """Switch modules that Unsloth could not compile to eager execution. Unsloth itself does this at
+    the beginning of a step, in a patch of the method that fasttune's trainer overrides."""
+    try:
+        from unsloth_zoo.temporary_patches.utils import apply_pending_eager_fallbacks
+    except ImportError:  # this release of Unsloth does not have it
+        return
+    apply_pending_eager_fallbacks()
 
 
 def _set_compile_folder() -> None:
-    """Give this process a folder below fasttune's cache, gone at its end, unless the person has
-    chosen one.
+    """Keep Unsloth's compiled code out of the working directory: in a folder of this process, which
+    is deleted at exit. A folder in UNSLOTH_COMPILE_LOCATION that the user set stays as it is.
 
-    Unsloth writes the code that it compiles under names that do not tell the settings it was made
-    for, so two processes must not share them, nor a child its parent's. What a killed process left
-    is removed here.
+    Compiled files have the same names under different settings, so processes must not share them,
+    nor a child its parent's. Folders of killed processes are deleted here.
     """
     chosen = os.environ.get("UNSLOTH_COMPILE_LOCATION", "")
     if chosen and not _of_a_process(Path(chosen)):
         return
+    import psutil
+
     parent = cache_dir().absolute() / "unsloth"
     folder = parent / str(os.getpid())
     for old in filter(_of_a_process, parent.glob("*")):
@@ -45,42 +115,5 @@ def _set_compile_folder() -> None:
 
 
 def _of_a_process(folder: Path) -> bool:
-    """Whether a folder is of the kind that `_set_compile_folder` makes."""
+    """Whether `_set_compile_folder` creates folders of this name."""
     return folder.parent.name == "unsloth" and folder.name.isdigit()
-
-
-def _import() -> Any:
-    # Unsloth would set "false", and rows would be tokenized on one core.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # On a GPU Unsloth would replace `generate` by one that forces a static cache, and refuses ours.
-    os.environ["UNSLOTH_DISABLE_FAST_GENERATION"] = "1"
-    # What a block begins with in fp32 Unsloth would keep in bf16 until the backward pass: gradients
-    # of a run in fp32 were 0.4 % off.
-    os.environ.setdefault("UNSLOTH_OFFLOAD_FP32", "exact")
-    _set_compile_folder()  # otherwise Unsloth takes the folder one stands in
-    try:
-        with quiet():
-            from unsloth import FastLanguageModel
-    except (ImportError, NotImplementedError, RuntimeError) as error:
-        broken_vision = "torchvision" in str(error)
-        raise FasttuneError(
-            "Unsloth cannot be used on this machine",
-            reason(error),
-            "pip uninstall torchvision (it does not fit this torch, and fasttune needs no images)"
-            if broken_vision
-            else CPU_BACKEND_HINT,
-        ) from error
-    return FastLanguageModel
-
-
-FastLanguageModel = _import()
-
-
-def settle_compilation() -> None:
-    """Let Unsloth switch what it could not compile to eager execution. It puts that off to the
-    beginning of a step, in a patch of the method that our trainer replaces."""
-    try:
-        from unsloth_zoo.temporary_patches.utils import apply_pending_eager_fallbacks
-    except ImportError:  # a release without it
-        return
-    apply_pending_eager_fallbacks()

@@ -1,10 +1,11 @@
-"""Model and adapter folders with damaged files are told before a library meets them: each library
-has another exception for that, and none names the file."""
+"""Finding damaged files in a model or adapter folder before a library loads them.
+
+Each library raises its own type of error for a damaged file, and none of them names the file.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -12,15 +13,13 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import msgspec
+from safetensors import SafetensorError, safe_open
 
 from fasttune.errors import FasttuneError
 from fasttune.models.architectures import FAMILIES
 from fasttune.records import read_json
 
-AGAIN = "copy or download it once more"
-
-QUANTISED = "quantization_config"
-"""The key of a config whose weights are packed."""
+RECOPY = "copy or download the file again"
 INDEX = "model.safetensors.index.json"
 SETTINGS = (
     "config.json",
@@ -33,26 +32,19 @@ SETTINGS = (
     "adapter_config.json",
     INDEX,
 )
-"""Files that libraries read as JSON objects, where they are there."""
-BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16,
-    "BF16": 16, "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
-    "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
-}  # fmt: skip
-"""Of an element, by safetensors' names of the types."""
+"""Files that libraries read as JSON objects, if they exist."""
 
 
 class AdapterConfig(TypedDict):
-    """What is read of PEFT's adapter_config.json."""
+    """The keys of PEFT's adapter_config.json that fasttune reads."""
 
     peft_type: str
     r: int
     lora_alpha: float
 
 
-class Tensor(TypedDict):
-    """An entry in the header of a safetensors file: the tensor's bytes are [start, end) of the
-    file."""
+class TensorEntry(TypedDict):
+    """An entry in the header of a safetensors file; its data are the bytes [start, end)."""
 
     dtype: str
     shape: list[int]
@@ -60,11 +52,11 @@ class Tensor(TypedDict):
 
 
 def require_whole(folder: Path) -> None:
-    """Refuse a folder that holds a damaged file of a model, a tokenizer or an adapter: settings
-    that are no JSON, or weights that are cut, or that the index names and that are missing.
+    """Refuse a folder with damaged files of a model, a tokenizer or an adapter: JSON that does not
+    parse, or weights that are truncated, missing or of another model.
 
     Raises:
-        FasttuneError: the first such file, and what is wrong with it.
+        FasttuneError: names the first damaged file and what is wrong with it.
     """
     files = ((file, file.stat()) for file in sorted(folder.iterdir()) if file.is_file())
     _require_whole(folder, tuple((f.name, s.st_mtime_ns, s.st_size) for f, s in files))
@@ -72,109 +64,99 @@ def require_whole(folder: Path) -> None:
 
 @lru_cache(maxsize=16)
 def _require_whole(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> None:
-    """Once for files with the same stamps: a run comes here three times, and a tokenizer.json of
-    50,000 tokens takes a tenth of a second."""
+    """Check files with the same stamps once: a run checks its model three times, and reading a
+    tokenizer.json of 50,000 tokens takes 0.1 seconds."""
     settings = {name: read_object(folder / name) for name in SETTINGS if (folder / name).exists()}
-    if found := settings.get("adapter_config.json"):
-        read_json(folder / "adapter_config.json", AdapterConfig, AGAIN)
-        if found["peft_type"] == "LORA" and not (folder / "adapter_model.safetensors").exists():
-            pickled = (folder / "adapter_model.bin").exists()
-            raise FasttuneError(
-                "the adapter has no adapter_model.safetensors",
-                str(folder / "adapter_model.bin") + ": a pickle, which can run code"
-                if pickled
-                else str(folder),
-                "restore it; an adapter in a pickle is not loaded",
-            )
+    if adapter := settings.get("adapter_config.json"):
+        _require_adapter(folder, adapter)
     tensors = {file.name: tensors_of(file) for file in sorted(folder.glob("*.safetensors"))}
-    if (index := settings.get(INDEX)) is None:
-        _require_layers(folder, settings.get("config.json", {}), tensors.get("model.safetensors"))
+    names: Iterable[str] | None = tensors.get("model.safetensors")
+    if (index := settings.get(INDEX)) is not None:
+        try:
+            names = places = msgspec.convert(index.get("weight_map"), dict[str, str])
+        except msgspec.ValidationError as error:
+            raise _damaged_weights(folder / INDEX, f"weight_map: {error}") from error
+        for name, file in places.items():
+            if file not in tensors:
+                raise _damaged_weights(folder / INDEX, f"names {file}, which is missing")
+            if name not in tensors[file]:
+                raise _damaged_weights(folder / file, f"lacks {name}, which {INDEX} names")
+    if names is not None:
+        _require_layers(folder, settings.get("config.json", {}), names)
+
+
+def _require_adapter(folder: Path, config: Mapping[str, Any]) -> None:
+    read_json(folder / "adapter_config.json", AdapterConfig, RECOPY)
+    if config["peft_type"] != "LORA" or (folder / "adapter_model.safetensors").exists():
         return
-    try:
-        places = msgspec.convert(index.get("weight_map"), dict[str, str])
-    except msgspec.ValidationError as error:
-        raise _damaged(folder / INDEX, f"weight_map: {error}") from error
-    for name, file in places.items():
-        if file not in tensors:
-            raise _damaged(folder / INDEX, f"names {file}, which is missing")
-        if name not in tensors[file]:
-            raise _damaged(folder / file, f"lacks {name}, which {INDEX} names")
-    _require_layers(folder, settings.get("config.json", {}), places)
+    pickled = folder / "adapter_model.bin"
+    raise FasttuneError(
+        "the adapter has no adapter_model.safetensors",
+        f"{pickled}: a pickle, which can run code" if pickled.exists() else str(folder),
+        "restore the file; fasttune does not load an adapter from a pickle",
+    )
 
 
-def _require_layers(folder: Path, config: Mapping[str, Any], names: Iterable[str] | None) -> None:
-    """Refuse weights without a matrix of the decoder blocks, which transformers would make up at
-    random, or with more blocks than the config has, which it would leave out; either goes without
-    an error. Where the architecture is not known, or the weights are quantised, it is not seen."""
+def _require_layers(folder: Path, config: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse weights that do not match the config, for known architectures without quantization.
+
+    transformers initializes a missing matrix at random and ignores blocks beyond the config's
+    number, in both cases without an error.
+    """
     family, blocks = FAMILIES.get(str(config.get("model_type"))), config.get("num_hidden_layers")
-    if names is None or family is None or not isinstance(blocks, int) or QUANTISED in config:
+    if family is None or not isinstance(blocks, int) or "quantization_config" in config:
         return
-    found: dict[int, set[str]] = {}
+    matrices: dict[int, set[str]] = {}
     for name in names:
         if match := re.search(r"\blayers\.([0-9]+)\.(?:.+\.)?(\w+)\.weight$", name):
-            found.setdefault(int(match[1]), set()).add(match[2])
-    lacking = [
+            matrices.setdefault(int(match[1]), set()).add(match[2])
+    missing = [
         f"{target} of block {block}"
         for block in range(blocks)
         for target in family.targets
-        if target not in found.get(block, ())
+        if target not in matrices.get(block, ())
     ]
-    if lacking or len(found) > blocks:
+    if missing or len(matrices) > blocks:
         raise FasttuneError(
-            "the weights are not those that config.json tells of",
-            f"{folder}: {lacking[0]} is missing"
-            if lacking
-            else f"{folder}: {len(found)} blocks instead of {blocks}",
-            "take weights and settings of one model, all of them",
+            "the weights do not match config.json",
+            f"{folder}: {missing[0]} is missing"
+            if missing
+            else f"{folder}: {len(matrices)} blocks instead of {blocks}",
+            "use config.json and all weight files of the same model",
         )
 
 
-def tensors_of(file: Path) -> dict[str, Tensor]:
-    """The header of a safetensors file, held against the file's size, with offsets from the file's
-    beginning instead of the header's end.
+def tensors_of(file: Path) -> dict[str, TensorEntry]:
+    """Read the header of a safetensors file; offsets count from the beginning of the file.
 
     Raises:
-        FasttuneError: it is damaged.
+        FasttuneError: the file is damaged.
     """
     try:
-        size = file.stat().st_size
+        with safe_open(file, framework="np"):
+            pass  # checks the header against the size of the file
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= size - 8:
-                raise _damaged(file, f"is no safetensors file, or cut: {size} bytes")
-            header = json.loads(stream.read(length).decode())
-        if isinstance(header, dict):
-            header.pop("__metadata__", None)
-        found = msgspec.convert(header, dict[str, Tensor])
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(file, f"its header cannot be read: {error}") from error
-    begin = at = 8 + length
-    for name, entry in sorted(found.items(), key=lambda item: item[1]["data_offsets"]):
-        start, end = (begin + offset for offset in entry["data_offsets"])
-        entry["data_offsets"] = (start, end)
-        bits = BITS.get(entry["dtype"])
-        if (
-            start != at
-            or end < start
-            or bits
-            and bits * math.prod(entry["shape"]) != 8 * (end - at)
-        ):
-            raise _damaged(file, f"{name} is not where its header says")
-        at = end
-    if at != size:
-        raise _damaged(file, f"is cut: {size} bytes instead of {at}")
-    return found
+            entries: dict[str, TensorEntry] = json.loads(stream.read(length))
+    except (OSError, SafetensorError) as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise _damaged_weights(file, f"not a complete safetensors file: {reason}") from error
+    entries.pop("__metadata__", None)
+    for entry in entries.values():
+        start, end = entry["data_offsets"]
+        entry["data_offsets"] = (8 + length + start, 8 + length + end)
+    return entries
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-        FasttuneError: it is damaged.
+        FasttuneError: the file is damaged.
     """
-    found: dict[str, Any] = read_json(file, dict[str, Any], AGAIN)
-    return found
+    value: dict[str, Any] = read_json(file, dict[str, Any], RECOPY)
+    return value
 
 
-def _damaged(file: Path, how: str) -> FasttuneError:
-    return FasttuneError(f"{file.name} is damaged", f"{file}: {how}", AGAIN)
+def _damaged_weights(file: Path, how: str) -> FasttuneError:
+    return FasttuneError(f"{file.name} is damaged", f"{file}: {how}", RECOPY)

@@ -1,3 +1,5 @@
-"""From batches to a run folder: the trainer, its settings, and what listens to it."""
+"""Training a run: settings, trainer, callbacks, checkpoints and reports.
 
-import fasttune.models.unsloth  # noqa: F401  before transformers, TRL and PEFT, which it patches
+Call `models.unsloth.import_unsloth` before you import a module of this package: they import
+transformers, TRL and PEFT, which Unsloth patches.
+"""

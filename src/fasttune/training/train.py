@@ -42,7 +42,7 @@ from fasttune.models.head import check_head
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.lora import Coverage
 from fasttune.models.tokenizer import load_tokenizer
-from fasttune.models.unsloth import FastLanguageModel
+from fasttune.models.unsloth import import_unsloth
 from fasttune.planning.forecast import Forecast, foresee
 from fasttune.plugins.metric import Answer, Metric, score
 from fasttune.quiet import library_prints, quiet
@@ -310,7 +310,7 @@ class Training:
             return []
         log.info("answering %d held-out rows %s training", len(self.sample_rows), when)
         # Turns the KV cache on, which training keeps off.
-        FastLanguageModel.for_inference(self.generator.model)
+        import_unsloth().for_inference(self.generator.model)
         chosen = self.job.config.samples
         sampling = Sampling(max_new_tokens=chosen.max_new_tokens)
         return list(self.generator.answers(self.sample_rows, sampling, chosen.batch_size))
@@ -364,7 +364,7 @@ def make_trainer(
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
     # Unsloth's words for with and without autocast. It would turn it on wherever a GPU has bf16.
     os.environ["UNSLOTH_MIXED_PRECISION"] = "float32" if choices.autocast else "bfloat16"
-    FastLanguageModel.for_training(model)
+    import_unsloth().for_training(model)
     check_head(model)
     fast = speed_up(model, choices)
     if config.train.packing:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
-import fasttune.models.unsloth  # noqa: F401
+import tests.unsloth_first  # noqa: F401
 
 # isort: split
 import pytest

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.encoding.batches import pack
+from fasttune.encoding.encode import Encoded
 from fasttune.machine import Device
 from fasttune.models.activation import fuse_gelu
 from fasttune.models.architectures import FAMILIES
@@ -69,7 +70,7 @@ def loss_of_one(logits, ids):
 
 def packed(model, fast):
     rows = [ids.tolist() for ids in IDS]
-    batch = pack([{"input_ids": r, "labels": r, "sections": r} for r in rows])
+    batch = pack([Encoded(ids, [], 0) for ids in rows], [])
     layout = batch["row_layout"]
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     places = [(0, slice(start, end)) for start, end in layout.rows]
@@ -201,8 +202,8 @@ def test_an_adapter_that_is_switched_off_or_merged_is_transformers_own(folder):
     ("settings", "lora", "why"),
     [
         ({"fast_path": "off"}, {}, "model.fast_path is off"),
-        ({}, {}, "on a GPU model.fast_path is off by itself"),
-        ({"fast_path": "on"}, {"dropout": 0.1}, "layers that draw a dropout of their own"),
+        ({}, {}, "model.fast_path is off by default on a GPU"),
+        ({"fast_path": "on"}, {"dropout": 0.1}, "lora.dropout gives each layer"),
         ({"fast_path": "on"}, {"dora": True}, "DoRA"),
     ],
 )

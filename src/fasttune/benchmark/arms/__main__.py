@@ -17,6 +17,7 @@ from pathlib import Path
 from fasttune.benchmark.pipe import Pace, Spec
 from fasttune.errors import FasttuneError
 from fasttune.machine import peak_memory
+from fasttune.models.unsloth import hide_broken_torchvision, import_unsloth
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -29,6 +30,10 @@ def main(arguments: Sequence[str]) -> None:
     folder = Path(spec_file).parent / arm
     folder.mkdir(exist_ok=True)
     try:
+        if arm == "plain":
+            hide_broken_torchvision()
+        else:
+            import_unsloth()  # before the arm imports transformers, TRL and PEFT
         import_module(f"fasttune.benchmark.arms.{arm}").train(spec, pace, folder)
         pace.tell(peak_memory=peak_memory())
     except FasttuneError as error:

@@ -14,11 +14,12 @@ from fasttune.machine import this_device
 from fasttune.models.choices import decide
 from fasttune.models.dropout import switch_dropout_off
 from fasttune.models.lora import choose_targets
-from fasttune.models.unsloth import FastLanguageModel
+from fasttune.models.unsloth import import_unsloth
 
 
 def train(spec: Spec, pace: Pace, folder: Path) -> None:
     """Unsloth with TRL's SFTTrainer, as its notebooks have it."""
+    FastLanguageModel = import_unsloth()
     from datasets import Dataset
     from trl import SFTTrainer
 
