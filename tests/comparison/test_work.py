@@ -15,7 +15,10 @@ import pytest
 from fasttune.comparison.finished import plan_runs
 from fasttune.comparison.plan import Measuring, plan_templates
 from fasttune.config import load_config
+from fasttune.data.rows import StoredRows
+from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError
+from fasttune.formats.template import Template
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, list_runs
 from tests.conftest import cli
@@ -69,9 +72,11 @@ def test_every_format_gets_the_same_rows_in_the_same_order(tiny_phi, data):
     alpaca, reasoning = plan(tiny_phi, data).formats
     assert alpaca.job.train == reasoning.job.train
     assert alpaca.job.eval == reasoning.job.eval
-    for job in (alpaca.job, reasoning.job):  # each as its own template renders them
-        for at in (0, len(job.train) - 1):
-            assert job.train.segments(at) == list(job.template.segments(job.train[at]))
+    row = alpaca.job.train[0]  # each renders it
+    assert reasoning.job.template.render(row).endswith(
+        f"<|reasoning|>{row['reasoning']}\n<|response|>{row['output']}"
+    )
+    assert alpaca.job.template.render(row).endswith(f"### Response:\n{row['output']}")
     assert alpaca.job.config.train.max_steps == reasoning.job.config.train.max_steps == 6
 
 
@@ -228,7 +233,7 @@ def compared(tiny_phi, data, tmp_path_factory) -> tuple[Path, list[str]]:
     patch = pytest.MonkeyPatch()
 
     def noting(self, examples):
-        batches.append([example["input_ids"] for example in examples])
+        batches.append([list(example.input_ids) for example in examples])
         if len(batches) == INTERRUPTED_AT:
             import signal
 
@@ -331,24 +336,31 @@ def test_the_table_in_the_terminal(compared, capsys):
 
 
 @pytest.mark.slow
-def test_runs_that_exist_are_compared_by_their_seeds(compared, capsys, tmp_path):
+def test_runs_that_exist_are_compared_by_their_seeds(compared, data, capsys, tmp_path, monkeypatch):
+    """On the rows that they keep: their source is gone, and no plugin has their formats."""
     folder, _ = compared
     runs = [str(run.folder) for run in list_runs(folder / "runs")]
-    measure = [
-        "--max-new-tokens",
-        "8",
-        "--rows",
-        "8",
-        "--no-include-base",
-        "-o",
-        str(tmp_path / "c"),
-    ]
-    assert cli("compare", *runs, *measure, "--json").status == 0
-    result = json.loads(capsys.readouterr().out)
+    measure = ["--max-new-tokens", 8, "--rows", 8, "--no-include-base", "-o", tmp_path / "c"]
+    monkeypatch.setenv("FASTTUNE_PLUGINS", "answers,language,likelihood,repetition")
+    aside = data.rename(data.with_name("aside"))
+    try:
+        ended = cli("compare", *runs, *measure, "--json")
+        evaluated = cli("evaluate", runs[0], *measure[:3], 8, "-o", tmp_path / "e", "--json")
+    finally:
+        aside.rename(data)
+    assert ended.status == evaluated.status == 0
+    result = json.loads(ended.out)
     saved = json.loads((folder / "comparison.json").read_text())
     for label in ("alpaca", "reasoning"):
         assert result["figures"][label] == saved["figures"][label]
     assert list(result["figures"]) == ["alpaca", "reasoning"]
+    first = Run(Path(runs[0])).config
+    [arm] = json.loads(evaluated.out)["arms"]
+    assert arm == next(
+        each
+        for each in result["arms"]
+        if (each["label"], each["seed"]) == (first.template, first.seed)
+    )
 
 
 @pytest.mark.slow
@@ -403,16 +415,68 @@ def test_what_cannot_be_evaluated(tiny_phi, data, tmp_path):
         assert ended.status == 2 and "--score takes" in ended.err
 
 
-@pytest.mark.slow
-def test_runs_on_other_rows_are_refused(compared, tiny_phi, tmp_path, capsys):
-    folder, _ = compared
-    other = write(tmp_path / "other.jsonl", rows(29))
-    words = ["-d", str(other), "-t", "alpaca", "-o", str(tmp_path / "runs"), "samples.count=0"]
-    assert cli("run", *words, *settings(tiny_phi), "train.max_steps=1").status == 0
-    [run] = list_runs(tmp_path / "runs")
-    first = list_runs(folder / "runs")[0]
-    assert cli("compare", str(first.folder), str(run.folder)).status == 2
-    assert "rows differ" in capsys.readouterr().err
+MADE = json.loads((Path(__file__).parents[1] / "old_run" / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("facts", "what", "counts"),
+    [
+        ({"train_sha256": "0" * 64, "train_rows": 29}, "training rows", (30, 29)),
+        (
+            {"trained_sha256": "0" * 64, "train_rows": 28},
+            "rows that are short enough to train on",
+            (30, 28),
+        ),
+        ({"heldout_sha256": "0" * 64, "eval_rows": 9}, "held-out rows", (10, 9)),
+    ],
+)
+def test_runs_on_other_rows_are_refused(facts, what, counts, tmp_path):
+    one, other = (tmp_path / "runs" / name for name in ("one", "other"))
+    for folder, template in ((one, "reasoning"), (other, "alpaca")):
+        shutil.copytree(Path(__file__).parents[1] / "old_run", folder)
+        Run(folder).update({"template": PLUGINS.facts(template)})
+    Run(other).update({"data": MADE["data"] | facts})
+    if "heldout_sha256" in facts:
+        kept = StoredRows()
+        for row in rows(9):
+            kept.append(row)
+        Run(other).keep_held_out(kept)
+        Run(other).update({"data": MADE["data"] | facts | {"heldout_sha256": data_hash(kept)}})
+    ended = cli("compare", one, other)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.splitlines() == [
+        f"error: the {what} differ, so the runs cannot be compared",
+        f"  where: {one}: {counts[0]} rows",
+        f"    {other}: {counts[1]} rows",
+        "  what to do: train both on the same rows: fasttune compare --templates A,B",
+    ]
+
+
+def test_runs_whose_held_out_rows_are_damaged_or_not_there_are_refused(tiny_phi, tmp_path):
+    folders = [tmp_path / "runs" / name for name in ("one", "other")]
+    for folder, template in zip(folders, ("reasoning", "alpaca"), strict=True):
+        shutil.copytree(Path(__file__).parents[1] / "old_run", folder)
+        Run(folder).update({"template": PLUGINS.facts(template), "model": str(tiny_phi)})
+    made = plan_runs([*map(Run, folders)], Measuring(), PLUGINS)
+    assert made.about["rows"] == "rows.jsonl: 30 to train on, 10 held out"
+    assert [row["instruction"] for row in made.formats[1].job.eval][:2] == [
+        "Add 3 and 4.",
+        "Add 5 and 6.",
+    ]
+    (folders[1] / "heldout.jsonl").unlink()
+    for words in (("compare", *folders), ("evaluate", folders[1])):
+        ended = cli(*words)
+        assert ended.status == 2
+        assert ended.err.splitlines() == [
+            "error: the run's held-out rows are missing or damaged",
+            f"  where: {folders[1] / 'heldout.jsonl'}",
+            "  what to do: restore the file",
+        ]
+    for folder in folders:
+        Run(folder).update({"data": MADE["data"] | {"heldout_sha256": data_hash([])}})
+    assert "error: the runs hold no rows out\n" in cli("compare", *folders).err
+    ended = cli("evaluate", folders[1])
+    assert ended.status == 2 and f"{folders[1]} holds no rows out" in ended.err
 
 
 @pytest.mark.slow
@@ -427,8 +491,6 @@ def test_a_folder_of_another_comparison_is_left_alone(compared, capsys):
 @pytest.mark.slow
 def test_saved_answers_are_read_back_while_they_are_true(compared, tmp_path, capsys, monkeypatch):
     """Under another name of the folder nothing is done again; an edited `parse` is noticed."""
-    from fasttune_plugins.reasoning import Reasoning
-
     folder, command = compared
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
@@ -436,7 +498,14 @@ def test_saved_answers_are_read_back_while_they_are_true(compared, tmp_path, cap
     assert cli(*words).status == 0
     said = capsys.readouterr().err
     assert "training" not in said and "answering" not in said
-    monkeypatch.setattr(Reasoning, "parse", lambda self, text: {"reasoning": "", "response": text})
+    parse = Template.parse
+    monkeypatch.setattr(
+        Template,
+        "parse",
+        lambda self, text: (
+            {"reasoning": "", "response": text} if self.name == "reasoning" else parse(self, text)
+        ),
+    )
     assert cli(*words).status == 0
     said = capsys.readouterr().err
     assert "training" not in said and said.count("answering") == 3  # untuned, and two seeds

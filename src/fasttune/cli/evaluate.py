@@ -12,7 +12,6 @@ from fasttune.cli.app import app, console, plugins, print_json
 from fasttune.cli.compare import show_figures, words
 from fasttune.cli.generate import Force, RunArgument, System, Template, Tokens
 from fasttune.cli.options import By, Columns, Together
-from fasttune.errors import FasttuneError
 from fasttune.source import load
 
 if TYPE_CHECKING:
@@ -25,7 +24,11 @@ def evaluate(
     run: RunArgument,
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", help="Labelled rows: a file, a folder or a Hub name."),
+        typer.Option(
+            "--data",
+            "-d",
+            help="Labelled rows: a file, a folder or a Hub name. Default: the run's held-out rows.",
+        ),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -65,12 +68,6 @@ def evaluate(
     The figures, the folder and the report are those of `fasttune compare`. Tasks are asked by
     lm-eval, in the format of the model.
     """
-    if data is None and not words(tasks):
-        raise FasttuneError(
-            "there is nothing to evaluate on",
-            f"fasttune evaluate {run}",
-            "give a file of labelled rows with --data, or tasks of lm-eval with --tasks",
-        )
     loaded = plugins(context)
     printed: dict[str, Any] = {}
     if words(tasks):
@@ -82,9 +79,8 @@ def evaluate(
         printed["tasks"] = [figure.as_dict() for figure in figures]
         if not as_json:
             _show_tasks(figures)
-    if data is not None:
+    if data is not None or not words(tasks):
         from fasttune.comparison.evaluation import evaluate as evaluate_run
-        from fasttune.comparison.work import to_json
         from fasttune.data.load import parse_columns
 
         found = evaluate_run(
@@ -102,6 +98,8 @@ def evaluate(
             plugins=loaded,
             force=force,
         )
+        from fasttune.comparison.work import to_json  # after Unsloth, which evaluating imports
+
         printed |= {"folder": str(found.folder), **to_json(found)}
         if not as_json:
             show_figures(found)

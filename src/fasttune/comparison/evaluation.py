@@ -9,9 +9,11 @@ from fasttune.comparison.plan import Format, Measuring, Plan, make_plan
 from fasttune.comparison.result import Arm, Comparison, compare_arms
 from fasttune.config import ModelConfig, RunConfig
 from fasttune.data.rows import Rows, StoredRows
+from fasttune.errors import FasttuneError
 from fasttune.formats.template import Template
 from fasttune.job import Job
 from fasttune.models.tokenizer import resolve_model
+from fasttune.models.unsloth import import_unsloth
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.metric import Answer
 from fasttune.plugins.registry import Plugins
@@ -21,7 +23,7 @@ from fasttune.source import find
 
 def evaluate(
     name: str | Run,
-    data: str | Path,
+    data: str | Path | None = None,
     *,
     template: str | None = None,
     system: str | None = None,
@@ -35,14 +37,14 @@ def evaluate(
     plugins: Plugins | None = None,
     force: bool = False,
 ) -> Comparison:
-    """Every metric, with its interval, on a file whose rows have their reference response.
+    """Every metric, with its interval, on rows that have their reference response.
 
     Measured as `compare` measures its held-out rows; what the folder holds already is not computed
     again.
 
     Args:
         name: a run, or a base model; see `find`.
-        data: a file, a folder or a Hub name.
+        data: a file, a folder or a Hub name; by default the rows that the run holds out.
         columns: our column -> theirs.
         include_base: measure a run's untuned model as well.
         rows: to answer, at equal distances; 0 takes all.
@@ -51,17 +53,27 @@ def evaluate(
         force: use the loaded template if it differs from the run's.
 
     Raises:
-        FasttuneError: as `find`, or the file cannot be read or holds a row that cannot be used.
+        FasttuneError: as `find`, or there are no rows, or the file cannot be read or holds a row
+            that cannot be used.
     """
     plugins = plugins or installed_plugins()
     source = find(name, template, system, plugins, force)
-    found = source.read(data, columns or {}, labelled=True)
+    found: Rows
+    if data is not None:
+        found = source.read(data, columns or {}, labelled=True)
+    elif not source.run or not (found := source.run.held_out()):
+        raise FasttuneError(
+            "there is nothing to evaluate on",
+            f"{source.run.folder if source.run else name} holds no rows out",
+            "give a file of labelled rows with --data, or tasks of lm-eval with --tasks",
+        )
     measuring = Measuring(rows, max_new_tokens, batch_size, include_base or source.run is None)
     folder = Path(output) if output is not None else None
     made = plan_evaluation(
-        source.run or source.model, source.template, str(data), found, measuring,
+        source.run or source.model, source.template, str(data or "held-out rows"), found, measuring,
         source.plugins, folder,
     )  # fmt: skip
+    import_unsloth()  # before transformers, TRL and PEFT
     from fasttune.comparison.work import run_comparison
 
     return run_comparison(made, by)
