@@ -464,7 +464,6 @@ def test_at_length(card, props, tmp_path):
         **trained,
         **props.answers(),
         "sampled": command("generate", "last", question, "--temperature", "1", *limit),
-        "pipeline": command("generate", "last", question, "--via", "pipeline", *limit),
         "gguf": command("export", "last", "--to", "gguf", "--output", "gguf", "--no-verify"),
         "compared": props.compared(),
     }

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttune.encoding.encode import encode_prompt
-from fasttune.exports.chat_template.jinja import compile_chat_template
+from fasttune.exports.chat import Chat
+from fasttune.formats.template import EXAMPLES
 from fasttune.plugins.discovery import load_plugins
-from fasttune.plugins.identity import PROBE_ROWS
 from tests.conftest import build_sentencepiece_tokenizer, tiny_model
 
 pytest.importorskip("llama_cpp", reason="pip install 'fasttune[llamacpp]'")
@@ -198,7 +198,7 @@ def tokenizer(model_folder):
 
 @pytest.fixture(scope="module")
 def reader(model_folder, tokenizer, tmp_path_factory) -> LlamaCppReader:
-    chat = compile_chat_template(load_plugins().template("reasoning"))
+    chat = Chat(load_plugins().template("reasoning"))
     file = tmp_path_factory.mktemp("gguf") / "model.gguf"
     write_gguf(model_folder, file, "f32", chat.jinja_for(tokenizer), "tiny")
     return LlamaCppReader(file, chat.template, chat)
@@ -206,7 +206,7 @@ def reader(model_folder, tokenizer, tmp_path_factory) -> LlamaCppReader:
 
 def test_prompts_have_the_runs_ids(reader, tokenizer):
     template = load_plugins().template("reasoning")
-    for row in PROBE_ROWS:
+    for row in EXAMPLES:
         assert reader.prompt_ids(row) == encode_prompt(template, row, tokenizer)
 
 
@@ -218,7 +218,7 @@ def test_any_text_has_the_tokenizers_ids(reader, tokenizer, text):
     assert reader.tokenize(text) == tokenizer(text, add_special_tokens=False).input_ids
 
 
-def against_transformers(reader, model_folder, rows=PROBE_ROWS[:6]):
+def against_transformers(reader, model_folder, rows=EXAMPLES[:6]):
     """max |logit|, max |difference of logits|, and answers of 32 tokens that are equal."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -273,7 +273,7 @@ def test_heads_in_transformers_order_would_show(tiny_llama, tmp_path, monkeypatc
     file = tmp_path / "wrong.gguf"
     write_gguf(tiny_llama, file, "f32", None, "wrong")
     wrong = LlamaCppReader(file, load_plugins().template("reasoning"), None)
-    _, worst, equal = against_transformers(wrong, tiny_llama, PROBE_ROWS[:2])
+    _, worst, equal = against_transformers(wrong, tiny_llama, EXAMPLES[:2])
     assert worst > 0.05 and equal < 2
 
 
@@ -284,7 +284,7 @@ def test_rounded_weights_give_logits_nearby(tiny_llama, tmp_path, quant, bound):
     file = tmp_path / f"{quant}.gguf"
     write_gguf(tiny_llama, file, quant, None, quant)
     reader = LlamaCppReader(file, load_plugins().template("reasoning"), None)
-    _, worst, _ = against_transformers(reader, tiny_llama, PROBE_ROWS[:2])
+    _, worst, _ = against_transformers(reader, tiny_llama, EXAMPLES[:2])
     assert 0 < worst < bound
 
 
