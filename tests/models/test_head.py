@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fasttune.encoding.batches import learned
-from fasttune.encoding.encode import IGNORED
+from fasttune.encoding.batches import pad
+from fasttune.encoding.encode import IGNORED, Encoded, Span
 from fasttune.errors import FasttuneError
 from fasttune.models import head
 
@@ -27,7 +27,11 @@ class Model:
 
 def losses_of(model, hidden, labels):
     """`token_losses` at the places of the labels, as the collator finds them."""
-    batch = learned({"labels": labels, "sections": labels, "attention_mask": labels})
+    rows = [
+        Encoded(row, [Span("all", n, n + 1, True) for n in range(1, 30) if row[n] != IGNORED], 1)
+        for row in labels.tolist()
+    ]
+    batch = pad(rows, ["all"], 0)
     return head.token_losses(model, hidden, batch["places"], batch["targets"])
 
 
