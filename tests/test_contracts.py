@@ -42,16 +42,16 @@ def test_they_hold(copy):
         # Plugins take the template from the face, not from where it lives.
         (
             "fasttune_plugins/alpaca.py",
-            "from fasttune.plugins.template import Template",
+            "from fasttune.formats.template import Template",
             FACE,
-            "fasttune_plugins.alpaca -> fasttune.plugins.template",
+            "fasttune_plugins.alpaca -> fasttune.formats.template",
         ),
         # An import up, only for a type.
         (
-            "fasttune/plugins/identity.py",
-            "import typing\nif typing.TYPE_CHECKING:\n    from fasttune.runs import Run",
+            "fasttune/formats/row.py",
+            "import typing\nif typing.TYPE_CHECKING:\n    import fasttune.plugins.metric",
             DOWN,
-            "fasttune.plugins.identity -> fasttune.runs",
+            "fasttune.formats.row -> fasttune.plugins.metric",
         ),
         # Between two packages of one layer, within a function.
         (

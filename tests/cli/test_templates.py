@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from fasttune.cli import main
+from fasttune.formats.template import from_declaration
 from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.scaffold import new_template
 
@@ -91,9 +92,7 @@ def test_list_as_json(fasttune):
 
 def test_show(fasttune):
     status, out, _ = fasttune("templates", "show", "reasoning")
-    identity = load_plugins().identity("reasoning")
-    assert status == 0
-    assert identity.rendering in out and identity.source in out
+    assert status == 0 and load_plugins().template("reasoning").identity in out
     assert "reasoning (column reasoning), response (column output)" in out
     lines = [line.split(None, 2) for line in out.partition("\n\n")[2].splitlines()]
     rendered = [(*line[:2], line[2].strip()) for line in lines if line[0] in ("given", "learned")]
@@ -111,7 +110,10 @@ def test_show(fasttune):
 def test_show_as_json(fasttune):
     _, out, _ = fasttune("templates", "show", "alpaca", "--json")
     shown = json.loads(out)
-    assert shown["identity"] == load_plugins().identity("alpaca").as_dict()
+    template = load_plugins().template("alpaca")
+    assert shown["identity"] == template.identity
+    assert from_declaration(shown["declaration"]).identity == template.identity
+    assert (shown["required"], shown["end"]) == (["instruction", "output"], "EOS")
     assert shown["tags"] == ["### Instruction:", "### Context:", "### Response:"]
     assert shown["segments"][-1] == {"name": "response", "text": "5", "train": True}
 
@@ -124,6 +126,9 @@ def test_show_writes_brackets_as_they_are(fasttune, tmp_path):
     )
     _, out, _ = fasttune("templates", "show", "llama", "--plugins-dir", tmp_path)
     assert "[INST]↵" in out and "[/INST]↵" in out and "[INST]  ### Context:  [/INST]" in out
+    path.write_text(path.read_text().replace("### Context:", "[bold]"))
+    _, out, _ = fasttune("templates", "show", "llama", "--plugins-dir", tmp_path)
+    assert "[bold]↵" in out
 
 
 def test_an_unknown_template(fasttune):
@@ -155,10 +160,16 @@ def test_new_writes_to_plugins_and_its_hints_work(fasttune, tmp_path, monkeypatc
     _, out, _ = fasttune("templates", "new", "mine")
     assert (tmp_path / "plugins/mine.py").is_file()
     assert (tmp_path / "plugins/test_mine.py").is_file()
-    hint = next(line for line in out.splitlines() if line.startswith("use it:"))
-    assert hint.endswith("fasttune --plugin plugins/mine.py templates show mine")
-    status, out, _ = fasttune(*hint.split()[3:])
-    assert status == 0 and "### Question:" in out
+    hints = dict(line.split(":", 1) for line in out.splitlines() if not line.startswith("wrote"))
+    use = "fasttune run --plugin plugins/mine.py --template mine --data rows.jsonl"
+    assert hints["use it"].strip() == use
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    ended = fasttune("preview", *hints["use it"].split()[2:])
+    assert ended[0] == 0 and ended[1].startswith("template mine, row 1")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert fasttune(*hints["always"].split()[1:])[0] == 0
+    monkeypatch.chdir(tmp_path.parent)
+    assert "### Question:" in fasttune("templates", "show", "mine")[1]
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -191,7 +202,18 @@ def test_check_as_json(fasttune, phi2_folder):
 def test_check_of_a_file_that_fails(fasttune, tmp_path, phi2_folder):
     (path, _) = new_template("mine", tmp_path, load_plugins())
     path.write_text(
-        path.read_text().replace('row.get("output", "")', 'row.get("output", "") + "."')
+        path.read_text().replace("from fasttune import", "from fasttune import Segment,")
+        + """
+class Mine(Template):
+    def segments(self, row):
+        yield Segment("q", f"Q: {row['instruction']}", train=False)
+        yield Segment("a", row.get("output", "") + ".", train=True)
+
+
+@hookimpl
+def register_templates():
+    return [Mine(name="mine")]
+"""
     )
     status, out, _ = fasttune("templates", "check", path, "--model", phi2_folder)
     assert status == 1
@@ -228,14 +250,14 @@ def test_plugins_with_problems(fasttune, tmp_path):
     path.write_text("1 / 0")
     status, out, err = fasttune("plugins", "--plugins-dir", tmp_path)
     assert (status, err) == (0, "")
-    assert "ZeroDivisionError: division by zero (line 1)" in out
+    assert "ZeroDivisionError: division by zero (line 1: 1 / 0)" in out
     assert f"FASTTUNE_PLUGINS={','.join(load_plugins().providers)}\n" in out
     _, out, _ = fasttune("plugins", "--plugins-dir", tmp_path, "--json")
     assert json.loads(out)["problems"] == [
         {
             "name": "broken",
             "path": str(path),
-            "error": "ZeroDivisionError: division by zero (line 1)",
+            "error": "ZeroDivisionError: division by zero (line 1: 1 / 0)",
         }
     ]
 

@@ -1,6 +1,6 @@
 import fasttune_vicuna
 
-from fasttune import check_template, history
+from fasttune import Row, check_template
 
 (template,) = fasttune_vicuna.register_templates()
 ROW = {"instruction": "Add the numbers.", "input": "2 and 3", "output": "5"}
@@ -16,8 +16,8 @@ def test_learns_the_output_alone():
 
 
 def test_a_conversation():
-    greeting = history([{"instruction": "Hi.", "output": "Hello."}])
-    assert template.prompt({**ROW, **greeting, "system": "Talk."}) == (
+    greeting = [{"instruction": "Hi.", "output": "Hello."}]
+    assert template.prompt(Row.of({**ROW, "system": "Talk."}, greeting)) == (
         "Talk. USER: Hi. ASSISTANT: Hello.USER: Add the numbers.\n2 and 3 ASSISTANT:"
     )
 
