@@ -18,8 +18,9 @@ from fasttune.data.rows import StoredRows
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError
 from fasttune.files import SEAL, seal, valid_name
+from fasttune.formats.parts import Segment, given, learn
 from fasttune.formats.row import Row
-from fasttune.formats.template import Segment, Template, given, learn
+from fasttune.formats.template import Template
 from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.registry import Plugins, Provider
 from fasttune.runs import Run, create_run, find_run, list_runs

@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fasttune.errors import FasttuneError
+from fasttune.formats.parts import END, Segment, choose, given, learn
 from fasttune.formats.row import Row
-from fasttune.formats.template import END, Segment, Template, choose, given, learn
+from fasttune.formats.template import Template
 from fasttune.plugins.exporter import (
     EXACT,
     QUANTISED,

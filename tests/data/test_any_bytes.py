@@ -14,7 +14,8 @@ from fasttune.config import SETTINGS, RunConfig, dump_config, load_config, parse
 from fasttune.data.load import load
 from fasttune.encoding.encode import encode_many
 from fasttune.errors import FasttuneError
-from fasttune.formats.template import Segment, Template
+from fasttune.formats.parts import Segment
+from fasttune.formats.template import Template
 
 TEXT = st.text(max_size=20)
 VALUE = st.recursive(

@@ -26,7 +26,7 @@ from fasttune.encoding.encode import (
 )
 from fasttune.encoding.limit import limit_lengths
 from fasttune.encoding.spans import Tokens, lay, tokenize
-from fasttune.formats.template import Segment
+from fasttune.formats.parts import Segment
 from tests.conftest import build_phi2_tokenizer
 
 EOS = 50256

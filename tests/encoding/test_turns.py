@@ -26,8 +26,9 @@ from fasttune.encoding.encode import (
     without_eos,
 )
 from fasttune.encoding.limit import limit_lengths
+from fasttune.formats.parts import END, Segment
 from fasttune.formats.row import Row
-from fasttune.formats.template import END, Segment, split_turns
+from fasttune.formats.template import split_turns
 from fasttune.models.tokenizer import end_turns_with, load_tokenizer
 from tests.conftest import build_phi2_tokenizer
 

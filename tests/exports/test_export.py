@@ -29,7 +29,8 @@ from fasttune.exports.job import RunExport
 from fasttune.exports.merge import run_tokenizer
 from fasttune.exports.opening import open_run_model
 from fasttune.exports.verify import Measured, judge, kl_divergence, measure
-from fasttune.formats.template import Template, given, learn
+from fasttune.formats.parts import given, learn
+from fasttune.formats.template import Template
 from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.exporter import EXACT, QUANTISED, Bounds
 from fasttune.runs import Run

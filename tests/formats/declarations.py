@@ -10,6 +10,7 @@ BITS = [
     *("<|a|>", "<b>", "</b>", "[C]", "### D:", "E:", "F", "f ", " ", "\n", "\n\n", "-", "--", "="),
     *("{", "}", "{{", "%}", "{%", "{#", "x", "ab", "aba", '"', "'", "\\n", "\\u0041", "é", "日"),
 ]
+TAGS = ["<|a|>", "<b>", "[C]", "### D:", "\nE: ", "{f}:"]
 LITERAL = st.lists(st.sampled_from(BITS), max_size=3).map("".join)
 ROW_COLUMNS = ("topic", "language")
 VALUES = st.sampled_from(["", "en", "pt", "pt-BR", "PT_br", "zz", "xx"])
@@ -56,7 +57,8 @@ GIVEN = st.builds(
 
 @st.composite
 def learned(draw, column: str):
-    text = f"{escaped(draw(LITERAL))}{{{column}}}{escaped(draw(LITERAL))}"
+    head, tail = draw(st.sampled_from(TAGS)), draw(st.sampled_from(["", "\n", "</b>", " F"]))
+    text = f"{escaped(head)}{{{column}}}{escaped(tail)}"
     return learn(f"{column} text", text, **draw(st.just({}) | conditions((column, "input"))))
 
 

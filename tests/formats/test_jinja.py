@@ -15,8 +15,8 @@ from fasttune import FasttuneError, Row, Segment, Template, choose, given, learn
 from fasttune.data.conversations import from_messages
 from fasttune.encoding.encode import encode, encode_prompt
 from fasttune.exports.chat import Chat
+from fasttune.formats.examples import examples
 from fasttune.formats.jinja import chat_template, messages, render_jinja, variables
-from fasttune.formats.template import examples
 from fasttune.plugins.discovery import load_plugins
 from tests.formats.declarations import rows, templates
 

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from fasttune import END, FasttuneError, Segment, Template, check_template, given, learn
-from fasttune.formats.template import EXAMPLES
+from fasttune.formats.examples import EXAMPLES
 from fasttune.inspection.check import failed
 from fasttune.plugins.discovery import load_plugins
 

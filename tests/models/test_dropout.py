@@ -11,7 +11,6 @@ from transformers import GPTNeoXConfig, LlamaConfig, PhiConfig
 
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.encoding.batches import pack
-from fasttune.encoding.encode import Encoded, Span
 from fasttune.encoding.encode import Encoded
 from fasttune.models.dropout import base_dropout
 from fasttune.models.load import add_lora, load_base

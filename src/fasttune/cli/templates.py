@@ -12,8 +12,10 @@ import typer
 from fasttune.cli.app import app, console, print_json
 from fasttune.cli.app import plugins as load_all
 from fasttune.errors import EXIT_FAILURE, FasttuneError
+from fasttune.formats.examples import examples
 from fasttune.formats.files import is_format_file, read_format
-from fasttune.formats.template import Segment, Template, examples
+from fasttune.formats.parts import Segment
+from fasttune.formats.template import Template
 from fasttune.plugins import discovery
 
 if TYPE_CHECKING:

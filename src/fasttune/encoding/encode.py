@@ -21,8 +21,9 @@ from fasttune.encoding.spans import Span as Span
 from fasttune.encoding.spans import Tokens, lay, tokenize
 from fasttune.encoding.spans import eos_id as eos_id
 from fasttune.errors import FasttuneError
+from fasttune.formats.parts import Segment
 from fasttune.formats.row import Row
-from fasttune.formats.template import Segment, Template, at_the_answer, split_turns
+from fasttune.formats.template import Template, at_the_answer, split_turns
 
 IGNORED = -100
 """The label that torch's cross entropy skips."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from fasttune.errors import FasttuneError
-from fasttune.formats.template import Segment
+from fasttune.formats.parts import Segment
 
 
 class Span(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttune.config import dump_config
-from fasttune.formats.template import examples
+from fasttune.formats.examples import examples
 
 if TYPE_CHECKING:
     from fasttune.exports.job import RunExport

@@ -9,9 +9,11 @@ from typing import Any
 from fasttune.encoding.encode import encode_prompt
 from fasttune.errors import FasttuneError
 from fasttune.formats import jinja
+from fasttune.formats.examples import examples
 from fasttune.formats.ollama import ollama_template
+from fasttune.formats.parts import Choice, pieces
 from fasttune.formats.row import Row
-from fasttune.formats.template import Choice, Template, examples, pieces
+from fasttune.formats.template import Template
 
 
 @dataclass(frozen=True)

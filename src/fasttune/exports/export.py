@@ -22,8 +22,9 @@ from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exports.card import model_card
 from fasttune.exports.verify import Exported, Verification, judge, measure, read_exported
 from fasttune.files import atomic_folder, write_json, write_text
+from fasttune.formats.examples import examples
 from fasttune.formats.row import Row
-from fasttune.formats.template import Template, examples
+from fasttune.formats.template import Template
 from fasttune.models.tokenizer import require_model
 from fasttune.models.unsloth import import_unsloth_on_gpu
 from fasttune.plugins.discovery import installed_plugins

@@ -17,8 +17,9 @@ from fasttune.exports.merge import merged_bytes, run_tokenizer, write_merged
 from fasttune.exports.opening import ModelReader, open_merged_model, open_run_model
 from fasttune.exports.shards import base_folder, shards, stored_tensors
 from fasttune.files import SEAL, cache_dir, write_json
+from fasttune.formats.examples import examples
 from fasttune.formats.row import Row
-from fasttune.formats.template import Template, examples
+from fasttune.formats.template import Template
 from fasttune.models.demo import DEMO_MODEL, DEMO_ON_HUB
 from fasttune.plugins.exporter import EXACT, QUANTISED, ROUNDED, Bounds
 from fasttune.runs import Run

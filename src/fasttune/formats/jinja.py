@@ -14,15 +14,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from fasttune.errors import FasttuneError
+from fasttune.formats.parts import Choice, Part, pieces
 from fasttune.formats.row import Row
-from fasttune.formats.template import (
-    Choice,
-    Part,
-    Template,
-    at_the_answer,
-    pieces,
-    split_turns,
-)
+from fasttune.formats.template import Template, at_the_answer, split_turns
 
 # Names that apply_chat_template or the chat template itself use for something else.
 RESERVED = frozenset(

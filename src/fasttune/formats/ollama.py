@@ -9,7 +9,8 @@ import re
 
 from fasttune.errors import FasttuneError
 from fasttune.formats.jinja import given_parts
-from fasttune.formats.template import Choice, Part, Template, pieces
+from fasttune.formats.parts import Choice, Part, pieces
+from fasttune.formats.template import Template
 
 # Without .Messages, Ollama would render every earlier turn by itself and put them in a row.
 _HEAD = """\

@@ -14,15 +14,10 @@ from typing import Any, Literal
 
 from fasttune.encoding.encode import IGNORED, encode, encode_prompt
 from fasttune.errors import FasttuneError
+from fasttune.formats.examples import examples
+from fasttune.formats.parts import Segment, pieces
 from fasttune.formats.row import Row
-from fasttune.formats.template import (
-    Segment,
-    Template,
-    at_the_answer,
-    examples,
-    pieces,
-    split_turns,
-)
+from fasttune.formats.template import Template, at_the_answer, split_turns
 
 Status = Literal["ok", "info", "warning", "failure"]
 Numbered = tuple[str, Row]

@@ -22,7 +22,7 @@ from fasttune.encoding.encode import encode_prompt
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exports.export import export, standing
 from fasttune.exports.verify import Exported
-from fasttune.formats.template import EXAMPLES, examples
+from fasttune.formats.examples import EXAMPLES, examples
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.runs import Run, find_run
 from fasttune.serving.engines import ENGINES, Address, Engine

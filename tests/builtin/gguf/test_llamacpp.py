@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fasttune.encoding.encode import encode_prompt
 from fasttune.exports.chat import Chat
-from fasttune.formats.template import EXAMPLES
+from fasttune.formats.examples import EXAMPLES
 from fasttune.plugins.discovery import load_plugins
 from tests.conftest import build_sentencepiece_tokenizer, tiny_model
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from fasttune.benchmark.arms.common import paced, start_adapters
 from fasttune.benchmark.pipe import Pace, Spec
 from fasttune.encoding.batches import section_names
-from fasttune.formats.template import Template, given, learn
+from fasttune.formats.parts import given, learn
+from fasttune.formats.template import Template
 from fasttune.generation.generator import Generator
 from fasttune.machine import this_device
 from fasttune.models.choices import decide
