@@ -6,108 +6,17 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader
+
 from fasttune.errors import FasttuneError
 from fasttune.files import write_text
 from fasttune.plugins.registry import Plugins, Provider
 
 VALID_NAME = re.compile(r"[a-z]([a-z0-9_-]{0,60}[a-z0-9])?")
 
-PLUGIN = '''\
-"""The {name} format."""
-
-from fasttune import Template, given, hookimpl, learn
-
-{constant} = Template(
-    name="{name}",
-    description="### Question / ### Context / ### Answer",
-    parts=[
-        given("instruction", "### Question:\\n{{instruction}}\\n\\n"),
-        given("context", "### Context:\\n{{input}}\\n\\n", when="input"),
-        given("response", "### Answer:\\n"),
-        learn("response", "{{output}}"),
-    ],
+FILES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "scaffold_files"), keep_trailing_newline=True
 )
-
-
-@hookimpl
-def register_templates():
-    return [{constant}]
-'''
-
-FORMAT = """\
-# The {name} format. given: text that the model reads; learn: text that it learns to write.
-name: {name}
-description: "### Question / ### Context / ### Answer"
-parts:
-  - given: instruction
-    text: "### Question:\\n{{instruction}}\\n\\n"
-  - given: context
-    text: "### Context:\\n{{input}}\\n\\n"
-    when: input  # only for rows that have one
-  - given: response
-    text: "### Answer:\\n"
-  - learn: response
-    text: "{{output}}"
-"""
-
-TEST = """\
-from pathlib import Path
-
-from fasttune import check_template, load_plugin
-
-template = load_plugin(Path(__file__).with_name("{name}.py")).template("{name}")
-
-
-def test_text():
-    row = {{"instruction": "Add 2 and 3.", "input": "", "output": "5"}}
-    assert template.prompt(row) == "### Question:\\nAdd 2 and 3.\\n\\n### Answer:\\n"
-    assert template.render(row) == template.prompt(row) + "5"
-    assert template.parse("5") == {{"response": "5"}}
-
-
-def test_check():
-    assert [result for result in check_template(template) if result.status != "ok"] == []
-"""
-
-
-PACKAGE_TEST = """\
-from fasttune import check_template
-from {module} import {constant} as template
-"""
-
-PYPROJECT = """\
-[build-system]
-requires = ["setuptools>=77"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "{distribution}"
-version = "0.1.0"
-description = "The {name} prompt format for fasttune."
-readme = "README.md"
-requires-python = ">=3.11"
-dependencies = ["fasttune"]
-
-# fasttune finds the plugin by this: the group is `fasttune`, the value is a module.
-[project.entry-points.fasttune]
-{name} = "{module}"
-
-[tool.setuptools]
-package-dir = {{ "" = "src" }}
-py-modules = ["{module}"]
-"""
-
-README = """\
-# {distribution}
-
-The {name} prompt format for fasttune.
-
-    pip install -e .
-    fasttune templates check {name}
-    fasttune run --template {name} --data rows.jsonl
-
-Tests: `pip install pytest`, then `pytest`.
-"""
 
 
 def new_package(name: str, folder: Path, plugins: Plugins, force: bool = False) -> list[Path]:
@@ -119,20 +28,13 @@ def new_package(name: str, folder: Path, plugins: Plugins, force: bool = False) 
     distribution = f"fasttune-{name.replace('_', '-')}"
     module = distribution.replace("-", "_")
     home = folder / distribution
-    test = TEST[TEST.index("\n\ndef") :]
-    return _write(
-        name,
-        {
-            home / "pyproject.toml": PYPROJECT,
-            home / "README.md": README,
-            home / "src" / f"{module}.py": PLUGIN,
-            home / "tests" / f"test_{module}.py": PACKAGE_TEST + test,
-        },
-        plugins,
-        force,
-        distribution=distribution,
-        module=module,
-    )
+    files = {
+        home / "pyproject.toml": "pyproject.toml",
+        home / "README.md": "README.md",
+        home / "src" / f"{module}.py": "plugin.py",
+        home / "tests" / f"test_{module}.py": "test.py",
+    }
+    return _write(name, files, plugins, force, distribution=distribution, module=module)
 
 
 def new_template(name: str, folder: Path, plugins: Plugins, force: bool = False) -> list[Path]:
@@ -141,7 +43,7 @@ def new_template(name: str, folder: Path, plugins: Plugins, force: bool = False)
     Raises:
         FasttuneError: the name is not valid or taken, or a file exists and `force` is not set.
     """
-    files = {folder / f"{name}.py": PLUGIN, folder / f"test_{name}.py": TEST}
+    files = {folder / f"{name}.py": "plugin.py", folder / f"test_{name}.py": "test.py"}
     return _write(name, files, plugins, force)
 
 
@@ -151,13 +53,18 @@ def new_format(name: str, folder: Path, plugins: Plugins, force: bool = False) -
     Raises:
         FasttuneError: as `new_template`.
     """
-    return _write(name, {folder / f"{name}.yaml": FORMAT}, plugins, force)[0]
+    return _write(name, {folder / f"{name}.yaml": "format.yaml"}, plugins, force)[0]
 
 
 def _write(
     name: str, files: Mapping[Path, str], plugins: Plugins, force: bool, **words: str
 ) -> list[Path]:
-    """Write files, all or none, with the words in their places."""
+    """Write files, all or none.
+
+    Args:
+        files: path -> name among the scaffold's files.
+        words: for their placeholders, beside the name.
+    """
     if not VALID_NAME.fullmatch(name) or name.startswith("test_") or name == "conftest":
         raise FasttuneError(
             f"'{name}' is no name for a template",
@@ -173,8 +80,9 @@ def _write(
         if path.exists() and not force:
             raise FasttuneError("the file exists", str(path), "choose another name, or add --force")
     constant = re.sub("[^A-Z0-9]+", "_", name.upper())
-    for path, text in files.items():
-        write_text(path, text.format(name=name, constant=constant, **words))
+    for path, file in files.items():
+        template = FILES.get_template(f"{file}.jinja")
+        write_text(path, template.render(name=name, constant=constant, **words))
     return [*files]
 
 
