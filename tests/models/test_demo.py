@@ -14,10 +14,10 @@ from fasttune.models import demo
 spec = SimpleNamespace(submodule_search_locations=[sys.argv[1]])
 importlib.util.find_spec = lambda name: spec
 
-def convert(wheel, target):
+def convert(gguf, target):
     time.sleep(0.3)
     (target / "config.json").write_text("{}")
-    with open(wheel / "log", "a") as file:
+    with open(gguf.parent / "log", "a") as file:
         file.write("converted\\n")
 
 demo._convert = convert

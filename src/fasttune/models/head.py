@@ -1,8 +1,8 @@
-"""Cross entropy of the trained tokens alone, straight from hidden states.
+"""Cross entropy of the learned tokens, computed from hidden states.
 
-The logits of all tokens of a step over a vocabulary of 50,000 are the largest tensor in training,
-and most of them are of prompt tokens that nobody scores. Here the head sees only the positions
-whose next token is trained, CHUNK of them at a time.
+The logits of all tokens of a step over a vocabulary of 50,000 would be the largest tensor in
+training, and most of them belong to prompt tokens, which have no loss. Here the head sees only the
+positions whose next token is learned, CHUNK of them at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def causal_lm(model: Any) -> Any:
 
 
 def decoder(model: Any) -> Any:
-    """The part of a causal language model that ends in hidden states."""
+    """The part of a causal language model that computes hidden states, without the head."""
     inner = causal_lm(model)
     return getattr(inner, inner.base_model_prefix)
 
@@ -29,16 +29,16 @@ def decoder(model: Any) -> Any:
 def token_losses(
     model: Any, hidden: torch.Tensor, places: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Cross entropy in nats of each learned token, with its gradient to the hidden states.
+    """Cross entropy in nats of each learned token, differentiable in the hidden states.
 
     Args:
-        model: the transformers model, for its head (with or without a bias); the head is frozen.
-        hidden: [batch, tokens, width], what its decoder gave.
+        model: a transformers model with a frozen head, with or without a bias.
+        hidden: [batch, tokens, width], its decoder's output.
         places: [learned], flat indices into [batch, tokens] of the states that predict a target.
-        targets: [learned], the tokens.
+        targets: [learned], the learned tokens.
 
     Returns:
-        [learned] in fp32; never more than CHUNK rows of logits exist.
+        [learned] in fp32; at most CHUNK rows of logits exist at one time.
     """
     head = model.get_output_embeddings()
     states = hidden.flatten(0, 1).index_select(0, places.to(hidden.device)).to(head.weight.dtype)
@@ -50,13 +50,14 @@ def token_losses(
 
 
 class _TokenLosses(torch.autograd.Function):
-    """loss_i = -log softmax(z_i)[t_i] with z = cap(W h + b), and dloss_i/dh_i formed with it: the
-    backward pass needs no second look at the vocabulary. A chunk's logits become its errors
-    p - 1[t] in place, on a CPU a few rows at a time, which stay in its cache meanwhile.
+    """loss_i = -log softmax(z_i)[t_i] with z = cap(W h + b).
 
-    The gradient is formed before anybody scales the loss, so in fp16 it is kept in fp32, and the
-    errors p - 1[t] are divided by the largest of their row before they are rounded: what is small
-    against 1 would vanish, what is small against its row does not matter.
+    The forward pass also computes dloss_i/dh_i, so the backward pass needs no logits. A chunk's
+    logits become its errors p - 1[t] in place; on a CPU, ROWS of them at a time, to fit its cache.
+
+    The gradient exists before the loss is scaled. So in fp16 it is kept in fp32, and each row of
+    errors is divided by its largest one before rounding: otherwise errors much smaller than 1 would
+    become 0.
     """
 
     @staticmethod
@@ -69,13 +70,13 @@ class _TokenLosses(torch.autograd.Function):
         cap: float | None,
     ) -> torch.Tensor:
         losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
-        wanted = ctx.needs_input_grad[0]
         half = states.dtype == torch.float16
-        kept = torch.float32 if half else states.dtype
-        gradient = torch.empty_like(states, dtype=kept) if wanted else None
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            gradient = torch.empty_like(states, dtype=torch.float32 if half else states.dtype)
         with torch.autocast(states.device.type, enabled=False):
-            for at in range(0, len(states), CHUNK):
-                part = slice(at, at + CHUNK)
+            for start in range(0, len(states), CHUNK):
+                part = slice(start, start + CHUNK)
                 logits = torch.nn.functional.linear(states[part], weight, bias)
                 scales = losses.new_ones(len(logits), 1)
                 rows = ROWS if logits.device.type == "cpu" else CHUNK
@@ -113,24 +114,24 @@ class _TokenLosses(torch.autograd.Function):
 
 @torch.no_grad()
 def check_head(model: Any) -> None:
-    """Make sure that `token_losses` is this model's loss: some architectures scale their logits.
+    """Check `token_losses` against the model's own logits: some architectures scale them.
 
     Raises:
-        FasttuneError: the model's own logits of a few tokens give other losses.
+        FasttuneError: the losses of a few tokens differ.
     """
     inner = causal_lm(model)
     ids = torch.arange(8, device=next(inner.parameters()).device)[None]
     training = model.training
-    model.eval()  # two passes with dropout would be two functions
+    model.eval()  # without dropout, which would differ between the two passes
     logits = inner(input_ids=ids, use_cache=False).logits[0, :-1].float()
     hidden = decoder(inner)(input_ids=ids, use_cache=False).last_hidden_state
     model.train(training)
     expected = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
     losses = token_losses(inner, hidden, torch.arange(7), ids[0, 1:])
     difference = float((losses - expected).abs().max())
-    if difference > 0.1 * float(logits.std()):  # bf16 makes about 0.01
+    if difference > 0.1 * float(logits.std()):  # rounding in bf16 causes about 0.01
         raise FasttuneError(
-            f"the loss of this architecture is not known: it is off by {difference:.3g} nats",
+            f"fasttune computes the wrong loss for this architecture, by {difference:.3g} nats",
             f"model type '{inner.config.model_type}'",
-            "it changes its logits in a way that is not supported",
+            "choose another model: this one changes its logits in a way that is not supported",
         )

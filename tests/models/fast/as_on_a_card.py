@@ -139,7 +139,7 @@ def test_windows_are_unsloths_affair_and_caps_keep_the_mask(model):  # noqa: F81
 
 
 def test_unsloth_reads_our_lengths():
-    inputs = FastPath("varlen").row_inputs(pack(EXAMPLES)["row_layout"])
+    inputs = FastPath("varlen").row_inputs(pack(EXAMPLES, ["response"])["row_layout"])
     lengths, starts, longest = get_packed_info_from_kwargs(inputs, torch.device("cpu"))
     assert lengths.tolist() == list(LENGTHS) and longest == max(LENGTHS)
     assert tuple(starts.tolist()) == STARTS
@@ -157,7 +157,7 @@ def test_lengths_that_are_not_the_positions_never_reach_the_kernel(
 ):
     """Unsloth holds them against the mask that transformers makes of the positions."""
     fast = speed_up(model, choices_of(A100))
-    batch = pack(EXAMPLES)
+    batch = pack(EXAMPLES, ["response"])
     (start, middle), (_, end), *others = batch["row_layout"].rows
     wrong = replace(batch["row_layout"], rows=((start, middle - 1), (middle - 1, end), *others))
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_unsloths_own_layers_get_the_lengths(tiny_llama, tmp_path, monkeypatch):
     arrived = []
     with OnTheCpu():
         trainer, batches = trainer_for(tiny_llama, "memory_efficient", tmp_path)
-        plain = "layers as loaded (on a GPU model.fast_path is off by itself)"
+        plain = "layers as loaded (model.fast_path is off by default on a GPU)"
         assert trainer.fast == FastPath("varlen", plain=plain)
         owner = trainer._decoder.layers[0].self_attn
         forward = owner.forward

@@ -19,7 +19,6 @@ import tests.unsloth_first  # noqa: F401
 import pytest
 import torch
 import xformers.ops
-from datasets import Dataset
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
@@ -28,8 +27,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
 from fasttune.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
-from fasttune.encoding.batches import Collator, Layout, Step, pack
-from fasttune.encoding.encode import IGNORED
+from fasttune.encoding.batches import Collator, Layout, pack
+from fasttune.encoding.encode import IGNORED, Encoded, Span
 from fasttune.errors import FasttuneError
 from fasttune.machine import Device
 from fasttune.models.choices import decide
@@ -49,14 +48,11 @@ T4, A100, CPU = GPUS["t4"], GPUS["a100"], Device("CPU", "cpu", 16e9)
 LENGTHS = (7, 12, 1, 5)
 
 
-def row(length: int, seed: int) -> dict[str, list[int]]:
+def row(length: int, seed: int) -> Encoded:
     ids = torch.randint(20, 50000, (length,), generator=torch.Generator().manual_seed(seed))
-    given = length // 2
-    return {
-        "input_ids": ids.tolist(),
-        "labels": [IGNORED] * given + ids.tolist()[given:],
-        "sections": [-1] * given + [0] * (length - given),
-    }
+    given = max(1, length // 2)  # nothing predicts the first token
+    spans = [Span("prompt", 0, given, False), Span("response", given, length, True)]
+    return Encoded(ids.tolist(), spans, given)
 
 
 EXAMPLES = [row(length, seed) for seed, length in enumerate(LENGTHS)]
@@ -109,22 +105,22 @@ def logits(model, batch, fast):
 
 
 def alone(model, example):
-    return model(input_ids=torch.tensor([example["input_ids"]]), use_cache=False).logits[0]
+    return model(input_ids=torch.tensor([example.input_ids]), use_cache=False).logits[0]
 
 
 def assert_those_of_the_rows(model, fast):
     """Logits and gradients of a pack, against every row alone under transformers' own sdpa."""
     model.zero_grad()
-    batch = pack(EXAMPLES)
+    batch = pack(EXAMPLES, ["response"])
     found = logits(model, batch, fast)
-    cross_entropy(found[:-1], batch["labels"][0, 1:], reduction="sum").backward()
+    cross_entropy(found[batch["places"]], batch["targets"], reduction="sum").backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     model.config._attn_implementation = "sdpa"
     expected = [alone(model, example) for example in EXAMPLES]
     assert (found - torch.cat(expected)).abs().max() < 1e-5
     for one, example in zip(expected, EXAMPLES, strict=True):
-        labels = torch.tensor(example["labels"])[1:]
+        labels = torch.tensor(example.labels)[1:]
         cross_entropy(one[:-1], labels, reduction="sum").backward()
     assert len(gradients) > 10
     for name, parameter in model.named_parameters():
@@ -192,7 +188,7 @@ def test_flash_attention_finds_the_rows_itself(model):
 
 
 def test_the_bias_is_our_layout():
-    layout = pack(EXAMPLES)["row_layout"]
+    layout = pack(EXAMPLES, ["response"])["row_layout"]
     tokens = layout.rows[-1][1]
     bias = blocks._bias(tuple(end - start for start, end in layout.rows), torch.device("cpu"))
     assert torch.equal(bias.materialize((tokens, tokens)) == 0, allowed(layout))
@@ -200,7 +196,7 @@ def test_the_bias_is_our_layout():
 
 @pytest.mark.parametrize("attention", ["varlen", "memory_efficient"])
 def test_lengths_are_those_of_the_layout_on_the_cpu(attention):
-    layout = pack(EXAMPLES)["row_layout"]
+    layout = pack(EXAMPLES, ["response"])["row_layout"]
     inputs = FastPath(attention).row_inputs(layout)
     lengths = inputs["packed_seq_lengths"]
     assert lengths.tolist() == list(LENGTHS)
@@ -210,7 +206,7 @@ def test_lengths_are_those_of_the_layout_on_the_cpu(attention):
 
 
 def test_padded_rows_and_the_mask_get_nothing():
-    layout = pack(EXAMPLES)["row_layout"]
+    layout = pack(EXAMPLES, ["response"])["row_layout"]
     assert FastPath("mask").row_inputs(layout) == {}
     for attention in ("rows", "varlen", "memory_efficient", "mask"):
         assert FastPath(attention).row_inputs(None) == {}
@@ -241,7 +237,7 @@ def test_no_mask_over_the_pack_is_made_for_xformers(model, xformers_kernel, monk
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, BLOCK_ATTENTION, spy)
     with torch.no_grad():
-        logits(model, pack(EXAMPLES), fast)
+        logits(model, pack(EXAMPLES, ["response"]), fast)
     assert shapes == [(1, 1, 1, 1)] * model.config.num_hidden_layers
 
 
@@ -249,14 +245,14 @@ def test_the_kernel_gets_what_autocast_makes_of_the_states(model, xformers_kerne
     fast = speed_up(model, choices_of(T4))
     del xformers_kernel[:]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        logits(model, pack(EXAMPLES), fast)
+        logits(model, pack(EXAMPLES, ["response"]), fast)
     assert {dtype for _, _, dtype in xformers_kernel} == {torch.bfloat16}
 
 
 def test_without_lengths_it_is_the_attention_of_transformers(model, xformers_kernel):
     speed_up(model, choices_of(T4))
     del xformers_kernel[:]
-    ids = torch.tensor([EXAMPLES[0]["input_ids"], EXAMPLES[0]["input_ids"]])
+    ids = torch.tensor([EXAMPLES[0].input_ids, EXAMPLES[0].input_ids])
     mask = torch.ones_like(ids)
     mask[1, 4:] = 0
     with torch.no_grad():
@@ -279,14 +275,13 @@ def trainer_for(folder, attention, tmp_path, max_length=16, checkpointing="off")
     wake_adapters(model, std=0.2)
     fast = speed_up(model, choices)
     check_packing(model, fast, choices)
-    collate = Collator(1, max_length, packing=True, share=fast.by_row, pad_id=0)
+    collate = Collator(1, max_length, True, fast.by_row, pad_id=0, sections=["response"])
     trainer = Trainer(
         model=model,
         args=training_arguments(config, Run(tmp_path), False, choices),
-        train_dataset=Dataset.from_list(EXAMPLES),
+        train_rows=EXAMPLES,
         processing_class=tokenizer,
         collator=collate,
-        sections=["response"],
         progress=Progress(),
         fast=fast,
     )
@@ -296,17 +291,16 @@ def trainer_for(folder, attention, tmp_path, max_length=16, checkpointing="off")
 def assert_a_step_of_the_rows(folder, trainer):
     """Loss and gradients of a step, against transformers and PEFT on every row alone."""
     model = trainer.model
-    rows = Step({**example, "place": place} for place, example in enumerate(EXAMPLES))
-    loss = trainer.training_step(model, rows)
+    loss = trainer.training_step(model, [*range(len(EXAMPLES))])
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     reference = get_peft_model(plain, model.peft_config["default"]).eval()
     reference.load_state_dict(model.state_dict())
     total = torch.zeros(())
     for example in EXAMPLES:
-        labels = torch.tensor(example["labels"])[1:]
+        labels = torch.tensor(example.labels)[1:]
         total = total + cross_entropy(alone(reference, example)[:-1], labels, reduction="sum")
-    learned = sum(sum(label != IGNORED for label in e["labels"][1:]) for e in EXAMPLES)
+    learned = sum(sum(label != IGNORED for label in e.labels[1:]) for e in EXAMPLES)
     (total / learned).backward()
     assert float(loss) == pytest.approx(float(total) / learned, rel=1e-5)
     expected = {n: p.grad for n, p in reference.named_parameters() if p.requires_grad}

@@ -218,8 +218,11 @@ def test_settings_that_leave_the_layers_to_peft(settings, lora, why, tiny_phi):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda model: setattr(model.config, "qk_layernorm", True), "queries and keys are normed"),
-        (lambda model: setattr(model.config, "model_type", "phi3"), "made for Phi and Llama"),
+        (
+            lambda model: setattr(model.config, "qk_layernorm", True),
+            "keys are normalized",
+        ),
+        (lambda model: setattr(model.config, "model_type", "phi3"), "only Phi and Llama"),
         (
             lambda model: setattr(layers_of(model)[1].mlp, "activation_fn", torch.nn.ReLU()),
             "its activation is ReLU",

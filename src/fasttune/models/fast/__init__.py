@@ -1,1 +1,1 @@
-"""The fast path of a training step: attention row by row, grouped LoRA layers, fused norms."""
+"""The fast path of a training step: attention of packed rows, grouped LoRA layers, fused norms."""

@@ -1,8 +1,8 @@
 """Attention over packed rows, row by row.
 
-transformers keeps packed rows apart with one dense mask over the whole pack, so the cost grows
-with the square of the pack. Here every row is a causal attention of its own: no mask, nothing to
-leak. A beginning that all rows share is stored once and read by each of them.
+transformers keeps packed rows apart with one dense mask for the whole pack, so the cost grows with
+the square of the pack's length. Here each row is a separate causal attention without a mask, and
+cannot see another row. A beginning that all rows share is stored once, and each row reads it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from fasttune.encoding.batches import Layout
-from fasttune.models.fast.blocks import BLOCK_ATTENTION
+from fasttune.models.fast.blocks import BLOCK_ATTENTION, use_attention
 from fasttune.models.limits import SHORT
 
 ROW_ATTENTION = "fasttune_rows"
-"""transformers' name for it."""
+"""Name of `row_attention` in transformers."""
 
 
 def row_attention(
@@ -32,7 +32,7 @@ def row_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: [1, heads, tokens, head size] in, [1, tokens, heads, head
-    size] out. Without a layout this is transformers' own sdpa."""
+    size] out. Without `row_layout` this is transformers' own sdpa."""
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
     if row_layout is None:
@@ -41,13 +41,13 @@ def row_attention(
         )
         return result
     shared = row_layout.shared
-    # Split, not sliced: the gradient of a slice is a whole tensor of zeros around it.
+    # Split instead of sliced: the gradient of each slice would be a whole tensor of zeros.
     sizes = [shared, *(end - start for start, end in row_layout.rows)]
     states = zip(*(x.split(sizes, 2) for x in (query, key, value)), strict=True)
     beginning = next(states)
     pieces = []
-    for at, own in enumerate(states):
-        # The queries of the shared beginning go along: a square attention needs no mask.
+    for index, own in enumerate(states):
+        # Queries of the shared beginning are computed with each row: then no mask is needed.
         q, k, v = (torch.cat(x, 2) for x in zip(beginning, own, strict=True)) if shared else own
         if q.dtype == torch.bfloat16 and q.shape[2] <= SHORT and not dropout:
             out = _short_attention(q, k, v, scaling or q.shape[-1] ** -0.5)
@@ -56,14 +56,15 @@ def row_attention(
             out = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, dropout_p=dropout, is_causal=True, scale=scaling
             )
-        pieces.append(out if at == 0 else out[:, :, shared:])
+        pieces.append(out if index == 0 else out[:, :, shared:])
     return torch.cat(pieces, 2).transpose(1, 2), None
 
 
 def _short_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """Queries that read the same keys (grouped-query attention) are rows of one product."""
+    """Attention by whole matrices; queries that share keys (grouped-query attention) are rows of one
+    product."""
     heads, length, size = query.shape[1:]
     groups = key.shape[1]
     q = (query * scaling).reshape(groups, -1, size)
@@ -78,32 +79,22 @@ def _causal_mask(dtype: torch.dtype) -> torch.Tensor:
 
 
 def attend_by_row(model: Any) -> bool:
-    """Let a transformers model attend row by row, where the architecture's attention is plain.
-
-    Returns:
-        Whether it does.
-    """
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
+    """Switch a transformers model to `row_attention`, and return whether it supports this."""
     if obstacle(model):
         return False
-    AttentionInterface.register(ROW_ATTENTION, row_attention)
-    AttentionMaskInterface.register(ROW_ATTENTION, sdpa_mask)
-    model.config._attn_implementation = ROW_ATTENTION
+    use_attention(model, ROW_ATTENTION, row_attention)
     return True
 
 
 def obstacle(model: Any, windows: bool = False) -> str:
-    """What an architecture's attention has that an attention of our own would leave out; empty
-    where it is plain.
+    """Why fasttune's attention would differ from the model's; "" if it would not.
 
     Args:
-        windows: sliding windows count as plain.
+        windows: the attention supports sliding windows.
     """
     config = model.config
     if not getattr(model, "_supports_attention_backend", False):
-        return "its attention is not behind transformers' interface"
+        return "its attention does not use transformers' interface"
     if config._attn_implementation not in ("sdpa", ROW_ATTENTION, BLOCK_ATTENTION):
         return f"its attention is {config._attn_implementation}"
     if getattr(config, "attn_logit_softcapping", None):

@@ -1,6 +1,6 @@
-"""Attention over packed rows on a GPU, by kernels that are told where each row ends.
+"""Attention over packed rows on a GPU, by kernels that get the rows' lengths.
 
-Unsloth's variable-length attention takes the lengths itself. Where its kernels do not run (a T4),
+Unsloth's variable-length attention reads the lengths themselves. On GPUs without its kernels (T4),
 xformers' memory-efficient attention (arXiv:2112.05682) gets them as a block-diagonal causal bias.
 """
 
@@ -15,7 +15,7 @@ import torch
 from fasttune.errors import reason
 
 BLOCK_ATTENTION = "fasttune_blocks"
-"""transformers' name for xformers' attention."""
+"""Name of `block_attention` in transformers."""
 
 
 def block_attention(
@@ -30,7 +30,7 @@ def block_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: [1, heads, tokens, head size] in, [1, tokens, heads, head
-    size] out. `packed_seq_lengths`, [rows], are the rows' tokens; without them this is
+    size] out. `packed_seq_lengths`, [rows], are the lengths of the rows; without them this is
     transformers' own sdpa."""
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
@@ -44,7 +44,7 @@ def block_attention(
     return _in_blocks(*states, packed_seq_lengths, dropout, scaling), None
 
 
-@torch.compiler.disable  # Unsloth compiles a model's blocks; xformers' choice of a kernel is Python
+@torch.compiler.disable  # Unsloth compiles blocks, but xformers chooses its kernel in Python
 def _in_blocks(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -57,7 +57,7 @@ def _in_blocks(
 
     states = (query, key, value)
     kind = query.device.type
-    if torch.is_autocast_enabled(kind):  # which casts for torch's own attention, not for this one
+    if torch.is_autocast_enabled(kind):  # autocast casts only for torch's own attention
         states = tuple(x.to(torch.get_autocast_dtype(kind)) for x in states)
     q, k, v = (x.transpose(1, 2) for x in states)
     bias = _bias(tuple(lengths.tolist()), query.device)
@@ -69,22 +69,19 @@ def _in_blocks(
 
 @lru_cache(maxsize=4)
 def _bias(lengths: tuple[int, ...], device: torch.device) -> Any:
-    """All layers share it, and so do blocks that are computed again."""
+    """The bias for rows of these lengths, cached for all layers and for recomputed blocks."""
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
     return BlockDiagonalCausalMask.from_seqlens(list(lengths), device=device)
 
 
 def attend_in_blocks(model: Any, dtype: torch.dtype) -> str:
-    """Let a transformers model attend by xformers' kernel, after a try with the model's heads in a
+    """Switch a transformers model to xformers' kernel if it runs with the model's heads in this
     dtype on its device, forward and backward.
 
     Returns:
-        Why it does not; empty where it does.
+        Why it does not run; "" if it does.
     """
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
     config = model.config
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -92,25 +89,33 @@ def attend_in_blocks(model: Any, dtype: torch.dtype) -> str:
     state = torch.ones(1, heads, 4, size, device=device, dtype=dtype, requires_grad=True)
     try:
         _in_blocks(state, state, state, torch.tensor([1, 3]), 0.0, None).sum().backward()
-        float(state.grad.sum())  # kernels fail late
+        float(state.grad.sum())  # waits for the GPU, which reports errors late
     except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"xformers: {reason(error)}"
-    AttentionInterface.register(BLOCK_ATTENTION, block_attention)
-    AttentionMaskInterface.register(BLOCK_ATTENTION, sdpa_mask)
-    config._attn_implementation = BLOCK_ATTENTION
+    use_attention(model, BLOCK_ATTENTION, block_attention)
     return ""
 
 
-def attend_by_length() -> str:
-    """Switch Unsloth's variable-length attention on, for this process.
+def use_attention(model: Any, name: str, attention: Any) -> None:
+    """Register an attention in transformers, with the masks of sdpa, and switch a model to it."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    It stands before transformers' sdpa and takes the calls with `packed_seq_lengths` that its
-    kernels can take. The others go on to sdpa with the dense mask, which is made in any case.
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    model.config._attn_implementation = name
+
+
+def attend_by_length() -> str:
+    """Switch on Unsloth's variable-length attention in this process.
+
+    It wraps transformers' sdpa and handles the calls with `packed_seq_lengths` that its kernels
+    support. Other calls reach sdpa with the dense mask, which always exists.
 
     Returns:
-        Why it cannot be had; empty where it is on.
+        Why it is not available; "" if it is on.
     """
-    if "unsloth.utils" not in sys.modules:  # importing it would patch half of transformers
+    if "unsloth.utils" not in sys.modules:  # importing it here would patch much of transformers
         return "Unsloth's CPU backend has no variable-length attention"
     try:
         from unsloth.utils.hf_packed_attention import enable_hf_packed_attention

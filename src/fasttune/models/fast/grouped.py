@@ -1,9 +1,9 @@
 """LoRA layers that read the same input, computed together.
 
-PEFT computes x A^T and (x A^T) B^T for every layer on its own, in the adapter's dtype. On a CPU
-these small products cost more than their arithmetic. Layers that read one input (q, k and v; gate
-and up) share the product with their stacked A, B is added in place, and
-the backward pass keeps one input for all of them. The formulas are LoRA's own (arXiv:2106.09685):
+PEFT computes x A^T and (x A^T) B^T for each layer, in the adapter's dtype. On a CPU, these small
+products cost more than their arithmetic. Here layers that read the same input (q, k and v; gate and
+up) share one product with their stacked A, the product with B is added in place, and the backward
+pass keeps one input for all of them. The formula is LoRA's (arXiv:2106.09685):
 y = x W^T + b + s (x A^T) B^T.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,10 +22,9 @@ Activation = Literal["none", "gelu", "silu"]
 
 
 class _Grouped(torch.autograd.Function):
-    """n layers over one input, or over what an activation makes of it. Arguments after that: the n
-    frozen base layers, n As, n Bs.
+    """n layers that read the same input, or the same activation of it. `tensors` are n As, n Bs.
 
-    The base layers are kept, not their weights: those in 4 bits may be dequantised anew for the
+    It keeps the base layers instead of their weights: 4-bit weights may be dequantized again in the
     backward pass. Autocast is off: every product is in the input's dtype.
     """
 
@@ -87,7 +87,7 @@ class _Grouped(torch.autograd.Function):
 
 
 def _activated(x: torch.Tensor, up: torch.Tensor | None, activation: Activation) -> torch.Tensor:
-    """gelu(x) in the approximation by tanh, or silu(x) times `up`."""
+    """gelu(x), approximated with tanh; or silu(x) times `up`; or x."""
     if activation == "gelu":
         return gelu(x, approximate="tanh")
     return silu(x).mul_(up) if activation == "silu" else x
@@ -99,13 +99,13 @@ def lora_linears(
     activation: Activation = "none",
     up: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """What LoRA layers of PEFT with one adapter make of an input that all of them read.
+    """Compute PEFT's LoRA layers, each with one active adapter, on the input that all of them read.
 
     Args:
         x: [..., inputs]; under autocast it is cast first.
-        activation: they read its gelu, in the approximation by tanh, or its silu times `up`, which
-            is not kept for the backward pass but computed again.
-        up: as `x`, of a gated MLP.
+        activation: apply gelu (approximated with tanh) to `x`, or multiply its silu with `up`. The
+            backward pass recomputes the activation.
+        up: of a gated MLP, in the shape of `x`.
     """
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
@@ -125,12 +125,12 @@ def lora_linears(
 
 
 def switched_off(layer: Any) -> bool:
-    """Whether a LoRA layer is one of its base alone, so that PEFT's own forward is to be taken."""
+    """Whether a LoRA layer's adapter is merged or disabled, which only PEFT's forward handles."""
     return bool(layer.merged or layer.disable_adapters)
 
 
 class _Outputs(threading.local):
-    """What a thread's layers have yet to give away, by their places, and what it was made of."""
+    """A thread's outputs that the layers have not returned yet, by index, and their input."""
 
     input: torch.Tensor | None = None
 
@@ -139,49 +139,48 @@ class _Outputs(threading.local):
 
 
 class Group:
-    """LoRA layers of PEFT that read the same input; the first one called computes for all, in each
-    thread of Python by itself."""
+    """PEFT's LoRA layers that read the same input. In each thread, the first one that is called
+    computes the outputs of all."""
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
-        self._plain = [layer.forward for layer in layers]
-        self._own = _Outputs()
-        for at, layer in enumerate(layers):
-            layer.forward = self._forward(at)
+        self._originals = [layer.forward for layer in layers]
+        self._outputs = _Outputs()
+        for index, layer in enumerate(layers):
+            layer.forward = partial(self._forward, index)
 
     def release(self) -> None:
-        """Give the layers PEFT's own forward back."""
+        """Restore PEFT's forwards."""
         for layer in self.layers:
             del layer.forward
 
-    def _forward(self, at: int) -> Any:
-        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if switched_off(self.layers[at]):
-                result: torch.Tensor = self._plain[at](x, *args, **kwargs)
-                return result
-            own = self._own
-            if own.input is not x or at not in own.ready:
-                own.ready = dict(enumerate(lora_linears(x, self.layers)))
-                own.input = x
-            output = own.ready.pop(at)
-            if not own.ready:
-                own.input = None
-            return output
-
-        return forward
+    def _forward(self, index: int, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if switched_off(self.layers[index]):
+            result: torch.Tensor = self._originals[index](x, *args, **kwargs)
+            return result
+        outputs = self._outputs
+        if outputs.input is not x or index not in outputs.ready:
+            outputs.ready = dict(enumerate(lora_linears(x, self.layers)))
+            outputs.input = x
+        output = outputs.ready.pop(index)
+        if not outputs.ready:
+            outputs.input = None
+        return output
 
 
 def weight_of(base: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weight of a frozen layer as it multiplies, [outputs, inputs]. One in 4 bits is
-    dequantised, unless `keep_dequantized` did so: by Unsloth's kernel where Unsloth runs on a GPU,
-    into memory of its own, else by bitsandbytes."""
+    """The weight of a frozen layer in a dtype, [outputs, inputs].
+
+    A 4-bit weight without a copy from `keep_dequantized` is dequantized: by Unsloth's kernel if
+    Unsloth runs on a GPU, into that kernel's own buffer, else by bitsandbytes.
+    """
     weight: torch.Tensor = base.weight
     if getattr(weight, "quant_state", None) is None:
         return weight.to(dtype)
     kept: torch.Tensor | None = getattr(base, "fasttune_dequantized", None)
     if kept is not None and kept.dtype == dtype:
         return kept
-    kernels = sys.modules.get("unsloth.kernels.utils")  # its CPU backend does without
+    kernels = sys.modules.get("unsloth.kernels.utils")  # not imported by its CPU backend
     if kernels is not None:
         dequantized: torch.Tensor = kernels.fast_dequantize(weight, weight.quant_state)
         return dequantized.to(dtype)
@@ -191,17 +190,17 @@ def weight_of(base: Any, dtype: torch.dtype) -> torch.Tensor:
 
 
 def keep_dequantized(base: Any, dtype: torch.dtype) -> None:
-    """Dequantise a layer's weight in 4 bits for good: it never changes in training."""
+    """Keep a dequantized copy of a layer's 4-bit weight, which training never changes."""
     if getattr(base.weight, "quant_state", None) is not None:
         base.fasttune_dequantized = weight_of(base, dtype)
 
 
 @torch.no_grad()
 def group_lora(model: Any, nf4_copy: bool = True) -> list[Group]:
-    """Group the model's LoRA layers by the input they read, which a pass over two tokens shows.
+    """Group the model's LoRA layers by the input that they read in a pass over two tokens.
 
     Args:
-        nf4_copy: dequantise weights in 4 bits once and keep them, instead of in every pass.
+        nf4_copy: dequantize 4-bit weights once and keep the copy, instead of in every pass.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -220,6 +219,6 @@ def group_lora(model: Any, nf4_copy: bool = True) -> list[Group]:
     groups: dict[int, list[Any]] = {}
     for source, layer in seen:
         groups.setdefault(id(source), []).append(layer)
-        if nf4_copy:  # now: between activations the weights would leave holes in the heap
+        if nf4_copy:  # later, between activations, the copies would fragment the heap
             keep_dequantized(layer.get_base_layer(), source.dtype)
     return [Group(layers) for layers in groups.values()]

@@ -1,16 +1,17 @@
 """Decoder layers of Phi and Llama in few functions, on any device.
 
-In transformers' layers with PEFT's adapters each matrix is three products, and each small operation
-keeps what it makes. Here a layer is its norms; one function for all matrices that read one input;
-RoPE; attention behind transformers' interface; and one function for the activation and the matrix
-behind it, which keeps the activation's input alone and computes it again. None of them has a state,
-so blocks may be checkpointed in any way, and computed in several threads.
+In transformers' layers with PEFT's adapters, each matrix takes three products, and each small
+operation keeps its result. Here a layer consists of its norms, one function for all matrices that
+read the same input, RoPE, attention behind transformers' interface, and one function for an
+activation and the matrix that follows, which keeps only the activation's input and recomputes the
+rest. None of them has state, so layers can be checkpointed, and computed in several threads.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,73 +21,44 @@ from fasttune.models.fast.grouped import keep_dequantized, lora_linears, switche
 from fasttune.models.head import decoder
 
 Attend = Callable[..., torch.Tensor]
-"""Queries, keys and values, [rows, tokens, heads x head size] each -> what o_proj or dense reads.
-"""
+"""Queries, keys and values -> the input of o_proj or dense, [rows, tokens, heads x head size]."""
 
 
 class FastLayer(ABC):
-    """A forward of a decoder layer whose matrices all have LoRA.
+    """The forward of a decoder layer whose matrices all have LoRA.
 
-    Where an adapter is merged or switched off, this is transformers' own.
+    While an adapter is merged or disabled, the layer's original forward runs.
 
     Attributes:
-        layer: transformers'.
-        matrices: its LoRA layers.
+        layer: transformers' layer.
+        matrices: its LoRA layers, in the order in which `compute` reads them.
     """
 
     def __init__(self, layer: Any) -> None:
-        self.layer, self._stock = layer, layer.forward
+        self.layer, self._original = layer, layer.forward
         self.matrices = self.find_matrices(layer)
         layer.forward = self
 
     def release(self) -> None:
-        """Give the layer its own forward back."""
+        """Restore the layer's original forward."""
         del self.layer.forward
 
-    def __call__(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = False,
-        position_embeddings: Any = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """[rows, tokens, hidden] in and out; all else as transformers gives it to the layer."""
+    def __call__(self, hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """[rows, tokens, hidden] in and out; `inputs` are what transformers passes to a layer."""
         if any(map(switched_off, self.matrices)):
-            result: torch.Tensor = self._stock(
-                hidden_states,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                position_embeddings=position_embeddings,
-                **kwargs,
-            )
+            result: torch.Tensor = self._original(hidden_states, **inputs)
             return result
-
-        def attend(*heads: torch.Tensor) -> torch.Tensor:
-            return _attend(
-                self.layer.self_attn,
-                heads,
-                position_embeddings,
-                past_key_values,
-                attention_mask,
-                **kwargs,
-            )
-
-        return self.compute(hidden_states, attend)
+        return self.compute(hidden_states, partial(_attend, self.layer.self_attn, **inputs))
 
     @staticmethod
     @abstractmethod
     def find_matrices(layer: Any) -> tuple[Any, ...]:
-        """In the order in which `compute` takes them."""
+        """The layer's matrices, in the order in which `compute` reads them."""
 
     @staticmethod
     @abstractmethod
     def obstacle(layer: Any) -> str:
-        """What a layer does that `compute` would not; empty where there is nothing."""
+        """Why `compute` would differ from the layer's own forward; "" if it would not."""
 
     @abstractmethod
     def compute(self, states: torch.Tensor, attend: Attend) -> torch.Tensor:
@@ -94,7 +66,7 @@ class FastLayer(ABC):
 
 
 class PhiLayer(FastLayer):
-    """Attention and MLP beside each other, behind one LayerNorm."""
+    """Attention and MLP in parallel, after one LayerNorm."""
 
     @staticmethod
     def find_matrices(layer: Any) -> tuple[Any, ...]:
@@ -107,7 +79,7 @@ class PhiLayer(FastLayer):
         gelu = layer.mlp.activation_fn
         if type(gelu) is not nn.GELU or gelu.approximate != "tanh":
             return f"its activation is {type(gelu).__name__}"
-        return "queries and keys are normed" if layer.self_attn.config.qk_layernorm else ""
+        return "queries and keys are normalized" if layer.self_attn.config.qk_layernorm else ""
 
     def compute(self, states: torch.Tensor, attend: Attend) -> torch.Tensor:
         layer, (*reading_one, dense, fc2) = self.layer, self.matrices
@@ -119,7 +91,7 @@ class PhiLayer(FastLayer):
 
 
 class LlamaLayer(FastLayer):
-    """Attention, then a gated MLP, each behind an RMSNorm."""
+    """Attention, then a gated MLP, each after an RMSNorm."""
 
     @staticmethod
     def find_matrices(layer: Any) -> tuple[Any, ...]:
@@ -148,53 +120,48 @@ LAYERS: dict[str, type[FastLayer]] = {"phi": PhiLayer, "llama": LlamaLayer}
 
 def _attend(
     attention: Any,
-    heads: tuple[torch.Tensor, ...],
-    position_embeddings: Any,
-    cache: Any,
-    mask: torch.Tensor | None,
+    *heads: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    past_key_values: Any = None,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    use_cache: bool | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """RoPE, the cache and attention behind transformers' interface.
-
-    Args:
-        heads: queries, keys and values, [rows, tokens, heads x head size] each.
-
-    Returns:
-        [rows, tokens, heads x head size].
-    """
+    """RoPE, the key-value cache and attention behind transformers' interface; see `Attend`."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.models.llama.modeling_llama import eager_attention_forward
 
     split = (*heads[0].shape[:-1], -1, attention.head_dim)
     query, key, value = (each.view(split).transpose(1, 2) for each in heads)
     query, key = (rotate(x, *position_embeddings) for x in (query, key))
-    if cache is not None:
-        key, value = cache.update(key, value, attention.layer_idx)
+    if past_key_values is not None:
+        key, value = past_key_values.update(key, value, attention.layer_idx)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(
         attention.config._attn_implementation, eager_attention_forward
     )
     dropout = attention.attention_dropout if attention.training else 0.0
-    output: torch.Tensor = attend(
-        attention, query, key, value, mask, dropout=dropout, scaling=attention.scaling, **kwargs
-    )[0]
+    states = (query, key, value, attention_mask)
+    output: torch.Tensor
+    output, _ = attend(attention, *states, dropout=dropout, scaling=attention.scaling, **kwargs)
     return output.flatten(2)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE (arXiv:2104.09864) on the first numbers of each head, as many as the cosines have.
+    """Apply RoPE (arXiv:2104.09864) to the first `rotated` numbers of each head.
 
     Args:
         x: [rows, heads, tokens, head size].
         cos, sin: [rows, tokens, rotated].
     """
-    turned, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], -1)
-    result: torch.Tensor = _Rotation.apply(turned, cos[:, None], sin[:, None])
-    return torch.cat((result, rest), -1) if rest.shape[-1] else result
+    first, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], -1)
+    rotated: torch.Tensor = _Rotation.apply(first, cos[:, None], sin[:, None])
+    return torch.cat((rotated, rest), -1) if rest.shape[-1] else rotated
 
 
 class _Rotation(torch.autograd.Function):
-    """y1 = x1 cos - x2 sin and y2 = x2 cos + x1 sin, with x1 and x2 the halves of a head; backwards
-    by the same angle."""
+    """y1 = x1 cos - x2 sin and y2 = x2 cos + x1 sin, where x1 and x2 are the halves of a head. The
+    backward pass rotates by the negative angle."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -218,12 +185,12 @@ class _Rotation(torch.autograd.Function):
 
 
 def obstacle(model: Any) -> str:
-    """Why a model's layers stay transformers' own; empty where they can be rewritten."""
+    """Why a model's layers cannot be rewritten; "" if they can."""
     kind = LAYERS.get(model.config.model_type)
     if kind is None:
-        return "this is made for Phi and Llama"
+        return "only Phi and Llama are supported"
     if decoder(model).forward.__module__.startswith("unsloth."):
-        return "Unsloth has layers of its own for it"
+        return "Unsloth has its own layers for it"
     for layer in decoder(model).layers:
         matrices = kind.find_matrices(layer)
         if not all(hasattr(each, "lora_A") for each in matrices):
@@ -237,11 +204,11 @@ def obstacle(model: Any) -> str:
 
 @torch.no_grad()
 def rewrite_layers(model: Any, dtype: torch.dtype, nf4_copy: bool) -> list[FastLayer]:
-    """Give a model's layers, which no `obstacle` stands before, a forward of ours.
+    """Replace the forwards of a model's layers, for which `obstacle` is "".
 
     Args:
-        dtype: in which they compute.
-        nf4_copy: dequantise weights in 4 bits once and keep them, instead of in every pass.
+        dtype: of the model's computation.
+        nf4_copy: dequantize 4-bit weights once and keep the copy, instead of in every pass.
     """
     kind = LAYERS[model.config.model_type]
     layers = [kind(layer) for layer in decoder(model).layers]

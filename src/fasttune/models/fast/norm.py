@@ -1,8 +1,8 @@
 """RMSNorm in three passes over the data instead of sixteen.
 
-transformers writes it out in fp32 copies, and autograd keeps and revisits each of them. With
-y = w x r and r = (mean(x^2) + eps)^(-1/2) (arXiv:1910.07467), the gradient is
-dx = r (g w) - x r^3 mean(g w x): the input and one number per token are all it needs.
+transformers computes it with fp32 copies, and autograd keeps each of them. With y = w x r and
+r = (mean(x^2) + eps)^(-1/2) (arXiv:1910.07467), the gradient is
+dx = r (g w) - x r^3 mean(g w x), which needs only the input and one number per token.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 
 
 class _RMSNorm(torch.autograd.Function):
-    """In fp32 throughout, on copies that are changed in place: on a CPU a product of bf16 with fp32
-    takes longer than a conversion and the product."""
+    """Computes on fp32 copies, in place: on a CPU, converting bf16 to fp32 and then multiplying is
+    faster than multiplying bf16 with fp32."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -35,10 +35,10 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def fuse_norms(model: Any) -> int:
-    """Give the frozen RMSNorms of Llama and its kin this forward; returns how many have it.
+    """Replace the forward of frozen RMSNorms, and return how many were replaced.
 
-    Other architectures' RMSNorms may mean something else by their weight (Gemma adds 1 to it), so
-    each is compared with its own forward first.
+    Some architectures use the weight differently (Gemma adds 1 to it), so each norm's own forward
+    is compared first.
     """
     count = 0
     for module in model.modules():
