@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from fasttune.benchmark.rounds import figures, in_rounds
+from fasttune.benchmark.rounds import compare_rounds, run_rounds
 from tests.conftest import cli, rows, write_rows
 
 
 def test_figures_by_hand():
-    found = figures({"one": [2.0, 4.0, 3.0], "two": [1.0, 1.0, 3.0]}, 6)
+    found = compare_rounds({"one": [2.0, 4.0, 3.0], "two": [1.0, 1.0, 3.0]}, 6)
     assert found["one"] == {"rows_per_second": 2.0, "speedup": 1.0, "seconds": [2.0, 4.0, 3.0]}
     assert found["two"]["rows_per_second"] == 6.0
     assert found["two"]["speedup"] == 2.0  # of 2, 4 and 1
@@ -18,7 +18,7 @@ def test_figures_by_hand():
 def test_every_arm_once_a_round():
     did = []
     arms = {name: lambda name=name: did.append(name) or len(did) for name in "ab"}
-    seconds, last = in_rounds(arms, 2, lambda: did.append("begin"))
+    seconds, last = run_rounds(arms, 2, lambda: did.append("begin"))
     assert did == ["begin", "a", "b", "begin", "a", "b"]
     assert last == {"a": 5, "b": 6} and [len(taken) for taken in seconds.values()] == [2, 2]
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 # isort: split
 import pytest
 
-from fasttune.benchmark.figures import Step, figures
+from fasttune.benchmark.figures import BenchStep, compare_arms
 from fasttune.benchmark.pipe import Spec, Worker
 from fasttune.benchmark.turns import Outcome, make_spec, resolved, run_arms
 from fasttune.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
@@ -41,12 +41,12 @@ def data(tmp_path) -> Path:
 
 
 def test_figures_on_steps_made_by_hand():
-    def steps(seconds: list[float], losses: list[float]) -> list[Step]:
+    def steps(seconds: list[float], losses: list[float]) -> list[BenchStep]:
         tokens = [100, 100, 100, 200, 100, 100, 300]
-        return [Step(*step) for step in zip(seconds, tokens, losses, strict=True)]
+        return [BenchStep(*step) for step in zip(seconds, tokens, losses, strict=True)]
 
     losses = [4.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0]
-    found = figures(
+    found = compare_arms(
         {
             "plain": steps([9, 9, 1, 3, 2, 2, 2], losses),
             "unsloth": steps([7, 7, 1, 2, 1, 1, 1], [*losses[:-1], 2.02]),
@@ -73,7 +73,7 @@ def test_figures_on_steps_made_by_hand():
 
 
 def test_without_plain_and_unsloth_nothing_is_compared_with_them():
-    found = figures({"fasttune": [Step(1, 10, 2.0)] * 2}, block=1)["fasttune"]
+    found = compare_arms({"fasttune": [BenchStep(1, 10, 2.0)] * 2}, block=1)["fasttune"]
     assert found["final_loss_difference"] is None and found["speedup"]["median"] == 1
 
 
@@ -92,12 +92,13 @@ def test_a_benchmark_takes_whole_steps_and_more_than_one_block():
 
 
 def test_an_arm_has_the_fast_path_on(monkeypatch, tmp_path):
-    from fasttune.benchmark.arms import fast_path, fasttune
+    from fasttune.benchmark.arms import fasttune
+    from fasttune.benchmark.arms.__main__ import train_arm
 
     given = []
     monkeypatch.setattr(fasttune, "train", lambda *arguments: given.append(arguments))
     spec = Spec(RunConfig(), [], 3, False)
-    fast_path.train(spec, "pace", tmp_path)
+    train_arm("fast_path", spec, "pace", tmp_path)
     [(found, *others)] = given
     assert found.config.model == ModelConfig(fast_path="on") and others == ["pace", tmp_path]
     assert (found.rows, found.steps) == ([], 3)
@@ -190,7 +191,7 @@ def test_arms_that_do_not_fit_together_train_one_after_the_other(together, expec
     spec = make_spec(rows, config, 2, False)
     found = run_arms(["plain", "fasttune"], spec, 2, together)
     assert events == expected
-    steps = [Step(2.0, 12, 1.0)] * 3
+    steps = [BenchStep(2.0, 12, 1.0)] * 3
     assert found == {arm: Outcome(steps, 7, 5) for arm in ("plain", "fasttune")}
 
 
@@ -232,7 +233,7 @@ def test_a_benchmark_started_as_several_processes_is_refused(tiny_llama, data, m
 def test_an_arm_that_dies_is_one_error_with_its_last_words(tmp_path):
     with Worker("plain", tmp_path / "none.json") as worker, pytest.raises(FasttuneError) as caught:
         worker.receive()
-    assert "the plain arm ended before it was done (exit status 1)" in caught.value.message
+    assert "the plain arm ended early (exit status 1)" in caught.value.message
     assert "none.json" in caught.value.where.splitlines()[-1]
 
 

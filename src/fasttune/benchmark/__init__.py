@@ -1,1 +1,1 @@
-"""From a config to figures: several programs take the same training's steps in turns."""
+"""`fasttune bench`: compare the speed of fasttune with other programs on this machine."""

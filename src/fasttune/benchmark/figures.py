@@ -1,4 +1,4 @@
-"""The figures of a benchmark, from the steps of its arms, and what shows them."""
+"""Compare the arms of a training benchmark by their steps, and draw the result."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ COLOURS = {
 
 
 @dataclass(frozen=True)
-class Step:
-    """One optimiser step.
+class BenchStep:
+    """One optimiser step of an arm.
 
     Attributes:
-        seconds: from the first row fetched to the weights updated.
-        tokens: of its rows, padding not counted.
+        seconds: from fetching the first row to updating the weights.
+        tokens: of its rows, without padding.
         loss: mean over the learned tokens, in nats, before the update.
     """
 
@@ -36,75 +36,76 @@ class Step:
     loss: float
 
 
-def figures(taken: Mapping[str, Sequence[Step]], block: int) -> dict[str, dict[str, Any]]:
-    """The figures of every arm. The first block warms up: its losses count, its times do not.
+def compare_arms(steps: Mapping[str, Sequence[BenchStep]], block: int) -> dict[str, dict[str, Any]]:
+    """Compute the figures of every arm from its steps.
 
-    tokens_per_second: median over the counted blocks of tokens / seconds.
+    The first block of steps warms up: its losses count, its times do not.
+
+    tokens_per_second: median over the counted blocks.
     tokens_per_second_overall: tokens / seconds of all counted steps.
     seconds_per_step: median over the counted steps.
-    warmup_seconds: of the first block, with whatever is compiled in it.
-    speedup: of each block the seconds of the reference (unsloth, or else the first arm) over the
-        arm's, on the same rows; the median, the lowest and the highest of them.
+    warmup_seconds: of the first block, including any compilation.
+    speedup: the reference's seconds (see `reference_of`) over the arm's for each block, so for the
+        same rows; median, lowest and highest.
     first_loss: of the first step, before any update.
     final_loss: mean over the last quarter of the steps.
-    final_loss_difference: relative to the plain arm's; None without one.
-    largest_loss_difference: of a single step, relative to the plain arm's.
+    final_loss_difference: relative to the plain arm; None without one.
+    largest_loss_difference: the largest of a single step, relative to the plain arm.
     """
-    reference = reference_of(list(taken))
-    seconds = {arm: [_seconds(part) for part in _blocks(s, block)] for arm, s in taken.items()}
-    found: dict[str, dict[str, Any]] = {}
-    for arm, steps in taken.items():
-        parts, counted = _blocks(steps, block), steps[block:]
-        speeds = [_tokens(part) / _seconds(part) for part in parts]
-        ratios = [a / b for a, b in zip(seconds[reference], seconds[arm], strict=True)]
-        found[arm] = {
-            "tokens_per_second": median(speeds),
-            "tokens_per_second_overall": _tokens(counted) / _seconds(counted),
+    reference = _blocks(steps[reference_of(list(steps))], block)
+    compared: dict[str, dict[str, Any]] = {}
+    for arm, own in steps.items():
+        blocks, counted = _blocks(own, block), own[block:]
+        ratios = [seconds_of(a) / seconds_of(b) for a, b in zip(reference, blocks, strict=True)]
+        compared[arm] = {
+            "tokens_per_second": median(map(tokens_per_second, blocks)),
+            "tokens_per_second_overall": tokens_per_second(counted),
             "seconds_per_step": median(step.seconds for step in counted),
-            "warmup_seconds": _seconds(steps[:block]),
+            "warmup_seconds": seconds_of(own[:block]),
             "speedup": {"median": median(ratios), "low": min(ratios), "high": max(ratios)},
-            "first_loss": steps[0].loss,
-            "final_loss": _final(steps),
-            **_differences(steps, taken.get("plain")),
+            "first_loss": own[0].loss,
+            "final_loss": _final_loss(own),
+            **_loss_differences(own, steps.get("plain")),
         }
-    return found
+    return compared
 
 
 def reference_of(arms: Sequence[str]) -> str:
-    """The arm that the others' speed is compared with."""
+    """The arm that the others' speed is compared with: unsloth, or else the first."""
     return "unsloth" if "unsloth" in arms else arms[0]
 
 
-def _blocks(steps: Sequence[Step], block: int) -> list[Sequence[Step]]:
-    """The blocks that count: all but the first."""
-    return [steps[at : at + block] for at in range(block, len(steps), block)]
-
-
-def _seconds(steps: Sequence[Step]) -> float:
+def seconds_of(steps: Sequence[BenchStep]) -> float:
     return sum(step.seconds for step in steps)
 
 
-def _tokens(steps: Sequence[Step]) -> int:
-    return sum(step.tokens for step in steps)
+def tokens_per_second(steps: Sequence[BenchStep]) -> float:
+    return sum(step.tokens for step in steps) / seconds_of(steps)
 
 
-def _final(steps: Sequence[Step]) -> float:
+def _blocks(steps: Sequence[BenchStep], block: int) -> list[Sequence[BenchStep]]:
+    """The blocks that count: all but the first."""
+    return [steps[start : start + block] for start in range(block, len(steps), block)]
+
+
+def _final_loss(steps: Sequence[BenchStep]) -> float:
     return fmean(step.loss for step in steps[-max(1, len(steps) // 4) :])
 
 
-def _differences(steps: Sequence[Step], plain: Sequence[Step] | None) -> dict[str, float | None]:
+def _loss_differences(
+    steps: Sequence[BenchStep], plain: Sequence[BenchStep] | None
+) -> dict[str, float | None]:
     if plain is None:
         return {"final_loss_difference": None, "largest_loss_difference": None}
+    differences = (abs(a.loss / b.loss - 1) for a, b in zip(steps, plain, strict=True))
     return {
-        "final_loss_difference": _final(steps) / _final(plain) - 1,
-        "largest_loss_difference": max(
-            abs(a.loss / b.loss - 1) for a, b in zip(steps, plain, strict=True)
-        ),
+        "final_loss_difference": _final_loss(steps) / _final_loss(plain) - 1,
+        "largest_loss_difference": max(differences),
     }
 
 
 def plot(result: Mapping[str, Any], target: Path) -> None:
-    """Draw seconds per step, tokens per second and losses of a result as PNG."""
+    """Draw a result's seconds per step, tokens per second and losses, and save them as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -116,8 +117,8 @@ def plot(result: Mapping[str, Any], target: Path) -> None:
     for arm, values in arms.items():
         numbers = range(1, len(values["steps"]) + 1)
         for axes, key in ((times, "seconds"), (losses, "loss")):
-            drawn = [step[key] for step in values["steps"]]
-            axes.plot(numbers, drawn, color=COLOURS[arm], label=arm, marker=".", linewidth=1)
+            points = [step[key] for step in values["steps"]]
+            axes.plot(numbers, points, color=COLOURS[arm], label=arm, marker=".", linewidth=1)
     times.axvspan(0.5, block + 0.5, color="black", alpha=0.07, linewidth=0)
     times.annotate(
         "warm-up", (block / 2 + 0.5, 0.98), xycoords=("data", "axes fraction"),
@@ -141,18 +142,18 @@ def plot(result: Mapping[str, Any], target: Path) -> None:
 
 
 def _draw_speeds(axes: Axes, arms: Mapping[str, Any], block: int) -> None:
-    """Bars of the medians, over them every block."""
+    """Draw a bar for each arm's median and a mark for each block."""
     reference = reference_of(list(arms))
-    names = []
+    labels = []
     for place, (arm, values) in enumerate(arms.items()):
-        middle = values["tokens_per_second"]
-        axes.barh(place, middle, color=COLOURS[arm], alpha=0.5, height=0.6)
-        parts = _blocks([Step(**step) for step in values["steps"]], block)
-        each = [_tokens(part) / _seconds(part) for part in parts]
-        axes.plot(each, [place] * len(each), "|", color=COLOURS[arm], markersize=14)
+        speed = values["tokens_per_second"]
+        axes.barh(place, speed, color=COLOURS[arm], alpha=0.5, height=0.6)
+        blocks = _blocks([BenchStep(**step) for step in values["steps"]], block)
+        speeds = [tokens_per_second(steps) for steps in blocks]
+        axes.plot(speeds, [place] * len(speeds), "|", color=COLOURS[arm], markersize=14)
         ratio = f"{values['speedup']['median']:.2f} x {reference}" if arm != reference else ""
-        names.append("\n".join(filter(None, (arm, f"{middle:.0f} tokens/s", ratio))))
-    axes.set_yticks(range(len(arms)), names)
+        labels.append("\n".join(filter(None, (arm, f"{speed:.0f} tokens/s", ratio))))
+    axes.set_yticks(range(len(arms)), labels)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set(title="tokens per second (median and blocks)", xlabel="tokens per second, no padding")

@@ -1,23 +1,21 @@
-"""Rows answered per minute: one by one through a pipeline, in batches, and by `Generator.answers`.
+"""Measure answered rows per minute, with the same model and adapter, greedily:
 
-Three arms answer the same rows greedily with the same model and adapter:
 pipeline  a loop that calls transformers' text-generation pipeline with one prompt
 batches   transformers' `generate` on left-padded batches, in the order of the rows
-fasttune  what `fasttune generate --file` does
-In bf16 matrices of other shapes are rounded otherwise, and where two tokens are close greedy
-answers part; how many are the pipeline's is counted. The adapter is fresh, with small random
-factors: it costs what a trained one costs.
+fasttune  `Generator.answers`, as `fasttune generate --file` uses it
+
+bf16 rounds matrices of other shapes differently, so greedy answers may differ where two tokens are
+close. The result counts the answers that equal the pipeline's. The adapter is new, with small
+random weights, and costs the same time as a trained one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from fasttune.benchmark.folder import require_new
-from fasttune.benchmark.rounds import figures, in_rounds, write_result
+from fasttune.benchmark.rounds import compare_rounds, run_rounds
 from fasttune.encoding.encode import encode_prompt
 from fasttune.formats.row import Row
 from fasttune.generation.generator import Generator, Sampling
@@ -26,7 +24,6 @@ from fasttune.machine import this_device
 from fasttune.models.choices import decide
 from fasttune.models.load import add_lora, load_base
 from fasttune.models.unsloth import import_unsloth
-from fasttune.processes import require_one
 
 # isort: split
 import torch
@@ -35,36 +32,24 @@ from transformers import pipeline
 from fasttune.encoding.batches import left_pad
 
 B_STD = 1e-3
-"""Small enough that a fresh adapter leaves the answers as long as the model's own."""
+"""Small enough that the answers stay as long as the base model's."""
 
 
-def bench_generate(job: Job, rounds: int, target: Path) -> tuple[Path, dict[str, Any]]:
-    """Answer the rows of a job, `samples.batch_size` at a time with `samples.max_new_tokens`.
-
-    Returns:
-        The folder, and what bench.json holds.
-
-    Raises:
-        FasttuneError: the folder exists, the model cannot be loaded, or this is one of several
-            processes.
-    """
-    require_one("a benchmark")
-    require_new(target)
-    rows, asked = list(job.train), job.config.samples
-    generator = _with_adapter(job)
-    arms = _arms(generator, asked.batch_size, asked.max_new_tokens)
+def measure_generation(job: Job, rounds: int) -> dict[str, dict[str, Any]]:
+    """Answer the rows of a job, `samples.batch_size` at a time with `samples.max_new_tokens`."""
+    rows, samples = list(job.train), job.config.samples
+    arms = _arms(_load_with_adapter(job), samples.batch_size, samples.max_new_tokens)
     for answer in arms.values():  # to warm up
         answer(rows[:2])
-    work = {name: partial(answer, rows) for name, answer in arms.items()}
-    seconds, texts = in_rounds(work, rounds)
-    result = figures(seconds, len(rows))
-    for name, found in texts.items():
-        same = sum(a == b for a, b in zip(texts["pipeline"], found, strict=True))
-        result[name]["same_answers"] = same
-    return target, write_result("generate", job, len(rows), result, target)
+    seconds, texts = run_rounds({arm: partial(arms[arm], rows) for arm in arms}, rounds)
+    figures = compare_rounds(seconds, len(rows))
+    for arm, own in texts.items():
+        same = sum(a == b for a, b in zip(texts["pipeline"], own, strict=True))
+        figures[arm]["same_answers"] = same
+    return figures
 
 
-def _with_adapter(job: Job) -> Generator:
+def _load_with_adapter(job: Job) -> Generator:
     choices = decide(job.config, this_device())
     model, tokenizer = load_base(job.config.model, choices)
     model, _ = add_lora(model, job.config.lora, job.config.seed, choices)
@@ -77,10 +62,10 @@ def _with_adapter(job: Job) -> Generator:
 
 
 def _arms(
-    generator: Generator, batch_size: int, new: int
+    generator: Generator, batch_size: int, max_new_tokens: int
 ) -> dict[str, Callable[[Sequence[Row]], list[str]]]:
     model, tokenizer, template = generator.model, generator.tokenizer, generator.template
-    sampling = Sampling(max_new_tokens=new)
+    sampling = Sampling(max_new_tokens=max_new_tokens)
     config = sampling.config(tokenizer)
     one = pipeline("text-generation", model=model, tokenizer=tokenizer, trust_remote_code=False)
 
@@ -97,16 +82,18 @@ def _arms(
     def in_batches(rows: Sequence[Row]) -> list[str]:
         texts = []
         for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            inputs = left_pad([encode_prompt(template, row, tokenizer) for row in part])
-            on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            batch = rows[start : start + batch_size]
+            inputs = left_pad([encode_prompt(template, row, tokenizer) for row in batch])
+            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
             with generator.choices.autocasting(model.device.type):
-                output = model.generate(**on_device, generation_config=config)
+                output = model.generate(**inputs, generation_config=config)
             new_ids = output[:, inputs["input_ids"].shape[1] :].tolist()
-            texts += [generator.read(row, ids).text for row, ids in zip(part, new_ids, strict=True)]
+            texts += [
+                generator.read(row, ids).text for row, ids in zip(batch, new_ids, strict=True)
+            ]
         return texts
 
-    def by_answers(rows: Sequence[Row]) -> list[str]:
+    def by_fasttune(rows: Sequence[Row]) -> list[str]:
         return [answer.text for answer in generator.answers(rows, sampling, batch_size)]
 
-    return {"pipeline": through_pipeline, "batches": in_batches, "fasttune": by_answers}
+    return {"pipeline": through_pipeline, "batches": in_batches, "fasttune": by_fasttune}

@@ -1,7 +1,7 @@
-"""Both ends of the pipe between a benchmark and its arms, and what goes through it.
+"""Both ends of the pipe between a benchmark and its arms.
 
 The benchmark sends lines of JSON, `{"steps": n}`. An arm answers with lines of JSON:
-`{"parameters": n}` when its model is loaded, `{"seconds": s, "loss": l}` for each step,
+`{"parameters": n}` once its model is loaded, `{"seconds": s, "loss": l}` for each step,
 `{"peak_memory": bytes}` at the end, or `{"error": [message, where, hint]}`.
 """
 
@@ -12,32 +12,32 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import msgspec
 import torch
 
-from fasttune.config import RunConfig, load_config
-from fasttune.encoding.encode import Encoded, Span
+from fasttune.config import RunConfig
+from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
-from fasttune.files import write_json
 from fasttune.machine import tensor_device
 
 LAST_LINES = 8
-"""Of what an arm wrote before it ended, for the error."""
+"""Lines of an arm's log that the error shows if the arm ends early."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What every arm is given.
+    """The task of every arm.
 
     Attributes:
         config: of the run, with no setting left at "auto".
         rows: encoded, in the order of training; whole steps only.
         steps: optimiser steps.
-        notebook_checkpointing: whether the Unsloth arm checkpoints as its notebooks do, whatever
-            the config says.
+        notebook_checkpointing: the Unsloth arm checkpoints as Unsloth's notebooks do, whatever the
+            config says.
     """
 
     config: RunConfig
@@ -46,70 +46,61 @@ class Spec:
     notebook_checkpointing: bool = False
 
     def write(self, file: Path) -> None:
-        write_json(file, {**asdict(self), "config": self.config.as_dict()})
+        file.write_bytes(msgspec.json.encode(self))
 
     @classmethod
     def read(cls, file: Path) -> Spec:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        rows = [
-            Encoded(**{**row, "spans": [Span(*s) for s in row["spans"]]}) for row in values["rows"]
-        ]
-        config = load_config(overrides=list(values["config"].items()))
-        return cls(config, rows, values["steps"], values["notebook_checkpointing"])
+        return msgspec.json.decode(file.read_bytes(), type=cls)
 
 
 class Pace:
-    """Takes steps only when told to, and tells how long each took.
+    """The arm's end: takes steps only when told to, and reports the time of each.
 
-    A step lasts from the go-ahead, or the end of the one before, to the moment its loss is known
-    after the optimiser's update: fetching and padding the rows is part of it. An arm that waits is
-    blocked on a read and needs no processor.
+    A step lasts from the command, or the end of the previous step, to its loss after the
+    optimiser's update. It includes fetching and padding the rows. A waiting arm is blocked on a
+    read and uses no processor.
     """
 
     def __init__(self, commands: TextIO, reports: TextIO) -> None:
         self._commands, self._reports = commands, reports
-        self._left = 0
-        self._began = 0.0
+        self._steps_left = 0
+        self._start = 0.0
 
-    def tell(self, **values: Any) -> None:
+    def report(self, **values: Any) -> None:
         self._reports.write(json.dumps(values) + "\n")
         self._reports.flush()
 
     def ready(self, parameters: int) -> None:
-        """The model is loaded and has so many trainable parameters; wait for the first go-ahead."""
-        self.tell(parameters=parameters)
+        """Report the number of trainable parameters of the loaded model; wait for a command."""
+        self.report(parameters=parameters)
         self._wait()
 
     def step(self, loss: float) -> None:
-        """A step is done, with this mean loss per learned token."""
+        """Report a finished step with its mean loss per learned token."""
         if tensor_device() == "cuda":
             torch.cuda.synchronize()
-        self.tell(seconds=time.perf_counter() - self._began, loss=loss)
-        self._left -= 1
-        if not self._left:
-            self._wait()  # after the last step, too: its clearing up would slow the others
-        self._began = time.perf_counter()
+        self.report(seconds=time.perf_counter() - self._start, loss=loss)
+        self._steps_left -= 1
+        if not self._steps_left:
+            self._wait()  # after the last step too, since cleaning up would slow the other arms
+        self._start = time.perf_counter()
 
     def _wait(self) -> None:
         line = self._commands.readline()
         if not line:
-            raise SystemExit  # the benchmark is gone
-        self._left = json.loads(line)["steps"]
-        self._began = time.perf_counter()
+            raise SystemExit  # the benchmark has ended
+        self._steps_left = json.loads(line)["steps"]
+        self._start = time.perf_counter()
 
 
 class Worker:
-    """The benchmark's end: the process of one arm, which is killed when the block ends.
-
-    Raises:
-        FasttuneError: the arm ended before it was done.
-    """
+    """The benchmark's end: the process of one arm. Leaving the `with` block kills it."""
 
     def __init__(self, arm: str, spec_file: Path) -> None:
         self.arm = arm
         self._log = spec_file.parent / f"{arm}.log"
-        # As many threads for every arm, all the time.
-        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), **os.environ}
+        # The number of threads is the same for every arm, all the time.
+        environment = {"OMP_NUM_THREADS": str(torch.get_num_threads()), **os.environ}
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "fasttune.benchmark.arms", arm, str(spec_file)],
@@ -117,7 +108,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 encoding="utf-8",
-                env=threads,
+                env=environment,
             )
 
     def __enter__(self) -> Worker:
@@ -128,6 +119,11 @@ class Worker:
         self._process.communicate()
 
     def send(self, **command: Any) -> None:
+        """Send a command.
+
+        Raises:
+            FasttuneError: the arm has ended.
+        """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(command) + "\n")
@@ -136,22 +132,26 @@ class Worker:
             raise self._ended() from None
 
     def receive(self) -> dict[str, Any]:
-        """What the arm tells next."""
+        """Wait for the arm's next report.
+
+        Raises:
+            FasttuneError: the arm failed or has ended.
+        """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise self._ended()
-        message: dict[str, Any] = json.loads(line)
-        if "error" in message:
-            what, where, hint = message["error"]
-            raise FasttuneError(f"the {self.arm} arm failed: {what}", where, hint)
-        return message
+        report: dict[str, Any] = json.loads(line)
+        if "error" in report:
+            message, where, hint = report["error"]
+            raise FasttuneError(f"the {self.arm} arm failed: {message}", where, hint)
+        return report
 
     def _ended(self) -> FasttuneError:
         status = self._process.wait()
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return FasttuneError(
-            f"the {self.arm} arm ended before it was done (exit status {status})",
+            f"the {self.arm} arm ended early (exit status {status})",
             "\n".join(lines[-LAST_LINES:]),
-            "see its last lines above; --arms can leave it out",
+            "see the last lines of its log above; --arms can leave the arm out",
         )

@@ -1,7 +1,7 @@
-"""Benchmarks of what is no training: several ways to one thing in this process, round by round.
+"""What all benchmarks share, and benchmarks that run every arm once per round in this process.
 
-The result folder:
-bench.json  settings, versions, the seconds of every arm in every round, and the figures
+The result folder of the latter:
+bench.json  settings, versions, the seconds of every arm in every round, and the comparison
 """
 
 from __future__ import annotations
@@ -9,70 +9,105 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
+from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.job import Job
 from fasttune.machine import device_name, versions
+from fasttune.processes import require_one
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-def in_rounds(
-    arms: Mapping[str, Callable[[], T]], rounds: int, begin: Callable[[], None] = lambda: None
-) -> tuple[dict[str, list[float]], dict[str, T]]:
-    """Let every arm do its work once in each round.
+def result_folder(target: Path | None, *words: str) -> Path:
+    """Choose the result folder: `target`, or one below bench/ named after the words and the time.
+
+    Raises:
+        FasttuneError: it exists, or this is one of several processes.
+    """
+    require_one("a benchmark")
+    if target is None:
+        return Path("bench") / "-".join([*words, datetime.now().strftime("%Y%m%d-%H%M%S")])
+    if target.exists():
+        raise FasttuneError("the result folder exists", str(target), "choose another with --output")
+    return target
+
+
+def bench_rounds(
+    what: str,
+    measure: Callable[[Job, int], dict[str, dict[str, Any]]],
+    job: Job,
+    rounds: int,
+    target: Path | None,
+) -> tuple[Path, dict[str, Any]]:
+    """Measure several arms with the rows of a job, and write the result.
 
     Args:
-        begin: called before each round.
+        measure: takes the job and the rounds, and returns the figures of each arm.
+        target: the result folder; None makes one below bench/.
 
     Returns:
-        for each arm its seconds, and what it gave last.
+        The folder and the content of bench.json.
+
+    Raises:
+        FasttuneError: the folder exists, or this is one of several processes.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    found: dict[str, T] = {}
-    for number in range(rounds):
-        begin()
-        for name, work in arms.items():
-            began = time.perf_counter()
-            found[name] = work()
-            seconds[name].append(time.perf_counter() - began)
-            log.info(f"round {number + 1}/{rounds}  {name} {seconds[name][-1]:.1f} s")
-    return seconds, found
-
-
-def figures(seconds: Mapping[str, list[float]], rows: int) -> dict[str, dict[str, Any]]:
-    """Rows per second of each arm, the median of its rounds, and the median of the ratios to the
-    first arm in the same round."""
-    first = next(iter(seconds.values()))
-    return {
-        name: {
-            "rows_per_second": rows / median(taken),
-            "speedup": median(a / b for a, b in zip(first, taken, strict=True)),
-            "seconds": taken,
-        }
-        for name, taken in seconds.items()
-    }
-
-
-def write_result(
-    what: str, job: Job, rows: int, arms: Mapping[str, Any], target: Path
-) -> dict[str, Any]:
-    """Write the result folder, and return what bench.json holds."""
+    target = result_folder(target, what, job.template.name, Path(job.model).name)
     result = {
         "what": what,
         "template": job.template.name,
         "model": job.model,
         "device": device_name(),
         "versions": versions(),
-        "data": {"source": job.source, "rows": rows},
-        "arms": dict(arms),
+        "data": {"source": job.source, "rows": len(job.train)},
+        "arms": measure(job, rounds),
         "config": job.config.as_dict(),
     }
     with atomic_folder(target) as folder:
         write_json(folder / "bench.json", result)
-    return result
+    return target, result
+
+
+def run_rounds(
+    arms: Mapping[str, Callable[[], T]], rounds: int, prepare: Callable[[], None] = lambda: None
+) -> tuple[dict[str, list[float]], dict[str, T]]:
+    """Run every arm once in each round.
+
+    Args:
+        prepare: runs before each round, untimed.
+
+    Returns:
+        The seconds of each arm, and its last result.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    results: dict[str, T] = {}
+    for number in range(rounds):
+        prepare()
+        for name, work in arms.items():
+            start = time.perf_counter()
+            results[name] = work()
+            seconds[name].append(time.perf_counter() - start)
+            log.info(f"round {number + 1}/{rounds}  {name} {seconds[name][-1]:.1f} s")
+    return seconds, results
+
+
+def compare_rounds(seconds: Mapping[str, list[float]], rows: int) -> dict[str, dict[str, Any]]:
+    """Compute each arm's rows per second and speedup.
+
+    Both are medians over the rounds. The speedup is relative to the first arm in the same round.
+    """
+    reference = next(iter(seconds.values()))
+    return {
+        name: {
+            "rows_per_second": rows / median(own),
+            "speedup": median(a / b for a, b in zip(reference, own, strict=True)),
+            "seconds": own,
+        }
+        for name, own in seconds.items()
+    }

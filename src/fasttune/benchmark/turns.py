@@ -1,7 +1,7 @@
-"""A benchmark: the same training by several programs, in turns, on the same machine.
+"""Benchmark the same training by several programs, in turns, on the same machine.
 
 The result folder:
-bench.json  settings, versions, the figures of every arm, and every step's seconds, tokens and loss
+bench.json  settings, versions, the comparison, and every step's seconds, tokens and loss
 bench.png   seconds per step, tokens per second and losses
 """
 
@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fasttune.benchmark.figures import Step, figures, plot
-from fasttune.benchmark.folder import new_folder, require_new
+from fasttune.benchmark.figures import BenchStep, compare_arms, plot, tokens_per_second
 from fasttune.benchmark.pipe import Spec, Worker
-from fasttune.config import PRECISIONS, RunConfig, steps
+from fasttune.benchmark.rounds import result_folder
+from fasttune.config import PRECISIONS, RunConfig, steps, with_training
 from fasttune.encoding.cache import encode_rows
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
@@ -28,35 +28,30 @@ from fasttune.machine import device_name, this_device, versions
 from fasttune.models.choices import Choices, decide
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.planning.forecast import foresee
-from fasttune.processes import require_one
 
 log = logging.getLogger(__name__)
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
-"""Those that the plain arm has too."""
+"""The optimisers that the plain arm has too; the last one only on CUDA."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker has to tell at its end.
+    """The training of one arm.
 
     Attributes:
         steps: in order.
-        parameters: trainable ones.
+        parameters: number of trainable parameters.
         peak_memory: of its process, in bytes.
     """
 
-    steps: list[Step]
+    steps: list[BenchStep]
     parameters: int
     peak_memory: int
 
 
-def bench(
-    job: Job,
-    arms: Sequence[str],
-    block: int,
-    notebook_checkpointing: bool,
-    target: Path | None,
+def bench_train(
+    job: Job, arms: Sequence[str], block: int, notebook_checkpointing: bool, target: Path | None
 ) -> tuple[Path, dict[str, Any]]:
     """Train every arm on the rows of a job, in turns of `block` steps, and write the result.
 
@@ -64,27 +59,24 @@ def bench(
         target: the result folder; None makes one below bench/.
 
     Returns:
-        The folder, and what bench.json holds.
+        The folder and the content of bench.json.
 
     Raises:
-        FasttuneError: there are too few rows for two blocks, the folder exists, a setting is not
-            one that all arms have, an arm ended with an error, or this is one of several
-            processes.
+        FasttuneError: there are too few rows for two blocks, the folder exists, an arm lacks a
+            setting or ended with an error, or this is one of several processes.
     """
-    require_one("a benchmark")
+    device = this_device()
+    choices = decide(job.config, device)
+    words = (job.config.template, Path(job.model).name, choices.quantization)
+    target = result_folder(target, *words)
     tokenizer = load_tokenizer(job.model)
     rows = encode_rows(job.template, job.train, tokenizer, job.config, "training")
-    device = this_device()
-    planned = foresee(job.config, job.model, rows.lengths, device)
-    choices = planned.choices if planned is not None else decide(job.config, device)
-    config = resolved(job.config, job.model, choices)
+    plan = foresee(job.config, job.model, rows.lengths, device)
+    config = resolved(job.config, job.model, plan.choices if plan is not None else choices)
     spec = make_spec(rows, config, block, notebook_checkpointing)
-    name = Path(str(config.model.name)).name
-    target = target or new_folder(config.template, name, str(config.model.quantization))
-    require_new(target)
-    together = planned is not None and len(arms) * planned.memory.peak <= device.memory
+    together = plan is not None and len(arms) * plan.memory.peak <= device.memory
     if not together:
-        log.info("the arms do not fit together, as far as is known: they train one after the other")
+        log.info("the arms may not fit into memory together: they train one after the other")
     outcomes = run_arms(arms, spec, block, together)
     result = _result(job, config, spec, block, outcomes)
     with atomic_folder(target) as folder:
@@ -96,19 +88,22 @@ def bench(
 def _result(
     job: Job, config: RunConfig, spec: Spec, block: int, outcomes: Mapping[str, Outcome]
 ) -> dict[str, Any]:
-    """What bench.json holds."""
-    counts = {outcome.parameters for outcome in outcomes.values()}
-    if len(counts) > 1:
-        told = ", ".join(f"{arm} {outcome.parameters}" for arm, outcome in outcomes.items())
-        raise FasttuneError("the arms train different numbers of parameters", told, "")
-    compared = figures({arm: outcome.steps for arm, outcome in outcomes.items()}, block)
+    """Build the content of bench.json."""
+    parameters = {arm: outcome.parameters for arm, outcome in outcomes.items()}
+    if len({*parameters.values()}) > 1:
+        raise FasttuneError(
+            "the arms train different numbers of parameters",
+            ", ".join(f"{arm} {number}" for arm, number in parameters.items()),
+            "name the layers to train with lora.targets, or leave an arm out with --arms",
+        )
+    compared = compare_arms({arm: outcome.steps for arm, outcome in outcomes.items()}, block)
+    checkpointing = dict.fromkeys(outcomes, config.train.gradient_checkpointing)
+    if spec.notebook_checkpointing and "unsloth" in outcomes:
+        checkpointing["unsloth"] = "unsloth"
     for arm, outcome in outcomes.items():
-        notebook = arm == "unsloth" and spec.notebook_checkpointing
         compared[arm] |= {
             "peak_memory_bytes": outcome.peak_memory,
-            "gradient_checkpointing": "unsloth"
-            if notebook
-            else config.train.gradient_checkpointing,
+            "gradient_checkpointing": checkpointing[arm],
             "steps": [vars(step) for step in outcome.steps],
         }
     return {
@@ -127,123 +122,112 @@ def _result(
         "rows_per_step": _rows_per_step(config),
         "block": block,
         "warmup_steps": block,
-        "trainable_parameters": counts.pop(),
+        "trainable_parameters": next(iter(parameters.values())),
         "arms": compared,
         "config": config.as_dict(),
     }
 
 
 def resolved(config: RunConfig, model: str, choices: Choices) -> RunConfig:
-    """The config with every "auto" replaced by what `fasttune run` makes of it here.
+    """Replace every "auto" in the config with the value that `fasttune run` uses here.
 
     Raises:
-        FasttuneError: the optimiser is not one that all arms have.
+        FasttuneError: an arm lacks the optimiser.
     """
-    known = OPTIMIZERS if choices.kind == "cuda" else OPTIMIZERS[:2]
+    known = OPTIMIZERS if choices.kind == "cuda" else OPTIMIZERS[:-1]
     if choices.optimizer not in known:
         raise FasttuneError(
             f"not every arm can use the optimiser '{choices.optimizer}' here",
             "train.optimizer",
-            f"one of {', '.join(known)}",
+            f"use one of {', '.join(known)}",
         )
-    used: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "name": model,
         "quantization": choices.quantization,
         "precision": PRECISIONS[choices.dtype],
     }
-    chosen: dict[str, Any] = {
-        "optimizer": choices.optimizer,
-        "gradient_checkpointing": choices.checkpointing,
-        "log_steps": 1,  # a step is told when its loss is logged
-    }
-    return replace(
-        config, model=replace(config.model, **used), train=replace(config.train, **chosen)
+    return with_training(
+        replace(config, model=replace(config.model, **settings)),
+        optimizer=choices.optimizer,
+        gradient_checkpointing=choices.checkpointing,
+        log_steps=1,  # arms report a step when its loss is logged
     )
 
 
 def make_spec(
-    rows: Sequence[Encoded],
-    config: RunConfig,
-    block: int,
-    notebook_checkpointing: bool,
+    rows: Sequence[Encoded], config: RunConfig, block: int, notebook_checkpointing: bool
 ) -> Spec:
-    """What the arms are given: whole steps, of which two blocks or more.
+    """Make the task of the arms: whole steps, more than one block of them.
 
     Raises:
-        FasttuneError: the rows do not make that many.
+        FasttuneError: there are too few rows.
     """
-    at_a_time = _rows_per_step(config)
-    kept = list(rows[: len(rows) // at_a_time * at_a_time])
+    per_step = _rows_per_step(config)
+    kept = list(rows[: len(rows) // per_step * per_step])
     if len(kept) < len(rows):
-        log.info(
-            f"left out the last {len(rows) - len(kept)} rows, which fill no step of {at_a_time}"
-        )
+        left_out = len(rows) - len(kept)
+        log.info(f"left out the last {left_out} rows, which fill no step of {per_step}")
     count = steps(len(kept), config) if kept else 0
     if count <= block:
         raise FasttuneError(
-            f"{len(rows)} rows make {count} steps of {at_a_time}; the first {block} warm up and do "
+            f"{len(rows)} rows make {count} steps of {per_step}; the first {block} warm up and do "
             "not count",
             "--rows, --block",
             "give more rows, or a smaller block",
         )
-    # transformers' own way to a number of steps; the rows begin again where they end.
-    train = replace(config.train, max_steps=count)
-    return Spec(replace(config, train=train), kept, count, notebook_checkpointing)
+    # With max_steps, transformers starts over after the last row.
+    return Spec(with_training(config, max_steps=count), kept, count, notebook_checkpointing)
 
 
 def run_arms(arms: Sequence[str], spec: Spec, block: int, together: bool) -> dict[str, Outcome]:
-    """Load the arms and let them train, in turns where all of them fit into memory together; the
-    order rotates from block to block.
+    """Train the arms: in turns if all fit into memory together, else one after the other.
 
     Raises:
-        FasttuneError: an arm ended with an error. No process is left behind.
+        FasttuneError: an arm ended with an error. All processes have ended then.
     """
-    groups = [arms] if together else [[arm] for arm in arms]
     with tempfile.TemporaryDirectory(prefix="fasttune-bench-") as folder:
         spec_file = Path(folder) / "spec.json"
         spec.write(spec_file)
         outcomes: dict[str, Outcome] = {}
-        for group in groups:
+        for group in [arms] if together else [[arm] for arm in arms]:
             outcomes |= _in_turns(group, spec, spec_file, block)
         return outcomes
 
 
 def _in_turns(arms: Sequence[str], spec: Spec, spec_file: Path, block: int) -> dict[str, Outcome]:
+    """Load all arms, then let each train a block of steps at a time. The order rotates."""
     per_step = _rows_per_step(spec.config)
     lengths = [len(row) for row in spec.rows]
-    blocks = range(0, spec.steps, block)
-    taken: dict[str, list[Step]] = {arm: [] for arm in arms}
+    starts = range(0, spec.steps, block)
+    steps_of: dict[str, list[BenchStep]] = {arm: [] for arm in arms}
     with ExitStack() as stack:
         workers, parameters = {}, {}
         for arm in arms:
             workers[arm] = stack.enter_context(Worker(arm, spec_file))
             parameters[arm] = int(workers[arm].receive()["parameters"])
             log.info(f"{arm}: loaded")
-        for number, first in enumerate(blocks):
-            turn = number % len(arms)
-            for arm in [*arms[turn:], *arms[:turn]]:
-                count = min(block, spec.steps - first)
-                workers[arm].send(steps=count)
-                for index in range(first, first + count):
-                    start = index * per_step % len(lengths)
-                    told = workers[arm].receive()
-                    tokens = sum(lengths[start : start + per_step])
-                    taken[arm].append(Step(told["seconds"], tokens, told["loss"]))
+        for number, start in enumerate(starts):
+            first_arm = number % len(arms)
+            for arm in [*arms[first_arm:], *arms[:first_arm]]:
+                places = range(start, min(start + block, spec.steps))
+                workers[arm].send(steps=len(places))
+                for place in places:
+                    report = workers[arm].receive()
+                    row = place * per_step % len(lengths)
+                    tokens = sum(lengths[row : row + per_step])
+                    steps_of[arm].append(BenchStep(report["seconds"], tokens, report["loss"]))
+                own = steps_of[arm][start:]
                 log.info(
-                    f"block {number + 1}/{len(blocks)}  {_block_line(arm, taken[arm][first:])}"
+                    f"block {number + 1}/{len(starts)}  {arm:<9} "
+                    f"{tokens_per_second(own):.0f} tokens/s  loss {own[-1].loss:.4f}"
                 )
         for worker in workers.values():
             worker.send(steps=0)
         return {
-            arm: Outcome(taken[arm], parameters[arm], worker.receive()["peak_memory"])
+            arm: Outcome(steps_of[arm], parameters[arm], worker.receive()["peak_memory"])
             for arm, worker in workers.items()
         }
 
 
 def _rows_per_step(config: RunConfig) -> int:
     return config.train.batch_size * config.train.gradient_accumulation
-
-
-def _block_line(arm: str, taken: Sequence[Step]) -> str:
-    tokens, seconds = sum(s.tokens for s in taken), sum(s.seconds for s in taken)
-    return f"{arm:<9} {tokens / seconds:.0f} tokens/s  loss {taken[-1].loss:.4f}"

@@ -103,9 +103,9 @@ def bench(
         else:
             _show_rounds(folder, result)
         return
-    from fasttune.benchmark.turns import bench
+    from fasttune.benchmark.turns import bench_train
 
-    folder, result = bench(job, names, block, notebook_checkpointing, output)
+    folder, result = bench_train(job, names, block, notebook_checkpointing, output)
     if as_json:
         print_json({"folder": str(folder), **result})
     else:
@@ -126,18 +126,15 @@ def _names(arms: str) -> list[str]:
 def _in_rounds(
     what: str, job: Job, rounds: int, output: Path | None
 ) -> tuple[Path, dict[str, Any]]:
-    from fasttune.benchmark.folder import new_folder
+    from fasttune.benchmark.rounds import bench_rounds
     from fasttune.models.unsloth import import_unsloth
 
-    target = output or new_folder(what, job.template.name, Path(job.model).name)
     if what == "generate":
         import_unsloth()  # before transformers and PEFT
-        from fasttune.benchmark.generating import bench_generate
-
-        return bench_generate(job, rounds, target)
-    from fasttune.benchmark.preparing import bench_prepare
-
-    return bench_prepare(job, rounds, target)
+        from fasttune.benchmark.generating import measure_generation as measure
+    else:
+        from fasttune.benchmark.preparing import measure_preparation as measure
+    return bench_rounds(what, measure, job, rounds, output)
 
 
 def _show_rounds(folder: Path, result: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""The arms of a benchmark: one process each, which trains when it is told to."""
+"""The arms of a training benchmark: one process each, which trains on command."""

@@ -1,9 +1,7 @@
-"""The arms of a benchmark: one process each, which trains when it is told to.
+"""Run one arm of a training benchmark: python -m fasttune.benchmark.arms ARM SPEC
 
-    python -m fasttune.benchmark.arms ARM SPEC
-
-Unsloth changes transformers for the whole process, so the plain arm must not share one with it.
-So an arm is imported where it is run, and no other.
+Unsloth changes transformers for the whole process, so each arm has its own process and imports
+only its own module.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -22,10 +21,9 @@ from fasttune.models.unsloth import hide_broken_torchvision, import_unsloth
 
 def main(arguments: Sequence[str]) -> None:
     arm, spec_file = arguments
-    # Libraries print to standard output, which the benchmark reads: they get standard error.
+    # The benchmark reads standard output. Libraries that print there get standard error.
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    spec = Spec.read(Path(spec_file))
     pace = Pace(sys.stdin, reports)
     folder = Path(spec_file).parent / arm
     folder.mkdir(exist_ok=True)
@@ -34,11 +32,19 @@ def main(arguments: Sequence[str]) -> None:
             hide_broken_torchvision()
         else:
             import_unsloth()  # before the arm imports transformers, TRL and PEFT
-        import_module(f"fasttune.benchmark.arms.{arm}").train(spec, pace, folder)
-        pace.tell(peak_memory=peak_memory())
+        train_arm(arm, Spec.read(Path(spec_file)), pace, folder)
+        pace.report(peak_memory=peak_memory())
     except FasttuneError as error:
-        pace.tell(error=[error.message, error.where, error.hint])
+        pace.report(error=[error.message, error.where, error.hint])
         raise
+
+
+def train_arm(arm: str, spec: Spec, pace: Pace, folder: Path) -> None:
+    """Train an arm. fast_path is fasttune with `model.fast_path=on`, which CUDA needs."""
+    if arm == "fast_path":
+        model = replace(spec.config.model, fast_path="on")
+        arm, spec = "fasttune", replace(spec, config=replace(spec.config, model=model))
+    import_module(f"fasttune.benchmark.arms.{arm}").train(spec, pace, folder)
 
 
 if __name__ == "__main__":

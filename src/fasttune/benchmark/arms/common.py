@@ -1,4 +1,4 @@
-"""What the arms share: the same initial adapters, and the pace of transformers' Trainer."""
+"""What the arms share: the initial adapters, and a callback that paces transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def count_trainable(model: torch.nn.Module) -> int:
 
 
 def start_adapters(model: torch.nn.Module, seed: int) -> None:
-    """Give the adapters initial weights that depend on the seed and their place alone.
+    """Set the adapters' initial weights from the seed and each adapter's place in the model.
 
-    B is 0 and A uniform within 1/sqrt(inputs), as PEFT draws it (Kaiming with a = sqrt(5)).
+    B is 0, and A is uniform within 1/sqrt(inputs), as in PEFT (Kaiming with a = sqrt(5)).
     """
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
@@ -30,25 +30,21 @@ def start_adapters(model: torch.nn.Module, seed: int) -> None:
         elif ".lora_A." in name:
             place = name[name.index("layers.") :] if "layers." in name else name
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {place}".encode()))
-            start = torch.empty(parameter.shape)
-            torch.nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-            parameter.data.copy_(start)
+            weights = torch.empty(parameter.shape)
+            torch.nn.init.kaiming_uniform_(weights, a=math.sqrt(5), generator=generator)
+            parameter.data.copy_(weights)
 
 
 def paced(pace: Pace) -> Any:
-    """The callback that puts transformers' Trainer under a pace."""
+    """Make a callback for transformers' Trainer that waits for commands and reports steps."""
     from transformers import TrainerCallback
 
     class Paced(TrainerCallback):
-        def on_train_begin(
-            self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
-        ) -> None:
+        def on_train_begin(self, *args: Any, model: Any, **kwargs: Any) -> None:
             pace.ready(count_trainable(model))
 
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any
-        ) -> None:
-            if logs and "loss" in logs:  # after the update, before the next rows are fetched
+        def on_log(self, *args: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            if "loss" in logs:  # after the update, before the next rows are fetched
                 pace.step(logs["loss"])
 
     return Paced()

@@ -1,4 +1,4 @@
-"""fasttune's own arm: what `fasttune run` does."""
+"""The fasttune arm: the training of `fasttune run`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fasttune.training.callbacks import Progress, RunLog
 from fasttune.training.train import make_trainer
 
 UNUSED = Template(name="unused", parts=[given("prompt", "-"), learn("response", "{output}")])
-"""The rows are encoded; a generator has a template all the same."""
+"""A generator needs a template. The rows are already encoded, so this one renders nothing."""
 
 
 def train(spec: Spec, pace: Pace, folder: Path) -> None:
-    """What `fasttune run` does between loading the model and saving the adapter."""
+    """Load and train the model as `fasttune run` does."""
     config = spec.config
     choices = decide(config, this_device())
     model, tokenizer = load_base(config.model, choices)

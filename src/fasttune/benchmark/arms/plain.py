@@ -1,4 +1,4 @@
-"""The plain arm: transformers and PEFT in a short loop."""
+"""The plain arm: a short training loop with transformers and PEFT."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from fasttune.models.lora import choose_targets
 
 
 def train(spec: Spec, pace: Pace, folder: Path) -> None:
-    """transformers and PEFT in a short loop."""
+    """Train with padded batches, one optimiser step per report."""
     from torch.nn.utils import clip_grad_norm_
     from transformers import AutoTokenizer, get_scheduler
 
-    config, chosen = spec.config, spec.config.train
+    config, settings = spec.config, spec.config.train
     device = torch.device(tensor_device())
     dtype = getattr(torch, DTYPES[config.model.precision])
     tokenizer = AutoTokenizer.from_pretrained(config.model.name, trust_remote_code=False)
     model = _model(config, dtype, device)
     batches = _batches(spec, tokenizer)
     optimizer = _optimizer(trainable(model), config)
-    scheduler = get_scheduler(chosen.schedule, optimizer, chosen.warmup_steps, spec.steps)
+    scheduler = get_scheduler(settings.schedule, optimizer, settings.warmup_steps, spec.steps)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     pace.ready(count_trainable(model))
     for _ in range(spec.steps):
-        parts = [next(batches).to(device) for _ in range(chosen.gradient_accumulation)]
-        learned = sum((part["labels"][:, 1:] != -100).sum() for part in parts)
+        step_batches = [next(batches).to(device) for _ in range(settings.gradient_accumulation)]
+        learned = sum((batch["labels"][:, 1:] != -100).sum() for batch in step_batches)
         total = 0.0
-        for part in parts:
+        for batch in step_batches:
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = model(**part, num_items_in_batch=learned).loss
+                loss = model(**batch, num_items_in_batch=learned).loss
             scaler.scale(loss).backward()
             total += loss.item()
         scaler.unscale_(optimizer)
-        clip_grad_norm_(trainable(model), chosen.max_grad_norm)
+        clip_grad_norm_(trainable(model), settings.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
@@ -50,7 +50,7 @@ def train(spec: Spec, pace: Pace, folder: Path) -> None:
 
 
 def _model(config: RunConfig, dtype: torch.dtype, device: torch.device) -> Any:
-    """The base with fresh adapters, in training mode."""
+    """Load the base with new adapters, in training mode."""
     import peft
     from transformers import AutoModelForCausalLM
 
@@ -92,7 +92,7 @@ def _model(config: RunConfig, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def _batches(spec: Spec, tokenizer: Any) -> Iterator[Any]:
-    """Padded batches of the rows in order, again and again."""
+    """Yield padded batches of the rows in order, endlessly."""
     from torch.utils.data import DataLoader
     from transformers import DataCollatorForSeq2Seq
 
@@ -109,7 +109,7 @@ def _batches(spec: Spec, tokenizer: Any) -> Iterator[Any]:
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], config: RunConfig) -> torch.optim.Optimizer:
-    """The optimiser that transformers' Trainer makes of the same name."""
+    """Make the optimiser that transformers' Trainer makes for the same name."""
     settings = {"lr": config.train.learning_rate, "weight_decay": config.train.weight_decay}
     if config.train.optimizer == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit

@@ -1,15 +1,14 @@
-"""The arm of Unsloth, as its notebooks have it."""
+"""The Unsloth arm: Unsloth with TRL's SFTTrainer, as in Unsloth's notebooks."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fasttune.benchmark.arms.common import paced, start_adapters
 from fasttune.benchmark.pipe import Pace, Spec
-from fasttune.config import DTYPES, RunConfig
+from fasttune.config import DTYPES
 from fasttune.machine import this_device
 from fasttune.models.choices import decide
 from fasttune.models.dropout import switch_dropout_off
@@ -18,12 +17,12 @@ from fasttune.models.unsloth import import_unsloth
 
 
 def train(spec: Spec, pace: Pace, folder: Path) -> None:
-    """Unsloth with TRL's SFTTrainer, as its notebooks have it."""
+    """Load the model through Unsloth and train it with TRL's SFTTrainer."""
     FastLanguageModel = import_unsloth()
     from datasets import Dataset
-    from trl import SFTTrainer
+    from trl import SFTConfig, SFTTrainer
 
-    config, lora = spec.config, spec.config.lora
+    config, lora, settings = spec.config, spec.config.lora, spec.config.train
     dtype = getattr(torch, DTYPES[config.model.precision])
     choices = decide(config, this_device())
     checkpointing = "unsloth" if spec.notebook_checkpointing else choices.unsloth_checkpointing
@@ -48,36 +47,20 @@ def train(spec: Spec, pace: Pace, folder: Path) -> None:
         use_rslora=lora.rslora,
     )
     start_adapters(model, config.seed)
-    trainer = SFTTrainer(
-        model=model,
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list(
-            [{"input_ids": row.input_ids, "labels": row.labels} for row in spec.rows]
-        ),
-        args=_arguments(spec.config, spec.steps, bool(checkpointing), folder),
-        callbacks=[paced(pace)],
-    )
-    trainer.train()
-
-
-def _arguments(config: RunConfig, steps: int, checkpointing: bool, folder: Path) -> Any:
-    from trl import SFTConfig
-
-    chosen, dtype = config.train, DTYPES[config.model.precision]
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(folder),
-        per_device_train_batch_size=chosen.batch_size,
-        gradient_accumulation_steps=chosen.gradient_accumulation,
-        gradient_checkpointing=checkpointing,
-        max_steps=steps,
-        learning_rate=chosen.learning_rate,
-        lr_scheduler_type=chosen.schedule,
-        warmup_steps=chosen.warmup_steps,
-        weight_decay=chosen.weight_decay,
-        max_grad_norm=chosen.max_grad_norm,
-        optim=chosen.optimizer,
-        bf16=dtype == "bfloat16",
-        fp16=dtype == "float16",
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        gradient_checkpointing=bool(checkpointing),
+        max_steps=spec.steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim=settings.optimizer,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
         seed=config.seed,
         logging_steps=1,
         save_strategy="no",
@@ -87,3 +70,13 @@ def _arguments(config: RunConfig, steps: int, checkpointing: bool, folder: Path)
         train_sampling_strategy="sequential",
         disable_tqdm=True,
     )
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(
+            [{"input_ids": row.input_ids, "labels": row.labels} for row in spec.rows]
+        ),
+        args=arguments,
+        callbacks=[paced(pace)],
+    )
+    trainer.train()
