@@ -6,14 +6,16 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fasttune.config import RunConfig
+from fasttune import processes
+from fasttune.config import RunConfig, steps
 from fasttune.data.load import load_divided
 from fasttune.data.rows import Rows
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
-from fasttune.models.tokenizer import resolve_model
+from fasttune.models.tokenizer import load_tokenizer, resolve_model
 from fasttune.models.unsloth import hide_broken_torchvision
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
@@ -89,6 +91,55 @@ def prepare(
         train=found.train,
         eval=found.eval,
         skipped=sum(loaded.bad_rows for loaded in found.sources),
+    )
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a job would train on.
+
+    Attributes:
+        lengths: tokens of each row to train on.
+        first_row: its spans, as `describe_row` gives them.
+        processes: each of them takes the steps.
+    """
+
+    job: Job
+    lengths: Sequence[int]
+    steps: int
+    first_row: list[dict[str, Any]]
+    processes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The dry run as JSON values."""
+        return {
+            "config": self.job.config.as_dict(),
+            "model": self.job.model,
+            "train_rows": len(self.lengths),
+            "eval_rows": len(self.job.eval),
+            "steps": self.steps,
+            "first_row": self.first_row,
+        }
+
+
+def dry_run(job: Job) -> DryRun:
+    """Encode the rows of a job and count its steps, without loading the model.
+
+    Raises:
+        FasttuneError: the tokenizer cannot be loaded, or a row cannot be encoded.
+    """
+    from fasttune.encoding.cache import encode_rows
+    from fasttune.encoding.encode import describe_row
+
+    tokenizer = load_tokenizer(job.model, job.template.end)
+    encoded = encode_rows(job.template, job.train, tokenizer, job.config, "training")
+    count = processes.count()
+    return DryRun(
+        job=job,
+        lengths=encoded.lengths,
+        steps=steps(len(encoded), job.config, count),
+        first_row=describe_row(encoded[0], tokenizer),
+        processes=count,
     )
 
 

@@ -8,7 +8,7 @@ later ones, which rely on it, so the first failure of a row is the one to fix.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,9 @@ from fasttune.formats.examples import examples
 from fasttune.formats.parts import Segment, pieces
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template, at_the_answer, split_turns
+from fasttune.models.tokenizer import load_tokenizer
+from fasttune.plugins.discovery import load_plugin
+from fasttune.plugins.registry import Plugins
 
 Status = Literal["ok", "info", "warning", "failure"]
 Numbered = tuple[str, Row]
@@ -84,6 +87,76 @@ def check_template(
         ]
         results.append(CheckResult("tokens", "info", f"tokens of each tag: {', '.join(counts)}"))
     return results
+
+
+@dataclass(frozen=True)
+class TemplateCheck:
+    """All results for one template.
+
+    Attributes:
+        tokenizer: the name or folder of the model that it is from.
+    """
+
+    template: str
+    tokenizer: str
+    results: list[CheckResult]
+
+    @property
+    def passed(self) -> bool:
+        return not failed(self.results)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The results as JSON values."""
+        return {
+            "template": self.template,
+            "tokenizer": self.tokenizer,
+            "passed": self.passed,
+            "checks": [asdict(result) for result in self.results],
+        }
+
+
+def templates_of(name: str, load: Callable[[], Plugins]) -> list[Template]:
+    """The templates of a plugin file, or the one of a name or a YAML file.
+
+    Args:
+        load: gives the plugins; called unless `name` is a plugin file.
+
+    Raises:
+        FasttuneError: there is none.
+    """
+    if not name.endswith(".py"):
+        return [load().template(name)]
+    templates = [template for template, _ in load_plugin(Path(name)).templates.values()]
+    if not templates:
+        raise FasttuneError(
+            "the plugin provides no template", name, "add a register_templates hook"
+        )
+    return templates
+
+
+def check_templates(
+    templates: Iterable[Template],
+    model: str | None = None,
+    data: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> list[TemplateCheck]:
+    """Check each template with the tokenizer of a model.
+
+    Raises:
+        FasttuneError: the tokenizer cannot be loaded; or as `check_template`.
+    """
+    pairs = [(template, load_tokenizer(model, template.end)) for template in templates]
+    from transformers.utils import logging  # slow: after errors that need no tokenizer
+
+    logging.set_verbosity_error()  # it warns of rows longer than the model reads
+    return [
+        TemplateCheck(
+            template.name,
+            str(tokenizer.name_or_path),
+            check_template(template, tokenizer, data, columns),
+        )
+        for template, tokenizer in pairs
+    ]
 
 
 def failed(results: Iterable[CheckResult]) -> bool:

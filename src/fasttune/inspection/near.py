@@ -15,6 +15,8 @@ datasets are commonly rid of (Lee et al., arXiv:2107.06499)."""
 SHINGLE = 5
 PERMUTATIONS = 128
 EXAMPLES = 3
+NEAR_ROWS = 50_000
+"""Up to this many rows, near-duplicates are counted by default: it takes about 10 seconds."""
 
 
 @dataclass(frozen=True)

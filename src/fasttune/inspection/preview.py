@@ -6,16 +6,19 @@ A `Preview` exports itself as JSON; `to_html` and `preview_terminal` display pre
 from __future__ import annotations
 
 import json
+import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fasttune.config import RunConfig
+from fasttune.data.load import Loaded, load_divided
 from fasttune.encoding.encode import EOS_SPAN, IGNORED, encode
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
@@ -24,8 +27,7 @@ from fasttune.job import Job
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.notebook import framed
 
-if TYPE_CHECKING:
-    from fasttune.data.load import Loaded
+log = logging.getLogger(__name__)
 
 SPACE, TAB, NEWLINE = "·", "→", "⏎"
 MARKS = {" ": SPACE, "\t": TAB, "\n": NEWLINE}
@@ -210,6 +212,34 @@ def preview_row(
         trained=encoded.trained,
         max_length=max_length,
     )
+
+
+def preview_rows(
+    config: RunConfig, template: Template, first: int, count: int = 1
+) -> list[Preview]:
+    """Preview up to `count` usable rows of a config's data, from the `first`-th on.
+
+    Raises:
+        FasttuneError: there is no such row, or it cannot be encoded.
+    """
+    loaded = load_divided(config.data, template).sources[0]
+    if loaded.bad_rows:
+        rows = f"{loaded.bad_rows} unusable row{'s' * (loaded.bad_rows != 1)}"
+        log.warning("warning: %s: %s left out of the count", loaded.source, rows)
+    picked = pick(loaded, first, count)
+    tokenizer = load_tokenizer(config.model.name, template.end)
+    name = short_name(config.model.name or tokenizer.name_or_path)
+    return [
+        preview_row(
+            template,
+            row,
+            tokenizer,
+            number=number,
+            model=name,
+            max_length=config.model.max_length,
+        )
+        for number, row in picked
+    ]
 
 
 def pick(loaded: Loaded, first: int, count: int = 1) -> list[tuple[int, Row]]:

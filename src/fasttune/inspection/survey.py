@@ -12,15 +12,18 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
+from fasttune.config import RunConfig
 from fasttune.data.check import ending, ends_early
-from fasttune.data.load import Divided, Loaded
+from fasttune.data.load import Divided, Loaded, load, load_divided, shipped
 from fasttune.data.rows import ChosenRows
 from fasttune.data.sources import Finding
 from fasttune.encoding.encode import Encoded, encode_many
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
-from fasttune.inspection.near import Near
+from fasttune.inspection.near import NEAR_ROWS, Near, can_count, near_duplicates
+from fasttune.models.tokenizer import load_tokenizer
+from fasttune.plugins.registry import Plugins
 
 BINS = 12
 """At most so many bars in the histogram: what fits on a screen with everything else."""
@@ -112,6 +115,56 @@ class Survey:
         """The survey as JSON values."""
         return asdict(self)
 
+    @property
+    def findings(self) -> list[Finding]:
+        """The problems as they are printed."""
+        return [Finding(**problem) for problem in self.problems]
+
+    def require_clean(self) -> None:
+        """Refuse rows that a run would refuse.
+
+        Raises:
+            FasttuneError: a row cannot be used.
+        """
+        if self.bad_rows:
+            first = next(finding for finding in self.findings if finding.fatal)
+            raise FasttuneError(
+                f"{self.bad_rows} of {self.good_rows + self.bad_rows} rows cannot be used",
+                f"{self.source}, the first: {first}",
+                "fix these rows, or skip them in a run with data.skip_bad_rows=true",
+            )
+
+
+def survey_run(
+    config: RunConfig, plugins: Plugins, choose: bool = False, near: bool | None = None
+) -> Survey:
+    """Survey the rows of a run.
+
+    Args:
+        choose: choose the template by the rows, in place of the config's.
+        near: count near-duplicates; by default if datasketch is installed and the rows are few.
+
+    Raises:
+        FasttuneError: there is no such template or model, or no row can be used.
+    """
+    if choose:
+        config = replace(config, template=_template_for(config))
+    template = plugins.template(config.template).with_system(config.system)
+    divided = load_divided(config.data, template)
+    tokenizer = load_tokenizer(config.model.name, template.end)
+    result = survey(
+        divided, template, tokenizer, config.model.max_length, config.data.eval_fraction
+    )
+    if near is None:
+        near = result.good_rows <= NEAR_ROWS and can_count()
+    return replace(result, near=near_duplicates(divided.sources[0])) if near else result
+
+
+def _template_for(config: RunConfig) -> str:
+    data = config.data
+    source, split = (data.train, data.split) if data.train else (shipped("train"), "train")
+    return default_template(load(source, None, data.columns, split, take=data.turns).rows)
+
 
 def default_template(rows: Iterable[Row]) -> str:
     """The built-in template that suits the rows: chatml where a row has several turns, reasoning
@@ -146,9 +199,7 @@ def survey(
         [*loaded.findings, *ended, *unread], key=lambda finding: (finding.source, finding.row)
     )
     if len(bad) == len(loaded.rows):
-        raise FasttuneError(
-            "no row can be used", f"{loaded.source}\n{ended[0]}", "put the rows right"
-        )
+        raise FasttuneError("no row can be used", f"{loaded.source}\n{ended[0]}", "fix these rows")
     rows = ChosenRows(loaded.rows, [at for at in range(len(loaded.rows)) if at not in bad])
     return Survey(
         source=loaded.source,

@@ -1,10 +1,12 @@
-"""A new template: a working plugin file and its test, by itself or as a package."""
+"""A new template: a working plugin file and its test, a package of both, or YAML."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader
 
@@ -17,6 +19,65 @@ VALID_NAME = re.compile(r"[a-z]([a-z0-9_-]{0,60}[a-z0-9])?")
 FILES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "scaffold_files"), keep_trailing_newline=True
 )
+
+
+Form = Literal["plugin", "package", "yaml"]
+
+
+@dataclass(frozen=True)
+class Scaffold:
+    """New files, and what to do with them.
+
+    Attributes:
+        next: what a command is for, as "check it" -> the command.
+    """
+
+    files: list[Path]
+    next: dict[str, str]
+
+
+def scaffold(
+    name: str, form: Form, folder: Path | None, plugins: Plugins, force: bool = False
+) -> Scaffold:
+    """Write a new template as a plugin file, as a package or as YAML.
+
+    Args:
+        folder: by default plugins, the working folder for a package, and formats for YAML.
+
+    Raises:
+        FasttuneError: as `new_template`.
+    """
+    if form == "package":
+        files = new_package(name, folder or Path(), plugins, force)
+        home = files[0].parent
+        return Scaffold(
+            files,
+            {
+                "install it": f"pip install -e {home}",
+                "check it": f"fasttune templates check {name}",
+                "test it": f"pytest {home}",
+            },
+        )
+    if form == "yaml":
+        file = new_format(name, folder or Path("formats"), plugins, force)
+        use = name if file.parent == Path("formats") else file
+        return Scaffold(
+            [file],
+            {
+                "check it": f"fasttune templates check {file}",
+                "use it": f"fasttune run --template {use} --data rows.jsonl",
+            },
+        )
+    plugin, test = new_template(name, folder or Path("plugins"), plugins, force)
+    return Scaffold(
+        [plugin, test],
+        {
+            "check it": f"fasttune templates check {plugin}",
+            "test it": f"pytest {test}",
+            "use it": f"fasttune run --plugin {plugin} --template {name} --data rows.jsonl",
+            "always": f"fasttune plugins add {plugin}",
+        },
+    )
 
 
 def new_package(name: str, folder: Path, plugins: Plugins, force: bool = False) -> list[Path]:
@@ -69,8 +130,8 @@ def _write(
         raise FasttuneError(
             f"'{name}' is no name for a template",
             f"templates new {name}",
-            "use a-z, 0-9, _ and -, a letter first and no - or _ last; test_... and conftest are "
-            "pytest's",
+            "use a-z, 0-9, _ and -; start with a letter and do not end with - or _; pytest takes "
+            "test_... and conftest for its own",
         )
     ours = [path.resolve() for path in files]
     for taken in _holders(name, plugins):
