@@ -25,7 +25,7 @@ def test_every_arm_once_a_round():
 
 def test_what_cannot_be_measured_is_refused():
     ended = cli("bench", "--what", "sleep")
-    assert ended.status == 2 and "one of train, generate, prepare" in ended.err
+    assert ended.status == 2 and "choose from: train, generate, prepare" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ A row of the table is (name, files, command, exit, what the lines hold):
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import shlex
 import shutil
-import signal
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -29,13 +29,8 @@ from fasttune.runs import Run
 from tests.cli.bad_folders import ADAPTERS, CHECKPOINTS, MODELS, RUNS
 from tests.conftest import PHI2, build_phi2_tokenizer, cli, rows, write_rows
 
-SECONDS = 30
-"""A case that takes longer hangs."""
-
-
-class Hangs(BaseException):
-    """Nobody catches it."""
-
+SECONDS = 120
+"""A case that takes longer hangs: the traceback is printed, and the tests end."""
 
 Files = Mapping[str, "str | bytes | Callable[[Path], Any]"]
 Case = tuple[str, Files, str, int, tuple[str, ...]]
@@ -519,8 +514,9 @@ PREVIEW: list[Case] = [
 ANSWERS: list[Case] = [
     (f"{words}"[:70], {}, words, 2, tuple(holds))
     for words, *holds in [
-        ("generate old", "give an instruction or --file"),
-        ("generate old x --file rows.jsonl", "give an instruction or --file"),
+        ("generate old", "Missing argument 'instruction'"),
+        ("generate old --file rows.jsonl", "use: fasttune answer old rows.jsonl"),
+        ("generate old --score --file=rows.jsonl", "use: fasttune answer old --score rows.jsonl"),
         ("generate none x", "there is no run 'none'"),
         ("generate ./none x", "there is no run './none'", "a model's, one with a config.json"),
         ("generate '' x", "there is no run ''"),
@@ -539,20 +535,22 @@ ANSWERS: list[Case] = [
         ("generate model x --max-new-tokens 99999999999", "where: --max-new-tokens"),
         ("generate model x --seed -1", "where: --seed -1"),
         ("generate model x --seed 4294967296", "where: --seed"),
-        ("generate model x --batch-size 0", "--batch-size 0"),
+        ("answer model rows.jsonl --batch-size 0", "--batch-size 0"),
         ("generate model x --samples 5", "--samples needs a --temperature above 0"),
         ("generate model x --temperature 1 --vote", "--vote needs --samples"),
         ("generate model x --samples 0 --temperature 1", "--samples 0"),
-        ("generate model x -o answers.jsonl", "give --file, too"),
-        ("generate model --file rows.jsonl -o rows.jsonl", "would replace the rows"),
-        ("generate model --file rows.jsonl -o ./rows.jsonl --force", "would replace the rows"),
-        ("generate model --file rows.jsonl -o model/config.json", "the file exists", "--force"),
-        ("generate model --file rows.jsonl -o model --force", "no file that could be replaced"),
-        ("generate model --file rows.jsonl -o /dev/null --force", "no file that could be"),
-        ("generate model --file rows.jsonl -o ''", "where: -o"),
-        ("generate model --file none.jsonl", "none.jsonl"),
-        ("generate model --file model", "holds no data set"),
-        ("generate model --file rows.jsonl --map instruction=none", "no column 'none'"),
+        ("generate model x -o answers.jsonl", "No such option: -o"),
+        ("answer model rows.jsonl -o rows.jsonl", "would replace the rows"),
+        ("answer model rows.jsonl -o ./rows.jsonl --force", "would replace the rows"),
+        ("answer model rows.jsonl -o model/config.json", "the file exists", "--force"),
+        ("answer model rows.jsonl -o model --force", "no file that could be replaced"),
+        ("answer model rows.jsonl -o /dev/null --force", "no file that could be"),
+        ("answer model rows.jsonl -o ''", "where: -o"),
+        ("answer model none.jsonl", "none.jsonl"),
+        ("answer model model", "holds no data set"),
+        ("answer model rows.jsonl --map instruction=none", "no column 'none'"),
+        ("answer old", "Missing argument 'file'"),
+        ("answer model rows.jsonl --score --samples 5 --temperature 1", "add --vote"),
         ("generate model ''", "instruction: is empty"),
         ("generate model 'say <|response|> now'", "instruction: contains", "tag <|response|>"),
         ("generate model hello --input '<|reasoning|>x'", "input: contains", "tag <|reasoning|>"),
@@ -564,9 +562,9 @@ ANSWERS: list[Case] = [
     ]
 ] + [
     (
-        "generate: a row that forges a section",
+        "answer: a row that forges a section",
         {"e.jsonl": jsonl(good(), good(instruction="<|response|>"))},
-        "generate model --file e.jsonl",
+        "answer model e.jsonl",
         2,
         ("row 2, instruction: contains the template's tag",),
     ),
@@ -684,9 +682,6 @@ def ground(tmp_path, monkeypatch, request):
     for variable in ("FASTTUNE_PLUGINS", "FASTTUNE_PLUGINS_DIR", "COLUMNS", "NO_COLOR"):
         monkeypatch.delenv(variable, raising=False)
 
-    def hangs(number, frame):
-        raise Hangs(f"no end after {SECONDS} s")
-
     train = start.train
 
     def trains(job, *arguments, **named):
@@ -695,11 +690,9 @@ def ground(tmp_path, monkeypatch, request):
 
     monkeypatch.setattr("fasttune.start.train", trains)
 
-    before = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(SECONDS)
+    faulthandler.dump_traceback_later(SECONDS, exit=True)
     yield tmp_path
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def lay(ground: Path, files: Files, command: str, request: pytest.FixtureRequest) -> None:

@@ -65,7 +65,7 @@ def test_a_full_stream_is_told_with_its_cause(arguments):
     assert done.stderr.splitlines() == [
         "error: cannot write to standard output",
         "  where: No space left on device",
-        "  what to do: send it where there is room for it",
+        "  what to do: redirect it to a disk with space",
     ]
 
 

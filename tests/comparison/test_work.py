@@ -391,9 +391,9 @@ def test_a_file_of_the_same_rows_has_the_same_figures(compared, tmp_path):
     assert ended.status == 0 and "answering" in ended.err and "report.html" in ended.out
     table = ended.out.partition("below each")[0]
     answers = ["-o", str(tmp_path / "answers.jsonl"), "--max-new-tokens", "8"]
-    ended = cli("generate", run.folder, "--file", file, "--score", *answers)
+    ended = cli("answer", run.folder, file, "--score", *answers)
     assert ended.status == 0 and ended.out.partition("below each")[0] == table
-    aside = cli("generate", run.folder, "--file", file, "--score", *answers[2:])
+    aside = cli("answer", run.folder, file, "--score", *answers[2:])
     assert "bits_per_byte" in aside.err and len(aside.out.splitlines()) == 8
 
     bare = [{k: v for k, v in row.items() if k != "reasoning"} for row in saved["rows"]]
@@ -410,9 +410,9 @@ def test_what_cannot_be_evaluated(tiny_phi, data, tmp_path):
     unlabelled = write(tmp_path / "u.jsonl", [{"instruction": "Add 1 and 2."}])
     ended = cli("evaluate", tiny_phi, "-d", unlabelled, "-t", "alpaca")
     assert ended.status == 2 and "no column 'output'" in ended.err
-    for words in (["question"], ["--file", data, "--samples", 2, "--temperature", 1]):
-        ended = cli("generate", tiny_phi, *words, "--score")
-        assert ended.status == 2 and "--score takes" in ended.err
+    ended = cli("answer", tiny_phi, data, "--samples", 2, "--temperature", 1, "--score")
+    assert ended.status == 2 and "--score takes" in ended.err
+    assert cli("generate", tiny_phi, "question", "--score").status == 2
 
 
 MADE = json.loads((Path(__file__).parents[1] / "old_run" / "manifest.json").read_text())

@@ -176,10 +176,9 @@ class Props:
     def answers(self, run: str = "last") -> dict[str, dict]:
         """The same questions asked in three ways."""
         question, limit = QUESTION["instruction"], ("--max-new-tokens", TOKENS)
-        file = ("--file", self.asked, "-o", "answers.jsonl")
         return {
             "streamed": command("generate", run, question, "--raw", *limit),
-            "file": command("generate", run, *file, *limit),
+            "file": command("answer", run, self.asked, "-o", "answers.jsonl", *limit),
             "chat": command("chat", run, *limit, input=f"{question}\n"),
         }
 

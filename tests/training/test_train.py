@@ -548,7 +548,7 @@ def test_a_batch_of_a_file_answers_as_one_by_one_and_in_order(finished, tmp_path
     file.write_text("".join(json.dumps(row) + "\n" for row in prompts))
     options = ["--max-new-tokens", "10"]
     run = str(finished.folder)
-    assert cli("generate", run, "--file", str(file), "-o", str(answers), *options).status == 0
+    assert cli("answer", run, str(file), "-o", str(answers), *options).status == 0
     capsys.readouterr()
     answered = [json.loads(line) for line in answers.read_text().splitlines()]
     assert [row["instruction"] for row in answered] == [row["instruction"] for row in prompts]
@@ -590,9 +590,9 @@ def test_several_samples_of_a_question_and_their_vote(finished, tmp_path):
     assert "of 5 samples give this response" in shown
 
     file = write_rows(tmp_path / "asked.jsonl", [{"instruction": "Add 3 and 4."}] * 2)
-    lines = cli("generate", finished.folder, "--file", file, *sampling).out.splitlines()
+    lines = cli("answer", finished.folder, file, *sampling).out.splitlines()
     assert [len(json.loads(line)["answers"]) for line in lines] == [5, 5]
-    lines = cli("generate", finished.folder, "--file", file, *sampling, "--vote").out.splitlines()
+    lines = cli("answer", finished.folder, file, *sampling, "--vote").out.splitlines()
     assert [len(json.loads(line)["answer"]["samples"]) for line in lines] == [5, 5]
 
 

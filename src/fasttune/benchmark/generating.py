@@ -2,7 +2,7 @@
 
 pipeline  a loop that calls transformers' text-generation pipeline with one prompt
 batches   transformers' `generate` on left-padded batches, in the order of the rows
-fasttune  `Generator.answers`, as `fasttune generate --file` uses it
+fasttune  `Generator.answers`, as `fasttune answer` uses it
 
 bf16 rounds matrices of other shapes differently, so greedy answers may differ where two tokens are
 close. The result counts the answers that equal the pipeline's. The adapter is new, with small

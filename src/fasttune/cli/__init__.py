@@ -1,8 +1,9 @@
 """The command line: each module parses, calls and prints; no logic lives here."""
 
-# The commands register themselves with the app, in this order.
-from fasttune.cli import (
+# Importing a module registers its commands with the app; --help lists them in this order.
+from fasttune.cli import (  # noqa: F401
     bench,
+    chat,
     compare,
     data,
     doctor,
@@ -19,20 +20,4 @@ from fasttune.cli import (
 )
 from fasttune.cli.app import main
 
-__all__ = [
-    "bench",
-    "compare",
-    "data",
-    "doctor",
-    "evaluate",
-    "export",
-    "generate",
-    "init",
-    "main",
-    "plan",
-    "preview",
-    "run",
-    "runs",
-    "serve",
-    "templates",
-]
+__all__ = ["main"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import logging
+import shlex
 import signal
 import sys
 from contextlib import suppress
@@ -17,6 +18,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from fasttune import __version__, processes
+from fasttune.cli.options import flag, option
 from fasttune.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
 from fasttune.logs import show
 from fasttune.plugins.discovery import installed_plugins
@@ -37,8 +39,7 @@ app = typer.Typer(
 
 
 def console() -> Console:
-    """Standard output. Without a terminal it is 120 columns wide, so that tables stay readable in
-    a log."""
+    """Standard output; 120 columns wide unless it is a terminal, so that logs stay readable."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
@@ -50,7 +51,7 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON for standard output: what its encoding does not have is escaped, not replaced."""
+    """JSON for standard output; characters that its encoding lacks are escaped."""
     import json
 
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -63,26 +64,26 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def say(line: str) -> None:
-    """What a person watches while the command works: a line on standard error."""
+    """Print progress: a line on standard error."""
     logging.getLogger("fasttune").info(line)
 
 
 def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
-    """The plugins under the global options; those that fail to load are named on standard error."""
+    """Load the plugins by the global options, and log those that fail to load."""
     folder, files = context.obj["folder"], context.obj["files"]
     return installed_plugins(folder, config, files)
 
 
 def ask(question: str) -> bool:
-    """Whether a person says yes; without a terminal nobody does, and nothing is asked."""
+    """Ask on the terminal. Without a terminal the answer is no."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         print(f"fasttune {__version__}")
         raise typer.Exit
 
@@ -90,21 +91,17 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     context: typer.Context,
-    plugins_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of plugin files, all of which run.", show_default=False),
-    ] = None,
+    plugins_dir: Annotated[Path | None, option("Folder of plugin files; all of them run.")] = None,
     plugin: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="A plugin file; as often as you like."),
+        list[Path] | None, option("A plugin file; may be repeated.", metavar="FILE")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
+    quiet: Annotated[bool, flag("Print only warnings and errors.", "--quiet", "-q")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show what the libraries print, too.")
+        bool, flag("Print the messages of the libraries as well.", "--verbose", "-v")
     ] = False,
-    traceback: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    traceback: Annotated[bool, option("Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, option("Show the version.", "--version", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     context.obj = {"folder": plugins_dir, "files": plugin or ()}
@@ -113,8 +110,11 @@ def root(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted, by Ctrl-C or
-    SIGTERM."""
+    """Run the command line and exit.
+
+    The status is 0 for done, 1 for failed, 2 for bad input and 130 for interrupted (Ctrl-C or
+    SIGTERM).
+    """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     prepare_streams()
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
         complain(error, command)
         status = EXIT_BAD_INPUT
     except TyperException as error:
-        status = _complain(*_misused(error, arguments))
+        status = _complain(*_usage_error(error, arguments))
     except (KeyboardInterrupt, Abort):
         if processes.first():
             print("interrupted", file=sys.stderr)
@@ -148,89 +148,95 @@ def main(arguments: list[str] | None = None) -> None:
 
 @cache
 def _all_commands() -> Any:
-    """typer makes them of their functions' signatures, each time it is asked."""
+    """Build the commands from their functions' signatures, once."""
     return typer.main.get_command(app)
 
 
 def _failed(error: OSError, command: str) -> int:
-    """Tell what the operating system refused: standard output, or a file."""
-    said = error.strerror or str(error)
+    """Report what the operating system refused: standard output, or a file."""
+    message, where = error.strerror or str(error), str(error.filename or command)
     if error.filename == STDOUT:
         drop_output()
-        _complain("cannot write to standard output", said, "send it where there is room for it")
+        _complain("cannot write to standard output", message, "redirect it to a disk with space")
         return EXIT_FAILURE
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _complain(said, str(error.filename or command), "free some space, or write elsewhere")
+        _complain(message, where, "free some space, or write elsewhere")
         return EXIT_FAILURE
-    return _complain(
-        said, str(error.filename or command), "check the path, and who may read and write there"
-    )
+    return _complain(message, where, "check the path and its permissions")
 
 
-def _misused(error: TyperException, arguments: list[str]) -> tuple[str, str, str]:
-    """What typer says of a command line that it cannot read, in our three parts."""
-    at: Any = getattr(error, "ctx", None)
-    where = at.command_path if at is not None else " ".join(["fasttune", *arguments])
-    help_ = f"see: {where if at is not None else 'fasttune COMMAND'} --help"
-    if type(error).__name__ == "NoArgsIsHelpError":  # the help is on standard output by now
+def _usage_error(error: TyperException, arguments: list[str]) -> tuple[str, str, str]:
+    """Turn typer's error about a command line into message, place and hint."""
+    context: Any = getattr(error, "ctx", None)
+    if context is None:
+        return _sentence(error), " ".join(["fasttune", *arguments]), "see: fasttune COMMAND --help"
+    where, command = context.command_path, context.command
+    if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help
         return "no command is given", where, "give one of the commands above"
-    told = error.message if hasattr(error, "possibilities") else error.format_message()
-    told = " ".join(told.split()).rstrip(".")
-    known = [
-        *(option for parameter in at.command.params for option in parameter.opts),
-        *getattr(at.command, "commands", ()),
-    ] if at is not None else []  # fmt: skip
-    wrong = getattr(error, "option_name", "") or (
-        told.partition("'")[2].partition("'")[0] if told.startswith("No such command") else ""
-    )
-    options = getattr(getattr(error, "param", None), "opts", ())
-    for place, word in enumerate(arguments):
-        if word.partition("=")[0] in options:
-            where += f" {' '.join(arguments[place : place + 1 + ('=' not in word)])}"
-    close = difflib.get_close_matches(wrong, known, n=1)
-    return told, where, f"did you mean '{close[0]}'? {help_}" if close else help_
+    if where == "fasttune generate" and "--file" in [a.partition("=")[0] for a in arguments]:
+        words = [a.removeprefix("--file=") for a in arguments if a != "--file"]
+        words[words.index("generate")] = "answer"
+        return "generate answers one question", where, f"use: fasttune {shlex.join(words)}"
+    message, hint = _sentence(error), f"see: {where} --help"
+    misspelt = getattr(error, "option_name", "")
+    if message.startswith("No such command"):
+        misspelt = message.partition("'")[2].partition("'")[0]
+    options = [name for parameter in command.params for name in parameter.opts]
+    choices = [*options, *getattr(command, "commands", ())]
+    if close := difflib.get_close_matches(misspelt, choices, n=1):
+        hint = f"did you mean '{close[0]}'? {hint}"
+    concerned = getattr(getattr(error, "param", None), "opts", ())
+    for index, word in enumerate(arguments):
+        if word.partition("=")[0] in concerned:
+            where += f" {' '.join(arguments[index : index + 1 + ('=' not in word)])}"
+    return message, where, hint
+
+
+def _sentence(error: TyperException) -> str:
+    message = error.message if hasattr(error, "possibilities") else error.format_message()
+    return " ".join(message.split()).rstrip(".")
+
+
+GLOBAL = {"--traceback": 0, "--quiet": 0, "-q": 0, "--verbose": 0, "-v": 0,
+          "--plugins-dir": 1, "--plugin": 1}  # fmt: skip
+"""The global options, and how many values each takes."""
 
 
 def _global_first(arguments: list[str]) -> list[str]:
-    """Move the global options to the front: people write them after the command as well."""
+    """Move the global options to the front, so that they may follow the command, too."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    rest, words = arguments[:end], arguments[end:]
-    front = []
-    flags = ("--traceback", "--quiet", "-q", "--verbose", "-v")
-    for option, values in (
-        *((flag, 0) for flag in flags),
-        ("--plugins-dir", 1),
-        ("--plugin", 1),
-    ):
-        at = 0
-        while at < len(rest):
-            if rest[at] == option or rest[at].startswith(f"{option}="):
-                taken = 1 + values * (rest[at] == option)
-                if at + taken > len(rest):  # left behind it would take the command for its value
-                    return rest[at:]
-                front += rest[at : at + taken]
-                del rest[at : at + taken]
-            else:
-                at += 1
-    return front + rest + words
+    front, rest = [], []
+    words = iter(arguments[:end])
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name not in GLOBAL:
+            rest.append(word)
+            continue
+        front.append(word)
+        if GLOBAL[name] and not equals:
+            value = next(words, None)
+            if value is None:  # in front it would take the command for its value
+                return [word]
+            front.append(value)
+    return front + rest + arguments[end:]
 
 
 def complain(error: FasttuneError, command: str = "the command") -> None:
-    """Tell an error in its three lines on standard error."""
+    """Print an error in its three lines on standard error."""
     _complain(error.message, error.where or command, error.hint, error)
 
 
 PATHS = (
-    "--plugins-dir", "--plugin", "--config", "-c", "--file", "--html", "--out", "--output", "-o",
+    "--plugins-dir", "--plugin", "--config", "-c", "--html", "--out", "--output", "-o",
 )  # fmt: skip
 
 
 def _refuse_empty_paths(arguments: list[str]) -> None:
-    """An empty path, as a shell makes of an unset variable, would be the folder one stands in."""
-    for option, value in zip_longest(arguments, arguments[1:]):
-        if (option in PATHS and value == "") or option in [f"{path}=" for path in PATHS]:
+    """Refuse an empty path, as of an unset shell variable: it would be the working folder."""
+    for name, value in zip_longest(arguments, arguments[1:]):
+        if (name in PATHS and value == "") or name in [f"{path}=" for path in PATHS]:
             raise FasttuneError(
-                "an empty name is no path", f"{option} ''", "give a path, or leave the option out"
+                "an empty name is no path", f"{name} ''", "give a path, or omit the option"
             )
 
 
@@ -243,6 +249,6 @@ def _complain(message: str, where: str, hint: str, error: FasttuneError | None =
     for label, text in (("where", where), ("what to do", hint)):
         for number, line in enumerate(text.splitlines()):
             lines.append(f"  {f'{label}: ' if number == 0 else '  '}{line}")
-    with suppress(OSError):  # nobody can be told
+    with suppress(OSError):  # standard error is closed
         print("\n".join(lines), file=sys.stderr)
     return EXIT_BAD_INPUT

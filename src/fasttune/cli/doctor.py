@@ -1,4 +1,4 @@
-"""Commands: doctor."""
+"""`fasttune doctor`: check this machine."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Annotated
 
 import typer
 
+from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.options import flag
+from fasttune.cli.tables import table
 from fasttune.errors import EXIT_FAILURE
 
 
 @app.command()
 def doctor(
     context: typer.Context,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Do not try to reach the Hub.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead.")] = False,
+    offline: Annotated[bool, flag("Do not try to reach the Hub.", "--offline")] = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Check this machine and say what to do; exit status 1 if something does not work."""
+    """Check this machine and print what to do; the exit status is 1 if something does not work."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from fasttune.doctor.checks import diagnose
@@ -32,16 +32,16 @@ def doctor(
         checks = [(name, check) for name, check in checks if name != "Hub"]
     with Console(file=sys.stderr).status("checking, about 20 seconds"):
         findings = list(diagnose(checks))
-    if json:
+    if as_json:
         print_json([finding.as_dict() for finding in findings])
     else:
         colours = {"ok": "green", "warning": "yellow", "failure": "bold red"}
-        table = Table("check", "status", "found, and what to do", box=None)
+        rows = []
         for finding in findings:
-            told = Text(finding.detail)
+            detail = Text(finding.detail)
             if finding.hint:
-                told.append(f"\n-> {finding.hint}", "bold")
-            table.add_row(finding.name, Text(finding.status, colours[finding.status]), told)
-        console().print(table)
+                detail.append(f"\n-> {finding.hint}", "bold")
+            rows.append((finding.name, Text(finding.status, colours[finding.status]), detail))
+        console().print(table(("check", "status", "result, and what to do"), rows))
     if any(finding.status == "failure" for finding in findings):
         raise typer.Exit(EXIT_FAILURE)

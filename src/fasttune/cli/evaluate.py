@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json
-from fasttune.cli.compare import show_figures, words
-from fasttune.cli.generate import Force, RunArgument, System, Template, Tokens
-from fasttune.cli.options import By, Columns, Together
+from fasttune.cli.compare import show_figures
+from fasttune.cli.options import folder, number, option, words
+from fasttune.cli.tables import table
 from fasttune.source import load
 
 if TYPE_CHECKING:
@@ -21,52 +22,40 @@ if TYPE_CHECKING:
 @app.command()
 def evaluate(
     context: typer.Context,
-    run: RunArgument,
+    run: options.RunOrModel,
     data: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Labelled rows: a file, a folder or a Hub name. Default: the run's held-out rows.",
             "--data",
             "-d",
-            help="Labelled rows: a file, a folder or a Hub name. Default: the run's held-out rows.",
         ),
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(
-            help="Tasks of lm-eval, as gsm8k,arc_easy, or paths of its task files; takes the extra "
-            "lm-eval."
-        ),
+        option("lm-eval tasks, as gsm8k,arc_easy, or its task files; needs the extra lm-eval."),
     ] = None,
-    columns: Columns = None,
-    template: Template = None,
-    system: System = None,
-    by: By = None,
-    include_base: Annotated[
-        bool, typer.Option(help="Measure a run's untuned model as well.")
-    ] = False,
+    columns: options.Columns = None,
+    template: options.BaseTemplate = None,
+    system: options.System = None,
+    by: options.By = None,
+    include_base: Annotated[bool, option("Measure the untuned model of a run as well.")] = False,
     rows: Annotated[
         int,
-        typer.Option(
-            min=0,
-            max=10**6,
-            help="Rows to answer, at equal distances, and of each task, from its start; 0: all.",
-        ),
+        number("Rows to answer, evenly spaced, and the first ones of each task; 0: all.", least=0),
     ] = 0,
-    max_new_tokens: Tokens = 256,
-    batch_size: Together = 32,
+    max_new_tokens: options.Tokens = 256,
+    batch_size: options.BatchSize = 32,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Folder. Default: below evaluations/, named after what it holds."
-        ),
+        Path | None, folder("Folder. Default: below evaluations/, named after its content.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    force: Force = False,
+    as_json: options.Json = False,
+    force: options.ForceTemplate = False,
 ) -> None:
-    """Take every metric, with its interval, of a run or a base model on labelled rows.
+    """Compute every metric, with its interval, for a run or a base model on labelled rows.
 
-    The figures, the folder and the report are those of `fasttune compare`. Tasks are asked by
-    lm-eval, in the format of the model.
+    The metrics, the folder and the report are those of `fasttune compare`. lm-eval runs its tasks
+    in the format of the model.
     """
     loaded = plugins(context)
     printed: dict[str, Any] = {}
@@ -83,7 +72,7 @@ def evaluate(
         from fasttune.comparison.evaluation import evaluate as evaluate_run
         from fasttune.data.load import parse_columns
 
-        found = evaluate_run(
+        result = evaluate_run(
             run,
             data,
             template=template,
@@ -100,21 +89,19 @@ def evaluate(
         )
         from fasttune.comparison.work import to_json  # after Unsloth, which evaluating imports
 
-        printed |= {"folder": str(found.folder), **to_json(found)}
+        printed |= {"folder": str(result.folder), **to_json(result)}
         if not as_json:
-            show_figures(found)
-            console().print(f"report: {found.report}", markup=False)
+            show_figures(result)
+            console().print(f"report: {result.report}", markup=False)
     if as_json:
         print_json(printed)
 
 
 def _show_tasks(figures: Sequence[TaskFigure]) -> None:
-    from rich.table import Table
-
-    table = Table("task", "metric", "value", "95 % interval", "rows", box=None)
+    rows = []
     for figure in figures:
         low, high = figure.interval.low, figure.interval.high
         reach = f"{low:.3g} … {high:.3g}" if low == low else "-"
         value = f"{figure.interval.value:.3g}"
-        table.add_row(figure.task, figure.metric, value, reach, str(figure.rows))
-    console().print(table)
+        rows.append((figure.task, figure.metric, value, reach, str(figure.rows)))
+    console().print(table(("task", "metric", "value", "95 % interval", "rows"), rows))

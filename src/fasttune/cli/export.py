@@ -1,4 +1,4 @@
-"""`fasttune export`: hand a run to other programs."""
+"""`fasttune export`: convert a run for other programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.options import argument, flag, folder, number, option
+from fasttune.cli.tables import table
 from fasttune.errors import EXIT_FAILURE, FasttuneError
 
 if TYPE_CHECKING:
@@ -19,51 +22,42 @@ if TYPE_CHECKING:
 def export(
     context: typer.Context,
     run: Annotated[
-        str | None,
-        typer.Argument(help="A run: its folder, its name or 'last'.", show_default=False),
+        str | None, argument("A run: its folder, its name or 'last'.", show_default=False)
     ] = None,
-    to: Annotated[
-        str, typer.Option("--to", help="Form of the export; --list shows all.")
-    ] = "merged",
+    to: Annotated[str, option("Form of the export; --list shows all.")] = "merged",
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder to make. Default: exports/FORM in the run."),
+        Path | None, folder("Folder to write. Default: exports/FORM in the run.")
     ] = None,
     into: Annotated[
         str | None,
-        typer.Option(
-            help="Merge into the 'original' weights, or the 'dequantized' ones training saw."
-        ),
+        option("Merge into the 'original' weights, or the 'dequantized' ones training saw."),
     ] = None,
-    quant: Annotated[
-        str | None, typer.Option(help="Number format, for forms that have several.")
+    quant: Annotated[str | None, option("Number format, for forms that have several.")] = None,
+    more: Annotated[
+        list[str] | None, option("Another option of the form, as NAME=VALUE.", "--option")
     ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--option", help="Another option of the form, as NAME=VALUE."),
-    ] = None,
-    rows: Annotated[int, typer.Option(min=1, max=10**6, help="Held-out rows to verify with.")] = 8,
+    rows: Annotated[int, number("Held-out rows to verify with.")] = 8,
     no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Do not hold the export against the run.")
+        bool, flag("Do not compare the export with the run.", "--no-verify")
     ] = False,
     push: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Upload the verified export to a Hub repository; a new one is private.",
             metavar="OWNER/NAME",
-            help="Upload the verified export to a repository of the Hub, private if it is new.",
         ),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Let --push make, or write to, a public repository.")
+        bool, flag("Let --push create, or write to, a public repository.", "--public")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="List the forms.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    force: Annotated[bool, flag("Replace an earlier export.", "--force")] = False,
+    list_: Annotated[bool, flag("List the forms.", "--list")] = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Export a run for other programs, and prove that it behaves as the run did.
+    """Export a run for other programs, and verify that it answers as the run does.
 
-    The exit status is 1 where the export differs from the run by more than its bounds, or where
-    it could not be verified.
+    The exit status is 1 if the export differs from the run by more than the bounds, or could not be
+    verified.
     """
     loaded = plugins(context)
     if list_:
@@ -73,8 +67,7 @@ def export(
         raise FasttuneError("no run is given", "fasttune export RUN", "name a run, or 'last'")
     if public and push is None:
         raise FasttuneError("nothing is pushed", "--public", "give --push OWNER/NAME, too")
-    named = {"into": into, "quant": quant}
-    chosen = {name: value for name, value in named.items() if value is not None}
+    chosen = {"into": into, "quant": quant, **_parsed(more or [])}
     from fasttune.exports.export import export as export_run
 
     done = export_run(
@@ -87,7 +80,7 @@ def export(
         push=push,
         public=public,
         plugins=loaded,
-        **chosen | _parsed(options or []),
+        **{name: value for name, value in chosen.items() if value is not None},
     )
     pushed = {"pushed": done.pushed} if done.pushed else {}
     if as_json:
@@ -112,15 +105,15 @@ def _parsed(options: list[str]) -> dict[str, str]:
 
 def _show(done: Exported) -> None:
     out = console()
-    found = done.verification
-    if found is not None:
-        for name, value, bound in found.lines():
+    checked = done.verification
+    if checked is not None:
+        for name, value, bound in checked.lines():
             out.print(f"{name:<14} {value:<44} ({bound})", markup=False)
-        for failure in found.failures:
+        for failure in checked.failures:
             out.print(f"differs: {failure}", style="red", markup=False)
         out.print(
-            "verified" if found.verified else "NOT verified: the export differs from its run",
-            style="green" if found.verified else "bold red",
+            "verified" if checked.verified else "NOT verified: the export differs from its run",
+            style="green" if checked.verified else "bold red",
         )
     else:
         why = str(done.obstacle) if done.obstacle is not None else "--no-verify"
@@ -129,8 +122,6 @@ def _show(done: Exported) -> None:
 
 
 def _list(loaded: Plugins, as_json: bool) -> None:
-    from rich.table import Table
-
     forms = [(exporter, provider) for exporter, provider in loaded.exporters.values()]
     if as_json:
         print_json(
@@ -147,10 +138,10 @@ def _list(loaded: Plugins, as_json: bool) -> None:
             ]
         )
         return
-    table = Table("form", "what it is", "options", "plugin", box=None)
+    rows = []
     for exporter, provider in forms:
         options = [
             f"--{name} {'|'.join(values) or 'TEXT'}" for name, values in exporter.options.items()
         ]
-        table.add_row(exporter.name, exporter.description, " ".join(options), provider.name)
-    console().print(table)
+        rows.append((exporter.name, exporter.description, " ".join(options), provider.name))
+    console().print(table(("form", "what it is", "options", "plugin"), rows))

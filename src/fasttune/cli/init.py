@@ -1,4 +1,4 @@
-"""`fasttune init` and `fasttune config`: a config to begin with, and the one that would be used."""
+"""`fasttune init` and `fasttune config`: write a config, and print the resolved settings."""
 
 from __future__ import annotations
 
@@ -7,36 +7,29 @@ from typing import Annotated
 
 import typer
 
+from fasttune.cli import options
 from fasttune.cli.app import app, plugins, print_json, say
-from fasttune.cli.options import (
-    Columns,
-    Config,
-    Data,
-    Gpu,
-    Model,
-    Settings,
-    TemplateName,
-    overrides,
-)
+from fasttune.cli.options import argument, flag, overrides
 from fasttune.errors import FasttuneError
 
 NAME = "fasttune.yaml"
+PROPOSED = ("template", "model.name", "data.train", "data.columns", "train.batch_size")
 
 
 @app.command()
 def init(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path(),
-    template: TemplateName = None,
-    data: Data = None,
-    columns: Columns = None,
-    model: Model = None,
-    gpu: Gpu = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    folder: Annotated[Path, argument("Folder to write to.")] = Path(),
+    template: options.TemplateName = None,
+    data: options.Data = None,
+    columns: options.Columns = None,
+    model: options.Model = None,
+    gpu: options.Gpu = None,
+    force: Annotated[bool, flag("Replace the file.", "--force")] = False,
 ) -> None:
-    """Write a config to begin with, fasttune.yaml: every setting, with its default and its meaning.
+    """Write fasttune.yaml: every setting, with its default and its meaning.
 
-    Of --data it takes the columns, the template and a batch that fits, and says so.
+    With --data it proposes the columns, the template and a batch that fits, and prints them.
     """
     from fasttune.config import commented, flatten, load_config
     from fasttune.files import require_free, write_text
@@ -45,47 +38,41 @@ def init(
     require_free(target, "fasttune init", force)
     if data is None and (columns or gpu) is not None:
         raise FasttuneError(
-            "a mapping, and a batch that fits, are of rows",
+            "--map and --gpu need rows",
             "--map" if columns else f"--gpu {gpu}",
             "give --data, too",
         )
-    given = load_config(None, overrides(data, columns, model, [], template=template))
+    settings = load_config(None, overrides(data, columns, model, template=template))
     if data is not None:
         from fasttune.proposal import propose
 
-        made = propose(given, plugins(context), template, gpu)
-        given = made.config
-        for line in made.lines:
+        proposal = propose(settings, plugins(context), template, gpu)
+        settings = proposal.config
+        for line in proposal.lines:
             say(line)
-    text = commented(given, f"fasttune run --config {target}")
-    write_text(target, text)
-    changed = flatten(given.as_dict())
+    write_text(target, commented(settings, f"fasttune run --config {target}"))
     print(target)
     if data is not None:
-        names = ("template", "model.name", "data.train", "data.columns", "train.batch_size")
-        for name in names:
-            say(f"{name}: {changed[name]}")
+        values = flatten(settings.as_dict())
+        for name in PROPOSED:
+            say(f"{name}: {values[name]}")
     say(f"check its rows:  fasttune data -c {target}\ntrain:           fasttune run -c {target}")
 
 
 @app.command()
 def config(
-    settings: Settings = None,
-    template: TemplateName = None,
-    data: Data = None,
-    columns: Columns = None,
-    file: Config = None,
-    model: Model = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    settings: options.Settings = None,
+    template: options.TemplateName = None,
+    data: options.Data = None,
+    columns: options.Columns = None,
+    file: options.Config = None,
+    model: options.Model = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Print the settings that a run would have: the defaults, then --config, then the command line.
-
-    It is YAML that --config takes.
-    """
+    """Print the settings of a run as YAML: the defaults, then --config, then the command line."""
     from fasttune.config import dump_config, load_config
 
-    chosen = overrides(data, columns, model, settings or [], template=template)
-    resolved = load_config(file, chosen)
+    resolved = load_config(file, overrides(data, columns, model, settings, template=template))
     if as_json:
         print_json(resolved.as_dict())
     else:

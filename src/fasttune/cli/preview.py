@@ -1,15 +1,15 @@
-"""Commands: preview."""
+"""`fasttune preview`: the tokens of a row, trained or not."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json
-from fasttune.cli.options import Columns, Config, Data, Model, TemplateName, Turns, overrides
+from fasttune.cli.options import argument, flag, number, option, overrides
 from fasttune.errors import FasttuneError
 from fasttune.runs import find_run
 
@@ -19,48 +19,36 @@ def preview(
     context: typer.Context,
     run: Annotated[
         str | None,
-        typer.Argument(
-            help="A run, for its format, rows and model: its folder, its name or 'last'.",
+        argument(
+            "A run, for its format, rows and model: its folder, its name or 'last'.",
             show_default=False,
         ),
     ] = None,
-    template: TemplateName = None,
-    data: Data = None,
-    columns: Columns = None,
-    config: Config = None,
-    model: Model = None,
-    row: Annotated[int, typer.Option(min=1, help="First row to show, from 1.")] = 1,
-    rows: Annotated[int, typer.Option(min=1, max=10**6, help="How many rows to show.")] = 1,
-    system: Annotated[str | None, typer.Option(help="System text in place of the row's.")] = None,
-    turns: Turns = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=10**7,
-            help="Longest row, in tokens; without it model.max_length.",
-        ),
-    ] = None,
-    ids: Annotated[bool, typer.Option("--ids", help="Show the token ids.")] = False,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write an HTML page instead.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file of --html.")] = False,
+    template: options.TemplateName = None,
+    data: options.Data = None,
+    columns: options.Columns = None,
+    config: options.Config = None,
+    model: options.Model = None,
+    row: Annotated[int, number("First row to show, from 1.", most=10**9)] = 1,
+    rows: Annotated[int, number("How many rows to show.")] = 1,
+    system: options.System = None,
+    turns: options.Turns = None,
+    max_length: options.MaxLength = None,
+    ids: Annotated[bool, flag("Show the token ids.", "--ids")] = False,
+    html: Annotated[Path | None, option("Write an HTML page instead.", metavar="FILE")] = None,
+    as_json: options.Json = False,
+    force: Annotated[bool, flag("Replace the file of --html.", "--force")] = False,
 ) -> None:
-    """Show what the model sees of a row: sections, tokens, and which of them are trained.
+    """Show a row as the model sees it: sections, tokens, and which of them are trained.
 
     Settings come from the defaults, then RUN or --config, then the command line.
     """
-    from fasttune.config import Override, load_config
-    from fasttune.data.load import load_divided
+    from fasttune.config import load_config
     from fasttune.files import require_free, write_text
-    from fasttune.inspection import preview as views
-    from fasttune.inspection.preview import to_html
+    from fasttune.inspection.preview import preview_rows, to_html
     from fasttune.inspection.preview_terminal import TerminalPreview
-    from fasttune.models.tokenizer import load_tokenizer
 
-    if html and json:
+    if html and as_json:
         raise FasttuneError(
             "--html and --json exclude each other", f"--html {html}", "give one of them"
         )
@@ -72,43 +60,20 @@ def preview(
             f"fasttune preview {run}",
             "leave out --template and --config, or the run",
         )
-    found = None if run is None else find_run(run)
-    given = overrides(data, columns, model, [], template=template, system=system)
-    if max_length is not None:
-        given.append(Override("model.max_length", max_length, f"--max-length {max_length}"))
-    if turns is not None:
-        given.append(Override("data.turns", turns, f"--turns {turns}"))
-    settings = load_config(config, given, base=found.config if found else None)
-    provided = plugins(context, config)
-    chosen = (
-        found.kept_template(provided)[0] if found else provided.template(settings.template)
-    ).with_system(settings.system)
-    loaded = load_divided(settings.data, chosen).sources[0]
-    if loaded.bad_rows:
-        print(
-            f"warning: {loaded.source}: {loaded.bad_rows} unusable "
-            f"row{'s' * (loaded.bad_rows != 1)} left out of the count",
-            file=sys.stderr,
-        )
-    picked = views.pick(loaded, row, rows)
-    tokenizer = load_tokenizer(settings.model.name, chosen.end)
-    name = views.short_name(settings.model.name or tokenizer.name_or_path)
-    shown = [
-        views.preview_row(
-            chosen,
-            picked_row,
-            tokenizer,
-            number=number,
-            model=name,
-            max_length=settings.model.max_length,
-        )
-        for number, picked_row in picked
-    ]
-    if json:
-        print_json([one.as_dict() for one in shown])
+    kept = None if run is None else find_run(run)
+    given = overrides(
+        data, columns, model, template=template, system=system, model__max_length=max_length,
+        data__turns=turns,
+    )  # fmt: skip
+    settings = load_config(config, given, base=kept.config if kept else None)
+    loaded = plugins(context, config)
+    shown = kept.kept_template(loaded)[0] if kept else loaded.template(settings.template)
+    previews = preview_rows(settings, shown.with_system(settings.system), row, rows)
+    if as_json:
+        print_json([each.as_dict() for each in previews])
     elif html:
-        write_text(html, to_html(shown, ids))
+        write_text(html, to_html(previews, ids))
         print(html)
     else:
-        for number, one in enumerate(shown):
-            console().print(*([""] if number else []), TerminalPreview(one, ids), sep="\n")
+        for index, each in enumerate(previews):
+            console().print(*([""] if index else []), TerminalPreview(each, ids), sep="\n")

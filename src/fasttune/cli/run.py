@@ -4,46 +4,42 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json, say
-from fasttune.cli.options import Columns, Config, Data, Model, Settings, TemplateName, overrides
+from fasttune.cli.options import flag, option, overrides
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
-from fasttune.processes import count, first
+from fasttune.processes import first
 
 if TYPE_CHECKING:
-    from fasttune.encoding.encode import Encoded
-    from fasttune.job import Job
+    from fasttune.job import DryRun, Job
     from fasttune.runs import Run
 
 
 @app.command()
 def run(
     context: typer.Context,
-    settings: Settings = None,
-    template: TemplateName = None,
-    data: Data = None,
-    columns: Columns = None,
-    config: Config = None,
-    model: Model = None,
-    system: Annotated[str | None, typer.Option(help="Replace the template's system text.")] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Folder for runs.")] = None,
+    settings: options.Settings = None,
+    template: options.TemplateName = None,
+    data: options.Data = None,
+    columns: options.Columns = None,
+    config: options.Config = None,
+    model: options.Model = None,
+    system: options.System = None,
+    output: Annotated[str | None, option("Folder for runs.", "--output", "-o")] = None,
     resume: Annotated[
-        str | None, typer.Option(help="Go on with an interrupted run: its folder, name or 'last'.")
+        str | None, option("Resume an interrupted run: its folder, name or 'last'.")
     ] = None,
     force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Resume although the rows, config.yaml or the template changed."
-        ),
+        bool, flag("Resume even if the rows, config.yaml or the template changed.", "--force")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show settings, first row and steps; load no model.")
+        bool, flag("Show settings, first row and steps; load no model.", "--dry-run")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Fine-tune a model on a prompt format.
 
@@ -54,104 +50,88 @@ def run(
     from fasttune.runs import find_run
     from fasttune.start import train
 
-    named = {"template": template, "system": system, "output": output}
-    chosen = overrides(data, columns, model, settings or [], **named)
+    given = overrides(
+        data, columns, model, settings, template=template, system=system, output=output
+    )
     if resume is not None:
-        if chosen or config is not None:
+        if given or config is not None:
             raise FasttuneError(
                 "a resumed run keeps its settings",
                 f"--resume {resume}",
                 "leave out --config and all settings, or start a new run",
             )
-        found = train(find_run(resume), plugins(context), force)
+        trained = train(find_run(resume), plugins(context), force)
     else:
-        job = prepare(load_config(config, chosen), plugins(context, config))
+        job = prepare(load_config(config, given), plugins(context, config))
         if dry_run:
             if first():
                 _dry_run(job, as_json)
             return
-        found = train(job)
+        trained = train(job)
     if first():
-        _finish(found, as_json)
+        _finish(trained, as_json)
 
 
 def _dry_run(job: Job, as_json: bool) -> None:
     from fasttune import machine
-    from fasttune.config import steps
-    from fasttune.encoding.cache import encode_rows
-    from fasttune.encoding.encode import describe_row
-    from fasttune.models.tokenizer import load_tokenizer
+    from fasttune.job import dry_run
     from fasttune.planning.forecast import foresee
 
-    tokenizer = load_tokenizer(job.model, job.template.end)
-    encoded = encode_rows(job.template, job.train, tokenizer, job.config, "training")
-    planned = steps(len(encoded), job.config, count())
-    spans = describe_row(encoded[0], tokenizer)
-    plan = foresee(job.config, job.model, encoded.lengths, machine.this_device())
+    rehearsed = dry_run(job)
+    plan = foresee(job.config, job.model, rehearsed.lengths, machine.this_device())
     if as_json:
-        print_json(
-            {
-                "config": job.config.as_dict(),
-                "model": job.model,
-                "train_rows": len(encoded),
-                "eval_rows": len(job.eval),
-                "steps": planned,
-                "first_row": spans,
-                "plan": plan and plan.as_dict(),
-            }
-        )
+        print_json({**rehearsed.as_dict(), "plan": plan and plan.as_dict()})
     else:
-        _show(job, encoded, spans, planned)
+        _show(rehearsed)
     if plan is not None:
         plan.require_fit()
 
 
-def _show(job: Job, encoded: Sequence[Encoded], spans: list[dict[str, Any]], planned: int) -> None:
+def _show(dry: DryRun) -> None:
     from rich.markup import escape
 
     from fasttune.config import dump_config
 
-    out = console()
+    out, job = console(), dry.job
     out.print(f"[bold]settings[/bold]\n{escape(dump_config(job.config))}", end="")
-    out.print(f"\n[bold]first row[/bold], {len(encoded[0])} tokens ([green]+[/green] learned)")
-    for span in spans:
+    tokens = sum(len(span["ids"]) for span in dry.first_row)
+    out.print(f"\n[bold]first row[/bold], {tokens} tokens ([green]+[/green] learned)")
+    for span in dry.first_row:
         mark, style = ("+", "green") if span["train"] else (" ", "dim")
-        out.print(
-            f"{mark} {span['section']:<12} {json.dumps(span['text'], ensure_ascii=False)}",
-            style=style,
-            markup=False,
-        )
+        text = json.dumps(span["text"], ensure_ascii=False)
+        out.print(f"{mark} {span['section']:<12} {text}", style=style, markup=False)
         out.print(f"  {'':<12} {span['ids']}", style="dim", markup=False)
+    train = job.config.train
     out.print(
-        f"\n{len(encoded)} rows to train on, {len(job.eval)} held out, "
-        f"{job.skipped} skipped; {planned} steps of "
-        f"{job.config.train.batch_size} x {job.config.train.gradient_accumulation} rows"
-        + (f" in each of {count()} processes" if count() > 1 else "")
+        f"\n{len(dry.lengths)} rows to train on, {len(job.eval)} held out, "
+        f"{job.skipped} skipped; {dry.steps} steps of "
+        f"{train.batch_size} x {train.gradient_accumulation} rows"
+        + (f" in each of {dry.processes} processes" if dry.processes > 1 else "")
     )
     out.print(f"model: {job.model}", markup=False)
 
 
-def _finish(found: Run, as_json: bool) -> None:
-    manifest = found.manifest
+def _finish(trained: Run, as_json: bool) -> None:
+    manifest = trained.manifest
     if as_json:
-        print_json({"run": str(found.folder), **manifest})
+        print_json({"run": str(trained.folder), **manifest})
     else:
-        _summary(found)
+        _summary(trained)
     if manifest["status"] == "interrupted":
-        say(f"interrupted; go on with: fasttune run --resume {found.folder}")
+        say(f"interrupted; go on with: fasttune run --resume {trained.folder}")
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-def _summary(found: Run) -> None:
-    out, manifest = console(), found.manifest
-    evaluated = [line for line in found.metrics() if "eval_loss" in line]
+def _summary(trained: Run) -> None:
+    out, manifest = console(), trained.manifest
+    evaluated = [line for line in trained.metrics() if "eval_loss" in line]
     if evaluated:
-        first, last = evaluated[0], evaluated[-1]
-        out.print(f"held-out loss  {first['eval_loss']:.4f} -> {last['eval_loss']:.4f}")
-        for key in last:
-            if key.startswith("eval_loss_") and key in first:
+        start, end = evaluated[0], evaluated[-1]
+        out.print(f"held-out loss  {start['eval_loss']:.4f} -> {end['eval_loss']:.4f}")
+        for key in end:
+            if key.startswith("eval_loss_") and key in start:
                 name = key.removeprefix("eval_loss_")
-                out.print(f"  {name:<12} {first[key]:.4f} -> {last[key]:.4f}")
+                out.print(f"  {name:<12} {start[key]:.4f} -> {end[key]:.4f}")
     scores = manifest.get("scores", {})
     for name, value in scores.get("after", {}).items():
         out.print(f"{name:<14} {scores['before'].get(name, math.nan):.2f} -> {value:.2f}")
@@ -163,7 +143,7 @@ def _summary(found: Run) -> None:
     if saved := manifest["shared_tokens_saved"]:
         out.print(f"{saved:,} tokens of shared beginnings were not computed again")
     for file in ("loss.png", "samples.md", "answers.png", "adapter"):
-        if (found.folder / file).exists():
-            out.print(f"  {found.folder / file}", markup=False)
+        if (trained.folder / file).exists():
+            out.print(f"  {trained.folder / file}", markup=False)
     if manifest["status"] == "done":
-        out.print(f'try: fasttune generate {found.folder} "..."', markup=False)
+        out.print(f'try: fasttune generate {trained.folder} "..."', markup=False)

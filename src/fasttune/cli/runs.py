@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fasttune.cli import options
 from fasttune.cli.app import app, ask, console, print_json, say
+from fasttune.cli.options import argument, flag, folder
+from fasttune.cli.tables import facts, table
 from fasttune.errors import FasttuneError
 
 if TYPE_CHECKING:
     from fasttune.runs import Run
 
-group = typer.Typer(help="Look at runs, and remove them.", no_args_is_help=True)
+group = typer.Typer(help="List, show, compare and delete runs.", no_args_is_help=True)
 app.add_typer(group, name="runs")
 
-Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder of runs.")]
+Folder = Annotated[Path, folder("Folder of runs.")]
 Anywhere = Annotated[
-    Path | None,
-    typer.Option(
-        "--output", "-o", help="Folder of runs. Default: runs; 'last' is then the newest anywhere."
-    ),
+    Path | None, folder("Folder of runs. Default: runs; 'last' is then the newest anywhere.")
 ]
-Names = Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders, names or 'last'.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Names = Annotated[list[str], argument("Folders, names or 'last'.", metavar="RUN...")]
 
 
 @group.command("list")
-def list_(output: Folder = Path("runs"), as_json: AsJson = False) -> None:
+def list_(output: Folder = Path("runs"), as_json: options.Json = False) -> None:
     """List runs, oldest first."""
-    from rich.table import Table
-
     from fasttune.runs import list_runs
 
     found = list_runs(output)
@@ -42,22 +40,18 @@ def list_(output: Folder = Path("runs"), as_json: AsJson = False) -> None:
     if not found:
         console().print(f"no runs in {output}", markup=False)
         return
-    table = Table("status", "steps", "held-out loss", "started", "run", box=None)
+    rows: list[Sequence[str]] = []
     damaged = []
     for run in found:
         try:
             manifest = run.manifest
-            table.add_row(
-                manifest["status"],
-                str(manifest.get("steps", "")),
-                _losses(run.metrics()),
-                manifest["started"][:16].replace("T", " "),
-                run.name,
-            )
+            steps = str(manifest.get("steps", ""))
+            started = manifest["started"][:16].replace("T", " ")
+            rows.append((manifest["status"], steps, _losses(run.metrics()), started, run.name))
         except FasttuneError as error:
-            table.add_row("damaged", "", "", "", run.name)
+            rows.append(("damaged", "", "", "", run.name))
             damaged.append(error)
-    console().print(table)
+    console().print(table(("status", "steps", "held-out loss", "started", "run"), rows))
     for each in damaged:
         say(f"{each.message}: {each.where}\n  what to do: {each.hint}")
 
@@ -72,7 +66,7 @@ def _as_dict(run: Run) -> dict[str, Any]:
 
 
 @group.command()
-def show(run: str, output: Anywhere = None, as_json: AsJson = False) -> None:
+def show(run: str, output: Anywhere = None, as_json: options.Json = False) -> None:
     """Show a run: its folder, its name, or 'last'."""
     from fasttune.config import dump_config
     from fasttune.files import shown
@@ -81,14 +75,8 @@ def show(run: str, output: Anywhere = None, as_json: AsJson = False) -> None:
     found = find_run(run, output)
     manifest = found.manifest
     if as_json:
-        print_json(
-            {
-                "run": str(found.folder),
-                **manifest,
-                "config": found.config.as_dict(),
-                "metrics": found.metrics(),
-            }
-        )
+        settings = {"config": found.config.as_dict(), "metrics": found.metrics()}
+        print_json({"run": str(found.folder), **manifest, **settings})
         return
     out = console()
     template, data, lora = manifest["template"], manifest["data"], manifest["lora"]
@@ -108,29 +96,27 @@ def show(run: str, output: Anywhere = None, as_json: AsJson = False) -> None:
         "seconds": ", ".join(f"{k} {v}" for k, v in manifest.get("seconds", {}).items()),
         "versions": ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()),
     }
-    for name, value in lines.items():
-        out.print(f"[bold]{name:<14}[/bold]", end="")
-        out.print(str(value), markup=False)
     scores = manifest.get("scores", {})
     for name, value in scores.get("after", {}).items():
-        out.print(f"{name:<14}{scores['before'].get(name, math.nan):.2f} -> {value:.2f}")
+        lines[name] = f"{scores['before'].get(name, math.nan):.2f} -> {value:.2f}"
+    out.print(facts(lines))
     out.print(f"\n[bold]settings[/bold]\n{dump_config(found.config)}", end="")
 
 
 @group.command()
-def compare(runs: Names, output: Anywhere = None, as_json: AsJson = False) -> None:
-    """Show in which settings runs differ, and what became of each.
+def compare(runs: Names, output: Anywhere = None, as_json: options.Json = False) -> None:
+    """Show the settings in which runs differ, and their results.
 
-    Which of them answers better is for `fasttune compare RUN RUN`.
+    `fasttune compare RUN RUN` measures which one answers better.
     """
     from fasttune.runs.index import compare_settings
 
     found = _found(runs, output)
     if len(found) < 2:
-        raise FasttuneError("one run has nothing to differ from", runs[0], "name two or more")
+        raise FasttuneError("comparing needs two runs", runs[0], "name two or more")
     differing = compare_settings(found)
     manifests = [run.manifest for run in found]
-    became: dict[str, list[Any]] = {
+    results: dict[str, list[Any]] = {
         "status": [each["status"] for each in manifests],
         "steps": [each.get("steps") for each in manifests],
         "held-out loss": [_losses(run.metrics()) or None for run in found],
@@ -138,28 +124,24 @@ def compare(runs: Names, output: Anywhere = None, as_json: AsJson = False) -> No
     }
     if as_json:
         folders = [str(run.folder) for run in found]
-        print_json({"runs": folders, "differences": differing, "results": became})
+        print_json({"runs": folders, "differences": differing, "results": results})
         return
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("", box=None)
-    for run in found:
-        table.add_column(Text(run.name))
-    for key, values in [*differing.items(), *became.items()]:
-        table.add_row(key, *(Text("-" if value is None else str(value)) for value in values))
+    rows = [
+        (key, *("-" if value is None else str(value) for value in values))
+        for key, values in [*differing.items(), *results.items()]
+    ]
     if not differing:
-        console().print("the runs differ in no setting")
-    console().print(table)
+        console().print("the settings are the same")
+    console().print(table(("", *(run.name for run in found)), rows))
 
 
 @group.command()
 def rm(
     runs: Names,
     output: Anywhere = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, flag("Do not ask.", "--yes", "-y")] = False,
 ) -> None:
-    """Remove runs, with their adapters, checkpoints and exports."""
+    """Delete runs, with their adapters, checkpoints and exports."""
     from fasttune.runs.index import remove_runs
 
     found = _found(runs, output)
@@ -168,7 +150,7 @@ def rm(
         size = sum(path.stat().st_size for path in files)
         say(f"{run.folder}: {len(files)} files, {size / 1e6:.1f} MB")
     if not (yes or ask(f"remove {len(found)} run{'s' * (len(found) > 1)}?")):
-        raise FasttuneError("nothing was removed", ", ".join(runs), "agree by y, or give --yes")
+        raise FasttuneError("nothing was removed", ", ".join(runs), "answer y, or give --yes")
     remove_runs(found)
 
 

@@ -6,25 +6,23 @@ from typing import Annotated
 
 import typer
 
+from fasttune.cli import options
 from fasttune.cli.app import app, plugins, say
+from fasttune.cli.options import number, option
 
 
 @app.command()
 def serve(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="A run: its folder, its name or 'last'.")],
-    engine: Annotated[
-        str, typer.Option(help="The server: transformers, llamacpp or vllm.")
-    ] = "transformers",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")
-    ] = 8000,
+    run: options.Run,
+    engine: Annotated[str, option("The server: transformers, llamacpp or vllm.")] = "transformers",
+    host: Annotated[str, option("Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, number("Port to listen on; 0: any free one.", 0, 65535)] = 8000,
 ) -> None:
-    """Serve a run through an engine that speaks OpenAI's API, until Ctrl-C.
+    """Serve a run with an OpenAI-compatible API, until Ctrl-C.
 
-    The run is exported first, unless it was. The prompts that the server makes are held against the
-    run's.
+    fasttune exports the run first, unless an export exists, and compares the server's prompts with
+    the run's.
     """
     from fasttune.serving.serve import serve as serve_run
 

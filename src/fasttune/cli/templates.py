@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fasttune.cli import options
 from fasttune.cli.app import app, console, print_json
 from fasttune.cli.app import plugins as load_all
+from fasttune.cli.options import argument, flag, option
+from fasttune.cli.tables import facts, table
+from fasttune.data.load import parse_columns
 from fasttune.errors import EXIT_FAILURE, FasttuneError
 from fasttune.formats.examples import examples
-from fasttune.formats.files import is_format_file, read_format
 from fasttune.formats.parts import Segment
 from fasttune.formats.template import Template
 from fasttune.plugins import discovery
@@ -21,16 +23,14 @@ from fasttune.plugins import discovery
 if TYPE_CHECKING:
     from fasttune.inspection.check import CheckResult
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-
 ONE_TURN = "a row with more is refused, or its first exchange taken with data.turns=first"
 
-group = typer.Typer(help="See, write and check prompt formats.", no_args_is_help=True)
+group = typer.Typer(help="List, show, write and check prompt formats.", no_args_is_help=True)
 app.add_typer(group, name="templates")
 
 
 @group.command("list")
-def list_templates(context: typer.Context, as_json: Json = False) -> None:
+def list_templates(context: typer.Context, as_json: options.Json = False) -> None:
     """List the templates: what each one learns, and who provides it."""
     loaded = load_all(context)
     listed: list[dict[str, Any]] = [
@@ -49,10 +49,8 @@ def list_templates(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json(listed)
         return
-    _table(
-        ("template", "learns", "provider", "description"),
-        [(t["name"], ", ".join(t["learns"]), _origin(t), t["description"]) for t in listed],
-    )
+    rows = [(t["name"], ", ".join(t["learns"]), _origin(t), t["description"]) for t in listed]
+    console().print(table(("template", "learns", "provider", "description"), rows))
     if single := [t["name"] for t in listed if t["turns"] == "one"]:
         print(f"one turn ({ONE_TURN}): {', '.join(single)}")
 
@@ -60,16 +58,14 @@ def list_templates(context: typer.Context, as_json: Json = False) -> None:
 @group.command()
 def show(
     context: typer.Context,
-    name: Annotated[
-        str, typer.Argument(help="A template, as in: fasttune templates list; or a YAML file.")
-    ],
-    as_json: Json = False,
+    name: Annotated[str, argument("A template, as in: fasttune templates list; or a YAML file.")],
+    as_json: options.Json = False,
 ) -> None:
     """Show a template, and one row rendered with it."""
     template, provider = load_all(context).found(name)
     row = examples(template)[2]  # the first one with a context
     segments = template.rendered(row)
-    facts: dict[str, Any] = {
+    values: dict[str, Any] = {
         "name": template.name,
         "description": template.description,
         "provider": str(provider),
@@ -82,24 +78,16 @@ def show(
         "system": str(template.system_text({})),
     }
     if as_json:
-        print_json(
-            {
-                **facts,
-                "declaration": None if template.computed else template.declaration,
-                "row": dict(row),
-                "segments": [segment._asdict() for segment in segments],
-            }
-        )
+        values["declaration"] = None if template.computed else template.declaration
+        shown = [segment._asdict() for segment in segments]
+        print_json({**values, "row": dict(row), "segments": shown})
         return
-    facts["tags"] = "  ".join(template.tags)
-    facts["required"] = ", ".join(template.required)
-    facts["targets"] = ", ".join(f"{s} (column {c})" for s, c in template.targets.items())
-    facts["turns"] = (
-        "many: every answer of a conversation is learned, with its end"
-        if template.conversations
-        else f"one: {ONE_TURN}"
-    )
-    _table(None, [(key, text) for key, text in facts.items() if text])
+    values["tags"] = "  ".join(template.tags)
+    values["required"] = ", ".join(template.required)
+    values["targets"] = ", ".join(f"{s} (column {c})" for s, c in template.targets.items())
+    many = "many: every answer of a conversation is learned, with its end"
+    values["turns"] = many if template.conversations else f"one: {ONE_TURN}"
+    console().print(facts({key: text for key, text in values.items() if text}))
     print()
     _print_segments(segments, template.end)
 
@@ -107,117 +95,68 @@ def show(
 @group.command()
 def new(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="The new template's name.")],
+    name: Annotated[str, argument("The new template's name.")],
     out: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "Folder to write to.",
             "--out",
             "-o",
-            help="The folder to write to.",
-            show_default="plugins; for --yaml formats; for --package the current folder",
+            show_default="plugins; formats with --yaml; the working folder with --package",
         ),
     ] = None,
-    package: Annotated[
-        bool, typer.Option("--package", help="Write a package that pip installs.")
-    ] = False,
+    package: Annotated[bool, flag("Write a package that pip installs.", "--package")] = False,
     as_yaml: Annotated[
-        bool, typer.Option("--yaml", help="Write a YAML file, which is found in formats/.")
+        bool, flag("Write a YAML file, which fasttune finds in formats/.", "--yaml")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
+    force: Annotated[bool, flag("Replace existing files.", "--force")] = False,
 ) -> None:
     """Write a working template and its test."""
-    from fasttune.plugins.scaffold import new_format, new_package, new_template
+    from fasttune.plugins.scaffold import scaffold
 
     if package and as_yaml:
         raise FasttuneError(
             "--package and --yaml exclude each other", f"templates new {name}", "give one of them"
         )
-    loaded = load_all(context)
-    if package:
-        for path in new_package(name, out or Path(), loaded, force):
-            print(f"wrote {path}")
-        home = path.parents[1]
-        print(f"install it: pip install -e {home}\ncheck it:   fasttune templates check {name}")
-        print(f"test it:    pytest {home}")
-        return
-    if as_yaml:
-        file = new_format(name, out or Path("formats"), loaded, force)
-        use = name if file.parent == Path("formats") else file
-        print(f"wrote {file}\ncheck it:  fasttune templates check {file}")
-        print(f"use it:    fasttune run --template {use} --data rows.jsonl")
-        return
-    plugin, test = new_template(name, out or Path("plugins"), loaded, force)
-    print(f"wrote {plugin}\nwrote {test}")
-    print(f"check it:  fasttune templates check {plugin}\ntest it:   pytest {test}")
-    print(f"use it:    fasttune run --plugin {plugin} --template {name} --data rows.jsonl")
-    print(f"always:    fasttune plugins add {plugin}")
+    form: Literal["package", "yaml", "plugin"] = (
+        "package" if package else "yaml" if as_yaml else "plugin"
+    )
+    written = scaffold(name, form, out, load_all(context), force)
+    for path in written.files:
+        print(f"wrote {path}")
+    for purpose, command in written.next.items():
+        print(f"{purpose + ':':<11} {command}")
 
 
 @group.command()
 def check(
     context: typer.Context,
-    template: Annotated[
-        str, typer.Argument(help="A template's name, a plugin file or a YAML file.")
-    ],
-    data: Annotated[
-        str | None, typer.Option(help="Check it on these rows, too.", show_default=False)
-    ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="OURS=THEIRS", help="Rename a column of --data."),
-    ] = None,
+    template: Annotated[str, argument("A template's name, a plugin file or a YAML file.")],
+    data: Annotated[str | None, option("Check it on these rows, too.", show_default=False)] = None,
+    columns: options.Columns = None,
     model: Annotated[
-        str | None,
-        typer.Option(help="Whose tokenizer; without it the default's.", show_default=False),
+        str | None, option("Whose tokenizer; by default the default model's.", show_default=False)
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Check that a template keeps its contract; exit status 1 if it does not."""
-    from fasttune.data.load import parse_columns
-    from fasttune.inspection.check import check_template, failed
-    from fasttune.models.tokenizer import load_tokenizer
+    """Check that a template can be learned; the exit status is 1 if not."""
+    from fasttune.inspection.check import check_templates, templates_of
 
     mapping = parse_columns(columns or [])
     if mapping and data is None:
         raise FasttuneError(
             "--map renames columns of rows", f"--map {' '.join(columns or [])}", "give --data, too"
         )
-    if template.endswith(".py"):
-        provided = discovery.load_plugin(Path(template)).templates.values()
-        templates = [each for each, _ in provided]
-        if not templates:
-            raise FasttuneError(
-                "the plugin provides no template", template, "add a register_templates hook"
-            )
-    elif is_format_file(template):
-        templates = [read_format(Path(template))]
-    else:
-        templates = [load_all(context).template(template)]
-    tokenizers = [load_tokenizer(model, each.end) for each in templates]
-    from transformers.utils import logging  # slow: after errors that need no tokenizer
-
-    logging.set_verbosity_error()  # its remarks on long rows are about using a model
-    checked = {
-        each.name: check_template(each, tokenizer, data, mapping)
-        for each, tokenizer in zip(templates, tokenizers, strict=True)
-    }
-    used = tokenizers[0].name_or_path
+    checked = check_templates(
+        templates_of(template, lambda: load_all(context)), model, data, mapping
+    )
     if as_json:
-        print_json(
-            [
-                {
-                    "template": name,
-                    "tokenizer": used,
-                    "passed": not failed(results),
-                    "checks": [asdict(result) for result in results],
-                }
-                for name, results in checked.items()
-            ]
-        )
+        print_json([each.as_dict() for each in checked])
     else:
-        for name, results in checked.items():
-            _print_results(f"{name}, with the tokenizer of {used}", results)
-    if any(failed(results) for results in checked.values()):
+        for each in checked:
+            print(f"{each.template}, with the tokenizer of {each.tokenizer}")
+            _print_results(each.results)
+    if not all(each.passed for each in checked):
         raise typer.Exit(EXIT_FAILURE)
 
 
@@ -229,25 +168,21 @@ app.add_typer(plugin_group, name="plugins")
 
 
 @plugin_group.command()
-def add(
-    file: Annotated[Path, typer.Argument(help="A plugin file; it is loaded by its path.")],
-) -> None:
+def add(file: Annotated[Path, argument("A plugin file; it is loaded by its path.")]) -> None:
     """Load a plugin file with every command from now on."""
     discovery.add_plugin(file)
     print(f"added {file.resolve()}: every command loads it from now on, and runs its code")
 
 
 @plugin_group.command()
-def remove(
-    file: Annotated[Path, typer.Argument(help="A plugin file that was added.")],
-) -> None:
+def remove(file: Annotated[Path, argument("A plugin file that was added.")]) -> None:
     """Stop loading a plugin file that was added; the file stays."""
     discovery.remove_plugin(file)
     print(f"removed {file.resolve()}")
 
 
 @plugin_group.callback()
-def plugins(context: typer.Context, as_json: Json = False) -> None:
+def plugins(context: typer.Context, as_json: options.Json = False) -> None:
     """List what is loaded, from where, and what could not be loaded."""
     if context.invoked_subcommand is not None:
         return
@@ -266,23 +201,18 @@ def plugins(context: typer.Context, as_json: Json = False) -> None:
         problems = [asdict(p) for p in loaded.problems]
         print_json({"plugins": listed, "formats": formats, "problems": problems})
         return
-    _table(
-        ("plugin", "provides", "from"),
-        [
-            (p["name"], "\n".join(p["provides"]) or "nothing", f"{_origin(p)}\n{p['path']}")
-            for p in listed
-        ]
-        + [(name, f"template {name}", f"YAML\n{path}") for name, path in formats.items()],
-    )
+    rows = [
+        (p["name"], "\n".join(p["provides"]) or "nothing", f"{_origin(p)}\n{p['path']}")
+        for p in listed
+    ]
+    rows += [(name, f"template {name}", f"YAML\n{path}") for name, path in formats.items()]
+    console().print(table(("plugin", "provides", "from"), rows))
     if loaded.problems:
-        print()
-        _table(
-            ("not loaded", "why", "file"),
-            [(p.name, p.error, p.path) for p in loaded.problems],
-        )
         broken = {problem.name for problem in loaded.problems}
         good = ",".join(name for name in loaded.providers if name not in broken)
-        print(f"\nfix the file, or remove it, or leave it out: FASTTUNE_PLUGINS={good}")
+        failed = [(p.name, p.error, p.path) for p in loaded.problems]
+        console().print("", table(("not loaded", "why", "file"), failed))
+        print(f"\nfix the file, remove it, or load the others alone: FASTTUNE_PLUGINS={good}")
 
 
 def _turns(template: Template) -> str:
@@ -293,49 +223,30 @@ def _origin(thing: dict[str, Any]) -> str:
     return f"{thing['distribution']} {thing['version']}" if thing["distribution"] else "file"
 
 
-def _table(head: tuple[str, ...] | None, rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, show_header=head is not None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in head or rows[0]:
-        table.add_column(Text(title), overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console().print(table)
-
-
 def _print_segments(segments: list[Segment], end: str) -> None:
     """One line per line of a segment: whether it is learned, its section, its text."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    rows = []
     for segment in segments:
         kind, style = ("learned", "bold green") if segment.train else ("given", "cyan")
         for line in segment.text.splitlines(keepends=True):
             text = Text(line.replace("\n", "↵"), style)
-            table.add_row(Text(kind, style), Text(segment.name, "dim"), text)
-    table.add_row(
-        Text("learned", "bold green"), Text("eos", "dim"), Text(end or "end of text", "italic")
-    )
-    console().print(table)
+            rows.append((Text(kind, style), Text(segment.name, "dim"), text))
+    eos = Text(end or "end of text", "italic")
+    rows.append((Text("learned", "bold green"), Text("eos", "dim"), eos))
+    console().print(table(("", "", ""), rows))
 
 
-def _print_results(title: str, results: list[CheckResult]) -> None:
-    from rich.table import Table
+def _print_results(results: list[CheckResult]) -> None:
     from rich.text import Text
 
     colours = {"ok": "green", "info": "cyan", "warning": "yellow", "failure": "bold red"}
-    table = Table.grid(padding=(0, 2, 0, 0))
+    rows = []
     for result in results:
         lines = [result.message, *(f"  {row}" for row in result.rows)]
         if result.hint:
             lines.append(f"  what to do: {result.hint}")
-        table.add_row(
-            Text(result.status, colours[result.status]), Text(result.check), Text("\n".join(lines))
-        )
-    console().print(Text(title), table)
+        status = Text(result.status, colours[result.status])
+        rows.append((status, result.check, "\n".join(lines)))
+    console().print(table(("", "", ""), rows))

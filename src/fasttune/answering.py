@@ -1,0 +1,144 @@
+"""Answers to a question or to the rows of a file: one each, several samples, or their vote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fasttune.data.conversations import readable
+from fasttune.errors import FasttuneError
+from fasttune.files import atomic_path, require_free
+from fasttune.plugins.metric import Answer, as_dict, vote
+from fasttune.sampling import Sampling
+from fasttune.source import Source
+
+if TYPE_CHECKING:
+    from fasttune.comparison.result import Comparison
+    from fasttune.generation.generator import Generator
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How to answer each row.
+
+    Attributes:
+        samples: answers per row.
+        vote: keep one of the samples, with the response that most of them give.
+    """
+
+    sampling: Sampling
+    samples: int = 1
+    vote: bool = False
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        where = f"--samples {self.samples}{' --vote' * self.vote}"
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise FasttuneError(
+                "--samples needs a --temperature above 0", where, "add --temperature 0.7"
+            )
+        if self.vote and self.samples == 1:
+            raise FasttuneError("--vote needs --samples", where, "add --samples 9")
+
+    def answers(
+        self,
+        generator: Generator,
+        rows: Sequence[Mapping[str, str]],
+        report: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[list[Answer]]:
+        """Yield the answers to each row, in order.
+
+        Args:
+            report: called with the number of answered rows after every batch.
+        """
+        for answers in generator.sampled(
+            rows, self.samples, self.sampling, self.batch_size, report
+        ):
+            yield [vote(answers)] if self.vote else answers
+
+
+def answer_file(
+    source: Source,
+    file: Path,
+    asking: Asking,
+    show: Callable[[dict[str, Any]], None],
+    *,
+    columns: Mapping[str, str] | None = None,
+    output: Path | None = None,
+    score: bool = False,
+    force: bool = False,
+    report: Callable[[int, int], None] = lambda done, rows: None,
+) -> Comparison | None:
+    """Answer every row of a file.
+
+    Args:
+        show: called with each row and its answer, unless `output` is given.
+        columns: our column -> theirs.
+        output: write the answers here as JSON Lines.
+        score: compute every metric; the rows have reference answers.
+        force: replace `output`.
+        report: called with the answered rows and all rows, if the answers go to `output`.
+
+    Returns:
+        The metrics, with `score`.
+
+    Raises:
+        FasttuneError: the file or a row cannot be used, or `output` cannot be written.
+    """
+    if score and asking.samples > 1 and not asking.vote:
+        raise FasttuneError(
+            "--score takes one answer per row", f"--samples {asking.samples}", "add --vote"
+        )
+    if output is not None:
+        _require_output(output, file, force)
+    rows = source.read(file, columns or {}, labelled=score)
+    generator = source.load()
+    progress = (lambda done: report(done, len(rows))) if output else (lambda done: None)
+    scored: list[Answer] = []
+    with _writing(output, show) as write:
+        found = asking.answers(generator, rows, progress)
+        for row, answers in zip(rows, found, strict=True):
+            if score:
+                scored += answers
+            made = as_dicts(answers)
+            write({**readable(row), **({"answers": made} if made[1:] else {"answer": made[0]})})
+    return _metrics(source, generator, scored, asking.batch_size) if score else None
+
+
+def as_dicts(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Answers without their rows, for JSON."""
+    return [as_dict(answer) for answer in answers]
+
+
+def _metrics(
+    source: Source, generator: Generator, answers: Sequence[Answer], batch_size: int
+) -> Comparison:
+    from fasttune.comparison.evaluation import score_answers
+    from fasttune.generation.likelihood import with_likelihoods
+
+    answers = with_likelihoods(generator, answers, batch_size)
+    return score_answers(source.template.name, answers, source.plugins)
+
+
+def _require_output(output: Path, file: Path, force: bool) -> None:
+    if output.exists() and file.exists() and output.samefile(file):
+        raise FasttuneError(
+            "the answers would replace the rows", f"--output {output}", "choose another file"
+        )
+    require_free(output, "--output", force)
+
+
+@contextmanager
+def _writing(
+    output: Path | None, show: Callable[[dict[str, Any]], None]
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give the function that takes each line. The file is there once all lines are."""
+    if output is None:
+        yield show
+        return
+    with atomic_path(output) as path, path.open("w", encoding="utf-8") as target:
+        yield lambda line: print(json.dumps(line, ensure_ascii=False), file=target)

@@ -1,0 +1,90 @@
+"""A conversation with a model, line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fasttune.formats.row import Row
+from fasttune.formats.template import Template, tags_in
+from fasttune.sampling import Sampling
+
+if TYPE_CHECKING:
+    from fasttune.generation.generator import Generator
+
+COMMANDS = "commands: /input TEXT, /reset, /base, /quit"
+ONE_TURN = "every question is a fresh prompt"
+WITHOUT = "the conversation goes on without it"
+
+
+class Conversation:
+    """A conversation with a model.
+
+    If the template holds one turn, every question is a fresh prompt.
+
+    Args:
+        show: called with each piece of an answer.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        template: Template,
+        sampling: Sampling,
+        show: Callable[[str], None],
+    ) -> None:
+        self.generator, self.template, self.sampling = generator, template, sampling
+        self.show = show
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new conversation."""
+        self.input = ""
+        self.earlier: list[dict[str, str]] = []
+        self.last: Row | None = None
+
+    def take(self, line: str) -> str:
+        """Carry out a command, or answer a question.
+
+        Returns:
+            What to print after the answer, or instead of one.
+
+        Raises:
+            FasttuneError: the question cannot be asked.
+        """
+        command, _, rest = line.strip().partition(" ")
+        if command == "/input":
+            self.input = rest.strip()
+        elif command == "/reset":
+            self.reset()
+            return "" if self.template.conversations else f"{ONE_TURN}: the format holds one turn"
+        elif command == "/base":
+            return self._ask_untuned()
+        elif command.startswith("/"):
+            return COMMANDS
+        elif command:
+            return self._ask(line)
+        return ""
+
+    def _ask(self, question: str) -> str:
+        asked = {"instruction": question, "input": self.input}
+        row = Row.of(asked, self.earlier)
+        answer = self.generator.stream(row, self.sampling, self.show)
+        self.input, self.last = "", row
+        ended = f"\n[{answer.stop}, {answer.tokens} tokens]"
+        if not self.template.conversations:
+            return ended
+        targets = self.template.targets.items()
+        turn = {**asked, **{column: answer.sections.get(name, "") for name, column in targets}}
+        if tags_in(self.template, turn):
+            return f"{ended}\n[the answer contains a tag of the format: {WITHOUT}]"
+        self.earlier.append(turn)
+        return ended
+
+    def _ask_untuned(self) -> str:
+        """Have the untuned model answer the last question; the conversation does not keep it."""
+        if self.last is None:
+            return "ask something first: /base repeats the last question to the untuned model"
+        with self.generator.untuned():
+            answer = self.generator.stream(self.last, self.sampling, self.show)
+        return f"\n[untuned, {answer.stop}, {answer.tokens} tokens]"
