@@ -6,7 +6,7 @@ from fasttune import EXACT, Bounds, Exporter, ExportJob, Reader, hookimpl
 class Adapter(Exporter):
     name = "adapter"
     description = "the LoRA adapter with its tokenizer and the template's identity"
-    options = {"base": ()}  # the Hub name to give for the base, where it is not known
+    options = {"base": ()}  # the base's name on the Hub, if the run does not know it
 
     def write(self, job: ExportJob) -> None:
         job.write_adapter(job.folder)

@@ -1,11 +1,11 @@
-"""Do the answers stop, keep to the format, and say the right thing?"""
+"""Metrics of single answers: whether they stop, keep the format and match the reference."""
 
 import re
 from decimal import Decimal
 
 from fasttune import Answer, Metric, hookimpl
 
-# A hyphen between numbers or letters is no sign of a number; a point may begin one.
+# A hyphen after a number or a letter is not a minus sign; a number may begin with a point.
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d+(?:[.,]\d+)*|(?<!\w)\.\d+)")
 _GROUPED = re.compile(r"-?[1-9]\d{0,2}(?:(?:,\d{3})+|(?:\.\d{3})+)")
 _ASCII = str.maketrans("，．－−", ",.--")
@@ -25,8 +25,11 @@ def exact(answer: Answer) -> float | None:
 
 
 def numeric(answer: Answer) -> float | None:
-    """Whether the response's last number is the reference's. A row counts where the reference is a
-    number, or holds exactly one and the question does not hold it already."""
+    """Whether the response's last number equals the reference's number.
+
+    It is None unless the reference is a number, or contains exactly one that is not in the
+    question.
+    """
     row = answer.row
     wanted = numbers(row.get("output", ""))
     asked = numbers(f"{row.get('instruction', '')} {row.get('input', '')}")
@@ -37,24 +40,24 @@ def numeric(answer: Answer) -> float | None:
 
 
 def numbers(text: str) -> list[Decimal]:
-    """The numbers written in digits, of any script.
+    """The numbers in a text, in digits of any script.
 
-    Of `.` and `,` the last is the decimal sign where both occur. One kind alone groups digits
-    where three follow it each time, is the decimal sign where it occurs once, and otherwise keeps
-    numbers apart, as in a date.
+    If a number contains `.` and `,`, the last one is the decimal sign. If it contains one of them,
+    that groups digits if three follow it each time, is the decimal sign if it occurs once, and
+    otherwise separates numbers, as in a date.
     """
-    found: list[str] = []
+    texts: list[str] = []
     for match in _NUMBER.finditer(text.translate(_ASCII)):
         digits = match.group()
         last = max(digits.rfind("."), digits.rfind(","))
         separators = digits.count(",") + digits.count(".")
         if last < 0 or _GROUPED.fullmatch(digits):
-            found.append(re.sub("[.,]", "", digits))
+            texts.append(re.sub("[.,]", "", digits))
         elif separators > 1 and digits.count(digits[last]) == separators:
-            found += re.split("[.,]", digits)
+            texts += re.split("[.,]", digits)
         else:
-            found.append(f"{re.sub('[.,]', '', digits[:last])}.{digits[last + 1 :]}")
-    return [Decimal(number) for number in found]
+            texts.append(f"{re.sub('[.,]', '', digits[:last])}.{digits[last + 1 :]}")
+    return [Decimal(text) for text in texts]
 
 
 def length(answer: Answer) -> float:

@@ -1,4 +1,4 @@
-"""Does the answer come in the language of the question?"""
+"""Whether the answer is in the question's language."""
 
 from fasttune import Answer, Metric, detect_language, hookimpl
 

@@ -1,18 +1,18 @@
-"""What a reference response costs the model, in units that no tokenizer or format changes."""
+"""Likelihood of the reference response, in units that do not depend on tokenizer or format."""
 
 from fasttune import Answer, Metric, hookimpl
 
 
 def bits_per_byte(answer: Answer) -> tuple[float, float] | None:
-    found = answer.likelihood
-    return (found.bits, found.bytes) if found else None
+    likelihood = answer.likelihood
+    return (likelihood.bits, likelihood.bytes) if likelihood else None
 
 
 def bits_per_byte_reference(answer: Answer) -> tuple[float, float] | None:
-    found = answer.likelihood
-    if found is None or found.bits_reference is None:
+    likelihood = answer.likelihood
+    if likelihood is None or likelihood.bits_reference is None:
         return None
-    return found.bits_reference, found.bytes
+    return likelihood.bits_reference, likelihood.bytes
 
 
 def p_eos(answer: Answer) -> float | None:

@@ -1,4 +1,4 @@
-"""The adapter merged into the base: safetensors that transformers, vLLM and other loaders take."""
+"""The adapter merged into the base: safetensors for transformers, vLLM and other programs."""
 
 from fasttune import Exporter, ExportJob, Reader, hookimpl
 

@@ -1,4 +1,4 @@
-"""A GGUF file with the Modelfile that makes Ollama prompt it, and stop, as the run did."""
+"""A GGUF file with a Modelfile, so that Ollama prompts and stops the model as in the run."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ class Ollama(Gguf):
     description = "GGUF and a Modelfile with template, system text, stop texts and parameters"
 
     def write(self, job: ExportJob) -> None:
-        chat = job.chat_format()  # before the work: without a template the model is of no use
+        chat = job.chat_format()  # fails before the work if there is none
         super().write(job)
         length = job.max_length
         text = modelfile(
@@ -20,8 +20,8 @@ class Ollama(Gguf):
             chat.ollama,
             chat.system,
             [*chat.stop, job.tokenizer().eos_token],
-            # Ollama samples and penalises repetition by default; the run's answers are greedy. No
-            # row of the training was longer than max_length, so no answer has a reason to be.
+            # By default Ollama samples and penalizes repetition; the run's answers are greedy. No
+            # training row was longer than max_length, so a longer answer is a fault.
             {
                 "temperature": "0",
                 "repeat_penalty": "1",
@@ -53,14 +53,14 @@ def modelfile(
     """The text of a Modelfile.
 
     Args:
-        gguf: the model's file, beside the Modelfile.
-        template: from `ollama_template`.
+        gguf: the model's file, in the same folder.
+        template: in Ollama's template language.
         system: the default system text, or "".
         stop: texts that end generation.
         parameters: name -> value.
     """
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""']
-    # A system text that cannot be quoted is left to the template, which has it as well.
+    # A system text that cannot be quoted is left out: the template contains it too.
     if system and _quotable(system):
         lines.append(f'SYSTEM """{system}"""')
     lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
@@ -71,7 +71,7 @@ def modelfile(
 
 
 def _quotable(text: str) -> bool:
-    """Whether Ollama reads a text back: it knows no escapes, and drops what is not printable."""
+    """Whether Ollama reads a text unchanged: it has no escapes and drops unprintable characters."""
     printable = all(char == "\n" or char.isprintable() for char in text)
     return printable and '"""' not in text and not text.startswith('"') and not text.endswith('"')
 

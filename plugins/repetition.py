@@ -1,4 +1,4 @@
-"""Does the model repeat itself? All of it is taken on the whole completion."""
+"""Metrics of repetition, over the whole completion."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,13 @@ def loops(answer: Answer) -> float:
 
 
 def repeated_words(answer: Answer) -> float:
-    found = longest_repeat(answer.text)
-    return found.words if found else 0
+    repeat = longest_repeat(answer.text)
+    return repeat.words if repeat else 0
 
 
 def distinct(n: int) -> Callable[[Answer], tuple[float, float] | None]:
-    """Different n-grams of an answer over all of its n-grams (Li et al., arXiv:1510.03055, there
-    over all answers together)."""
+    """The number of different n-grams and of all n-grams of an answer (Li et al., arXiv:1510.03055,
+    who count over all answers together)."""
 
     def measure(answer: Answer) -> tuple[float, float] | None:
         words = [word.text for word in split_words(answer.text)]

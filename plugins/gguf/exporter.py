@@ -1,24 +1,14 @@
-"""The adapter merged into the base as one GGUF file, for llama.cpp and what is built on it."""
+"""The adapter merged into the base as one GGUF file, for llama.cpp and programs built on it."""
 
-from fasttune import (
-    ROUNDED,
-    Bounds,
-    Exporter,
-    ExportJob,
-    FasttuneError,
-    Reader,
-    hookimpl,
-)
+from fasttune import ROUNDED, Bounds, Exporter, ExportJob, FasttuneError, Reader, hookimpl
 
-# The first is the default. The k-quants need llama.cpp's llama-quantize on the PATH.
-WRITTEN = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-K_QUANTS = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k")
+from . import K_QUANTS, QUANTS
 
 
 class Gguf(Exporter):
     name = "gguf"
     description = "adapter merged into the base: one GGUF file for llama.cpp"
-    options = {"quant": WRITTEN + K_QUANTS}
+    options = {"quant": QUANTS + K_QUANTS}  # the first is the default
 
     def write(self, job: ExportJob) -> None:
         import tempfile
@@ -40,16 +30,15 @@ class Gguf(Exporter):
 
         try:
             chat = job.chat_format()
-        except FasttuneError:  # then the file has no chat template either
+        except FasttuneError:  # the file has no chat template either
             chat = None
-        # A row of the run, then the tokens that verifying generates.
-        context = job.max_length + 256
+        context = job.max_length + 256  # a row of the run, and the tokens that verifying generates
         return LlamaCppReader(job.folder / self.file(job), job.template, chat, context)
 
     def bounds(self, job: ExportJob) -> Bounds:
         quant, run = job.options["quant"], super().bounds(job)
         if quant in ("f32", "f16", "bf16"):
-            # Not the run's own bound even in f32: llama.cpp looks gelu up in a table in fp16.
+            # Even f32 is not within the run's own bound: llama.cpp's gelu is a table in fp16.
             logits = None if run.logits is None else ROUNDED.logits
             return Bounds(logits, max(ROUNDED.kl, run.kl))
         return Bounds(None, max(0.05 if quant in ("q8_0", "q6_k") else 1.0, run.kl))
@@ -62,12 +51,12 @@ With llama.cpp:
 llama-server -m {self.file(job)} --temp 0
 ```
 
-It applies the chat template in the file. Columns other than the instruction and the system text are
-given as `chat_template_kwargs` of a request.
+It applies the chat template in the file. Pass columns other than the instruction and the system
+text as `chat_template_kwargs` of a request.
 """
 
     def needed_bytes(self, job: ExportJob) -> int:
-        # The merged model goes when the file is written. f32 is twice a base of 16 bits.
+        # The merged model is deleted when the file is written. f32 is twice the size of 16 bits.
         return job.merged_bytes() * (3 if job.options["quant"] == "f32" else 2)
 
     def file(self, job: ExportJob) -> str:

@@ -1,4 +1,4 @@
-"""Reading a GGUF file with llama.cpp, to hold it against the run it was made from."""
+"""Reading a GGUF file with llama.cpp, to compare it with the run that it was exported from."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from fasttune import ChatFormat, FasttuneError, Row, Template
 
 
 class LlamaCppReader:
-    """A GGUF file in llama.cpp on the CPU, with a cache in fp32: what differs is the file.
+    """A GGUF file in llama.cpp on the CPU, with an fp32 cache, so that only the file can differ.
 
     Args:
-        file: the GGUF file.
-        chat: what the file's chat template was made from; the prompts are made by the file's own.
-            Where it has none, the template's text is tokenized.
+        chat: the run's chat format. Prompts are rendered by the chat template in the file, or by
+            `template` if the file has none.
         context: tokens of the longest prompt with its answer.
 
     Raises:
@@ -34,7 +33,8 @@ class LlamaCppReader:
             raise FasttuneError(
                 "llama-cpp-python is not installed, so the GGUF cannot be verified",
                 str(file),
-                "pip install 'fasttune[llamacpp]' (this compiles llama.cpp: some minutes)",
+                "run `pip install 'fasttune[llamacpp]'`, which compiles for some minutes, or export "
+                "with --no-verify",
             ) from error
         try:
             self._llama: Any = llama_cpp.Llama(
@@ -48,9 +48,11 @@ class LlamaCppReader:
             )
         except ValueError as error:
             raise FasttuneError(
-                f"llama.cpp cannot load the file: {error}", str(file), ""
+                f"llama.cpp cannot load the file: {error}",
+                str(file),
+                "upgrade llama-cpp-python; older versions do not know every model",
             ) from error
-        # Left to the interpreter's end, llama-cpp-python prints a trace.
+        # Closed by the interpreter at exit, llama-cpp-python prints a traceback.
         weakref.finalize(self, self._llama.close)
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._llama.model)
         self._is_end = llama_cpp.llama_vocab_is_eog
@@ -66,11 +68,11 @@ class LlamaCppReader:
             self._piece(metadata.get(f"tokenizer.ggml.{name}_token_id")) for name in ("bos", "eos")
         )
         text = self._chat.render(row, jinja, bos, eos)
-        # As llama.cpp's server does: a template that writes BOS does not get a second one.
+        # Like llama.cpp's server: if the template writes BOS, no second one is added.
         return self.tokenize(text, add_bos and not (bos and text.startswith(bos)))
 
     def tokenize(self, text: str, add_bos: bool = False) -> list[int]:
-        """The ids of a text, with the special tokens in it taken as such."""
+        """The ids of a text; special tokens in it are recognized."""
         ids: list[int] = self._llama.tokenize(text.encode("utf-8"), add_bos=add_bos, special=True)
         return ids
 
@@ -86,21 +88,23 @@ class LlamaCppReader:
         answer: list[int] = []
         while len(answer) < count:
             answer.append(int(self._llama.scores[self._llama.n_tokens - 1].argmax()))
-            # llama.cpp ends at every token that it knows for an end, not only at the file's own.
+            # llama.cpp stops at every token that it knows as an end, not only at the file's EOS.
             if self._is_end(self._vocabulary, answer[-1]):
                 break
             self._evaluate(answer[-1:])
         return answer
 
     def eos_ids(self) -> set[int]:
-        """The id the file names; llama.cpp also ends at others that it knows by their text."""
+        """The EOS in the file's metadata; llama.cpp also stops at texts that it knows as ends."""
         eos = self._llama.metadata.get("tokenizer.ggml.eos_token_id")
         return set() if eos is None else {int(eos)}
 
     def _evaluate(self, ids: Sequence[int]) -> None:
         if self._llama.n_tokens + len(ids) > self._context:
             raise FasttuneError(
-                f"a prompt with its answer has more than {self._context} tokens", "", ""
+                f"a prompt with its answer has more than {self._context} tokens",
+                "the rows that verifying reads",
+                "export with --no-verify, or train with a larger model.max_length",
             )
         self._llama.eval(list(ids))
 

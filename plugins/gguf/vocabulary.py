@@ -1,4 +1,4 @@
-"""A tokenizer.json -> the vocabulary of a GGUF file."""
+"""Writing the vocabulary of a tokenizer.json into a GGUF file."""
 
 from __future__ import annotations
 
@@ -14,64 +14,49 @@ from fasttune import FasttuneError
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-# The regular expression of Llama 3's tokenizer.json.
+# The regular expression in Llama 3's tokenizer.json.
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# That of Qwen2 and Qwen3: one digit at a time.
+# The one of Qwen2 and Qwen3 splits numbers into digits.
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
-def _split(expression: str) -> dict[str, Any]:
-    return {
-        "type": "Split",
-        "pattern": {"Regex": expression},
-        "behavior": "Isolated",
-        "invert": False,
-    }
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+_DIGITS = {"type": "Digits", "individual_digits": True}
 
 
-_NFC = {"type": "NFC"}
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False}
-# How text is split before merging -> llama.cpp's name for it. llama.cpp has the expressions in its
-# own code: a name that it does not know cannot be made up.
-PRE_TOKENIZERS: tuple[tuple[list[Mapping[str, Any]], str], ...] = (
-    ([{**_BYTES, "use_regex": True}], "gpt-2"),
-    (
-        [{"type": "Digits", "individual_digits": True}, {**_BYTES, "use_regex": True}],
-        "smollm",
-    ),
-    (
-        [
-            _split(_LLAMA3),
-            {**_BYTES, "use_regex": False},
-        ],
-        "llama-bpe",
-    ),
-    (
-        [
-            _split(_QWEN2),
-            {**_BYTES, "use_regex": False},
-        ],
-        "qwen2",
-    ),
-)
+def _split_by(expression: str) -> list[Mapping[str, Any]]:
+    split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated"}
+    return [{**split, "invert": False}, {**_BYTES, "use_regex": False}]
+
+
+# llama.cpp's name -> how the tokenizer splits text before merging. The expressions are part of
+# llama.cpp's code, so there are no other names.
+PRE_TOKENIZERS: dict[str, list[Mapping[str, Any]]] = {
+    "gpt-2": [_BYTES],
+    "smollm": [_DIGITS, _BYTES],
+    "llama-bpe": _split_by(_LLAMA3),
+    "qwen2": _split_by(_QWEN2),
+}
 
 
 def add_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
     """Write tokens, types, merges, the pre-tokenizer's name and the special ids.
 
     Args:
-        folder: with tokenizer.json and tokenizer_config.json.
-        size: rows of the embedding; the rows without a token become unused ones.
+        folder: holds tokenizer.json and tokenizer_config.json.
+        size: rows of the embedding; those without a token become unused tokens.
 
     Raises:
-        FasttuneError: llama.cpp would tokenize otherwise.
+        FasttuneError: llama.cpp would tokenize text differently.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise FasttuneError("the folder has no tokenizer.json", str(folder), "use a fast tokenizer")
+        raise FasttuneError(
+            "the folder has no tokenizer.json", str(folder), "choose a model with a fast tokenizer"
+        )
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
     tokens, kinds = _tokens(tokenizer, size, file)
     if sentencepiece := tokenizer["model"].get("byte_fallback"):
@@ -94,66 +79,62 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
         raise FasttuneError(
             "the tokenizer names no EOS token, so generation would never end",
             str(folder / "tokenizer_config.json"),
-            "set eos_token there",
+            "set eos_token in this file",
         )
-    writer.add_eos_token_id(special["eos"])
-    if "bos" in special:
-        writer.add_bos_token_id(special["bos"])
-    if "pad" in special:
-        writer.add_pad_token_id(special["pad"])
-    if "unk" in special:
-        writer.add_unk_token_id(special["unk"])
+    for name, number in special.items():
+        getattr(writer, f"add_{name}_token_id")(number)
     writer.add_add_bos_token(_adds_bos(file, special.get("bos")))
     writer.add_add_space_prefix(spaced if sentencepiece else False)
 
 
 def _merges(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The pairs that are merged, the first ones first."""
+    """The pairs of pieces to merge, in order of priority."""
     merges = tokenizer["model"]["merges"]
     return [tuple(merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in merges]
 
 
-def _unlike(what: str, file: Path) -> FasttuneError:
+def _unsupported(what: str, file: Path) -> FasttuneError:
     return FasttuneError(
         f"no GGUF can be written for this tokenizer: it {what}",
         str(file),
-        f"known: SentencePiece's BPE, {', '.join(name for _, name in PRE_TOKENIZERS)}; export it "
-        "as merged",
+        f"export with --to merged (supported: SentencePiece's BPE, {', '.join(PRE_TOKENIZERS)})",
     )
 
 
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 _PREPEND = {"type": "Prepend", "prepend": "▁"}
-# After the normalizer there is no space left that this could split at.
+# This has no effect: the normalizer has replaced every space before.
 _NO_SPLIT = {
     "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
 }  # fmt: skip
 
 
 def space_before(tokenizer: Mapping[str, Any], file: Path) -> bool:
-    """Whether a tokenizer of SentencePiece's kind puts a space before a text.
+    """Whether a SentencePiece tokenizer puts a space before a text.
 
     Raises:
-        FasttuneError: it treats spaces as llama.cpp does not.
+        FasttuneError: llama.cpp would treat spaces differently.
     """
     normalizer, pre = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
     parts = normalizer.get("normalizers", [normalizer] if normalizer else [])
     if pre.get("type") == "Metaspace" and not parts:
-        # llama.cpp does so before a text that has one already, and behind a special token, as well;
-        # no prompt of a format begins so, and where one does, verifying tells.
+        # llama.cpp also adds one after a special token, and before a text that begins with a space.
+        # Prompts do not begin like this; if one does, verifying reports it.
         if pre.get("replacement") == "▁" and not pre.get("split"):
             return bool(pre.get("prepend_scheme") != "never")
     elif pre in ({}, _NO_SPLIT) and parts in ([_REPLACE], [_PREPEND, _REPLACE]):
         return _PREPEND in parts
-    raise _unlike(f"treats spaces as no SentencePiece of llama.cpp's does: {parts} {pre}", file)
+    raise _unsupported(f"treats spaces as llama.cpp never does: {parts} {pre}", file)
 
 
 def piece_scores(tokenizer: Mapping[str, Any], file: Path) -> dict[str, float]:
-    """The score of each piece: llama.cpp merges whatever makes the piece of the highest one, as
-    SentencePiece does, where a tokenizer.json lists the pairs to merge, the first ones first.
+    """The score of each piece.
+
+    llama.cpp and SentencePiece merge the pair that gives the piece with the highest score; a
+    tokenizer.json lists the pairs by priority.
 
     Raises:
-        FasttuneError: the two would merge otherwise.
+        FasttuneError: no scores give the same merges.
     """
     pairs = _merges(tokenizer)
     pieces = [left + right for left, right in pairs]
@@ -166,12 +147,12 @@ def piece_scores(tokenizer: Mapping[str, Any], file: Path) -> dict[str, float]:
     torn = [piece for piece in first if last[piece] - first[piece] >= counts[piece]]
     scores = {piece: -float(rank) for piece, rank in first.items()}
     if torn:
-        # Runs of spaces have one score. The pairs of a longer one come first then, which is what
-        # taking the leftmost of equals comes to.
+        # Runs of spaces share one score. Their pairs are listed by length, longest first, which
+        # equals merging the leftmost of pairs with equal scores.
         start, end = min(map(first.__getitem__, torn)), max(map(last.__getitem__, torn))
         tied = {*pieces[start : end + 1]}
         if {*"".join(tied)} != {"▁"} or any(first[p] < start or last[p] > end for p in tied):
-            raise _unlike(f"merges into {torn[0]!r} at two ranks, as SentencePiece does not", file)
+            raise _unsupported(f"merges into {torn[0]!r} at two ranks", file)
         scores |= dict.fromkeys(tied, -float(start))
     vocabulary, known = tokenizer["model"]["vocab"], {*pairs}
     added = {each["content"] for each in tokenizer.get("added_tokens", ())}
@@ -179,7 +160,7 @@ def piece_scores(tokenizer: Mapping[str, Any], file: Path) -> dict[str, float]:
         cuts = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
         for cut in () if piece in added or _is_byte(piece) else cuts:
             if cut not in known and cut[0] in vocabulary and cut[1] in vocabulary:
-                raise _unlike(f"never merges {' and '.join(map(repr, cut))}", file)
+                raise _unsupported(f"never merges {' and '.join(map(repr, cut))}", file)
     return scores
 
 
@@ -188,55 +169,42 @@ def _is_byte(piece: str) -> bool:
 
 
 def _piece_kinds(tokens: Sequence[str], kinds: Sequence[int], unknown: str | None) -> list[int]:
-    """The types, those that only SentencePiece has included."""
+    """The types of the tokens, with SentencePiece's types for bytes and the unknown token."""
     from gguf import TokenType
 
-    return [
-        int(TokenType.BYTE)
-        if _is_byte(token)
-        else int(TokenType.UNKNOWN)
-        if token == unknown
-        else kind
-        for token, kind in zip(tokens, kinds, strict=True)
-    ]
+    def kind_of(token: str, kind: int) -> int:
+        if _is_byte(token):
+            return int(TokenType.BYTE)
+        return int(TokenType.UNKNOWN) if token == unknown else kind
+
+    return [kind_of(token, kind) for token, kind in zip(tokens, kinds, strict=True)]
 
 
 def pre_tokenizer_name(tokenizer: Mapping[str, Any], file: Path) -> str:
     """llama.cpp's name for how the tokenizer splits text.
 
     Raises:
-        FasttuneError: it is none of the kinds that are known to be split alike.
+        FasttuneError: llama.cpp does not split text in this way.
     """
     model, pre = tokenizer["model"], tokenizer.get("pre_tokenizer") or {}
-    parts = pre.get("pretokenizers", [pre])
-    unlike = [
-        what
-        for what, present in (
-            (f"is of type {model.get('type')}", model.get("type", "BPE") != "BPE"),
-            ("normalises text", tokenizer.get("normalizer") not in (None, _NFC)),
-            (
-                "cuts words",
-                model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"),
-            ),
-        )
-        if present
-    ]
-    if not unlike:
-        for known, name in PRE_TOKENIZERS:
-            # llama.cpp takes whole words of the vocabulary for Llama 3 alone.
-            whole_words = name == "llama-bpe"
-            if _alike(parts, known) and bool(model.get("ignore_merges")) == whole_words:
-                if tokenizer.get("normalizer") and name != "qwen2":
-                    break  # llama.cpp does it for none; Qwen's are used without everywhere
-                return name
-        unlike = [f"splits text by {json.dumps(pre, ensure_ascii=False)[:200]}"]
-        if tokenizer.get("normalizer"):
-            unlike = ["normalises text"]
-    raise _unlike(unlike[0], file)
+    if model.get("type", "BPE") != "BPE":
+        raise _unsupported(f"is of type {model['type']}", file)
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise _unsupported("cuts words", file)
+    parts, normalizer = pre.get("pretokenizers", [pre]), tokenizer.get("normalizer")
+    # llama.cpp looks up whole words in the vocabulary only for Llama 3.
+    names = ["llama-bpe"] if model.get("ignore_merges") else ["gpt-2", "smollm", "qwen2"]
+    name = next((name for name in names if _alike(parts, PRE_TOKENIZERS[name])), None)
+    # llama.cpp never normalizes. Qwen's NFC is left out in all of its GGUF files.
+    if normalizer and (name != "qwen2" or normalizer != {"type": "NFC"}):
+        raise _unsupported("normalises text", file)
+    if name is None:
+        raise _unsupported(f"splits text by {json.dumps(pre, ensure_ascii=False)[:200]}", file)
+    return name
 
 
 def _alike(parts: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> bool:
-    # use_regex may be left out where it is true, and trim_offsets changes no token.
+    # use_regex is true by default, and trim_offsets changes no token.
     return len(parts) == len(known) and all(
         part.get(key, key == "use_regex") == value
         for part, wanted in zip(parts, known, strict=True)
@@ -245,7 +213,7 @@ def _alike(parts: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]
 
 
 def _tokens(tokenizer: Mapping[str, Any], size: int, file: Path) -> tuple[list[str], list[int]]:
-    """The text and the type of each id, unused ones included."""
+    """The text and the type of each id, including unused ids."""
     from gguf import TokenType
 
     tokens = [f"[PAD{number}]" for number in range(size)]
@@ -256,13 +224,15 @@ def _tokens(tokenizer: Mapping[str, Any], size: int, file: Path) -> tuple[list[s
             raise FasttuneError(
                 f"the token {added['content']!r} takes in white space, which llama.cpp does not do",
                 str(file),
-                "export it as merged",
+                "export with --to merged",
             )
         kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
         vocabulary[added["content"]] = (added["id"], kind)
     if (highest := max(i for i, _ in vocabulary.values())) >= size:
         raise FasttuneError(
-            f"the tokenizer has the id {highest}, and the model {size} rows", str(file), ""
+            f"the tokenizer has the id {highest}, and the model {size} rows",
+            str(file),
+            "use tokenizer and weights of the same model",
         )
     for token, (number, kind) in vocabulary.items():
         tokens[number], kinds[number] = token, int(kind)
@@ -270,20 +240,20 @@ def _tokens(tokenizer: Mapping[str, Any], size: int, file: Path) -> tuple[list[s
 
 
 def _special_ids(folder: Path, tokens: list[str]) -> dict[str, int]:
-    """bos, eos, pad and unk -> id, where the tokenizer names them."""
+    """The ids of eos, bos, pad and unk, as far as the tokenizer names them."""
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    found = {}
-    for name in ("bos", "eos", "pad", "unk"):
+    ids = {}
+    for name in ("eos", "bos", "pad", "unk"):
         token = settings.get(f"{name}_token")
         text = token.get("content") if isinstance(token, dict) else token
         if text in tokens:
-            found[name] = tokens.index(text)
-    return found
+            ids[name] = tokens.index(text)
+    return ids
 
 
 def _adds_bos(file: Path, bos: int | None) -> bool:
-    """Whether the tokenizer puts BOS, and nothing else, before a text.
+    """Whether the tokenizer adds BOS to a text.
 
     Raises:
         FasttuneError: it adds other tokens.
@@ -293,8 +263,8 @@ def _adds_bos(file: Path, bos: int | None) -> bool:
     added = Tokenizer.from_file(str(file)).encode("").ids
     if added and added != [bos]:
         raise FasttuneError(
-            f"the tokenizer adds the ids {added} to every text; only BOS can be kept in a GGUF",
+            f"the tokenizer adds the ids {added} to every text; a GGUF file can only add BOS",
             str(file),
-            "export it as merged",
+            "export with --to merged",
         )
     return bool(added)

@@ -1,4 +1,4 @@
-"""A merged model folder -> one GGUF file for llama.cpp and what is built on it.
+"""Writing a merged model folder as one GGUF file, for llama.cpp and programs built on it.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Tensors are read, converted
 and written one at a time, so memory holds little more than the largest of them.
@@ -6,6 +6,7 @@ and written one at a time, so memory holds little more than the largest of them.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
@@ -19,16 +20,12 @@ import numpy as np
 
 from fasttune import FasttuneError
 
+from . import K_QUANTS, QUANTS
 from .vocabulary import add_vocabulary
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-# What the gguf package quantises itself: matrices to this type, vectors stay f32. The types below 8
-# bits keep the embedding and the output head in 8 bits: rounding those costs the most.
-QUANTS = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-# What only llama.cpp's own program makes.
-K_QUANTS = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k")
 QUANTIZE = "llama-quantize"
 
 Config = Mapping[str, Any]
@@ -40,15 +37,14 @@ def write_gguf(
     """Write a model as GGUF.
 
     Args:
-        model_folder: safetensors, config.json and tokenizer.json of a model whose model_type is
-            known here.
-        target: in a folder that exists; what is there after a failure is not whole.
+        model_folder: holds safetensors, config.json and tokenizer.json.
+        target: the file; incomplete after a failure.
         quant: one of QUANTS or K_QUANTS; the latter need llama-quantize on the PATH.
         chat_template: Jinja, or None for a file without one.
-        name: what programs show for the model.
+        name: the model's name in the file, which programs show.
 
     Raises:
-        FasttuneError: the architecture, the tokenizer or the type is none that can be written.
+        FasttuneError: the architecture, the tokenizer or the type is not supported.
     """
     check_quant(quant)
     if quant not in K_QUANTS:
@@ -64,37 +60,37 @@ def write_gguf(
 
 
 def check_quant(quant: str) -> None:
-    """Refuse a type that cannot be written here, before the work.
+    """Check that a type can be written on this machine.
 
     Raises:
-        FasttuneError: there is no such type, or what makes it is not installed.
+        FasttuneError: the type does not exist, or the program for it is not installed.
     """
-    import importlib.util
-
     if importlib.util.find_spec("gguf") is None:
-        raise FasttuneError("the gguf package is not installed", "", "pip install 'fasttune[gguf]'")
-    if quant not in (*QUANTS, *K_QUANTS):
         raise FasttuneError(
-            f"there is no GGUF type '{quant}'", "", f"it takes {', '.join((*QUANTS, *K_QUANTS))}"
+            "the gguf package is not installed", "", "run `pip install 'fasttune[gguf]'`"
+        )
+    if quant not in QUANTS + K_QUANTS:
+        raise FasttuneError(
+            f"there is no GGUF type '{quant}'", "", f"choose one of {', '.join(QUANTS + K_QUANTS)}"
         )
     if quant in K_QUANTS and shutil.which(QUANTIZE) is None:
         raise FasttuneError(
-            f"only llama.cpp's {QUANTIZE} makes {quant}, and it is not on the PATH",
+            f"the type {quant} needs llama.cpp's {QUANTIZE}, which is not on the PATH",
             "",
-            f"build llama.cpp and put it there, or choose one of {', '.join(QUANTS)}",
+            f"build llama.cpp and add it to the PATH, or choose one of {', '.join(QUANTS)}",
         )
 
 
 def _quantize(source: Path, target: Path, quant: str) -> None:
-    done = subprocess.run(
-        [QUANTIZE, str(source), str(target), quant.upper()],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
-        raise FasttuneError(f"{QUANTIZE} failed with status {done.returncode}", lines[-1], "")
+    command = [QUANTIZE, str(source), str(target), quant.upper()]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        lines = (ended.stderr or ended.stdout).strip().splitlines() or ["it printed nothing"]
+        raise FasttuneError(
+            f"{QUANTIZE} failed with status {ended.returncode}",
+            lines[-1],
+            "check that it is from a recent llama.cpp, and that the disk is not full",
+        )
 
 
 def _write(folder: Path, target: Path, quant: str, chat_template: str | None, name: str) -> None:
@@ -105,14 +101,16 @@ def _write(folder: Path, target: Path, quant: str, chat_template: str | None, na
         raise FasttuneError(
             f"no GGUF can be written for the architecture '{config.get('model_type')}'",
             str(folder / "config.json"),
-            f"known: {', '.join(_ARCHITECTURES)}; llama.cpp's convert_hf_to_gguf.py knows more",
+            "export with --to merged, and convert that with llama.cpp's convert_hf_to_gguf.py "
+            f"(fasttune supports {', '.join(_ARCHITECTURES)})",
         )
     architecture, describe, rearrange = _ARCHITECTURES[config["model_type"]]
     _check_config(config, folder)
     writer = gguf.GGUFWriter(target, architecture)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
-    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[quant]])
+    share = "ALL" if quant == "f32" else "MOSTLY"
+    writer.add_file_type(gguf.LlamaFileType[f"{share}_{quant.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _describe(writer, config)
     describe(writer, config)
@@ -128,65 +126,56 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FasttuneError(
-            "the folder holds no model that can be written as GGUF", f"{file} is missing", ""
+            "the folder holds no model", f"{file} is missing", "restore it, or export again"
         ) from error
 
 
 def _check_config(config: Config, folder: Path) -> None:
-    """Refuse what these architectures can have and llama.cpp's do not."""
-    rope = _rope(config)
-    kind = rope["rope_type"]
-    for present, what in (
-        (kind not in _ROPES, f"rotary embeddings of type '{kind}'"),
-        (
-            kind != "default" and config["model_type"] in ("phi", "gemma"),
-            f"rotary embeddings of type '{kind}'",
-        ),
-        (
-            kind == "yarn" and any(key in rope for key in _YARN_OF_ITS_OWN),
-            "a yarn with settings of its own",
-        ),
-        (config.get("qk_layernorm"), "layer norms on queries and keys"),
-        (config.get("use_sliding_window"), "a sliding window in some of its layers"),
-        (
-            config["model_type"] == "qwen3" and config.get("attention_bias"),
-            "biases in its attention",
-        ),
-        (
-            config["model_type"] == "phi" and config.get("tie_word_embeddings"),
-            "an output head tied to the embedding",
-        ),
-        (
-            config["model_type"] == "gemma"
-            and (config.get("hidden_activation") or "gelu_pytorch_tanh") != "gelu_pytorch_tanh",
-            f"the activation {config.get('hidden_activation')}",
-        ),
-    ):
+    """Refuse variants of the architectures that llama.cpp does not have.
+
+    Raises:
+        FasttuneError: the config has such a variant.
+    """
+    model, rope = config["model_type"], _rope(config)
+    kind, gelu = rope["rope_type"], config.get("hidden_activation")
+    scales = kind != "default"
+    unsupported = {
+        f"rotary embeddings of type '{kind}'": kind not in _ROPES
+        or (scales and model in ("phi", "gemma")),
+        "a yarn with settings of its own": kind == "yarn" and rope.keys() & _YARN_SETTINGS,
+        "layer norms on queries and keys": config.get("qk_layernorm"),
+        "a sliding window in some of its layers": config.get("use_sliding_window"),
+        "biases in its attention": model == "qwen3" and config.get("attention_bias"),
+        "an output head tied to the embedding": model == "phi"
+        and config.get("tie_word_embeddings"),
+        f"the activation {gelu}": model == "gemma" and gelu not in (None, "gelu_pytorch_tanh"),
+    }
+    for what, present in unsupported.items():
         if present:
             raise FasttuneError(
                 f"the model has {what}, which fasttune cannot write as GGUF",
                 str(folder / "config.json"),
-                "export it as merged, and convert that with llama.cpp's convert_hf_to_gguf.py",
+                "export with --to merged, and convert that with llama.cpp's convert_hf_to_gguf.py",
             )
 
 
 _ROPES = ("default", "linear", "yarn", "llama3")
-_YARN_OF_ITS_OWN = ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow")
+_YARN_SETTINGS = {"attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow"}
 
 
 def _rope(config: Config) -> dict[str, Any]:
-    """The settings of the rotary embeddings, wherever the config has them, with their type."""
-    found = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    kind = found.get("rope_type", found.get("type", "default"))
-    theta = found.get("rope_theta", config.get("rope_theta", 10000.0))
-    set_ = {key: value for key, value in found.items() if value is not None}
-    return {**set_, "rope_type": kind, "rope_theta": theta}
+    """The settings and type of the rotary embeddings, which configs keep under several keys."""
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    settings = {key: value for key, value in rope.items() if value is not None}
+    return {**settings, "rope_type": kind, "rope_theta": theta}
 
 
 def _describe(writer: GGUFWriter, config: Config) -> None:
-    """The hyperparameters that all architectures have."""
+    """Write the hyperparameters that all architectures have."""
     heads = config["num_attention_heads"]
-    # llama.cpp's llama has no sliding window: up to the window's length there is no difference.
+    # llama.cpp's llama has no sliding window, which makes no difference up to the window's length.
     longest = min(config["max_position_embeddings"], config.get("sliding_window") or math.inf)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(int(longest))
@@ -212,7 +201,7 @@ def _describe_rope(writer: GGUFWriter, config: Config) -> None:
 
 
 def _rope_factors(config: Config) -> np.ndarray | None:
-    """What each frequency is divided by, as Llama 3.1 does it; None elsewhere."""
+    """The divisors of the frequencies for Llama 3.1's scaling; None for other types."""
     rope = _rope(config)
     if rope["rope_type"] != "llama3":
         return None
@@ -241,15 +230,15 @@ def _head_dim(config: Config) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
-def _as_it_is(name: str, values: np.ndarray, config: Config) -> np.ndarray:
+def _unchanged(name: str, values: np.ndarray, config: Config) -> np.ndarray:
     return values
 
 
 def _interleave_heads(name: str, values: np.ndarray, config: Config) -> np.ndarray:
-    """The rows of Llama's q and k in the order of llama.cpp.
+    """Reorder the rows of Llama's q and k as llama.cpp expects them.
 
     transformers rotates row i of a head with row i + d/2; llama.cpp's LLAMA rotates neighbours, as
-    the original model did. In the other architectures the rotation is the same in both.
+    the original model did. For the other architectures both rotate the same rows.
     """
     for projection, key in (("q_proj.", "num_attention_heads"), ("k_proj.", "num_key_value_heads")):
         if projection in name:
@@ -260,23 +249,19 @@ def _interleave_heads(name: str, values: np.ndarray, config: Config) -> np.ndarr
 
 
 def _norms_from_one(name: str, values: np.ndarray, config: Config) -> np.ndarray:
-    """Gemma's norms multiply by 1 + weight; llama.cpp's by the weight."""
+    """Add 1 to the norms: Gemma multiplies by 1 + weight, llama.cpp by the weight."""
     return values + 1 if name.endswith("norm.weight") else values
 
 
 _Rearrange = Callable[[str, np.ndarray, Config], np.ndarray]
-# model_type -> llama.cpp's name, its own hyperparameters, and what is done to its tensors.
+# model_type -> llama.cpp's name, and functions for its other hyperparameters and its tensors.
 _ARCHITECTURES: dict[str, tuple[str, Callable[[GGUFWriter, Config], None], _Rearrange]] = {
-    "phi": ("phi2", _describe_phi, _as_it_is),
+    "phi": ("phi2", _describe_phi, _unchanged),
     "llama": ("llama", _describe_llama, _interleave_heads),
     "mistral": ("llama", _describe_llama, _interleave_heads),
-    "qwen2": ("qwen2", _describe_llama, _as_it_is),
-    "qwen3": ("qwen3", _describe_llama, _as_it_is),
+    "qwen2": ("qwen2", _describe_llama, _unchanged),
+    "qwen3": ("qwen3", _describe_llama, _unchanged),
     "gemma": ("gemma", _describe_llama, _norms_from_one),
-}
-_FILE_TYPES = {
-    "f32": "ALL_F32",
-    **{quant: f"MOSTLY_{quant.upper()}" for quant in QUANTS if quant != "f32"},
 }
 
 
@@ -310,7 +295,7 @@ def _write_tensors(
 
 
 def _kind(name: str, shape: tuple[int, ...], quant: str) -> Any:
-    """The type of a tensor: f32 for vectors, f16 for rows that do not divide into blocks."""
+    """The type of a tensor: f32 for vectors, f16 for rows that cannot be divided into blocks."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     wanted = GGMLQuantizationType[quant.upper()]
@@ -322,10 +307,10 @@ def _kind(name: str, shape: tuple[int, ...], quant: str) -> Any:
 
 
 def _tensor_names(folder: Path, config: Config) -> dict[str, tuple[str, tuple[int, ...], Path]]:
-    """transformers' name -> llama.cpp's, the shape and the file, in the order of the files.
+    """transformers' name of each tensor -> llama.cpp's name, shape and file, by file.
 
     Raises:
-        FasttuneError: llama.cpp has no place for a tensor.
+        FasttuneError: llama.cpp has no such tensor.
     """
     import gguf
     from safetensors import safe_open
@@ -334,7 +319,7 @@ def _tensor_names(folder: Path, config: Config) -> dict[str, tuple[str, tuple[in
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     known = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     tied = bool(config.get("tie_word_embeddings", config["model_type"] == "gemma"))
-    found: dict[str, tuple[str, tuple[int, ...], Path]] = {}
+    names: dict[str, tuple[str, tuple[int, ...], Path]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for ours in sorted(tensors.keys()):
@@ -345,16 +330,16 @@ def _tensor_names(folder: Path, config: Config) -> dict[str, tuple[str, tuple[in
                     raise FasttuneError(
                         f"llama.cpp's {architecture} has no place for the tensor '{ours}'",
                         str(file),
-                        "export it as merged",
+                        "export with --to merged",
                     )
-                found[ours] = (theirs, tuple(tensors.get_slice(ours).get_shape()), file)
-    if not found:
-        raise FasttuneError("the folder holds no safetensors", str(folder), "")
-    return found
+                names[ours] = (theirs, tuple(tensors.get_slice(ours).get_shape()), file)
+    if not names:
+        raise FasttuneError("the folder holds no safetensors", str(folder), "export again")
+    return names
 
 
 def _read_tensor(file: Path, name: str) -> np.ndarray:
-    """A tensor in fp32."""
+    """Read a tensor as fp32."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as tensors:
