@@ -31,9 +31,9 @@ def note_models(load):
     """
     load_base = load.load_base
 
-    def noting(*args):
+    def noting(*args, **named):
         gc.freeze()
-        model, tokenizer = load_base(*args)
+        model, tokenizer = load_base(*args, **named)
         loaded.append(model)
         return model, tokenizer
 
@@ -97,6 +97,9 @@ def status_of(arguments):
 
 def do(work, place):
     if "step" in work:
+        from fasttune.models.unsloth import import_unsloth
+
+        import_unsloth()  # before what step.py imports
         import step
 
         return step.take(work["step"], place)

@@ -6,9 +6,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import tests.unsloth_first  # noqa: F401
-
-# isort: split
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import save_file
