@@ -21,6 +21,7 @@ from typing import Any
 import fasttune.encoding.encode
 import fasttune.encoding.limit
 import fasttune.encoding.spans
+import fasttune.formats.parts
 import fasttune.formats.row
 import fasttune.formats.template
 from fasttune.config import RunConfig
@@ -46,6 +47,7 @@ CODE = (
     fasttune.encoding.encode.__file__,
     fasttune.encoding.limit.__file__,
     fasttune.encoding.spans.__file__,
+    fasttune.formats.parts.__file__,
     fasttune.formats.row.__file__,
     fasttune.formats.template.__file__,
     __file__,
