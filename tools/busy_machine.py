@@ -67,30 +67,32 @@ def worker() -> None:
 
     from fasttune.config import load_config
     from fasttune.encoding.batches import pack
+    from fasttune.encoding.encode import Encoded, Span
     from fasttune.generation.generator import Generator
     from fasttune.machine import Threads, this_device, threads
     from fasttune.models.choices import decide
     from fasttune.models.fast.fast import speed_up
     from fasttune.models.head import decoder
     from fasttune.models.load import add_lora, load_base
-    from fasttune.models.unsloth import FastLanguageModel
+    from fasttune.models.unsloth import import_unsloth
     from fasttune.plugins.discovery import load_plugins
     from fasttune.training.side_by_side import SideBySide
 
+    unsloth = import_unsloth()
     config = load_config(None, ["model.precision=bf16"])
     choices = decide(config, this_device())
     base, tokenizer = load_base(config.model, choices)
     model, _ = add_lora(base, config.lora, 1, choices)
     fast = speed_up(model, choices)
     generator = Generator(model, tokenizer, load_plugins().template("reasoning"), choices)
-    rows = torch.arange(ROWS * LENGTH).view(ROWS, LENGTH).tolist()
-    rows = [{"input_ids": row, "labels": row, "sections": row} for row in rows]
+    ids = torch.arange(ROWS * LENGTH).view(ROWS, LENGTH).tolist()
+    rows = [Encoded(row, [Span("text", 0, LENGTH, train=True)], 0) for row in ids]
     side_by_side = 1 if set(Threads.SETTLED) & set(os.environ) else choices.side_by_side
-    packs = [pack(rows[at::side_by_side]) for at in range(side_by_side)]
+    packs = [pack(rows[at::side_by_side], ["text"]) for at in range(side_by_side)]
     weights = [weight for weight in model.parameters() if weight.requires_grad]
 
     def decode() -> int:
-        FastLanguageModel.for_inference(model)
+        unsloth.for_inference(model)
         asked = "Count from 1 to 100, and write nothing else."
         return generator.answer(asked, max_new_tokens=NEW).tokens
 
@@ -101,7 +103,7 @@ def worker() -> None:
         return torch.autograd.grad(hidden.float().square().mean(), weights)
 
     def train() -> int:
-        FastLanguageModel.for_training(model)
+        unsloth.for_training(model)
         with threads().settled():
             done = [*SideBySide(side_by_side).map(gradients, packs)]
         return ROWS * LENGTH if done else 0
