@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fasttune.errors import FasttuneError
-from fasttune.models.limits import CHUNK, ROWS
+from fasttune.models.limits import CACHED_ROWS, CHUNK
 
 
 def causal_lm(model: Any) -> Any:
@@ -53,7 +53,7 @@ class _TokenLosses(torch.autograd.Function):
     """loss_i = -log softmax(z_i)[t_i] with z = cap(W h + b).
 
     The forward pass also computes dloss_i/dh_i, so the backward pass needs no logits. A chunk's
-    logits become its errors p - 1[t] in place; on a CPU, ROWS of them at a time, to fit its cache.
+    logits become its errors p - 1[t] in place; on a CPU, CACHED_ROWS at a time, to fit its cache.
 
     The gradient exists before the loss is scaled. So in fp16 it is kept in fp32, and each row of
     errors is divided by its largest one before rounding: otherwise errors much smaller than 1 would
@@ -79,7 +79,7 @@ class _TokenLosses(torch.autograd.Function):
                 part = slice(start, start + CHUNK)
                 logits = torch.nn.functional.linear(states[part], weight, bias)
                 scales = losses.new_ones(len(logits), 1)
-                rows = ROWS if logits.device.type == "cpu" else CHUNK
+                rows = CACHED_ROWS if logits.device.type == "cpu" else CHUNK
                 columns = (logits, targets[part, None], losses[part], scales)
                 for z, target, loss, scale in zip(*(x.split(rows) for x in columns), strict=True):
                     wide = z.float()

@@ -3,7 +3,7 @@
 CHUNK = 256
 """Rows of logits that exist at one time: 256 x 51200 in fp32 are 52 MB."""
 
-ROWS = 8
+CACHED_ROWS = 8
 """Rows of logits that become losses and errors at one time on a CPU: 8 x 51200 in fp32 are 1.6 MB,
 which fit into its second cache."""
 

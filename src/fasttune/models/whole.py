@@ -21,7 +21,7 @@ from fasttune.records import read_json
 
 RECOPY = "copy or download the file again"
 INDEX = "model.safetensors.index.json"
-SETTINGS = (
+JSON_FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -66,7 +66,7 @@ def require_whole(folder: Path) -> None:
 def _require_whole(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> None:
     """Check files with the same stamps once: a run checks its model three times, and reading a
     tokenizer.json of 50,000 tokens takes 0.1 seconds."""
-    settings = {name: read_object(folder / name) for name in SETTINGS if (folder / name).exists()}
+    settings = {name: read_object(folder / name) for name in JSON_FILES if (folder / name).exists()}
     if adapter := settings.get("adapter_config.json"):
         _require_adapter(folder, adapter)
     tensors = {file.name: tensors_of(file) for file in sorted(folder.glob("*.safetensors"))}

@@ -63,8 +63,8 @@ def row_attention(
 def _short_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """Attention by whole matrices; queries that share keys (grouped-query attention) are rows of one
-    product."""
+    """Attention by whole matrices. Queries that share keys (grouped-query attention) are rows of
+    one product."""
     heads, length, size = query.shape[1:]
     groups = key.shape[1]
     q = (query * scaling).reshape(groups, -1, size)
@@ -80,13 +80,13 @@ def _causal_mask(dtype: torch.dtype) -> torch.Tensor:
 
 def attend_by_row(model: Any) -> bool:
     """Switch a transformers model to `row_attention`, and return whether it supports this."""
-    if obstacle(model):
+    if attention_obstacle(model):
         return False
     use_attention(model, ROW_ATTENTION, row_attention)
     return True
 
 
-def obstacle(model: Any, windows: bool = False) -> str:
+def attention_obstacle(model: Any, windows: bool = False) -> str:
     """Why fasttune's attention would differ from the model's; "" if it would not.
 
     Args:

@@ -15,12 +15,10 @@ from fasttune.encoding.batches import Layout, pack
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.models.choices import Attention, Choices
-from fasttune.models.fast.attention import attend_by_row
-from fasttune.models.fast.attention import obstacle as attention_obstacle
+from fasttune.models.fast.attention import attend_by_row, attention_obstacle
 from fasttune.models.fast.blocks import attend_by_length, attend_in_blocks
 from fasttune.models.fast.grouped import group_lora
-from fasttune.models.fast.layers import obstacle as layer_obstacle
-from fasttune.models.fast.layers import rewrite_layers
+from fasttune.models.fast.layers import layer_obstacle, rewrite_layers
 from fasttune.models.fast.norm import fuse_norms
 from fasttune.models.head import causal_lm, decoder
 from fasttune.models.heap import keep_freed_memory

@@ -184,7 +184,7 @@ class _Rotation(torch.autograd.Function):
         return dx, None, None
 
 
-def obstacle(model: Any) -> str:
+def layer_obstacle(model: Any) -> str:
     """Why a model's layers cannot be rewritten; "" if they can."""
     kind = LAYERS.get(model.config.model_type)
     if kind is None:
@@ -204,7 +204,7 @@ def obstacle(model: Any) -> str:
 
 @torch.no_grad()
 def rewrite_layers(model: Any, dtype: torch.dtype, nf4_copy: bool) -> list[FastLayer]:
-    """Replace the forwards of a model's layers, for which `obstacle` is "".
+    """Replace the forwards of a model's layers, for which `layer_obstacle` is "".
 
     Args:
         dtype: of the model's computation.
