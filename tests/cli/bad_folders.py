@@ -163,8 +163,10 @@ ADAPTERS = [
     ("adapter: no rank", {f"{ADAPTER}/{SETTINGS}": without("r")}, "generate old x", 2, ("`r`",)),
     ("adapter: an alpha of text", {f"{ADAPTER}/{SETTINGS}": other(lora_alpha="1")}, "chat old", 2,
      ("$.lora_alpha",)),
-    ("adapter: weights cut", {f"{ADAPTER}/{WEIGHTS}": cut}, "generate old x", 2, (WEIGHTS, "cut")),
-    ("adapter: weights cut, export", {f"{ADAPTER}/{WEIGHTS}": cut}, "export old", 2, ("cut",)),
+    ("adapter: weights cut", {f"{ADAPTER}/{WEIGHTS}": cut}, "generate old x", 2,
+     (WEIGHTS, "not a complete")),
+    ("adapter: weights cut, export", {f"{ADAPTER}/{WEIGHTS}": cut}, "export old", 2,
+     ("not a complete",)),
     ("adapter: a pickle", {
         f"{ADAPTER}/{WEIGHTS}": lambda path: path.rename(path.with_name("adapter_model.bin"))
     }, "generate old x", 2, ("a pickle, which can run code",)),

@@ -48,7 +48,9 @@ def check_types(declared: Declaration) -> None:
     """
     require_name(declared.name, "a template", "name")
     try:
-        msgspec.json.decode(msgspec.json.encode(declared), type=Declaration)
+        written = msgspec.json.decode(msgspec.json.encode(declared))
+        # The name may be a default of a computed format's class, and defaults are not written.
+        msgspec.convert({**written, "name": declared.name}, Declaration)
         attributes = vars(type(declared))  # those that a computed format sets
         kinds = {"targets": dict[str, str], "required": tuple[str, ...], "tags": tuple[str, ...]}
         for name in kinds.keys() & attributes.keys():
