@@ -33,8 +33,8 @@ class LlamaCppReader:
             raise FasttuneError(
                 "llama-cpp-python is not installed, so the GGUF cannot be verified",
                 str(file),
-                "run `pip install 'fasttune[llamacpp]'`, which compiles for minutes, or export with "
-                "--no-verify",
+                "run `pip install 'fasttune[llamacpp]'` (it compiles for some minutes), or export "
+                "with --no-verify",
             ) from error
         try:
             self._llama: Any = llama_cpp.Llama(
