@@ -96,9 +96,7 @@ def root(
         list[Path] | None, option("A plugin file; may be repeated.", metavar="FILE")
     ] = None,
     quiet: Annotated[bool, flag("Print only warnings and errors.", "--quiet", "-q")] = False,
-    verbose: Annotated[
-        bool, flag("Print the messages of the libraries as well.", "--verbose", "-v")
-    ] = False,
+    verbose: Annotated[bool, flag("Print library messages, too.", "--verbose", "-v")] = False,
     traceback: Annotated[bool, option("Show the traceback of an error.")] = False,
     version: Annotated[
         bool, option("Show the version.", "--version", callback=_version, is_eager=True)
@@ -197,9 +195,9 @@ def _sentence(error: TyperException) -> str:
     return " ".join(message.split()).rstrip(".")
 
 
-GLOBAL = {"--traceback": 0, "--quiet": 0, "-q": 0, "--verbose": 0, "-v": 0,
-          "--plugins-dir": 1, "--plugin": 1}  # fmt: skip
-"""The global options, and how many values each takes."""
+# The global options.
+FLAGS = ["--traceback", "--quiet", "-q", "--verbose", "-v"]
+WITH_VALUE = ["--plugins-dir", "--plugin"]
 
 
 def _global_first(arguments: list[str]) -> list[str]:
@@ -209,11 +207,11 @@ def _global_first(arguments: list[str]) -> list[str]:
     words = iter(arguments[:end])
     for word in words:
         name, equals, _ = word.partition("=")
-        if name not in GLOBAL:
+        if name not in [*FLAGS, *WITH_VALUE]:
             rest.append(word)
             continue
         front.append(word)
-        if GLOBAL[name] and not equals:
+        if name in WITH_VALUE and not equals:
             value = next(words, None)
             if value is None:  # in front it would take the command for its value
                 return [word]
@@ -226,9 +224,7 @@ def complain(error: FasttuneError, command: str = "the command") -> None:
     _complain(error.message, error.where or command, error.hint, error)
 
 
-PATHS = (
-    "--plugins-dir", "--plugin", "--config", "-c", "--html", "--out", "--output", "-o",
-)  # fmt: skip
+PATHS = ["--plugins-dir", "--plugin", "--config", "-c", "--html", "--out", "--output", "-o"]
 
 
 def _refuse_empty_paths(arguments: list[str]) -> None:

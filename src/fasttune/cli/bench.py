@@ -15,6 +15,8 @@ from fasttune.config import Override
 from fasttune.errors import FasttuneError, did_you_mean
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fasttune.job import Job
 
 ARMS = "plain,unsloth,fasttune"
@@ -34,23 +36,17 @@ def bench(
     model: options.Model = None,
     what: Annotated[str, option("What to measure: train, generate or prepare.")] = "train",
     rows: Annotated[
-        int | None,
-        number("Number of rows. Default: 128 to train on, 32 to answer, all to prepare."),
+        int | None, number("Rows. Default: 128 to train on, 32 to answer, all to prepare.")
     ] = None,
     rounds: Annotated[int, number("Rounds of generate and prepare.", most=1000)] = 3,
     block: Annotated[
         int, number("Steps that an arm of train takes at a time; the first block warms up.")
     ] = 4,
     arms: Annotated[
-        str,
-        option("Arms of train: plain, unsloth, fasttune, fast_path (with model.fast_path=on)."),
+        str, option("Arms of train: plain, unsloth, fasttune, fast_path (with model.fast_path=on).")
     ] = ARMS,
     notebook_checkpointing: Annotated[
-        bool,
-        flag(
-            "Unsloth's arm checkpoints as its notebooks do. Default: as fasttune's arm.",
-            "--notebook-checkpointing",
-        ),
+        bool, flag("Checkpoint Unsloth's arm as its notebooks do.", "--notebook-checkpointing")
     ] = False,
     output: Annotated[Path | None, folder("Folder. Default: a new one below bench/.")] = None,
     as_json: options.Json = False,
@@ -123,18 +119,15 @@ def _show_rounds(target: Path, result: dict[str, Any]) -> None:
         markup=False,
     )
     answered = result["what"] == "generate"
-    speed, last = ("rows/min", "as the pipeline") if answered else ("rows/s", "tokens")
-    headings = ("", speed, f"x {first}", last)
-    lines = [
-        (
-            arm,
-            f"{values['rows_per_second'] * (60 if answered else 1):.1f}",
-            f"{values['speedup']:.2f}",
-            f"{values['same_answers']} of {rows}" if answered else str(values["tokens"]),
-        )
-        for arm, values in arms.items()
-    ]
-    out.print(table(headings, lines, right=headings[1:]))
+    cells = {}
+    for arm, values in arms.items():
+        speed, ratio = values["rows_per_second"], {f"x {first}": f"{values['speedup']:.2f}"}
+        if answered:
+            same = f"{values['same_answers']} of {rows}"
+            cells[arm] = {"rows/min": f"{60 * speed:.1f}", **ratio, "as the pipeline": same}
+        else:
+            cells[arm] = {"rows/s": f"{speed:.1f}", **ratio, "tokens": str(values["tokens"])}
+    out.print(_by_arm(cells))
     out.print("medians of the rounds; ratios are taken within each round")
     out.print(f"  {target / 'bench.json'}", markup=False)
 
@@ -150,12 +143,8 @@ def _show(target: Path, result: dict[str, Any]) -> None:
         f"first {result['warmup_steps']} not counted",
         markup=False,
     )
-    headings = (
-        "", "tokens/s", "s/step", f"x {reference_of(list(arms))}", "lowest … highest",
-        "peak memory", "first loss", "final loss", "to plain",
-    )  # fmt: skip
-    lines = [(arm, *_figures(values)) for arm, values in arms.items()]
-    out.print(table(headings, lines, right=headings[1:]))
+    reference = reference_of(list(arms))
+    out.print(_by_arm({arm: _figures(values, reference) for arm, values in arms.items()}))
     out.print(
         "tokens/s: median of blocks, padding not counted; s/step: median of steps; "
         "final loss: mean of the last quarter"
@@ -168,15 +157,21 @@ def _show(target: Path, result: dict[str, Any]) -> None:
         out.print(f"  {target / file}", markup=False)
 
 
-def _figures(values: dict[str, Any]) -> list[str]:
+def _figures(values: dict[str, Any], reference: str) -> dict[str, str]:
     speedup, difference = values["speedup"], values["final_loss_difference"]
-    return [
-        f"{values['tokens_per_second']:.1f}",
-        f"{values['seconds_per_step']:.3f}",
-        f"{speedup['median']:.2f}",
-        f"{speedup['low']:.2f} … {speedup['high']:.2f}",
-        f"{values['peak_memory_bytes'] / 1e9:.2f} GB",
-        f"{values['first_loss']:.4f}",
-        f"{values['final_loss']:.4f}",
-        "-" if difference is None else f"{100 * difference:+.2f} %",
-    ]
+    return {
+        "tokens/s": f"{values['tokens_per_second']:.1f}",
+        "s/step": f"{values['seconds_per_step']:.3f}",
+        f"x {reference}": f"{speedup['median']:.2f}",
+        "lowest … highest": f"{speedup['low']:.2f} … {speedup['high']:.2f}",
+        "peak memory": f"{values['peak_memory_bytes'] / 1e9:.2f} GB",
+        "first loss": f"{values['first_loss']:.4f}",
+        "final loss": f"{values['final_loss']:.4f}",
+        "to plain": "-" if difference is None else f"{100 * difference:+.2f} %",
+    }
+
+
+def _by_arm(cells: dict[str, dict[str, str]]) -> Table:
+    """A line for each arm, with the headings of its cells."""
+    headings = [*next(iter(cells.values()))]
+    return table(("", *headings), [(arm, *line.values()) for arm, line in cells.items()], headings)

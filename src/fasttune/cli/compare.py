@@ -31,10 +31,7 @@ def compare(
     context: typer.Context,
     given: Annotated[
         list[str] | None,
-        argument(
-            "Finished runs to compare; or settings for the runs to train.",
-            metavar="RUN|KEY=VALUE",
-        ),
+        argument("Finished runs, or settings to train with.", metavar="RUN|KEY=VALUE"),
     ] = None,
     templates: Annotated[str | None, option("Formats to train, as alpaca,reasoning.")] = None,
     data: options.Data = None,
@@ -45,21 +42,16 @@ def compare(
         str | None, option("Seeds to train each format with, as 1,2,3. Default: the config's.")
     ] = None,
     budget: Annotated[
-        Budget, option("Train every format for equal 'steps' or equal 'tokens'.")
+        Budget, option("Equal 'steps' or equal 'tokens' for every format.")
     ] = "steps",
     without: Annotated[
-        Without | None,
-        option("'eos': train each format a second time without a loss on EOS, to compare."),
+        Without | None, option("'eos': also train each format without a loss on EOS.")
     ] = None,
     sweep: Annotated[
-        str | None,
-        option(
-            "Train each format with each of these values, as train.learning_rate=1e-4,3e-4.",
-            metavar="KEY=VALUE,VALUE",
-        ),
+        str | None, option("Values to train each format with, as train.learning_rate=1e-4,3e-4.")
     ] = None,
     include_base: Annotated[
-        bool, option("Measure the untuned model with every format as well.")
+        bool, option("Also measure the untuned model with every format.")
     ] = True,
     rows: Annotated[int, number("Held-out rows to answer, evenly spaced; 0: all.", least=0)] = 200,
     max_new_tokens: Annotated[int, number("End an answer after this many tokens.")] = 160,

@@ -40,13 +40,7 @@ def data(
     ] = None,
     template: Annotated[
         str | None,
-        option(
-            "Prompt format.",
-            "--template",
-            "-t",
-            show_default="the config's; chatml for conversations, reasoning if the rows have it, "
-            "else alpaca",
-        ),
+        option("Prompt format. Default: the config's, or chosen by the rows.", "--template", "-t"),
     ] = None,
     data: options.Data = None,
     columns: options.Columns = None,
@@ -62,16 +56,14 @@ def data(
     ] = None,
     near: Annotated[
         bool | None,
-        option(
-            "Count near-duplicate rows; needs the extra dedup.",
-            show_default=f"where that is installed, up to {NEAR_ROWS} rows",
-        ),
+        option(f"Count near-duplicates (extra dedup), by default up to {NEAR_ROWS} rows."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Check rows before training: problems, lengths, tokens, and the split.
 
-    The exit status is 2 if a row cannot be used.
+    Without --template and --config, the template is chatml for conversations, reasoning if the rows
+    have it, else alpaca. The exit status is 2 if a row cannot be used.
     """
     from fasttune.inspection.survey import survey_run
 

@@ -24,16 +24,10 @@ def evaluate(
     context: typer.Context,
     run: options.RunOrModel,
     data: Annotated[
-        str | None,
-        option(
-            "Labelled rows: a file, a folder or a Hub name. Default: the run's held-out rows.",
-            "--data",
-            "-d",
-        ),
+        str | None, option("Labelled rows. Default: the run's held-out rows.", "--data", "-d")
     ] = None,
     tasks: Annotated[
-        str | None,
-        option("lm-eval tasks, as gsm8k,arc_easy, or its task files; needs the extra lm-eval."),
+        str | None, option("lm-eval tasks (gsm8k,arc_easy) or task files; needs the extra lm-eval.")
     ] = None,
     columns: options.Columns = None,
     template: options.BaseTemplate = None,
@@ -41,8 +35,7 @@ def evaluate(
     by: options.By = None,
     include_base: Annotated[bool, option("Measure the untuned model of a run as well.")] = False,
     rows: Annotated[
-        int,
-        number("Rows to answer, evenly spaced, and the first ones of each task; 0: all.", least=0),
+        int, number("Rows to answer, evenly spaced; of a task the first ones; 0: all.", least=0)
     ] = 0,
     max_new_tokens: options.Tokens = 256,
     batch_size: options.BatchSize = 32,

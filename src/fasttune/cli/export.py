@@ -21,35 +21,22 @@ if TYPE_CHECKING:
 @app.command()
 def export(
     context: typer.Context,
-    run: Annotated[
-        str | None, argument("A run: its folder, its name or 'last'.", show_default=False)
-    ] = None,
+    run: Annotated[str | None, argument("A run: its folder, its name or 'last'.")] = None,
     to: Annotated[str, option("Form of the export; --list shows all.")] = "merged",
-    output: Annotated[
-        Path | None, folder("Folder to write. Default: exports/FORM in the run.")
-    ] = None,
+    output: Annotated[Path | None, folder("Folder. Default: exports/FORM in the run.")] = None,
     into: Annotated[
-        str | None,
-        option("Merge into the 'original' weights, or the 'dequantized' ones training saw."),
+        str | None, option("Merge into the 'original' weights or the 'dequantized' ones.")
     ] = None,
     quant: Annotated[str | None, option("Number format, for forms that have several.")] = None,
     more: Annotated[
         list[str] | None, option("Another option of the form, as NAME=VALUE.", "--option")
     ] = None,
     rows: Annotated[int, number("Held-out rows to verify with.")] = 8,
-    no_verify: Annotated[
-        bool, flag("Do not compare the export with the run.", "--no-verify")
-    ] = False,
+    no_verify: Annotated[bool, flag("Do not compare export and run.", "--no-verify")] = False,
     push: Annotated[
-        str | None,
-        option(
-            "Upload the verified export to a Hub repository; a new one is private.",
-            metavar="OWNER/NAME",
-        ),
+        str | None, option("Upload to this Hub repository, private if new.", metavar="OWNER/NAME")
     ] = None,
-    public: Annotated[
-        bool, flag("Let --push create, or write to, a public repository.", "--public")
-    ] = False,
+    public: Annotated[bool, flag("Let --push use a public repository.", "--public")] = False,
     force: Annotated[bool, flag("Replace an earlier export.", "--force")] = False,
     list_: Annotated[bool, flag("List the forms.", "--list")] = False,
     as_json: options.Json = False,
@@ -129,9 +116,7 @@ def _list(loaded: Plugins, as_json: bool) -> None:
                 {
                     "name": exporter.name,
                     "description": exporter.description,
-                    "options": {
-                        option: list(values) for option, values in exporter.options.items()
-                    },
+                    "options": {name: list(values) for name, values in exporter.options.items()},
                     "plugin": provider.name,
                 }
                 for exporter, provider in forms
@@ -140,8 +125,6 @@ def _list(loaded: Plugins, as_json: bool) -> None:
         return
     rows = []
     for exporter, provider in forms:
-        options = [
-            f"--{name} {'|'.join(values) or 'TEXT'}" for name, values in exporter.options.items()
-        ]
-        rows.append((exporter.name, exporter.description, " ".join(options), provider.name))
+        given = [f"--{n} {'|'.join(v) or 'TEXT'}" for n, v in exporter.options.items()]
+        rows.append((exporter.name, exporter.description, " ".join(given), provider.name))
     console().print(table(("form", "what it is", "options", "plugin"), rows))

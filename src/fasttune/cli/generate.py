@@ -98,15 +98,9 @@ def answer(
     stop_loops: options.StopLoops = False,
     samples: options.Samples = 1,
     vote: options.Vote = False,
-    score: Annotated[
-        bool, flag("Print every metric; the rows have reference answers.", "--score")
-    ] = False,
+    score: Annotated[bool, flag("Print every metric; needs reference answers.", "--score")] = False,
     force: Annotated[
-        bool,
-        flag(
-            "Replace --output; use the loaded template even if it differs from the run's.",
-            "--force",
-        ),
+        bool, flag("Replace --output; use the loaded template if the run's differs.", "--force")
     ] = False,
 ) -> None:
     """Answer the rows of a file, in batches, as JSON Lines.

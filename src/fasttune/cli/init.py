@@ -38,9 +38,7 @@ def init(
     require_free(target, "fasttune init", force)
     if data is None and (columns or gpu) is not None:
         raise FasttuneError(
-            "--map and --gpu need rows",
-            "--map" if columns else f"--gpu {gpu}",
-            "give --data, too",
+            "--map and --gpu need rows", "--map" if columns else f"--gpu {gpu}", "give --data, too"
         )
     settings = load_config(None, overrides(data, columns, model, template=template))
     if data is not None:

@@ -41,12 +41,10 @@ Data = Annotated[str | None, option("Rows: a file, a folder or a Hub name.", "--
 TemplateName = Annotated[str | None, option("Prompt format.", "--template", "-t")]
 Columns = Annotated[list[str] | None, option("Column mapping, as instruction=question.", "--map")]
 Turns = Annotated[
-    str | None,
-    option("Use 'all' exchanges of a conversation, or the 'first'.", show_default="all"),
+    str | None, option("Use 'all' exchanges of a conversation, or the 'first'.", show_default="all")
 ]
 MaxLength = Annotated[
-    int | None,
-    number("Longest row, in tokens.", most=10**7, show_default="model.max_length, 1024"),
+    int | None, number("Longest row, in tokens.", most=10**7, show_default="model.max_length, 1024")
 ]
 Config = Annotated[Path | None, option("YAML file of settings.", "--config", "-c")]
 Model = Annotated[
@@ -57,10 +55,7 @@ Model = Annotated[
         "-m",
     ),
 ]
-Settings = Annotated[
-    list[str] | None,
-    argument("Settings as KEY=VALUE, for example train.epochs=2 lora.r=8."),
-]
+Settings = Annotated[list[str] | None, argument("KEY=VALUE settings, such as train.epochs=2.")]
 Gpu = Annotated[
     str | None,
     option(
@@ -85,16 +80,12 @@ TopP = Annotated[float, option("Sample from the likeliest tokens of this total p
 TopK = Annotated[int, option("Sample from this many of the likeliest tokens; 0: all.")]
 Penalty = Annotated[float, option("Repetition penalty; 1 is none.")]
 Seed = Annotated[int, option("Seed for sampling.")]
-StopLoops = Annotated[
-    bool, option("End an answer that repeats itself; the tokens before stay the same.")
-]
+StopLoops = Annotated[bool, option("End an answer that repeats itself; nothing else changes.")]
 Samples = Annotated[int, number("Answers per question; needs a --temperature.", most=1000)]
 Vote = Annotated[bool, flag("Of --samples, keep the most frequent response.", "--vote")]
 BatchSize = Annotated[int, number("Rows answered at a time.")]
 By = Annotated[str | None, option("Columns to split the figures by, as task,language.")]
-ForceTemplate = Annotated[
-    bool, flag("Use the loaded template even if it differs from the run's.", "--force")
-]
+ForceTemplate = Annotated[bool, flag("Use the loaded template if the run's differs.", "--force")]
 
 # How a command prints.
 Json = Annotated[bool, flag("Print JSON.", "--json")]

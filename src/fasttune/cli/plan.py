@@ -15,16 +15,13 @@ from fasttune.cli.tables import table
 if TYPE_CHECKING:
     from fasttune.planning.forecast import Forecast
 
-LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
-
 
 @app.command()
 def plan(
     context: typer.Context,
     settings: options.Settings = None,
     template: Annotated[
-        str | None,
-        option("Prompt format; fasttune then counts the tokens of the rows.", "--template", "-t"),
+        str | None, option("Prompt format, to count the rows' tokens.", "--template", "-t")
     ] = None,
     data: options.Data = None,
     columns: options.Columns = None,
@@ -41,6 +38,7 @@ def plan(
     from fasttune.config import load_config
     from fasttune.job import prepare
     from fasttune.models.tokenizer import CUDA_DEFAULT
+    from fasttune.planning.plan import largest_batches
     from fasttune.planning.plan import plan as plan_run
 
     resolved = load_config(config, overrides(data, columns, model, settings, template=template))
@@ -51,28 +49,10 @@ def plan(
     job = prepare(resolved, plugins(context, config)) if counted else resolved
     forecast = plan_run(job, gpu)
     if as_json:
-        print_json({**forecast.as_dict(), "largest_batch": _largest(forecast)})
+        print_json({**forecast.as_dict(), "largest_batch": largest_batches(forecast)})
     else:
         _show(forecast)
     forecast.require_fit()
-
-
-def _largest(forecast: Forecast) -> list[dict[str, int]]:
-    """Rows in the largest batch that fits, by their length, without and with checkpointing."""
-    from fasttune.planning.fit import largest_batch
-
-    shape, device = forecast.workload.shape, forecast.device
-    return [
-        {
-            "tokens": length,
-            **{
-                key: largest_batch(forecast.config, shape, device, length, checkpointing)
-                for key, checkpointing in (("off", False), ("on", True))
-            },
-        }
-        for length in LENGTHS
-        if length <= shape.max_length
-    ]
 
 
 def _show(forecast: Forecast) -> None:
@@ -80,6 +60,7 @@ def _show(forecast: Forecast) -> None:
 
     from fasttune.planning import cost
     from fasttune.planning.forecast import spell
+    from fasttune.planning.plan import largest_batches
 
     out, work, device = console(), forecast.workload, forecast.device
     shape, base = work.shape, "NF4" if work.quantized else f"{8 * work.number_bytes} bits"
@@ -107,7 +88,7 @@ def _show(forecast: Forecast) -> None:
     out.print(Group(*_step(forecast)))
     out.print("\n[bold]largest batch that fits[/bold], with a tenth of the memory to spare")
     headings = ("tokens a row", "no checkpointing", "checkpointing")
-    batches = [[str(line[key]) for key in ("tokens", "off", "on")] for line in _largest(forecast)]
+    batches = [list(map(str, line.values())) for line in largest_batches(forecast)]
     out.print(table(headings, batches, right=headings))
     if forecast.steps is not None and forecast.time is not None:
         bound, expected = (

@@ -18,11 +18,7 @@ from fasttune.runs import find_run
 def preview(
     context: typer.Context,
     run: Annotated[
-        str | None,
-        argument(
-            "A run, for its format, rows and model: its folder, its name or 'last'.",
-            show_default=False,
-        ),
+        str | None, argument("A run (folder, name or 'last'), for its format, rows and model.")
     ] = None,
     template: options.TemplateName = None,
     data: options.Data = None,

@@ -30,9 +30,7 @@ def run(
     model: options.Model = None,
     system: options.System = None,
     output: Annotated[str | None, option("Folder for runs.", "--output", "-o")] = None,
-    resume: Annotated[
-        str | None, option("Resume an interrupted run: its folder, name or 'last'.")
-    ] = None,
+    resume: Annotated[str | None, option("Resume a run: its folder, name or 'last'.")] = None,
     force: Annotated[
         bool, flag("Resume even if the rows, config.yaml or the template changed.", "--force")
     ] = False,

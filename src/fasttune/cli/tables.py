@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 
 
 def table(
-    headings: Sequence[str],
-    rows: Iterable[Sequence[RenderableType]],
-    right: Container[str] = (),
+    headings: Sequence[str], rows: Iterable[Sequence[RenderableType]], right: Container[str] = ()
 ) -> Table:
     """A table of text. Long cells are folded, and text is never read as rich's markup.
 

@@ -98,17 +98,10 @@ def new(
     name: Annotated[str, argument("The new template's name.")],
     out: Annotated[
         Path | None,
-        option(
-            "Folder to write to.",
-            "--out",
-            "-o",
-            show_default="plugins; formats with --yaml; the working folder with --package",
-        ),
+        option("Folder. Default: plugins, formats (--yaml) or . (--package).", "--out", "-o"),
     ] = None,
     package: Annotated[bool, flag("Write a package that pip installs.", "--package")] = False,
-    as_yaml: Annotated[
-        bool, flag("Write a YAML file, which fasttune finds in formats/.", "--yaml")
-    ] = False,
+    as_yaml: Annotated[bool, flag("Write a YAML file, found in formats/.", "--yaml")] = False,
     force: Annotated[bool, flag("Replace existing files.", "--force")] = False,
 ) -> None:
     """Write a working template and its test."""
@@ -132,11 +125,9 @@ def new(
 def check(
     context: typer.Context,
     template: Annotated[str, argument("A template's name, a plugin file or a YAML file.")],
-    data: Annotated[str | None, option("Check it on these rows, too.", show_default=False)] = None,
+    data: Annotated[str | None, option("Check it on these rows, too.")] = None,
     columns: options.Columns = None,
-    model: Annotated[
-        str | None, option("Whose tokenizer; by default the default model's.", show_default=False)
-    ] = None,
+    model: Annotated[str | None, option("Whose tokenizer; by default the default model's.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Check that a template can be learned; the exit status is 1 if not."""

@@ -12,10 +12,14 @@ from fasttune.job import Job
 from fasttune.models.demo import DEMO_MODEL
 from fasttune.models.tokenizer import CUDA_DEFAULT, load_tokenizer
 from fasttune.planning.devices import find_device, with_figures
+from fasttune.planning.fit import largest_batch
 from fasttune.planning.forecast import Forecast, forecast
 from fasttune.planning.shape import read_shape
 
 log = logging.getLogger(__name__)
+
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+"""Lengths in tokens for which `largest_batches` counts rows."""
 
 
 def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
@@ -34,6 +38,24 @@ def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
     shape = read_shape(name)
     lengths = None if isinstance(job, RunConfig) else _lengths(job, name)
     return forecast(config, shape, device, lengths)
+
+
+def largest_batches(plan: Forecast) -> list[dict[str, int]]:
+    """Count the rows in the largest batch that fits, by their length in tokens.
+
+    Returns:
+        For each length: `tokens`, and the rows without ("off") and with checkpointing ("on").
+    """
+    shape, device = plan.workload.shape, plan.device
+    return [
+        {
+            "tokens": length,
+            "off": largest_batch(plan.config, shape, device, length, False),
+            "on": largest_batch(plan.config, shape, device, length, True),
+        }
+        for length in LENGTHS
+        if length <= shape.max_length
+    ]
 
 
 def _lengths(job: Job, model: str) -> list[int] | None:
