@@ -206,7 +206,7 @@ def test_fasttune_data_names_the_form_and_takes_chatml(tmp_path, phi2_tokenizer)
     refused = cli("data", file, "-t", "alpaca", "--model", tmp_path / "model")
     assert refused.status == 2 and "row 1, conversations: holds 2 exchanges" in refused.err
     first = cli("data", file, "-t", "alpaca", "--turns", "first", "--model", tmp_path / "model")
-    assert first.status == 0 and "the first alone, where a row has more (1 of them)" in first.out
+    assert first.status == 0 and "only the first one of a row (1 rows have more)" in first.out
 
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(str.strip)

@@ -294,7 +294,8 @@ def test_rows_that_nearly_repeat_are_counted(tmp_path, alpaca):
 
 
 def test_without_the_library_near_repeats_are_an_error_only_where_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("fasttune.inspection.near.can_count", lambda: False)
+    for module in ("near", "survey"):
+        monkeypatch.setattr(f"fasttune.inspection.{module}.can_count", lambda: False)
     file = write_rows(tmp_path / "rows.jsonl", rows(5))
     assert "not counted: pip install 'fasttune[dedup]'" in cli("data", file).out
     ended = cli("data", file, "--near")
