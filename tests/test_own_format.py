@@ -177,7 +177,7 @@ def test_it_is_served(trained, elsewhere, monkeypatch):
     assert taken[0].prompt({"instruction": "Why?"}) == PROMPT
 
 
-def test_an_interrupted_run_is_resumed_without_its_plugin(model, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_resumed_without_its_plugin_and_rows(model, tmp_path, monkeypatch):
     plugin = write(tmp_path / "project/plain.py", PLAIN)
     data = write_rows(tmp_path / "rows.jsonl", rows(40))
     more = ("--data", data, "train.save_steps=1", "train.batch_size=8")
@@ -185,6 +185,7 @@ def test_an_interrupted_run_is_resumed_without_its_plugin(model, tmp_path, monke
     assert ended.status == 0, ended.err
     losses = [line["loss"] for line in run.metrics() if "loss" in line]
     shutil.rmtree(plugin.parent)
+    data.unlink()
     shutil.rmtree(run.adapter)
     shutil.rmtree(run.checkpoints / "checkpoint-2")
     run.update({"status": "interrupted"})

@@ -54,25 +54,17 @@ class Job:
         )
 
 
-def prepare(
-    config: RunConfig | None = None,
-    plugins: Plugins | None = None,
-    kept: tuple[Template, TemplateFacts] | None = None,
-) -> Job:
+def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> Job:
     """Find the template, read and check the rows, and divide them; see `load_divided`. No model is
     loaded.
-
-    Args:
-        kept: the template of a run that goes on, in place of the plugins'.
 
     Raises:
         FasttuneError: for whatever is wrong with template, model name or data.
     """
     config, plugins = config or RunConfig(), plugins or installed_plugins()
-    template, facts = kept or (plugins.template(config.template), plugins.facts(config.template))
+    template, facts = plugins.template(config.template), plugins.facts(config.template)
     template = template.with_system(config.system)
-    _check_trackers(config.train.report_to)
-    _check_optimizer(config.train.optimizer)
+    check_packages(config)
     found = load_divided(config.data, template)
     for loaded in found.sources:
         loaded.require_clean(config.data.skip_bad_rows)
@@ -141,6 +133,16 @@ def dry_run(job: Job) -> DryRun:
         first_row=describe_row(encoded[0], tokenizer),
         processes=count,
     )
+
+
+def check_packages(config: RunConfig) -> None:
+    """Refuse a tracker or an optimizer that is not installed, or not known.
+
+    Raises:
+        FasttuneError: it names the setting.
+    """
+    _check_trackers(config.train.report_to)
+    _check_optimizer(config.train.optimizer)
 
 
 OPTIMIZER_PACKAGES = {

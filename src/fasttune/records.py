@@ -44,14 +44,13 @@ class DataFacts(TypedDict):
     """Where the rows came from, what they were, and how many were trained on.
 
     Attributes:
-        train_sha256, eval_sha256: of the rows before any was left out for its length.
+        train_sha256: of the rows before any was left out for its length.
         trained_sha256: of which of the training rows were short enough.
-        heldout_sha256: of the held-out rows that the run keeps.
+        heldout_sha256: of the held-out rows.
     """
 
     source: str
     train_sha256: str
-    eval_sha256: str
     trained_sha256: str
     heldout_sha256: str
     train_rows: int

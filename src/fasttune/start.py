@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from fasttune.job import Job, prepare
-from fasttune.models.tokenizer import require_model
+from fasttune.job import Job, check_packages
+from fasttune.models.tokenizer import require_model, resolve_model
 from fasttune.models.unsloth import import_unsloth
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
-from fasttune.runs.resume import require_resumable, require_same_rows
+from fasttune.runs.resume import require_resumable
 
 
 def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -> Run:
-    """Train a job, or go on with a run that was interrupted.
+    """Train a job, or resume a run that was interrupted.
 
     Args:
-        plugins: for a run to go on with; a job has its own.
-        force: go on although the rows are others or config.yaml was edited, and with the loaded
-            template if it differs from the run's.
+        plugins: for a run; a job has its own.
+        force: continue although config.yaml was edited, and with the loaded template if it differs
+            from the run's.
 
     Returns:
         the run; `run.manifest["status"]` is "done", or "interrupted" after a Ctrl-C or SIGTERM.
 
     Raises:
         FasttuneError: the run does not fit this machine, the model cannot be loaded, or the run
-            cannot be gone on with.
+            cannot be resumed.
     """
     resumed = job if isinstance(job, Run) else None
     chosen = (
@@ -38,9 +38,19 @@ def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -
 
 
 def _interrupted(run: Run, plugins: Plugins, force: bool) -> Job:
-    """The job that a run began with."""
-    config = require_resumable(run, force)
-    job = prepare(config, plugins, run.kept_template(plugins, force))
-    if not force:
-        require_same_rows(run, job.train, job.eval)
-    return job
+    """The job that a run began with, from what the run keeps: neither its plugin nor the source of
+    its rows is needed."""
+    config, manifest = require_resumable(run, force), run.manifest
+    check_packages(config)
+    template, facts = run.kept_template(plugins, force)
+    return Job(
+        config=config,
+        plugins=plugins,
+        template=template.with_system(config.system),
+        facts=facts,
+        model=resolve_model(config.model.name),
+        source=manifest["data"]["source"],
+        train=run.training_rows(),
+        eval=run.held_out(),
+        skipped=0,
+    )

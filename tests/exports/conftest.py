@@ -107,7 +107,6 @@ def make_run(tmp_path_factory, base, plugins):
             "data": {
                 "source": str(data),
                 "train_sha256": "5" * 64,
-                "eval_sha256": "6" * 64,
                 "trained_sha256": "7" * 64,
                 "heldout_sha256": data_hash(held_out),
                 "train_rows": 8,

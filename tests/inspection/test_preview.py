@@ -265,12 +265,11 @@ def test_pick():
     rows = StoredRows()
     for letter in "abc":
         rows.append({"n": letter})
-    loaded = Loaded("f.jsonl", rows, [1, 2, 4], [], [])
-    assert pick(loaded, 1) == [(1, {"n": "a"})]
-    assert pick(loaded, 2, 9) == [(2, {"n": "b"}), (3, {"n": "c"})]
+    assert pick(rows, "f.jsonl", 1) == [(1, {"n": "a"})]
+    assert pick(rows, "f.jsonl", 2, 9) == [(2, {"n": "b"}), (3, {"n": "c"})]
     for bad in (0, -1, 4):
         with pytest.raises(FasttuneError, match=f"no row {bad}") as caught:
-            pick(loaded, bad)
+            pick(rows, "f.jsonl", bad)
         assert caught.value.hint == "give a row from 1 to 3"
 
 

@@ -346,12 +346,9 @@ def test_a_run_resumed_after_ctrl_c_has_the_losses_of_one_without_a_break(
     run.log({"step": 5, "loss": 99.0})  # as if it had been stopped hard after a later step
 
     rows_there = data.read_text()
-    data.write_text(rows_there.replace("Add 7 and 8.", "Add 8 and 7."))
-    assert cli("run", "--resume", str(run.folder)).status == 2
-    assert "the rows are not those the run began with" in capsys.readouterr().err
-    data.write_text(rows_there)
-
+    data.write_text(rows_there.replace("Add 7 and 8.", "Add 8 and 7."))  # the run keeps its own
     assert cli("run", "--resume", str(run.folder)).status == 0
+    data.write_text(rows_there)
     assert run.manifest["status"] == "done" and run.manifest["steps"] == 6
     assert len(run.metrics()) == len(finished.metrics())
     for one, other in zip(finished.metrics(), run.metrics(), strict=True):

@@ -341,7 +341,7 @@ def test_the_status_is_noted_on_a_disk_without_any_room(tmp_path, monkeypatch):
         "template": PLUGINS.facts("reasoning"),
         "system": None, "model": "m", "quantization": "none", "dtype": "float32",
         "lora": {"layers": {}, "left_out": {}, "parameters": 1},
-        "data": {"source": "s", "train_sha256": "", "eval_sha256": "", "trained_sha256": "",
+        "data": {"source": "s", "train_sha256": "", "trained_sha256": "",
                  "heldout_sha256": "", "train_rows": 1, "eval_rows": 0, "train_tokens": 1},
         "versions": {}, "device": "cpu",
     }  # fmt: skip

@@ -64,7 +64,8 @@ def preview(
     settings = load_config(config, given, base=kept.config if kept else None)
     loaded = plugins(context, config)
     shown = kept.kept_template(loaded)[0] if kept else loaded.template(settings.template)
-    previews = preview_rows(settings, shown.with_system(settings.system), row, rows)
+    source = kept if data is None else None
+    previews = preview_rows(settings, shown.with_system(settings.system), row, rows, source)
     if as_json:
         print_json([each.as_dict() for each in previews])
     elif html:

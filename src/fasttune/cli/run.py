@@ -32,7 +32,7 @@ def run(
     output: Annotated[str | None, option("Folder for runs.", "--output", "-o")] = None,
     resume: Annotated[str | None, option("Resume a run: its folder, name or 'last'.")] = None,
     force: Annotated[
-        bool, flag("Resume even if the rows, config.yaml or the template changed.", "--force")
+        bool, flag("Resume even if config.yaml or the template changed.", "--force")
     ] = False,
     dry_run: Annotated[
         bool, flag("Show settings, first row and steps; load no model.", "--dry-run")

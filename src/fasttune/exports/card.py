@@ -66,7 +66,7 @@ def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
         f"base in {manifest['dtype']}{quantised}, {manifest.get('steps', '?')} steps",
         f"- data: {data['train_rows']} rows ({data['train_tokens']} tokens), "
         f"SHA-256 `{data['train_sha256']}`; "
-        f"{data['eval_rows']} held out, SHA-256 `{data['eval_sha256']}`",
+        f"{data['eval_rows']} held out, SHA-256 `{data['heldout_sha256']}`",
         f"- format: `{template['name']}` from {source}, identity `{template['identity']}`",
         "",
         *_section("Use", exporter.usage(job).strip().splitlines()),

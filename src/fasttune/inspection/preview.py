@@ -18,7 +18,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fasttune.config import RunConfig
-from fasttune.data.load import Loaded, load_divided
+from fasttune.data.load import load_divided
+from fasttune.data.rows import Rows
 from fasttune.encoding.encode import EOS_SPAN, IGNORED, encode
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
@@ -26,6 +27,7 @@ from fasttune.formats.template import Template
 from fasttune.job import Job
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.notebook import framed
+from fasttune.runs import Run
 
 log = logging.getLogger(__name__)
 
@@ -215,18 +217,22 @@ def preview_row(
 
 
 def preview_rows(
-    config: RunConfig, template: Template, first: int, count: int = 1
+    config: RunConfig, template: Template, first: int, count: int = 1, run: Run | None = None
 ) -> list[Preview]:
-    """Preview up to `count` usable rows of a config's data, from the `first`-th on.
+    """Preview up to `count` usable rows of a config's data, or of those that a run trains on, from
+    the `first`-th on.
 
     Raises:
         FasttuneError: there is no such row, or it cannot be encoded.
     """
-    loaded = load_divided(config.data, template).sources[0]
-    if loaded.bad_rows:
-        rows = f"{loaded.bad_rows} unusable row{'s' * (loaded.bad_rows != 1)}"
-        log.warning("warning: %s: %s left out of the count", loaded.source, rows)
-    picked = pick(loaded, first, count)
+    if run is not None:
+        picked = pick(run.training_rows(), str(run.folder), first, count)
+    else:
+        loaded = load_divided(config.data, template).sources[0]
+        if loaded.bad_rows:
+            rows = f"{loaded.bad_rows} unusable row{'s' * (loaded.bad_rows != 1)}"
+            log.warning("warning: %s: %s left out of the count", loaded.source, rows)
+        picked = pick(loaded.rows, loaded.source, first, count)
     tokenizer = load_tokenizer(config.model.name, template.end)
     name = short_name(config.model.name or tokenizer.name_or_path)
     return [
@@ -242,18 +248,16 @@ def preview_rows(
     ]
 
 
-def pick(loaded: Loaded, first: int, count: int = 1) -> list[tuple[int, Row]]:
+def pick(rows: Rows, source: str, first: int, count: int = 1) -> list[tuple[int, Row]]:
     """(number, row) of up to `count` usable rows from the `first`-th on, numbered from 1.
 
     Raises:
         FasttuneError: there is no such row.
     """
-    if not 1 <= first <= len(loaded.rows):
-        raise FasttuneError(
-            f"there is no row {first}", loaded.source, f"give a row from 1 to {len(loaded.rows)}"
-        )
-    last = min(first - 1 + count, len(loaded.rows))
-    return [(at + 1, loaded.rows[at]) for at in range(first - 1, last)]
+    if not 1 <= first <= len(rows):
+        raise FasttuneError(f"there is no row {first}", source, f"give a row from 1 to {len(rows)}")
+    last = min(first - 1 + count, len(rows))
+    return [(at + 1, rows[at]) for at in range(first - 1, last)]
 
 
 def short_name(model: str) -> str:

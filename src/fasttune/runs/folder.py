@@ -6,6 +6,7 @@ metrics.jsonl    one JSON object per logged step, evaluation included
 loss.png         the losses
 samples.json     answers on held-out rows before and after training; samples.md shows them to people
 answers.png      how many of them are exact, by the columns in samples.by
+training.jsonl   the rows that it trains on
 heldout.jsonl    the held-out rows; a run that holds none out has no such file
 adapter/         the adapter, its tokenizer and template.json (the format)
 checkpoints/     what a resumed run starts from
@@ -62,11 +63,11 @@ from fasttune.runs.known import remember
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = "heldout.jsonl"
+HELD_OUT, TRAINING = "heldout.jsonl", "training.jsonl"
 ENTRIES = frozenset(
     (
         *("config.yaml", "manifest.json", "metrics.jsonl", "loss.png", "samples.json"),
-        *("samples.md", "answers.png", HELD_OUT, "before.json", "adapter", "checkpoints"),
+        *("samples.md", "answers.png", TRAINING, HELD_OUT, "before.json", "adapter", "checkpoints"),
         *("exports", "tensorboard", ".lock"),
     )
 )
@@ -159,23 +160,20 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    def go_on(self, config: RunConfig, facts: Mapping[str, Any], held_out: Rows) -> None:
-        """Take down the settings and the facts of a resumed run."""
+    def restart(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
+        """Note the settings and facts of a resumed run; what it knows of its rows stays."""
         write_text(self.folder / "config.yaml", dump_config(config))
-        if facts["data"]["heldout_sha256"] != self.manifest["data"]["heldout_sha256"]:
-            self.keep_held_out(held_out)
         begun = {"format": FORMAT, "status": "running", "config": config.as_dict()}
-        self.update({**begun, **facts})
+        self.update({**facts, **begun, "data": self.manifest["data"]})
         remember(self.folder)
 
-    def keep_held_out(self, rows: Rows) -> None:
-        """Keep the rows that the run holds out, so that nothing needs its source again."""
-        lines = (
-            json.dumps([rows.number(at), row.language, row.as_json()], ensure_ascii=False)
-            for at, row in enumerate(rows)
-        )
-        if rows:
-            write_text(self.folder / HELD_OUT, "".join(f"{line}\n" for line in lines))
+    def training_rows(self) -> Rows:
+        """The rows that the run trains on.
+
+        Raises:
+            FasttuneError: the file is missing or damaged.
+        """
+        return self._kept(TRAINING, self.manifest["data"]["train_sha256"])
 
     def held_out(self) -> Rows:
         """The rows that the run holds out; none if there are none.
@@ -183,20 +181,23 @@ class Run:
         Raises:
             FasttuneError: the file is missing or damaged.
         """
-        file, rows = self.folder / HELD_OUT, StoredRows()
-        facts = self.manifest["data"]
-        if facts["heldout_sha256"] == data_hash([]):
+        return self._kept(HELD_OUT, self.manifest["data"]["heldout_sha256"])
+
+    def _kept(self, name: str, digest: str) -> Rows:
+        file, rows = self.folder / name, StoredRows()
+        if digest == data_hash([]):
             return rows
         try:
             with file.open(encoding="utf-8") as lines:
                 for number, language, row in map(json.loads, lines):
                     rows.append(Row.from_json(row, "" + language), number)  # only text adds up
-            damaged = data_hash(rows) != facts["heldout_sha256"]
+            damaged = data_hash(rows) != digest
         except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
             damaged = True
         if damaged:
+            what = "held-out" if name == HELD_OUT else "training"
             raise FasttuneError(
-                "the run's held-out rows are missing or damaged", str(file), "restore the file"
+                f"the run's {what} rows are missing or damaged", str(file), "restore the file"
             )
         return rows
 
@@ -335,10 +336,14 @@ class Run:
 
 
 def create_run(
-    config: RunConfig, model: str, facts: Mapping[str, Any], held_out: Rows | None = None
+    config: RunConfig,
+    model: str,
+    facts: Mapping[str, Any],
+    held_out: Rows | None = None,
+    train: Rows | None = None,
 ) -> Run:
     """A new run folder named after template, model and time, with its settings, its manifest and
-    its held-out rows: all of it is there at once, or nothing.
+    its rows: all of it is there at once, or nothing.
 
     Args:
         facts: the manifest's, as `Begun`, but for format, config, status and start.
@@ -356,8 +361,9 @@ def create_run(
             write_text(aside / "config.yaml", dump_config(config))
             begun = {"format": FORMAT, "status": "running", "started": now()}
             write_json(aside / "manifest.json", {**begun, "config": config.as_dict(), **facts})
-            if held_out is not None:
-                Run(aside).keep_held_out(held_out)
+            for name, rows in ((TRAINING, train), (HELD_OUT, held_out)):
+                if rows:
+                    _write_rows(aside / name, rows)
             open_to_all(aside)
             sync(aside)
             for attempt in range(1, 1000):
@@ -380,6 +386,15 @@ def create_run(
             "choose another with --output",
         ) from error
     raise FasttuneError("cannot find a free name for the run", str(parent), "clear the folder")
+
+
+def _write_rows(file: Path, rows: Rows) -> None:
+    """Keep rows, so that nothing needs their source again."""
+    with file.open("w", encoding="utf-8") as lines:
+        for at, row in enumerate(rows):
+            kept = [rows.number(at), row.language, row.as_json()]
+            lines.write(json.dumps(kept, ensure_ascii=False) + "\n")
+    sync(file)
 
 
 def now() -> str:

@@ -101,7 +101,7 @@ def compare_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
             "model.precision": PRECISIONS[manifest["dtype"]],
             "format": manifest["template"]["identity"][:12],
             "rows": manifest["data"]["train_sha256"][:12],
-            "held-out rows": manifest["data"]["eval_sha256"][:12],
+            "held-out rows": manifest["data"]["heldout_sha256"][:12],
             "device": manifest["device"],
         }
         facts.append(settings | resolved | versions)

@@ -7,14 +7,11 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from fasttune.config import RunConfig, flatten
-from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError
 from fasttune.files import SEAL, check_seal, write_text
-from fasttune.formats.row import Row
 from fasttune.records import TrainerState, read_json, read_metrics
 from fasttune.runs.folder import Run
 
@@ -64,26 +61,9 @@ def require_resumable(run: Run, force: bool = False) -> RunConfig:
             "\n".join([str(run.folder / "config.yaml"), *edited]),
             "undo these changes, or use --force to continue with the new settings",
         )
+    if rows := [line for line in edited if line.startswith("data.")]:
+        log.warning("note: a resumed run keeps its rows; ignored: %s", ", ".join(rows))
     return config
-
-
-def require_same_rows(run: Run, train: Sequence[Row], held_out: Sequence[Row]) -> None:
-    """Refuse rows other than those the run began with.
-
-    Raises:
-        FasttuneError: a hash of the rows differs.
-    """
-    data = run.manifest["data"]
-    for side, digest, rows in (
-        ("train", data["train_sha256"], train),
-        ("eval", data["eval_sha256"], held_out),
-    ):
-        if digest != data_hash(rows):
-            raise FasttuneError(
-                "the rows are not those the run began with",
-                f"{data['source']}: {side} rows",
-                "restore the data, or use --force to continue with these rows",
-            )
 
 
 def last_checkpoint(run: Run) -> Path | None:

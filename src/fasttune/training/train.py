@@ -118,13 +118,14 @@ def _train(
     held_out = without_ending(job.eval, ready.generator.tokenizer, config)
     facts = _facts(job, ready, held_out) | facts
     if run is None:
-        made = create_run(config, job.model, facts, held_out) if processes.first() else None
+        first = processes.first()
+        made = create_run(config, job.model, facts, held_out, job.train) if first else None
         run = processes.share(made)
         assert run is not None, "the first process has made it"
     with run.locked() if processes.first() else nullcontext():
         if resumed is not None and processes.first():
             with writing(run.folder, "config.yaml"):
-                run.go_on(config, facts, held_out)
+                run.restart(config, facts)
         training = Training(job, ready, run, checkpoint)
         try:
             with writing(run.folder, "manifest.json"):  # what else is written has a name below
@@ -193,7 +194,6 @@ def _facts(job: Job, ready: Ready, held_out: Rows) -> dict[str, Any]:
         "data": {
             "source": absolute(job.source),
             "train_sha256": data_hash(job.train),
-            "eval_sha256": data_hash(job.eval),
             "trained_sha256": ready.train_rows.places_sha256,
             "heldout_sha256": data_hash(held_out),
             "train_rows": len(ready.train_rows),
