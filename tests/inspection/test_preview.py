@@ -15,7 +15,6 @@ from msgspec import structs
 from rich.console import Console
 
 from fasttune import FasttuneError, Row, Template, given, learn
-from fasttune.data.load import Loaded
 from fasttune.data.rows import StoredRows
 from fasttune.encoding.encode import encode
 from fasttune.inspection.preview import pick, pieces, preview_row, to_html, visible
