@@ -509,18 +509,19 @@ def test_a_format_whose_code_has_changed_is_used_only_with_force(tmp_path):
     assert run.template(plugins, force=True) is mine
 
 
-def test_a_run_keeps_its_held_out_rows(tmp_path):
+def test_a_run_keeps_its_rows(tmp_path):
     rows = StoredRows()
     rows.append({"instruction": "Wie heißt das?", "output": "Ö", "task": "名"}, 7)
     rows.append(Row.of({"instruction": "And 2?", "output": "4"}, [{"instruction": "1?"}]), 9)
     rows.append(Row([{"instruction": "¿Qué?", "output": "\u2028x"}], "Be brief.", {}, "es"), 12)
-    data = FACTS["data"] | {"heldout_sha256": data_hash(rows)}
+    data = FACTS["data"] | {"heldout_sha256": data_hash(rows), "train_sha256": data_hash(rows)}
     config = load_config(None, [("output", str(tmp_path / "runs"))])
-    run = create_run(config, "model", FACTS | {"data": data}, rows)
+    run = create_run(config, "model", FACTS | {"data": data}, rows, rows)
     found = run.held_out()
     assert found == rows and [found.number(at) for at in range(3)] == [7, 9, 12]
     assert (found[1].turns[0], found[2].language) == ({"instruction": "1?"}, "es")
     assert found[0]["task"] == "名" and found[2].system == "Be brief."
+    assert run.training_rows() == rows
     bare = create_run(
         config, "model", FACTS | {"data": data | {"heldout_sha256": data_hash([])}}, StoredRows()
     )
@@ -542,6 +543,21 @@ HELD_OUT = {
     "no turns": lambda file: file.write_text('[4, "", {"system": "", "turns": []}]\n'),
     "nested too deeply": lambda file: file.write_text("[" * 100_000),
 }
+
+
+def test_damaged_training_rows_are_one_error(run, monkeypatch):
+    assert [run.training_rows()[at]["output"] for at in (0, -1)] == ["1", "77"]
+    file = run.folder / "training.jsonl"
+    file.write_text(file.read_text().replace("Add 1", "Sum 1"))
+    run.update({"status": "interrupted"})
+    monkeypatch.chdir(run.folder.parents[1])
+    ended = cli("run", "--resume", "old")
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.splitlines() == [
+        "error: the run's training rows are missing or damaged",
+        "  where: runs/old/training.jsonl",
+        "  what to do: restore the file",
+    ]
 
 
 @pytest.mark.parametrize("kind", HELD_OUT)

@@ -94,7 +94,9 @@ def make_run(tmp_path_factory, base, plugins):
         if declared is not None:
             own = {"name": declared.name, "identity": declared.identity, "path": "/gone/mine.py"}
             template |= own | {"declaration": declared.declaration, "plugin": "mine"}
-        held_out = StoredRows()
+        train, held_out = StoredRows(), StoredRows()
+        for row in rows:
+            train.append({**row, "instruction": row["instruction"].replace("Add", "Sum up")})
         for row in rows[:held]:
             held_out.append(row)
         facts = {
@@ -106,7 +108,7 @@ def make_run(tmp_path_factory, base, plugins):
             "lora": {"layers": dict.fromkeys(TARGETS, 2), "left_out": {}, "parameters": 12345},
             "data": {
                 "source": str(data),
-                "train_sha256": "5" * 64,
+                "train_sha256": data_hash(train),
                 "trained_sha256": "7" * 64,
                 "heldout_sha256": data_hash(held_out),
                 "train_rows": 8,
@@ -116,7 +118,7 @@ def make_run(tmp_path_factory, base, plugins):
             "versions": {"python": "3"},
             "device": "cpu",
         }
-        run = Run(create_run(config, str(base), facts, held_out).folder.rename(folder))
+        run = Run(create_run(config, str(base), facts, held_out, train).folder.rename(folder))
         torch.manual_seed(3)
         model = get_peft_model(
             AutoModelForCausalLM.from_pretrained(base),

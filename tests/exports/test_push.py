@@ -16,7 +16,6 @@ import pytest
 
 import fasttune
 from fasttune.exports.export import RECORD, standing
-from fasttune.runs import HELD_OUT
 from tests.conftest import cli
 
 TOKEN = "hf_TheTokenOfTheTest"
@@ -167,8 +166,8 @@ def test_what_leaves(run, plugins, hub):
         assert sorted(filter(None, hub.listed[name])) == FILES[form]
     everything = b"\n".join([*hub.bodies, *hub.files.values()])
     secrets = [os.environ["HF_TOKEN"], TOKEN, SECRET]
-    questions = [row["instruction"] for row in run.held_out()]
-    assert len(questions) == 8 and questions[7].encode() in (run.folder / HELD_OUT).read_bytes()
+    questions = [row["instruction"] for row in (*run.training_rows(), *run.held_out())]
+    assert questions[7::8] == ["Sum up 7 and 7.", "Add 7 and 7."]
     paths = [str(run.folder), run.manifest["model"], str(Path.home()), str(Path.cwd())]
     for word in (*secrets, *questions, *(path for path in paths if path.count("/") > 1)):
         assert word.encode() not in everything, word
