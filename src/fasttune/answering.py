@@ -85,51 +85,33 @@ def answer_file(
 
     Returns:
         The metrics, with `score`.
-
-    Raises:
-        FasttuneError: the file or a row cannot be used, or `output` cannot be written.
     """
     if score and asking.samples > 1 and not asking.vote:
         raise FasttuneError(
             "--score takes one answer per row", f"--samples {asking.samples}", "add --vote"
         )
     if output is not None:
-        _require_output(output, file, force)
+        if output.exists() and file.exists() and output.samefile(file):
+            what = "the answers would replace the rows"
+            raise FasttuneError(what, f"--output {output}", "choose another file")
+        require_free(output, "--output", force)
     rows = source.read(file, columns or {}, labelled=score)
     generator = source.load()
     progress = (lambda done: report(done, len(rows))) if output else (lambda done: None)
     scored: list[Answer] = []
     with _writing(output, show) as write:
-        found = asking.answers(generator, rows, progress)
-        for row, answers in zip(rows, found, strict=True):
+        for row, answers in zip(rows, asking.answers(generator, rows, progress), strict=True):
             if score:
                 scored += answers
-            made = as_dicts(answers)
-            write({**readable(row), **({"answers": made} if made[1:] else {"answer": made[0]})})
-    return _metrics(source, generator, scored, asking.batch_size) if score else None
-
-
-def as_dicts(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Answers without their rows, for JSON."""
-    return [as_dict(answer) for answer in answers]
-
-
-def _metrics(
-    source: Source, generator: Generator, answers: Sequence[Answer], batch_size: int
-) -> Comparison:
+            plain = [as_dict(answer) for answer in answers]
+            write({**readable(row), **({"answers": plain} if plain[1:] else {"answer": plain[0]})})
+    if not score:
+        return None
     from fasttune.comparison.evaluation import score_answers
     from fasttune.generation.likelihood import with_likelihoods
 
-    answers = with_likelihoods(generator, answers, batch_size)
-    return score_answers(source.template.name, answers, source.plugins)
-
-
-def _require_output(output: Path, file: Path, force: bool) -> None:
-    if output.exists() and file.exists() and output.samefile(file):
-        raise FasttuneError(
-            "the answers would replace the rows", f"--output {output}", "choose another file"
-        )
-    require_free(output, "--output", force)
+    scored = with_likelihoods(generator, scored, asking.batch_size)
+    return score_answers(source.template.name, scored, source.plugins)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 COMMANDS = "commands: /input TEXT, /reset, /base, /quit"
 ONE_TURN = "every question is a fresh prompt"
-WITHOUT = "the conversation goes on without it"
 
 
 class Conversation:
@@ -44,14 +43,7 @@ class Conversation:
         self.last: Row | None = None
 
     def take(self, line: str) -> str:
-        """Carry out a command, or answer a question.
-
-        Returns:
-            What to print after the answer, or instead of one.
-
-        Raises:
-            FasttuneError: the question cannot be asked.
-        """
+        """Carry out a command, or answer a question; return what to print afterwards."""
         command, _, rest = line.strip().partition(" ")
         if command == "/input":
             self.input = rest.strip()
@@ -77,7 +69,8 @@ class Conversation:
         targets = self.template.targets.items()
         turn = {**asked, **{column: answer.sections.get(name, "") for name, column in targets}}
         if tags_in(self.template, turn):
-            return f"{ended}\n[the answer contains a tag of the format: {WITHOUT}]"
+            what = "the answer contains a tag of the format: the conversation goes on without it"
+            return f"{ended}\n[{what}]"
         self.earlier.append(turn)
         return ended
 

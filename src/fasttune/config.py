@@ -60,7 +60,6 @@ Schedule = Literal[
     "warmup_stable_decay", "greedy",
 ]  # fmt: skip
 """The names in transformers' SchedulerType. Importing them from there would import torch."""
-SCHEDULES: tuple[str, ...] = typing.get_args(Schedule)
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
@@ -208,7 +207,12 @@ def load_config(
     for override in overrides:
         parsed = parse_override(override) if isinstance(override, str) else Override(*override)
         key, value, origin = parsed
-        _put(values, key, value)
+        *groups, leaf = key.split(".")
+        group = values
+        for name in groups:
+            group[name] = group[name] if isinstance(group.get(name), dict) else {}
+            group = group[name]
+        group[leaf] = value
         places = {k: place for k, place in places.items() if not f"{k}.".startswith(f"{key}.")}
         for name in accumulate(key.split("."), "{}.{}".format):
             places.setdefault(name, origin or key)
@@ -216,17 +220,8 @@ def load_config(
 
 
 def build_config(values: Mapping[str, Any], where: str) -> RunConfig:
-    """Build the config of a mapping from `RunConfig.as_dict`.
-
-    Raises:
-        FasttuneError: a key or value is wrong; the error names `where`.
-    """
+    """Build the config of a mapping from `RunConfig.as_dict`; an error names `where`."""
     return _build(RunConfig, values, {"": where})
-
-
-def with_setting(config: RunConfig, key: str, value: Any, where: str) -> RunConfig:
-    """Return the config with one setting changed, given by its dotted key; see `load_config`."""
-    return load_config(None, [Override(key, value, where)], config)
 
 
 def with_training(config: RunConfig, **changes: Any) -> RunConfig:
@@ -259,18 +254,11 @@ def in_full(config: RunConfig) -> RunConfig:
 
 
 def parse_override(text: str) -> Override:
-    """Parse `train.learning_rate=1e-4` into its key and value.
-
-    Raises:
-        FasttuneError: the text has no `=`, or the value is not YAML.
-    """
+    """Parse `train.learning_rate=1e-4` into its key and value."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise FasttuneError(
-            f"'{text}' is not a setting",
-            "on the command line",
-            "write key=value, such as train.epochs=2",
-        )
+        hint = "write key=value, such as train.epochs=2"
+        raise FasttuneError(f"'{text}' is not a setting", "on the command line", hint)
     try:
         return Override(key, read_yaml(value)[0], text)
     except ValueError as error:
@@ -285,11 +273,8 @@ def dump_config(config: RunConfig) -> str:
 
 
 def commented(config: RunConfig, command: str) -> str:
-    """Write default.yaml, which explains every setting, with the values of a config.
-
-    Args:
-        command: the command that uses the file, for its first line.
-    """
+    """Write default.yaml, which explains every setting, with the values of a config. The first line
+    is the command that uses the file."""
     import yaml
 
     text = Path(__file__).with_name("default.yaml").read_text(encoding="utf-8")
@@ -311,27 +296,14 @@ def commented(config: RunConfig, command: str) -> str:
 
 
 def steps(rows: int, config: RunConfig, processes: int = 1) -> int:
-    """Count the optimizer steps of a run over `rows` rows, as transformers' Trainer does.
-
-    Args:
-        processes: number of processes of the run. Each one adds as many rows to a step.
-    """
+    """Count the optimizer steps of a run over `rows` rows, as transformers' Trainer does. Each
+    process of the run adds as many rows to a step."""
     chosen = config.train
     if chosen.max_steps is not None:
         return chosen.max_steps
     batches = math.ceil(rows / chosen.batch_size)
     per_epoch = max(1, math.ceil(batches / (chosen.gradient_accumulation * processes)))
     return math.ceil(per_epoch * chosen.epochs)
-
-
-def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, leaf = dotted.split(".")
-    for parent in parents:
-        inner = values.get(parent)
-        if not isinstance(inner, dict):
-            inner = values[parent] = {}
-        values = inner
-    values[leaf] = value
 
 
 @cache
@@ -374,8 +346,8 @@ def _build(
             converted[name] = _build(hints[name], value, places, f"{key}.")
         else:
             settings = ", ".join(f"{key}.{inner}" for inner in _hints(hints[name]))
-            message = f"'{key}' groups settings and has no value itself"
-            raise FasttuneError(message, where, f"set one of: {settings}")
+            what = f"'{key}' groups settings and has no value itself"
+            raise FasttuneError(what, where, f"set one of: {settings}")
     return kind(**converted)
 
 
@@ -398,20 +370,18 @@ def _suggest(name: str, kind: type) -> str:
 def _sources(value: Any, places: Mapping[str, str]) -> tuple[SourceConfig, ...]:
     """Build the sources of the rows. A text alone is the name of a source."""
     key, sources, wanted = "data.sources", list[SourceConfig](), ""
-    where = _place(places, key)
+    where, example = _place(places, key), "{name: rows.jsonl, weight: 2}"
     if not isinstance(value, (list, tuple)):
-        wanted = "a list, as [{name: rows.jsonl, weight: 2}, other.jsonl]"
-        raise refused(key, value, where, wanted)
+        raise refused(key, value, where, f"a list, as [{example}, other.jsonl]")
     for number, item in enumerate(value):
         place = _place(places, f"{key}.{number}")
         fields = {"name": item} if isinstance(item, str) else item
         fields = vars(item) if isinstance(item, SourceConfig) else fields
         if not isinstance(fields, Mapping):
-            message = f"'{key}' holds {shown(item)}"
-            raise FasttuneError(message, place, "write {name: rows.jsonl, weight: 2}")
+            raise FasttuneError(f"'{key}' holds {shown(item)}", place, f"write {example}")
         sources.append(_build(SourceConfig, fields, {"": place}, f"{key}."))
     if not all(source.name.strip() for source in sources):
-        wanted = "sources that have a name, as {name: rows.jsonl, weight: 2}"
+        wanted = f"sources that have a name, as {example}"
     elif any(None not in (source.count, source.weight) for source in sources):
         wanted = "a count or a weight for a source, not both"
     elif len({source.weight is None for source in sources}) > 1:

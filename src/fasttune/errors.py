@@ -31,8 +31,8 @@ class FasttuneError(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an exception's message, or of its cause's; else its type's name. If the
-    line ends with a colon, the next one is added."""
+    """The first line of an exception's message, or of its cause's, with the next one after a colon;
+    else the name of its type."""
     cause: BaseException | None = error
     while cause is not None:
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]

@@ -27,14 +27,11 @@ def valid_name(name: object) -> bool:
 
 
 def require_name(name: object, what: str, where: str) -> None:
-    """Refuse an invalid name.
+    """Refuse an invalid name; see `valid_name`.
 
     Args:
         what: what it names, as "a template".
         where: the file or key that holds it.
-
-    Raises:
-        FasttuneError: see `valid_name`.
     """
     if not valid_name(name):
         raise FasttuneError(
@@ -117,14 +114,10 @@ def _replace(new: Path, target: Path) -> None:
 
 
 def require_free(target: Path, option: str, force: bool) -> None:
-    """Refuse to overwrite a file.
+    """Refuse to overwrite a file, unless `force` is set and it is a regular one.
 
     Args:
         option: the option with the file, as "--output".
-        force: a regular file can be replaced.
-
-    Raises:
-        FasttuneError: the path is empty, or exists and cannot be replaced.
     """
     where = f"{option} {target}"
     if not target.name:
@@ -166,11 +159,8 @@ def sync(path: Path) -> None:
 
 
 def seal(folder: Path) -> str:
-    """Write the seal of a finished folder, and flush the folder to the disk.
-
-    Returns:
-        the digest of the seal, which identifies the content of all files.
-    """
+    """Write the seal of a finished folder, flush the folder to the disk, and return the digest of
+    the seal, which identifies the content of all files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     write_text(folder / SEAL, "".join(lines))
@@ -189,9 +179,6 @@ def check_seal(folder: Path, what: str, hint: str, digest: str | None = None) ->
 
     Returns:
         whether the folder has a seal.
-
-    Raises:
-        FasttuneError: a file or the seal is missing, changed or unreadable.
     """
     file = folder / SEAL
     if digest is None and not os.path.lexists(file):

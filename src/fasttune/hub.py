@@ -113,11 +113,7 @@ def may_know(name: str) -> bool:
 
 
 def lacks(name: str, error: BaseException) -> bool:
-    """Whether loading failed because this process is offline and the cache lacks `name`.
-
-    Args:
-        error: of the library that loaded it; its causes count too.
-    """
+    """Whether loading failed because this process is offline and the cache lacks `name`."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     cause: BaseException | None = error if is_offline() and may_know(name) else None
@@ -141,19 +137,13 @@ def file(model: str, name: str) -> Path | None:
 def in_cache(model: str) -> bool:
     """Whether the cache holds anything of a model."""
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    folder = repo_folder_name(repo_id=model, repo_type="model")
-    return (Path(constants.HF_HUB_CACHE) / folder).is_dir()
+    return (Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}").is_dir()
 
 
 def name_of(model: str) -> str | None:
-    """The name of a model on the Hub, if it is known.
-
-    Args:
-        model: such a name, a folder of the Hub's cache, whose path holds the name, or another
-            folder, whose config.json may hold it.
-    """
+    """The name of a model on the Hub, if it is known: the path of a folder in the Hub's cache holds
+    the name, and the config.json of another folder may."""
     folder = Path(model)
     if not folder.is_dir():
         return model

@@ -27,13 +27,10 @@ class Job:
     """What a run will do, before a model is loaded: settings, template, and checked rows.
 
     Attributes:
-        plugins: for the metrics and the callbacks.
         template: with the run's own system text.
         facts: what a run keeps of the template.
         model: the name or folder that will be loaded.
         source: where the rows came from, for messages.
-        train: rows to train on.
-        eval: rows held out.
         skipped: number of bad rows left out.
     """
 
@@ -65,13 +62,13 @@ def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> 
     template, facts = plugins.template(config.template), plugins.facts(config.template)
     template = template.with_system(config.system)
     check_packages(config)
-    found = load_divided(config.data, template)
-    for loaded in found.sources:
+    rows = load_divided(config.data, template)
+    for loaded in rows.sources:
         loaded.require_clean(config.data.skip_bad_rows)
     if config.samples.count:
-        require_group_columns(config.samples.by, found.eval or found.train, "samples.by")
-    source = found.sources[0].source
-    if not found.train:
+        require_group_columns(config.samples.by, rows.eval or rows.train, "samples.by")
+    source = rows.sources[0].source
+    if not rows.train:
         raise FasttuneError("no row is left to train on", source, "lower data.eval_fraction")
     return Job(
         config=config,
@@ -80,9 +77,9 @@ def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> 
         facts=facts,
         model=resolve_model(config.model.name),
         source=source if config.data.train or config.data.sources else "shipped rows",
-        train=found.train,
-        eval=found.eval,
-        skipped=sum(loaded.bad_rows for loaded in found.sources),
+        train=rows.train,
+        eval=rows.eval,
+        skipped=sum(loaded.bad_rows for loaded in rows.sources),
     )
 
 
@@ -92,8 +89,8 @@ class DryRun:
 
     Attributes:
         lengths: tokens of each row to train on.
-        first_row: its spans, as `describe_row` gives them.
-        processes: each of them takes the steps.
+        first_row: section, train, ids and text of each span of the first row.
+        processes: number of processes, each of which takes the steps.
     """
 
     job: Job
@@ -103,7 +100,7 @@ class DryRun:
     processes: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The dry run as JSON values."""
+        """Return JSON values."""
         return {
             "config": self.job.config.as_dict(),
             "model": self.job.model,
@@ -115,34 +112,30 @@ class DryRun:
 
 
 def dry_run(job: Job) -> DryRun:
-    """Encode the rows of a job and count its steps, without loading the model.
-
-    Raises:
-        FasttuneError: the tokenizer cannot be loaded, or a row cannot be encoded.
-    """
+    """Encode the rows of a job and count its steps, without loading the model."""
     from fasttune.encoding.cache import encode_rows
-    from fasttune.encoding.encode import describe_row
 
     tokenizer = load_tokenizer(job.model, job.template.end)
     encoded = encode_rows(job.template, job.train, tokenizer, job.config, "training")
+    spans = []
+    for span in encoded[0].spans:
+        ids = encoded[0].input_ids[span.start : span.end]
+        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        spans.append({"section": span.name, "train": span.train, "ids": ids, "text": text})
     count = processes.count()
-    return DryRun(
-        job=job,
-        lengths=encoded.lengths,
-        steps=steps(len(encoded), job.config, count),
-        first_row=describe_row(encoded[0], tokenizer),
-        processes=count,
-    )
+    return DryRun(job, encoded.lengths, steps(len(encoded), job.config, count), spans, count)
 
 
 def check_packages(config: RunConfig) -> None:
-    """Refuse a tracker or an optimizer that is not installed, or not known.
-
-    Raises:
-        FasttuneError: it names the setting.
-    """
-    _check_trackers(config.train.report_to)
-    _check_optimizer(config.train.optimizer)
+    """Refuse a tracker or an optimizer that is not installed, or not known."""
+    for name in config.train.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise FasttuneError(
+                f"the tracker '{name}' is not installed",
+                "train.report_to",
+                f"pip install '{name}', or leave it out",
+            )
+    check_optimizer(config.train.optimizer)
 
 
 OPTIMIZER_PACKAGES = {
@@ -162,18 +155,16 @@ OPTIMIZER_PACKAGES = {
 """The start of an optimiser's name -> the module it is in, where fasttune does not bring it."""
 
 
-def _check_optimizer(name: str) -> None:
+def check_optimizer(name: str) -> None:
+    """Refuse an optimizer that transformers does not know, or whose package is not installed."""
     if name != "auto":
         hide_broken_torchvision()
         from transformers.training_args import OptimizerNames
 
         known = ["auto", *(optimizer.value for optimizer in OptimizerNames)]
         if name not in known:
-            raise FasttuneError(
-                f"there is no optimizer '{name}'",
-                f"train.optimizer: {name}",
-                did_you_mean(name, known),
-            )
+            hint = did_you_mean(name, known)
+            raise FasttuneError(f"there is no optimizer '{name}'", f"train.optimizer: {name}", hint)
     for start, module in OPTIMIZER_PACKAGES.items():
         if name.startswith(start) and importlib.util.find_spec(module) is None:
             raise FasttuneError(
@@ -184,23 +175,9 @@ def _check_optimizer(name: str) -> None:
 
 
 def require_group_columns(names: Sequence[str], rows: Sequence[Row], where: str) -> None:
-    """Refuse a column to split the held-out rows by that none of them has.
-
-    Raises:
-        FasttuneError: there is one.
-    """
+    """Refuse a column that the held-out rows shall be split by and that none of them has."""
     for name in names:
         if not any(row.get(name) for row in rows):
             columns = list(dict.fromkeys(column for row in rows for column in row))
             hint = did_you_mean(name, columns)
             raise FasttuneError(f"no held-out row has a column '{name}'", where, hint)
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise FasttuneError(
-                f"the tracker '{name}' is not installed",
-                "train.report_to",
-                f"pip install '{name}', or leave it out",
-            )

@@ -11,12 +11,10 @@ from fasttune.files import atomic_path
 
 def plot_losses(metrics: Sequence[dict[str, Any]], target: Path, title: str) -> None:
     """Write a PNG: training and held-out loss (left), training loss by section (right)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
 
     def curve(key: str) -> tuple[list[int], list[float]]:

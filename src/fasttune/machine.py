@@ -73,8 +73,8 @@ def tensor_device() -> Kind:
 def this_device() -> Device:
     """The device that a run would use here: this process's GPU, or the CPU.
 
-    Its memory is what is free plus what this process already uses, which on a GPU is the
-    allocator's and the context. Processes on one CPU share its memory equally.
+    Its memory is what is free plus what this process already uses. Processes on one CPU share its
+    memory equally.
     """
     if tensor_device() == "cpu":
         return Device(
@@ -101,22 +101,11 @@ def this_device() -> Device:
     )
 
 
-PACKAGES = (
-    "fasttune",
-    "unsloth",
-    "trl",
-    "transformers",
-    "peft",
-    "torch",
-    "bitsandbytes",
-    "datasets",
-)
-
-
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that affect a run."""
     installed = {"python": platform.python_version()}
-    for package in PACKAGES:
+    packages = "fasttune unsloth trl transformers peft torch bitsandbytes datasets"
+    for package in packages.split():
         try:
             installed[package] = version(package)
         except PackageNotFoundError:
@@ -125,8 +114,8 @@ def versions() -> dict[str, str]:
 
 
 def available_ram() -> float:
-    """Bytes of RAM that this process can use, with what it uses already, within the limit of its
-    control group (cgroup v2, as in a container)."""
+    """Bytes of RAM that this process can use or uses already, within the limit of its control group
+    (cgroup v2, as in a container)."""
     import psutil
 
     free = psutil.virtual_memory().available
@@ -142,8 +131,7 @@ def available_ram() -> float:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies in bf16, by /proc/cpuinfo, which the loader reads too. Without
-    that file no: then a run is planned in fp32."""
+    """Whether the CPU multiplies in bf16, according to /proc/cpuinfo; False without that file."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -153,7 +141,7 @@ def cpu_has_bf16() -> bool:
 
 
 def device_name() -> str:
-    """The name of the device."""
+    """The name of this device, for people."""
     import torch
 
     if tensor_device() == "cuda":
@@ -162,8 +150,7 @@ def device_name() -> str:
 
 
 def peak_memory() -> int:
-    """Peak memory of this process in bytes, counted as `planning.cost.Memory.peak` does: on a GPU
-    what torch's allocator reserved plus `CONTEXT`, on a CPU the resident memory."""
+    """Peak memory of this process in bytes, counted as `planning.cost.Memory.peak` does."""
     if tensor_device() == "cuda":
         import torch
 
@@ -183,8 +170,8 @@ class Threads:
     Threads of a matrix product spin while they wait for each other, on cores that the slowest one
     needs: if another program uses one of two cores, two threads are several times slower than one.
 
-    You settle the number by a variable of `SETTLED`, or by torch.set_num_threads later on; then
-    this class changes nothing.
+    If you set the number yourself, by a variable of `SETTLED` or by torch.set_num_threads, this
+    class changes nothing.
 
     Attributes:
         most: the number of threads at the start.
@@ -205,8 +192,8 @@ class Threads:
         self._times = _worked()
 
     def adapt(self, *_: object) -> None:
-        """Follow the load of the last `PAUSE` seconds or more. A model's hook calls this before
-        each pass."""
+        """Follow the load since the last measurement. A model's hook calls this before each
+        pass."""
         if self._off or time.monotonic() - self._times[0] < self.PAUSE:
             return
         if self._get() != self._now:
@@ -214,17 +201,16 @@ class Threads:
             return
         before, self._times = self._times, _worked()
         seconds, all_, own = (new - old for new, old in zip(self._times, before, strict=True))
-        others = max(0.0, all_ - own) / seconds
-        count = max(1, min(self.most, round(len(_cores()) - others)))
-        if count == self._now:
-            return
-        log.log(
-            logging.DEBUG if self._logged else logging.INFO,
-            f"other programs take {others:.1f} of {len(_cores())} cores: {count} instead of "
-            f"{self._now} threads",
-        )
-        self._logged = True
-        self._take(count)
+        others, cores = max(0.0, all_ - own) / seconds, len(_cores())
+        count = max(1, min(self.most, round(cores - others)))
+        if count != self._now:
+            log.log(
+                logging.DEBUG if self._logged else logging.INFO,
+                f"other programs take {others:.1f} of {cores} cores: {count} instead of "
+                f"{self._now} threads",
+            )
+            self._logged = True
+            self._take(count)
 
     @contextmanager
     def settled(self, count: int | None = None) -> Iterator[int]:
@@ -232,13 +218,12 @@ class Threads:
         another number, and a resumed training must equal an unbroken one bit for bit.
 
         Args:
-            count: to use, at most `most`; None for what other programs leave now.
+            count: at most `most`; None for what other programs leave now.
         """
-        if not self._off:
-            if count is None:
-                self.adapt()
-            else:
-                self._take(min(count, self.most))
+        if count is None:
+            self.adapt()
+        elif not self._off:
+            self._take(min(count, self.most))
         before, self._off = self._off, True
         settled = self._get()
         try:

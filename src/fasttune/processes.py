@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fasttune.errors import FasttuneError
 
@@ -62,8 +62,8 @@ def first() -> bool:
 
 
 def speaks(error: FasttuneError | None = None) -> bool:
-    """Whether this process prints an error: the first one does, and a connected one whose error is
-    its own."""
+    """Whether this process prints an error: the first one does, and a connected one does if the
+    error is its own."""
     return first() or (connected and not isinstance(error, Gone))
 
 
@@ -72,9 +72,6 @@ def require_one(what: str) -> None:
 
     Args:
         what: needs one process, as "a benchmark".
-
-    Raises:
-        FasttuneError: a launcher such as torchrun started more than one.
     """
     if count() > 1:
         raise FasttuneError(
@@ -85,14 +82,7 @@ def require_one(what: str) -> None:
 
 
 def meet(cuda: bool) -> None:
-    """Connect to the other processes.
-
-    Args:
-        cuda: whether each has a GPU.
-
-    Raises:
-        FasttuneError: the launcher is configured to divide the model, or they cannot connect.
-    """
+    """Connect to the other processes, each of which may have a GPU."""
     for name, variable in (
         ("FSDP", "ACCELERATE_USE_FSDP"),
         ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
@@ -149,9 +139,7 @@ def share(value: T) -> T:
     """Send the first process's value to all."""
     values = [value]
     if connected:
-        from torch import distributed
-
-        with _report_lost_process():
+        with _collective() as distributed:
             distributed.broadcast_object_list(values, src=0)
     return values[0]
 
@@ -159,9 +147,7 @@ def share(value: T) -> T:
 def add_up(tensor: torch.Tensor) -> torch.Tensor:
     """Put the sum of all processes' tensors into `tensor`, and return it."""
     if connected:
-        from torch import distributed
-
-        with _report_lost_process():
+        with _collective() as distributed:
             distributed.all_reduce(tensor)
     return tensor
 
@@ -171,12 +157,9 @@ def any_of(flags: Sequence[bool]) -> list[bool]:
     if not connected:
         return list(flags)
     import torch
-    from torch import distributed
 
-    highest = torch.tensor(flags, dtype=torch.int32)
-    with _report_lost_process():
-        distributed.all_reduce(highest, op=distributed.ReduceOp.MAX)
-    return [bool(each) for each in highest.tolist()]
+    counts = add_up(torch.tensor(flags, dtype=torch.int32))
+    return [count > 0 for count in counts.tolist()]
 
 
 def wait() -> None:
@@ -195,10 +178,12 @@ def one_after_another() -> Iterator[None]:
 
 
 @contextmanager
-def _report_lost_process() -> Iterator[None]:
-    """Turn torch's error into one that says that another process has ended."""
+def _collective() -> Iterator[Any]:
+    """torch.distributed, whose error becomes one that says that another process has ended."""
+    from torch import distributed
+
     try:
-        yield
+        yield distributed
     except RuntimeError as error:
         raise Gone(
             "another process of the run has ended",

@@ -1,8 +1,8 @@
-"""Settings for rows that nobody has looked at."""
+"""Propose settings for new rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 from fasttune.config import RunConfig, load_config
@@ -18,30 +18,18 @@ from fasttune.planning.plan import plan
 from fasttune.plugins.registry import Plugins
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """Settings for rows that nobody has looked at.
-
-    Attributes:
-        lines: what was found, for people.
-    """
-
-    config: RunConfig
-    lines: list[str]
-
-
 def propose(
     config: RunConfig, plugins: Plugins, template: str | None = None, gpu: str | None = None
-) -> Proposal:
-    """The columns of `data.train`, a template for its rows and a batch that fits.
+) -> tuple[RunConfig, list[str]]:
+    """Propose columns and a template for the rows of `data.train`, and a batch that fits.
 
     Args:
-        config: `data.columns` stays where it has any.
-        template: by default reasoning where the rows have some, else alpaca.
+        config: its `data.columns` stay if it has any.
+        template: by default reasoning if the rows have some, else alpaca.
         gpu: see `plan`.
 
-    Raises:
-        FasttuneError: the rows cannot be read, or need a mapping that cannot be guessed.
+    Returns:
+        the settings, and lines that explain them to people.
     """
     assert config.data.train is not None, "there are rows"
     names = column_names(islice(reader(config.data.train, "train"), LOOKAHEAD))
@@ -54,11 +42,11 @@ def propose(
     data = replace(config.data, train=absolute(config.data.train), columns=columns)
     config = replace(config, template=template, data=data)
     with muted("fasttune.encoding"):
-        made = plan(prepare(config, plugins), gpu)
-    lines.append(made.line())
-    if not made.fits:
-        if not made.suggestion:
-            made.require_fit()
-        lines.append(f"with {' '.join(made.suggestion)} it fits")
-        config = load_config(None, made.suggestion, base=config)
-    return Proposal(config, lines)
+        forecast = plan(prepare(config, plugins), gpu)
+    lines.append(forecast.line())
+    if not forecast.fits:
+        if not forecast.suggestion:
+            forecast.require_fit()
+        lines.append(f"with {' '.join(forecast.suggestion)} it fits")
+        config = load_config(None, forecast.suggestion, base=config)
+    return config, lines

@@ -8,8 +8,8 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from typing import Any
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import IO, Any
 
 from fasttune.errors import FasttuneError
 
@@ -45,7 +45,7 @@ def prepare_streams() -> None:
 
 
 def _naming(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of standard output whose OSErrors name it; the system leaves the name out."""
+    """A method of standard output whose OSErrors name the stream, unlike the system's."""
 
     def named(*arguments: Any) -> Any:
         try:
@@ -70,62 +70,53 @@ def quiet() -> Iterator[None]:
     but a FasttuneError, and with `--verbose`.
 
     Compiled code writes to the descriptors, Python to sys.stdout and sys.stderr; both are
-    redirected. A library may keep the sys.stderr of this block for its log, so that one writes to
-    the descriptor, which is still open afterwards.
+    redirected. A library may keep the sys.stderr of this block for its log.
     """
     if logging.getLogger("fasttune").isEnabledFor(logging.DEBUG):
         yield
         return
-    sys.stdout.flush()
-    sys.stderr.flush()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as sink:
-        out, err = (
-            os.fdopen(number, "w", 1, encoding="utf-8", errors="replace", closefd=False)
-            for number in (1, 2)
-        )
-        saved = [os.dup(1), os.dup(2)]
-        os.dup2(sink.fileno(), 1)
-        os.dup2(sink.fileno(), 2)
-        show = True
         try:
-            with redirect_stdout(out), redirect_stderr(err):
+            with (
+                _replaced(1, sink.fileno()) as out,
+                _replaced(2, sink.fileno()) as err,
+                redirect_stdout(out),
+                redirect_stderr(err),
+            ):
                 yield
-            show = False
         except (FasttuneError, KeyboardInterrupt):  # need no explanation
-            show = False
             raise
-        finally:
-            out.flush()  # else an incomplete line would appear later
-            err.flush()
-            sink.flush()
-            for descriptor, number in zip(saved, (1, 2), strict=True):
-                os.dup2(descriptor, number)
-                os.close(descriptor)
-            if show:
-                sink.seek(0)
-                sys.stderr.write(sink.read())
+        except BaseException:
+            sink.seek(0)
+            sys.stderr.write(sink.read())
+            raise
+
+
+@contextmanager
+def _replaced(number: int, target: int) -> Iterator[IO[str]]:
+    """Let a standard descriptor be a copy of another within the block.
+
+    Yields:
+        a text stream that writes to the descriptor and stays open.
+    """
+    (sys.stdout if number == 1 else sys.stderr).flush()
+    saved = os.dup(number)
+    os.dup2(target, number)
+    stream = os.fdopen(number, "w", 1, encoding="utf-8", errors="replace", closefd=False)
+    try:
+        yield stream
+    finally:
+        stream.flush()  # else an incomplete line would appear later
+        os.dup2(saved, number)
+        os.close(saved)
 
 
 @contextmanager
 def prints_to_stderr() -> Iterator[None]:
     """Send what the block and the programs that it starts print to standard error, so that standard
     output has the command's own output alone."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
-    try:
-        saved = os.dup(1)
-    except OSError:  # there is no standard output
-        saved = -1
-    try:
-        if saved >= 0:
-            with suppress(OSError):  # there is no standard error
-                os.dup2(2, 1)
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        if saved >= 0:
-            os.dup2(saved, 1)
-            os.close(saved)
+    with _replaced(1, 2), redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager
@@ -139,25 +130,17 @@ def library_prints() -> Iterator[None]:
 
 
 class _Lines(io.TextIOBase):
-    def __init__(self) -> None:
-        self._rest = ""
-
-    def writable(self) -> bool:
-        return True
+    _rest = ""
 
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            self._pass_on(line)
+            if line.startswith(CHATTER):
+                log.debug(line)
+            else:
+                print(line, file=sys.stderr)
         return len(text)
 
     def close(self) -> None:
         if self._rest:
-            self._pass_on(self._rest)
-        self._rest = ""
-
-    def _pass_on(self, line: str) -> None:
-        if line.startswith(CHATTER):
-            log.debug(line)
-        else:
-            print(line, file=sys.stderr)
+            self.write("\n")

@@ -1,11 +1,13 @@
-"""JSON files with a schema: the one reader, and what those of a run hold."""
+"""JSON files with a schema: the reader, and the schemas of a run's files."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -19,8 +21,8 @@ class TemplateFacts(TypedDict):
     """A run's format and where it came from.
 
     Attributes:
-        identity: of the declaration, see `Template.identity`.
-        declaration: the format itself; None for one whose text is computed, which needs its plugin.
+        identity: see `Template.identity`.
+        declaration: None for a format whose text is computed, which needs its plugin.
     """
 
     name: str
@@ -58,8 +60,8 @@ class DataFacts(TypedDict):
     train_tokens: int
 
 
-class Begun(TypedDict):
-    """What a manifest holds from the beginning."""
+class Manifest(TypedDict):
+    """manifest.json; other keys are kept. A new run has all but the `NotRequired` keys."""
 
     format: int
     config: dict[str, Any]
@@ -74,30 +76,25 @@ class Begun(TypedDict):
     data: DataFacts
     versions: dict[str, str]
     device: str
-
-
-class Manifest(Begun, total=False):
-    """manifest.json; keys beyond these are kept."""
-
-    choices: dict[str, Any]
-    batch_limit: int
-    processes: int
-    threads: int
-    planned_memory_bytes: int | None
-    finished: str
-    steps: int
-    attention: str
-    tokens_per_second: float
-    shared_tokens_saved: int
-    peak_memory_bytes: int
-    seconds: dict[str, float]
-    best_eval_loss: float
-    scores: dict[str, dict[str, float]]
-    adapter_sha256: str
+    choices: NotRequired[dict[str, Any]]
+    batch_limit: NotRequired[int]
+    processes: NotRequired[int]
+    threads: NotRequired[int]
+    planned_memory_bytes: NotRequired[int | None]
+    finished: NotRequired[str]
+    steps: NotRequired[int]
+    attention: NotRequired[str]
+    tokens_per_second: NotRequired[float]
+    shared_tokens_saved: NotRequired[int]
+    peak_memory_bytes: NotRequired[int]
+    seconds: NotRequired[dict[str, float]]
+    best_eval_loss: NotRequired[float]
+    scores: NotRequired[dict[str, dict[str, float]]]
+    adapter_sha256: NotRequired[str]
 
 
 class Logged(TypedDict):
-    """A line of metrics.jsonl; whatever else is in it is a number, too."""
+    """A line of metrics.jsonl; its other values are numbers, too."""
 
     step: int
 
@@ -114,28 +111,24 @@ RESTORE = "restore it from a copy, or move the folder away"
 
 
 def read_json(file: Path, kind: Any, hint: str = RESTORE) -> Any:
-    """The value in a JSON file, as it is there.
+    """Read the value in a JSON file, and check that it has a type.
 
     Args:
-        kind: its type, as msgspec takes it; of a `TypedDict` more keys may be there.
-        hint: what to do if it is damaged.
-
-    Raises:
-        FasttuneError: it cannot be read, is no JSON in UTF-8, or of another type.
+        kind: the type; a `TypedDict` may have more keys.
+        hint: what to do if the file is damaged.
     """
-    return _checked(_parsed(_read(file, hint), file, str(file), hint), kind, file, str(file), hint)
+    with _reading(file, str(file), hint):
+        value = json.loads(file.read_bytes().decode())  # unlike msgspec's, it takes NaN
+        msgspec.convert(value, kind)
+    return value
 
 
 def read_manifest(file: Path) -> Manifest:
-    """A run's manifest.
-
-    Raises:
-        FasttuneError: it is missing or damaged, or another version of fasttune wrote it.
-    """
-    found = read_json(file, dict[str, Any])
-    version = found.get("format", 0)
+    """Read a run's manifest. One in another format is refused."""
+    manifest: Manifest = read_json(file, dict[str, Any])
+    version = manifest.get("format", 0)
     if version != FORMAT:
-        versions = found.get("versions")
+        versions = manifest.get("versions")
         by = versions.get("fasttune") if isinstance(versions, dict) else None
         raise FasttuneError(
             f"the run was written by fasttune {by or 'of an unknown version'}, "
@@ -143,65 +136,53 @@ def read_manifest(file: Path) -> Manifest:
             f"{file}: format {version}; this version reads format {FORMAT}",
             "use that version for this run, or train it again",
         )
-    manifest: Manifest = _checked(found, Manifest, file, str(file), RESTORE)
+    with _reading(file, str(file), RESTORE):
+        msgspec.convert(manifest, Manifest)
     return manifest
 
 
 def read_metrics(file: Path) -> tuple[list[dict[str, Any]], bool]:
-    """The lines of a run's log, and whether half a one is behind them, as a kill leaves it; no file
-    is an empty log.
+    """Read the lines of a run's log. A missing file is an empty log.
 
-    Raises:
-        FasttuneError: a line is damaged.
+    Returns:
+        the complete lines, and whether the last one is incomplete, as after SIGKILL.
     """
     hint = "restore it from a copy, or delete what is not whole: only the log is lost"
     if not os.path.lexists(file):
         return [], False
 
     def logged(line: bytes, where: str) -> dict[str, Any]:
-        found = _checked(_parsed(line, file, where, hint), Logged, file, where, hint)
-        numbers: dict[str, Any] = _checked(found, dict[str, float | None], file, where, hint)
-        return numbers
+        with _reading(file, where, hint):
+            values: dict[str, Any] = json.loads(line.decode())
+            msgspec.convert(values, Logged)
+            msgspec.convert(values, dict[str, float | None])
+        return values
 
-    *whole, rest = _read(file, hint).split(b"\n")
-    lines = [
-        logged(line, f"{file}, line {number}")
-        for number, line in enumerate(whole, 1)
-        if line.strip()
-    ]
-    if not rest:
-        return lines, False
+    with _reading(file, str(file), hint):
+        *whole, rest = file.read_bytes().split(b"\n")
+    numbered = enumerate(whole, 1)
+    lines = [logged(line, f"{file}, line {number}") for number, line in numbered if line.strip()]
     try:
-        return [*lines, logged(rest, str(file))], False
+        return lines + ([logged(rest, str(file))] if rest else []), False
     except FasttuneError:
         return lines, True
 
 
-def _read(file: Path, hint: str) -> bytes:
+@contextmanager
+def _reading(file: Path, where: str, hint: str) -> Iterator[None]:
+    """Turn what reading, parsing and checking raise into an error that says where the damage is."""
     try:
-        return file.read_bytes()
-    except OSError as error:
-        how = f"cannot be read: {error.strerror or error}"
-        raise _damaged(file, str(file), how, hint) from error
-
-
-def _parsed(text: bytes, file: Path, where: str, hint: str) -> Any:
-    try:
-        return json.loads(text.decode())  # unlike msgspec's, it takes NaN
-    except UnicodeDecodeError as error:
-        raise _damaged(file, where, f"is not UTF-8 at byte {error.start}", hint) from error
-    except (ValueError, RecursionError) as error:
-        how = f"is no JSON: {error}" if text.strip() else "is empty"
-        raise _damaged(file, where, how, hint) from error
-
-
-def _checked(value: Any, kind: Any, file: Path, where: str, hint: str) -> Any:
-    try:
-        msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise _damaged(file, where, str(error), hint) from error
-    return value
-
-
-def _damaged(file: Path, where: str, how: str, hint: str) -> FasttuneError:
-    return FasttuneError(f"{file.name} is damaged", f"{where}: {how}", hint)
+        yield
+    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as error:
+        match error:
+            case OSError():
+                how = f"cannot be read: {error.strerror or error}"
+            case UnicodeDecodeError():
+                how = f"is not UTF-8 at byte {error.start}"
+            case json.JSONDecodeError() if not error.doc.strip():
+                how = "is empty"
+            case msgspec.ValidationError():
+                how = str(error)
+            case _:
+                how = f"is no JSON: {error}"
+        raise FasttuneError(f"{file.name} is damaged", f"{where}: {how}", hint) from error

@@ -1,4 +1,4 @@
-"""How an answer's tokens are chosen. Nothing here imports torch before a model is there."""
+"""How an answer's tokens are chosen, without importing torch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Sampling:
                 raise FasttuneError(f"{name} is {value}", option, f"it takes {error}") from error
 
     def config(self, tokenizer: Any) -> Any:
-        """The whole generation configuration: a model's own sampling defaults must not slip in."""
+        """The whole generation configuration, without a model's own sampling defaults."""
         from transformers import GenerationConfig
 
         sample = self.temperature > 0

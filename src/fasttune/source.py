@@ -1,4 +1,4 @@
-"""What a name stands for when something is to be answered: a run, or a base model."""
+"""What answers: a run, or a base model under a template."""
 
 from __future__ import annotations
 
@@ -39,24 +39,17 @@ class Source:
     run: Run | None = None
 
     def load(self) -> Generator:
-        """Load the model.
-
-        Raises:
-            FasttuneError: it cannot be loaded.
-        """
+        """Load the model."""
         import_unsloth_on_gpu()  # before transformers and PEFT
         from fasttune.generation.generator import Generator
 
         return Generator.load(self.model, self.template, self.adapter)
 
     def read(self, file: str | Path, columns: Mapping[str, str], labelled: bool = False) -> Rows:
-        """The rows of a file to answer; only what a prompt needs has to be there.
+        """Read the rows of a file to answer. They need only what a prompt is made of.
 
         Args:
-            labelled: the reference response has to be there, too.
-
-        Raises:
-            FasttuneError: it cannot be read, or holds a row that cannot be used.
+            labelled: they need the reference response, too.
         """
         _, response = self.template.response
         unneeded = {*self.template.targets.values()} - ({response} if labelled else set())

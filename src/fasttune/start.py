@@ -27,14 +27,13 @@ def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -
             cannot be resumed.
     """
     resumed = job if isinstance(job, Run) else None
-    chosen = (
-        _interrupted(job, plugins or installed_plugins(), force) if isinstance(job, Run) else job
-    )
-    require_model(chosen.model)
+    if isinstance(job, Run):
+        job = _interrupted(job, plugins or installed_plugins(), force)
+    require_model(job.model)
     import_unsloth()  # before transformers, TRL and PEFT
     from fasttune.training.train import train as fit
 
-    return fit(chosen, resumed)
+    return fit(job, resumed)
 
 
 def _interrupted(run: Run, plugins: Plugins, force: bool) -> Job:

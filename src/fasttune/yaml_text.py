@@ -56,9 +56,6 @@ def read_yaml_file(path: Path, what: str) -> tuple[Any, dict[str, int]]:
 
     Args:
         what: the file's role, for errors, such as "the config".
-
-    Raises:
-        FasttuneError: the file cannot be read, or `read_yaml` refuses its text.
     """
     try:
         with path.open("rb") as file:
@@ -78,19 +75,18 @@ def _loader() -> Any:
     """SafeLoader with limits: without them, a small text can expand until memory is full."""
     import yaml
 
+    def error(problem: str, mark: Any) -> yaml.MarkedYAMLError:
+        return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
     class Bounded(yaml.SafeLoader):
         depth = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             mark: Any = self.peek_event().start_mark
             if self.check_event(yaml.AliasEvent):
-                raise yaml.MarkedYAMLError(
-                    problem="aliases (*name) are not supported", problem_mark=mark
-                )
+                raise error("aliases (*name) are not supported", mark)
             if self.depth == NESTING:
-                raise yaml.MarkedYAMLError(
-                    problem=f"nested more than {NESTING} deep", problem_mark=mark
-                )
+                raise error(f"nested more than {NESTING} deep", mark)
             self.depth += 1
             node = super().compose_node(parent, index)
             self.depth -= 1
@@ -101,10 +97,7 @@ def _loader() -> Any:
             seen = set()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key '{key.value}' is there twice",
-                        problem_mark=key.start_mark,
-                    )
+                    raise error(f"the key '{key.value}' is there twice", key.start_mark)
                 seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
             return node
 
@@ -126,14 +119,7 @@ def _lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
 
 
 def setting(key: str, value: Any, hint: Any, where: str) -> Any:
-    """Convert the value of a setting; see `convert`.
-
-    Args:
-        where: where the value was set, for the error.
-
-    Raises:
-        FasttuneError: the value does not fit.
-    """
+    """Convert the value of a setting; see `convert`. An error says where the value was set."""
     try:
         return convert(value, hint)
     except ValueError as error:

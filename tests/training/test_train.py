@@ -593,18 +593,6 @@ def test_several_samples_of_a_question_and_their_vote(finished, tmp_path):
     assert [len(json.loads(line)["answer"]["samples"]) for line in lines] == [5, 5]
 
 
-def test_another_rendering_is_refused_with_both_hashes(finished, tmp_path, capsys):
-    changed = tmp_path / "changed"
-    shutil.copytree(finished.folder, changed)
-    run = Run(changed)
-    trained = run.manifest["template"]
-    run.update({"template": {**trained, "rendering": "0" * 64}})
-    assert cli("generate", str(changed), "Hello", "--max-new-tokens", "2").status == 2
-    error = capsys.readouterr().err
-    assert "0" * 64 in error and trained["rendering"] in error and "--force" in error
-    assert cli("generate", str(changed), "Hello", "--max-new-tokens", "2", "--force").status == 0
-
-
 def test_a_base_model_answers_too(tiny_phi, capsys):
     arguments = [
         "generate",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fasttune.answering import Asking, answer_file, as_dicts
+from fasttune.answering import Asking, answer_file
 from fasttune.cli import options
 from fasttune.cli.app import app, console, json_text, plugins, print_json
 from fasttune.cli.compare import show_figures
@@ -18,6 +18,7 @@ from fasttune.cli.tables import facts
 from fasttune.data.check import require_prompt
 from fasttune.data.load import parse_columns
 from fasttune.formats.row import Row
+from fasttune.plugins.metric import as_dict
 from fasttune.sampling import Sampling
 from fasttune.source import find
 
@@ -70,7 +71,7 @@ def generate(
     else:
         answers = [generator.stream(row, sampling, print_piece if streamed else _ignore)]
     if as_json:
-        made = as_dicts(answers)
+        made = [as_dict(answer) for answer in answers]
         several = {"answers": made} if made[1:] else made[0]
         print_json({"prompt": generator.prompt(row), **several})
         return

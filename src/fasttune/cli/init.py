@@ -44,9 +44,8 @@ def init(
     if data is not None:
         from fasttune.proposal import propose
 
-        proposal = propose(settings, plugins(context), template, gpu)
-        settings = proposal.config
-        for line in proposal.lines:
+        settings, lines = propose(settings, plugins(context), template, gpu)
+        for line in lines:
             say(line)
     write_text(target, commented(settings, f"fasttune run --config {target}"))
     print(target)

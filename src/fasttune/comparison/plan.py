@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fasttune.config import RunConfig, steps, with_setting, with_training
+from fasttune.config import Override, RunConfig, load_config, steps, with_training
 from fasttune.data.rows import ChosenRows, Rows
 from fasttune.data.split import data_hash, spread
 from fasttune.encoding.cache import encode_rows
@@ -199,7 +199,7 @@ def _swept(
         )
     require_different(f"--sweep {key}", values)
     for value in values:
-        own = with_setting(config, key, value, f"--sweep {key}={value}")
+        own = load_config(None, [Override(key, value, f"--sweep {key}={value}")], config)
         yield f"{name}, {key.partition('.')[2]} {value}", own
 
 

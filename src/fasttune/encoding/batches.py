@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fasttune.encoding.encode import Encoded
+from fasttune.encoding.encode import Encoded, batches
 
 MINIMAL_SAVING = 0.02
 """Minimum share of a pack's tokens that sharing a common beginning must save. Measured on the demo
@@ -91,8 +91,8 @@ def _learned(
                 places += range(start + span.start - 1, start + span.end - 1)
                 targets += row.input_ids[span.start : span.end]
                 owners += [sections.index(span.name)] * (span.end - span.start)
-    found = {"places": places, "targets": targets, "owners": owners}
-    return {name: torch.tensor(values, dtype=torch.int64) for name, values in found.items()}
+    learned = {"places": places, "targets": targets, "owners": owners}
+    return {name: torch.tensor(values, dtype=torch.int64) for name, values in learned.items()}
 
 
 def pack(rows: Sequence[Encoded], sections: Sequence[str], shared: int = 0) -> dict[str, Any]:
@@ -154,21 +154,18 @@ class Collator:
 
     def __call__(self, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
         """The batches, see `pack` and `pad`."""
-        make = self._pack if self.packing else self._pad
-        return [make([rows[index] for index in members]) for members in self._divide(rows)]
+        members = [[rows[index] for index in batch] for batch in self._divide(rows)]
+        if self.packing:
+            return [pack(batch, self.sections, self._shared(batch)) for batch in members]
+        return [pad(batch, self.sections, self.pad_id) for batch in members]
 
     def halve(self, rows: Sequence[Encoded]) -> bool:
-        """Halve the limit, starting from the largest batch that these rows need.
-
-        Returns:
-            False, without changing anything, if each row already has a batch to itself.
-        """
-        batches = [members for members in self._divide(rows) if len(members) > 1]
-        if not batches:
-            return False
-        sizes = (sum(len(rows[i]) for i in m) if self.packing else len(m) for m in batches)
-        self.limit = max(sizes) // 2
-        return True
+        """Halve the limit, starting from the largest batch that these rows need; change nothing and
+        return False if each row has a batch to itself."""
+        large = [members for members in self._divide(rows) if len(members) > 1]
+        sizes = [sum(len(rows[i]) for i in m) if self.packing else len(m) for m in large]
+        self.limit = max(sizes) // 2 if sizes else self.limit
+        return bool(sizes)
 
     def _divide(self, rows: Sequence[Encoded]) -> list[list[int]]:
         """The indices of the rows in each batch."""
@@ -177,25 +174,19 @@ class Collator:
             if self.side_by_side == 1:
                 return best_fit(lengths, self.limit)
             return alike(lengths, self.limit, self.side_by_side)
-        starts = range(0, len(rows), self.limit)
-        return [[*range(start, min(start + self.limit, len(rows)))] for start in starts]
+        return [*batches(range(len(rows)), self.limit)]
 
-    def _pad(self, rows: Sequence[Encoded]) -> dict[str, Any]:
-        return pad(rows, self.sections, self.pad_id)
-
-    def _pack(self, rows: Sequence[Encoded]) -> dict[str, Any]:
+    def _shared(self, rows: Sequence[Encoded]) -> int:
+        """How many tokens of a pack's rows are stored once."""
         shared = shared_beginning(rows) if self.share and len(rows) > 1 else 0
         worth_it = shared * (len(rows) - 1) >= MINIMAL_SAVING * sum(map(len, rows))
-        return pack(rows, self.sections, shared if worth_it else 0)
+        return shared if worth_it else 0
 
 
 def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Best-fit decreasing bin packing (Johnson 1973).
+    """Best-fit decreasing bin packing (Johnson 1973), as the ascending indices of each pack's rows.
 
     A pack exceeds the budget only if its single row does.
-
-    Returns:
-        the indices of the rows in each pack, ascending.
     """
     packs: list[list[int]] = []
     room: list[int] = []
@@ -216,10 +207,7 @@ def alike(lengths: Sequence[int], budget: int, multiple: int) -> list[list[int]]
     """Packs of about equal length: the longest row left goes into the shortest pack (Graham 1969).
 
     The number of packs is a multiple of `multiple`, or one per row, and as small as the budget
-    allows. A pack exceeds the budget only if its single row does.
-
-    Returns:
-        the indices of the rows in each pack, ascending.
+    allows; see `best_fit`.
     """
     packs: list[list[int]] = []
     for count in range(multiple, len(lengths) + multiple, multiple):
@@ -235,11 +223,8 @@ def alike(lengths: Sequence[int], budget: int, multiple: int) -> list[list[int]]
 
 
 def pad(rows: Sequence[Encoded], sections: Sequence[str], pad_id: int) -> dict[str, torch.Tensor]:
-    """Pad rows on the right.
-
-    Returns:
-        `input_ids` and `attention_mask` of shape [rows, longest], and what `_learned` returns.
-    """
+    """Pad rows on the right: `input_ids` and `attention_mask` of shape [rows, longest], and what
+    `_learned` returns."""
     longest = max(map(len, rows))
     gaps = [longest - len(row) for row in rows]
     ids = [row.input_ids + [pad_id] * gap for row, gap in zip(rows, gaps, strict=True)]

@@ -1,7 +1,7 @@
-"""Encoded rows on disk: constant memory for any number of rows, and made once.
+"""Encoded rows on disk: constant memory for any number of rows, and encoded once.
 
-A file is named after everything that decides what is in it, so nothing stale can be read: the rows,
-the format, the tokenizer, and the rule for overlong rows.
+A file's name is a hash of everything that decides its content, so nothing stale can be read: the
+rows, the format, the tokenizer, and the rule for overlong rows.
 """
 
 from __future__ import annotations
@@ -13,17 +13,11 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-import fasttune.encoding.encode
-import fasttune.encoding.limit
-import fasttune.encoding.spans
-import fasttune.formats.parts
-import fasttune.formats.row
-import fasttune.formats.template
 from fasttune.config import RunConfig
 from fasttune.data.check import ends_early
 from fasttune.data.rows import ChosenRows, Lazy, Rows
@@ -40,27 +34,24 @@ log = logging.getLogger(__name__)
 ROWS_PER_BATCH = 128
 """Rows that are read together: 100 kB of short ones, as much as a disk reads ahead anyway."""
 CACHE_LIMIT = 10 * 2**30
-"""Bytes of encoded rows that are kept; what was not used for longest goes first."""
+"""Bytes of encoded rows that are kept; the least recently used are removed first."""
 A_DAY = 24 * 3600.0
-"""Seconds for which a file that was not finished may still be in the making."""
-CODE = (
-    fasttune.encoding.encode.__file__,
-    fasttune.encoding.limit.__file__,
-    fasttune.encoding.spans.__file__,
-    fasttune.formats.parts.__file__,
-    fasttune.formats.row.__file__,
-    fasttune.formats.template.__file__,
-    __file__,
-)
+"""Seconds for which another process may still write an incomplete file."""
+HERE = Path(__file__).parent
+CODE = [
+    *(HERE / name for name in ("cache.py", "encode.py", "limit.py", "spans.py")),
+    *(HERE.parent / "formats" / name for name in ("parts.py", "row.py", "template.py")),
+]
+"""The files whose code decides the encoded rows."""
 
 
 class EncodedRows(Lazy[Encoded]):
     """Encoded rows in an Arrow file, of which one batch is in memory at a time.
 
     Attributes:
-        tokens: of all rows together.
+        tokens: number of tokens of all rows.
         sections: the names of the learned spans in order of appearance.
-        counts: what was counted while the rows were made.
+        counts: number of rows that were dropped and truncated.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
@@ -93,7 +84,7 @@ class EncodedRows(Lazy[Encoded]):
 
     @property
     def places_sha256(self) -> str:
-        """SHA-256 of the places: equal where the same of the rows were kept."""
+        """SHA-256 of the places: equal if the same rows were kept."""
         return hashlib.sha256(json.dumps(self.places).encode()).hexdigest()
 
     def _batches(self) -> Iterator[Any]:
@@ -110,8 +101,8 @@ class EncodedRows(Lazy[Encoded]):
 
 
 def without_ending(rows: Rows, tokenizer: Any, config: RunConfig) -> Rows:
-    """The rows that `encode_rows` does not leave out for the EOS token in their text: those that
-    can be asked."""
+    """The rows that can be asked: those that `encode_rows` does not leave out because their text
+    contains EOS."""
     if not config.data.skip_bad_rows:
         return rows  # else it would have refused them
     eos = tokenizer.eos_token
@@ -122,12 +113,14 @@ def without_ending(rows: Rows, tokenizer: Any, config: RunConfig) -> Rows:
 def encode_rows(
     template: Template, rows: Rows, tokenizer: Any, config: RunConfig, what: str
 ) -> EncodedRows:
-    """Render and encode rows under the policy for overlong ones and store them, or take them from
-    the cache, and log how many it concerned.
+    """Encode rows under the policy for overlong ones and store them, or take them from the cache.
+
+    Args:
+        what: the rows' role, such as "training", for the log and for errors.
 
     Raises:
-        FasttuneError: a row's own text holds the EOS token, and `data.skip_bad_rows` is off; or a
-            row is too long under the policy "error", or all are.
+        FasttuneError: a row's text contains EOS, and `data.skip_bad_rows` is off; a row is too long
+            under the policy "error"; or all are too long.
     """
     eos_id(tokenizer)
     eos = tokenizer.eos_token
@@ -157,8 +150,8 @@ def encode_rows(
         log.info(f"{len(encoded):,} {what} rows from the cache")
     if encoded is None:
         counts = Counter(dropped=0, truncated=0)
-        made = zip(usable, encode_many(template, chosen, tokenizer), strict=True)
-        kept = limit_lengths(made, limit, overlong, counts)
+        all_ = zip(usable, encode_many(template, chosen, tokenizer), strict=True)
+        kept = limit_lengths(all_, limit, overlong, counts)
         if not learn_eos:
             kept = ((at, without_eos(row)) for at, row in kept)
         encoded = store(key, kept, counts)
@@ -175,8 +168,8 @@ def encode_rows(
 
 
 def _rows_hash(template: Template, rows: Rows) -> str:
-    """What decides the texts of the rows, beside the format. Of a computed format these are the
-    texts themselves: its code may import other code."""
+    """A hash of what decides the texts of the rows, beside the format. For a computed format these
+    are the texts themselves, because its code may import other code."""
     if not template.computed:
         languages = json.dumps([row.language for row in rows]) if template.chooses_language else ""
         return data_hash(rows) + hashlib.sha256(languages.encode()).hexdigest()
@@ -187,10 +180,10 @@ def _rows_hash(template: Template, rows: Rows) -> str:
 
 
 def cache_key(tokenizer: Any, *deciding: Any) -> str:
-    """SHA-256 of all that decides the encoded rows: the tokenizer, this code, and JSON values."""
+    """SHA-256 of what decides the encoded rows: the tokenizer, this code, and JSON values."""
     import tokenizers
 
-    digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in CODE))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in CODE))
     digest.update(whole_text_backend(tokenizer).to_str().encode())
     known = [tokenizers.__version__, eos_id(tokenizer), deciding]
     digest.update(json.dumps(known, sort_keys=True).encode())
@@ -198,7 +191,7 @@ def cache_key(tokenizer: Any, *deciding: Any) -> str:
 
 
 def cached(key: str) -> EncodedRows | None:
-    """The rows that were stored under a key, or None where there are none or they are damaged."""
+    """The rows that were stored under a key; None if there are none or they are damaged."""
     path = _path(key)
     try:
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -211,34 +204,37 @@ def cached(key: str) -> EncodedRows | None:
 
 
 def store(key: str, rows: Iterable[tuple[int, Encoded]], counts: Mapping[str, int]) -> EncodedRows:
-    """Write rows under a key, and remove old ones beyond the limit of the cache.
+    """Write rows with their places under a key, and remove old ones beyond the cache's limit.
 
     Args:
-        rows: each with its place.
         counts: kept with the rows; read when the last row is written, so counting may go on.
-
-    Raises:
-        FasttuneError: the cache cannot be written.
     """
     import pyarrow as pa
 
     number, tokens = 0, 0
     sections: dict[str, None] = {}
     path = _path(key)
-    with _written(path) as temporary:
-        with pa.ipc.new_file(str(temporary), _arrow([]).schema) as file:
-            for batch in batches(rows, ROWS_PER_BATCH):
-                file.write(_arrow(batch))
-                number += len(batch)
-                tokens += sum(len(row) for _, row in batch)
-                sections |= dict.fromkeys(s.name for _, r in batch for s in r.spans if s.train)
-        about = {
-            "rows": number,
-            "tokens": tokens,
-            "sections": list(sections),
-            "counts": dict(counts),
-            "sha256": sha256(temporary),
-        }
+    try:
+        with atomic_path(path) as temporary:
+            with pa.ipc.new_file(str(temporary), _arrow([]).schema) as file:
+                for batch in batches(rows, ROWS_PER_BATCH):
+                    file.write(_arrow(batch))
+                    number += len(batch)
+                    tokens += sum(len(row) for _, row in batch)
+                    sections |= dict.fromkeys(s.name for _, r in batch for s in r.spans if s.train)
+            about = {
+                "rows": number,
+                "tokens": tokens,
+                "sections": list(sections),
+                "counts": dict(counts),
+                "sha256": sha256(temporary),
+            }
+    except OSError as error:
+        raise FasttuneError(
+            "the encoded rows cannot be written",
+            f"{path.parent}: {error.strerror or error}",
+            "free some space there, or set FASTTUNE_CACHE to another folder",
+        ) from error
     stored = EncodedRows(path, about)
     write_json(path.with_suffix(".json"), about)
     _forget(keep=path)
@@ -268,36 +264,23 @@ def _arrow(placed: Sequence[tuple[int, Encoded]]) -> Any:
     )
 
 
-@contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    try:
-        with atomic_path(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise FasttuneError(
-            "the encoded rows cannot be written",
-            f"{path.parent}: {error.strerror or error}",
-            "free some space there, or set FASTTUNE_CACHE to another folder",
-        ) from error
-
-
 def _path(key: str) -> Path:
     return cache_dir() / "rows" / f"{key}.arrow"
 
 
 def _forget(keep: Path) -> None:
-    """Remove what was not used for longest until the rest is within the limit, and what a killed
-    process left half written."""
+    """Remove the least recently used files beyond the limit, and what a killed process left
+    incomplete."""
     for left in keep.parent.glob(".*.tmp.*"):
         with suppress(OSError):  # another process may remove it, too
             if time.time() - left.stat().st_mtime > A_DAY:
                 left.unlink()
-    found = []
+    files = []
     for path in keep.parent.glob("[!.]*.arrow"):
         with suppress(OSError):
-            found.append((path.stat().st_mtime, path.stat().st_size, path))
+            files.append((path.stat().st_mtime, path.stat().st_size, path))
     total = 0
-    for _, size, path in sorted(found, reverse=True):
+    for _, size, path in sorted(files, reverse=True):
         total += size
         if total > CACHE_LIMIT and path != keep:
             path.unlink(missing_ok=True)

@@ -1,9 +1,8 @@
 """Segments and a tokenizer -> input ids, labels and spans.
 
-The prompt and the completion of a turn are tokenized apart, each as one string. BPE merges across
-any other border (the `>` of `<|response|>` and a quote are one token in GPT-2's vocabulary); the
-one border that must be a token border is the one where generation begins: nothing can merge across
-it. A conversation has one in every turn, and EOS at the end of each.
+The prompt and the completion of a turn are tokenized apart, each as one string: a token must end
+where generation begins. Across any other border BPE may merge, such as the `>` of `<|response|>`
+and a quote in GPT-2's vocabulary. Each turn of a conversation ends with EOS.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, islice
@@ -42,8 +41,8 @@ class Encoded:
     """One row as the model sees it.
 
     Attributes:
-        input_ids: n token ids, EOS at the end of each turn.
-        spans: cover the n tokens in order, without gaps; the last is EOS.
+        input_ids: token ids, EOS at the end of each turn.
+        spans: cover all tokens in order, without gaps; the last is EOS.
         prompt_length: number of tokens before generation of the last turn begins.
     """
 
@@ -61,8 +60,8 @@ class Encoded:
 
     @cached_property
     def labels(self) -> list[int]:
-        """n ids: those of the spans that are learned, IGNORED where no loss is taken. Position t's
-        label is the token at t: the model shifts them itself."""
+        """The ids of the learned spans, IGNORED elsewhere. The label of position t is the token at
+        t: the model shifts them itself."""
         labels = [IGNORED] * len(self.input_ids)
         for span in self.spans:
             if span.train:
@@ -85,14 +84,16 @@ def encode_many(
     template: Template, rows: Iterable[Mapping[str, str]], tokenizer: Any
 ) -> Iterator[Encoded]:
     """Render and encode training rows in order, BATCH at a time: the tokenizer uses all cores for a
-    batch, and works on the next one while this one is given out.
+    batch, and works on the next one while this one is consumed.
 
-    Raises:
-        FasttuneError: nothing is learned from a row or nothing is given before it, or the tokenizer
-            gives no offsets or has no EOS.
+    A row must have text in a given part, then in a learned one. The tokenizer must have EOS.
     """
     waiting: tuple[list[list[Parts]], Future[list[list[Tokens]]]] | None = None
-    with ThreadPoolExecutor(1) as pool, _frozen():
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        # The many small objects of a batch start garbage collections so often that they would take
+        # a fifth of the time: leave out what exists now.
+        gc.freeze()
+        stack.callback(gc.unfreeze)
         for batch in chain(batches(rows, BATCH), [[]]):
             parts = [_trainable(template, row) for row in batch]
             ahead = (parts, pool.submit(_tokenized, parts, tokenizer)) if parts else None
@@ -101,19 +102,8 @@ def encode_many(
             waiting = ahead
 
 
-@contextmanager
-def _frozen() -> Iterator[None]:
-    """What exists by now is left out of garbage collections: the many small objects of a batch of
-    rows set them off so often that they took a fifth of the time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` things, the last one shorter."""
+    """Divide things into lists of `size`; the last one may be shorter."""
     iterator = iter(things)
     while batch := list(islice(iterator, size)):
         yield batch
@@ -149,8 +139,7 @@ def _join(
 
 
 def _trainable(template: Template, row: Mapping[str, str]) -> list[Parts]:
-    """The segments with text of the prompt and of the completion of each turn, none of them
-    empty."""
+    """The segments with text of the prompt and of the completion of each turn."""
     parts = []
     for turn in split_turns(template.rendered(row)):
         prompt, completion = ([s for s in part if s.text] for part in at_the_answer(turn))
@@ -178,11 +167,11 @@ def encode_prompt(template: Template, row: Mapping[str, str], tokenizer: Any) ->
 
 
 def response_tokens(template: Template, row: Row, tokenizer: Any) -> range:
-    """The places in the encoded row of the tokens that carry text of the response itself: tags
-    around it do not count, a token that holds the end of a tag and the first letter does.
+    """The places in the encoded row of the tokens with text of the response itself. Tags around it
+    do not count; a token that holds the end of a tag and the first letter does.
 
-    The response is found by rendering the row without it, not by searching for it. Where a computed
-    format changes its text, the whole section counts.
+    Rendering the row without the response shows where it is. If a computed format changes its text,
+    the whole section counts.
     """
     section, column = template.response
     response = row[column]
@@ -205,25 +194,8 @@ def response_tokens(template: Template, row: Row, tokenizer: Any) -> range:
     return range(prompt + inside[0], prompt + inside[-1] + 1) if inside else range(0)
 
 
-def describe_row(row: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
-    """The spans of an encoded row as text and ids, for people and scripts."""
-    return [
-        {
-            "section": span.name,
-            "train": span.train,
-            "ids": row.input_ids[span.start : span.end],
-            "text": tokenizer.decode(
-                row.input_ids[span.start : span.end], clean_up_tokenization_spaces=False
-            ),
-        }
-        for span in row.spans
-    ]
-
-
 def _section(segments: Sequence[Segment], name: str) -> tuple[int, int]:
     """The characters from the first to the last segment of that name."""
-    ends = list(accumulate(len(segment.text) for segment in segments))
+    ends = list(accumulate((len(segment.text) for segment in segments), initial=0))
     of_name = [at for at, segment in enumerate(segments) if segment.name == name]
-    if not of_name:
-        return 0, ends[-1]
-    return ends[of_name[0]] - len(segments[of_name[0]].text), ends[of_name[-1]]
+    return (ends[of_name[0]], ends[of_name[-1] + 1]) if of_name else (0, ends[-1])

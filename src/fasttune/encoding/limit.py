@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
 
 from fasttune.encoding.encode import EOS_SPAN, Encoded
 from fasttune.encoding.spans import Span
 from fasttune.errors import FasttuneError
 
-Overlong = Literal["drop", "truncate", "error"]
-
 
 def limit_lengths(
     rows: Iterable[tuple[int, Encoded]],
     max_length: int,
-    overlong: Overlong,
+    overlong: str,
     counts: Counter[str],
 ) -> Iterator[tuple[int, Encoded]]:
     """The rows of at most `max_length` tokens, and what the policy leaves of the others.
@@ -27,10 +24,8 @@ def limit_lengths(
 
     Args:
         rows: (place, row), from 0.
+        overlong: "drop", "truncate" or "error".
         counts: "dropped" and "truncated" rows are counted here.
-
-    Raises:
-        FasttuneError: a row is too long under "error".
     """
     for place, row in rows:
         if len(row) <= max_length:

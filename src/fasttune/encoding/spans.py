@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,11 +21,7 @@ class Span(NamedTuple):
 
 
 def eos_id(tokenizer: Any) -> int:
-    """The id that ends a text.
-
-    Raises:
-        FasttuneError: the tokenizer has none, so the model could not learn to stop.
-    """
+    """The id that ends a text. A tokenizer without one is refused."""
     if tokenizer.eos_token_id is None:
         raise FasttuneError(
             "the tokenizer has no EOS token, so the model could not learn to stop",
@@ -36,15 +31,14 @@ def eos_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-@dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """The tokens of a text.
 
     Attributes:
         ids: n token ids.
-        offsets: the characters [start, end) that token i covers; (0, 0) for a special token. Asked
-            one by one: only the tokens at the borders of segments count, and a list of all takes
-            half as long as the tokenizing.
+        offsets: the characters [start, end) that token i covers; (0, 0) for a special token. It is
+            a function because only the tokens at the borders of segments count, and a list of all
+            takes half as long as the tokenizing.
     """
 
     ids: list[int]
@@ -56,9 +50,6 @@ def tokenize(parts: Sequence[Sequence[Segment]], tokenizer: Any, special: bool) 
 
     Args:
         special: whether the tokenizer adds its own special tokens, such as BOS.
-
-    Raises:
-        FasttuneError: the tokenizer gives no offsets, or a text cannot be encoded.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise FasttuneError(
@@ -90,9 +81,8 @@ def _covered(encoding: Any, token: int) -> tuple[int, int]:
 def lay(segments: Sequence[Segment], tokens: Tokens, shift: int) -> list[Span]:
     """Lay the segments of a part over its tokens, the first of which is token `shift` of the row.
 
-    A token belongs to the segment it starts in, but a learned one wins: a token that begins in a
-    given segment and ends in a learned one carries learned text, and in a completion the model has
-    to write all of it.
+    A token belongs to the segment it starts in. If it starts in a given segment and reaches a
+    learned one, it belongs to that one: the model has to write all of it.
     """
     count, offsets = len(tokens.ids), tokens.offsets
     last = count  # special tokens behind the text have the offsets (0, 0)
@@ -123,7 +113,7 @@ def lay(segments: Sequence[Segment], tokens: Tokens, shift: int) -> list[Span]:
 
 
 def _reached(segments: Sequence[Segment], reach: int, end: int) -> Segment:
-    """The first learned segment before character `end`, else the first segment, which ends at
+    """The first learned segment before character `end`, else the first one, which ends at
     `reach`."""
     for later in segments[1:]:
         if reach >= end:
@@ -135,11 +125,11 @@ def _reached(segments: Sequence[Segment], reach: int, end: int) -> Segment:
 
 
 def whole_text_backend(tokenizer: Any) -> Any:
-    """The tokenizer's backend, set to encode all of a text and nothing else, with offsets that
-    cover it without gaps. Every call of transformers sets truncation and padding anew.
+    """The tokenizer's backend, without truncation and padding, which every call of transformers
+    sets again, and with offsets that cover a text without gaps.
 
-    GPT-2's tokenizer (and so Phi-2's) trims white space off its offsets: the span of a token that
-    is only a newline would be empty, and which segment it belongs to could not be told.
+    GPT-2's tokenizer (and so Phi-2's) trims white space off its offsets: a token that is only a
+    newline would be empty and belong to no segment.
     """
     from tokenizers.processors import ByteLevel, Sequence
 

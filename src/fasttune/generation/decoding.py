@@ -28,18 +28,16 @@ SPAN = 16
 
 
 class Decoding:
-    """Continues prompts of one file, batch by batch, each as it would be continued alone.
+    """Continues the prompts of one file, batch by batch, each as it would be continued alone.
 
     Args:
         model: a causal language model, with or without PEFT.
-        choices: whether it runs under autocast.
-        config: how tokens are chosen, and how many at most.
         stop_loops: end a row that repeats itself, see `LoopStop`.
-        prompts: all prompts there will be.
+        prompts: all prompts of the file.
 
     Attributes:
-        shared: the number of tokens all prompts begin with and that are computed once; 0 where
-            there is nothing to share, or where the model's cache is not a plain one.
+        shared: number of tokens that all prompts begin with and that are computed once; 0 if the
+            model's cache is not a plain one.
     """
 
     def __init__(
@@ -52,6 +50,7 @@ class Decoding:
     ) -> None:
         self._model, self._choices = model, choices
         self._config, self._stop_loops = config, stop_loops
+        self._eos: int = config.eos_token_id
         self._device = next(model.parameters()).device
         self._cache = plain_cache(model)
         self.shared = 0
@@ -81,7 +80,7 @@ class Decoding:
             if len(first) < len(place):
                 cache.batch_select_indices(torch.tensor(place, device=self._device))
         new: list[list[int]] = [[] for _ in prompts]
-        found = loops.found if loops else {}
+        looped = loops.found if loops else {}
         going = list(range(len(prompts)))
         config = copy(self._config)
         left = config.max_new_tokens
@@ -106,7 +105,7 @@ class Decoding:
             kept = [
                 at
                 for at, row in enumerate(going)
-                if row not in found and self._eos not in fresh[at]
+                if row not in looped and self._eos not in fresh[at]
             ]
             going = [going[at] for at in kept]
             ids = output[kept]
@@ -114,12 +113,7 @@ class Decoding:
             cache.batch_select_indices(torch.tensor(kept, dtype=torch.long, device=self._device))
             if loops:
                 loops.narrow(kept)
-        return [(tokens[: found.get(row)], row in found) for row, tokens in enumerate(new)]
-
-    @property
-    def _eos(self) -> int:
-        eos: int = self._config.eos_token_id
-        return eos
+        return [(tokens[: looped.get(row)], row in looped) for row, tokens in enumerate(new)]
 
     @torch.inference_mode()
     def _prefill(self, cache: DynamicCache, ids: torch.Tensor, mask: torch.Tensor) -> None:
@@ -150,12 +144,11 @@ def plain_cache(model: Any) -> DynamicCache | None:
     distance; for recurrent states; for a decoder that is not told positions; and for Unsloth's
     own inference kernels, whose cache is not transformers'.
     """
-    inner = decoder(model)
+    forward = decoder(model).forward
     cache = DynamicCache(config=model.config)
-    if (
+    plain = (
         all(type(layer) is DynamicLayer for layer in cache.layers)
-        and "position_ids" in inspect.signature(inner.forward).parameters
-        and not inner.forward.__module__.startswith("unsloth.")
-    ):
-        return cache
-    return None
+        and "position_ids" in inspect.signature(forward).parameters
+        and not forward.__module__.startswith("unsloth.")
+    )
+    return cache if plain else None

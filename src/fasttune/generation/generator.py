@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from fasttune.config import ModelConfig
 from fasttune.data.check import require_prompt
 from fasttune.data.conversations import from_messages
-from fasttune.encoding.encode import encode_prompt, eos_id
+from fasttune.encoding.encode import batches, encode_prompt, eos_id
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
@@ -50,11 +50,7 @@ class Generator:
     def load(
         cls, config: ModelConfig, template: Template, adapter: Path | None = None
     ) -> Generator:
-        """Load a base model, with an adapter if one is given.
-
-        Raises:
-            FasttuneError: the model cannot be loaded.
-        """
+        """Load a base model, with an adapter if one is given."""
         choices = decide_for_generation(config, this_device())
         model, tokenizer = load_for_generation(config, choices, adapter, template.end)
         return cls(model, tokenizer, template, choices)
@@ -89,7 +85,7 @@ class Generator:
         return self.template.prompt(require_prompt(row, self.template))
 
     def _prompt_ids(self, row: Row) -> list[int]:
-        """Raises FasttuneError for what training would refuse, see `require_prompt`."""
+        """The ids generation starts from; refuses what training would refuse."""
         asked = require_prompt(row, self.template, self.tokenizer.eos_token)
         return encode_prompt(self.template, asked, self.tokenizer)
 
@@ -116,14 +112,13 @@ class Generator:
         for start in range(0, len(rows), WINDOW * batch_size):
             window = range(start, min(start + WINDOW * batch_size, len(rows)))
             order = sorted(window, key=lambda at: len(prompts[at]), reverse=True)
-            found: dict[int, tuple[list[int], bool]] = {}
-            for first in range(0, len(order), batch_size):
-                batch = order[first : first + batch_size]
-                completions = decoding([prompts[at] for at in batch])
-                found.update(zip(batch, completions, strict=True))
-                report(start + len(found))
+            completions: dict[int, tuple[list[int], bool]] = {}
+            for batch in batches(order, batch_size):
+                new = decoding([prompts[at] for at in batch])
+                completions.update(zip(batch, new, strict=True))
+                report(start + len(completions))
             for at in window:
-                yield self.read(asked[at], *found[at])
+                yield self.read(asked[at], *completions[at])
 
     def sampled(
         self,
@@ -141,11 +136,7 @@ class Generator:
 
     @contextmanager
     def untuned(self) -> Iterator[None]:
-        """The model as it was before training answers meanwhile, to the same prompts.
-
-        Raises:
-            FasttuneError: nothing was trained: there is no adapter.
-        """
+        """Answer without the adapter within the block."""
         if not hasattr(self.model, "disable_adapter"):
             raise FasttuneError("this is the untuned model", "", "give a run to compare it with")
         with self.model.disable_adapter():
@@ -154,11 +145,7 @@ class Generator:
     def stream(
         self, row: Mapping[str, str], sampling: Sampling, show: Callable[[str], None]
     ) -> Answer:
-        """Answer one row; `show` is called with each piece of text as soon as it is complete.
-
-        Raises:
-            FasttuneError: the prompt is longer than the model can read.
-        """
+        """Answer one row; `show` is called with each piece of text as soon as it is complete."""
         torch.manual_seed(sampling.seed)
         asked = Row.of(row)
         prompt = self._prompt_ids(asked)
@@ -176,7 +163,6 @@ class Generator:
     def read(self, row: Row, ids: Sequence[int], looped: bool = False) -> Answer:
         """Make an answer of generated ids, which may be padded after EOS."""
         eos = eos_id(self.tokenizer)
-        ids = list(ids)
         stopped = eos in ids
         kept = ids[: ids.index(eos)] if stopped else ids
         text = _decode(self.tokenizer, kept)
@@ -199,8 +185,7 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 class _Streamer(BaseStreamer):
-    """Shows text as it comes, holding back what may still change: a character's first bytes, and
-    EOS."""
+    """Shows text as it comes, but not EOS, nor a character before its last byte."""
 
     def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
         self._tokenizer, self._show = tokenizer, show

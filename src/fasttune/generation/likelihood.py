@@ -1,4 +1,4 @@
-"""Answers with the likelihood of their references: what prompt formats are compared by."""
+"""Answers with the likelihood of their references, by which prompt formats are compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from fasttune.encoding.batches import MINIMAL_SAVING, pad, section_names, shared_beginning
-from fasttune.encoding.encode import Encoded, encode_many, response_tokens
+from fasttune.encoding.encode import Encoded, batches, encode_many, response_tokens
 from fasttune.formats.row import Row
 from fasttune.generation.decoding import plain_cache
 from fasttune.generation.generator import Generator, Sampling
@@ -27,13 +27,10 @@ def evaluate(
     batch_size: int,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Answer]:
-    """Answer rows greedily and take the likelihood of their references.
+    """Answer rows greedily, and compute the likelihood of their references.
 
     Args:
         report: called with the number of answered rows after every batch.
-
-    Returns:
-        One answer per row, in order.
     """
     sampling = Sampling(max_new_tokens=max_new_tokens)
     answers = list(generator.answers(rows, sampling, batch_size, report))
@@ -49,10 +46,8 @@ def with_likelihoods(
     before = {section: column for section, column in template.targets.items() if column != response}
     rows = [answer.row for answer in answers]
     own = [
-        row.with_turn(
-            {column: answer.sections.get(section, "") for section, column in before.items()}
-        )
-        for row, answer in zip(rows, answers, strict=True)
+        answer.row.with_turn({column: answer.sections.get(s, "") for s, column in before.items()})
+        for answer in answers
     ]
     after_reference = _costs(generator, rows, batch_size)
     after_own = _costs(generator, own, batch_size) if before else after_reference
@@ -80,20 +75,19 @@ def _costs(generator: Generator, rows: Sequence[Row], batch_size: int) -> list[t
     encoded = list(encode_many(template, rows, tokenizer))
     beginning = _beginning(generator, encoded)
     order = sorted(range(len(rows)), key=lambda at: len(encoded[at]), reverse=True)
-    found: dict[int, tuple[float, float]] = {}
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
+    costs: dict[int, tuple[float, float]] = {}
+    for batch in batches(order, batch_size):
         losses = _losses(generator, [encoded[at] for at in batch], beginning)
         for at, own in zip(batch, losses, strict=True):
             places = response_tokens(template, rows[at], tokenizer)
             bits = sum(own[place] for place in places) / math.log(2)
-            found[at] = bits, math.exp(-own[len(encoded[at]) - 1])
-    return [found[at] for at in range(len(rows))]
+            costs[at] = bits, math.exp(-own[len(encoded[at]) - 1])
+    return [costs[at] for at in range(len(rows))]
 
 
 class _ReadOnly(DynamicLayer):
-    """A layer's keys and values of a beginning, [1, heads, tokens, width]: those of each row of a
-    batch come behind them, and are forgotten."""
+    """A layer's keys and values of a shared beginning, [1, heads, tokens, width]. Those of a batch
+    are appended to the result and not kept."""
 
     def __init__(self, filled: DynamicLayer) -> None:
         super().__init__()
@@ -148,5 +142,5 @@ def _losses(
     losses = token_losses(model, hidden, own, batch["targets"])
     table = torch.zeros(mask.shape, dtype=torch.float64)
     table.view(-1)[places + 1] = losses.double().cpu()
-    found: list[list[float]] = table.tolist()
-    return found
+    nats: list[list[float]] = table.tolist()
+    return nats

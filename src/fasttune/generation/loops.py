@@ -11,11 +11,11 @@ from fasttune.text.repetition import LOOP_COPIES
 
 
 class LoopStop(StoppingCriteria):
-    """Ends each row of a batch that repeats itself, and touches no token.
+    """Ends each row of a batch that repeats itself, and changes no token.
 
-    A row loops once its last tokens are one phrase of up to LONGEST tokens that follows on itself
-    LOOP_COPIES times, and at least SHORTEST tokens repeat what stands one phrase before them: a
-    ruler of dashes or a counted list is no loop yet.
+    A row loops once it ends with LOOP_COPIES copies of a phrase of up to LONGEST tokens, and at
+    least SHORTEST tokens repeat those one phrase before: a ruler of dashes or a counted list is no
+    loop yet.
 
     Attributes:
         found: row of the first batch -> number of generated tokens at which its loop was seen.
@@ -47,6 +47,6 @@ class LoopStop(StoppingCriteria):
         return looping.to(input_ids.device)
 
     def narrow(self, kept: list[int]) -> None:
-        """Go on with these rows of the batch only."""
+        """Keep these rows of the batch only."""
         self._rows = [self._rows[at] for at in kept]
         self._ended, self._runs = self._ended[kept], self._runs[kept]

@@ -346,7 +346,7 @@ def create_run(
     its rows: all of it is there at once, or nothing.
 
     Args:
-        facts: the manifest's, as `Begun`, but for format, config, status and start.
+        facts: the manifest's, but for format, config, status and start.
 
     Raises:
         FasttuneError: the folder cannot be made.

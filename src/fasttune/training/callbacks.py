@@ -1,4 +1,4 @@
-"""What listens to the trainer: progress for a person, the run's log, an orderly Ctrl-C."""
+"""Callbacks: progress, the run's log, an orderly Ctrl-C."""
 
 from __future__ import annotations
 
@@ -62,44 +62,37 @@ class Progress(TrainerCallback):
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step)
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        if not logs:
-            return
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
         if "eval_loss" in logs:
             log.info("step %d: held-out loss %.4f", state.global_step, logs["eval_loss"])
         elif "loss" in logs:
             # From the steps alone: an evaluation in between would make the time left jump.
             done = max(1, state.global_step - self._first)
             left = self.seconds / done * (state.max_steps - state.global_step)
+            minutes, seconds = divmod(round(left), 60)
             note = (
                 f"loss {logs['loss']:.4f}  {self.tokens_per_second:.0f} tokens/s  "
-                f"{_clock(left)} left"
+                f"{minutes}:{seconds:02d} left"
             )
             if self._bar is not None:
                 self._bar.update(self._task, note=note)
-            elif self._due(state):
+            elif (
+                state.global_step in (1, state.max_steps)
+                or state.global_step % max(1, state.max_steps // 20) == 0
+            ):
                 log.info("step %d/%d  %s", state.global_step, state.max_steps, note)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.close()
+        self.__exit__()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the terminal back; safe to call twice."""
+        """Give the terminal back."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-    def _due(self, state: Any) -> bool:
-        every = max(1, state.max_steps // 20)
-        return state.global_step % every == 0 or state.global_step in (1, state.max_steps)
 
 
 class RunLog(TrainerCallback):
@@ -108,10 +101,8 @@ class RunLog(TrainerCallback):
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any
-    ) -> None:
-        if logs and ("loss" in logs or "eval_loss" in logs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
+        if "loss" in logs or "eval_loss" in logs:
             with writing(self.run.folder, "metrics.jsonl"):
                 self.run.log({"step": state.global_step, **logs})
 
@@ -135,14 +126,12 @@ class Interrupt(TrainerCallback):
             signal.signal(number, handler)
 
     def _ask(self, *_: object) -> None:
-        if count() > 1:
-            if not self.asked:
-                log.warning("all processes stop after this step")
-            self.asked = True
-            return
+        if count() == 1:
+            self.__exit__()
+            log.warning("stopping after this step; Ctrl-C again stops at once")
+        elif not self.asked:
+            log.warning("all processes stop after this step")
         self.asked = True
-        self.__exit__()
-        log.warning("stopping after this step; Ctrl-C again stops at once")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.asked:
@@ -162,8 +151,3 @@ class SameFlags(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.on_step_end(args, state, control)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

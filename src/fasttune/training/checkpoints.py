@@ -29,18 +29,14 @@ class SealCheckpoints(TrainerCallback):
         if state.best_global_step and args.load_best_model_at_end:  # the folder may have moved
             state.best_model_checkpoint = str(_checkpoint(args, state.best_global_step))
 
-    def on_step_end(
-        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         if not control.should_save:
             return
         require_finite(model, f"after step {state.global_step}")
         if processes.first():
             (_checkpoint(args, state.global_step) / SEAL).unlink(missing_ok=True)
 
-    def on_epoch_end(
-        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         if (_checkpoint(args, state.global_step) / SEAL).exists() and not control.should_evaluate:
             control.should_save = False  # nothing has changed since the end of the step
         self.on_step_end(args, state, control, model)
@@ -78,8 +74,7 @@ class SaveByTime(TrainerCallback):
 def best_checkpoint(checkpoints: Path, state: TrainerState) -> Path | None:
     """The checkpoint with the lowest held-out loss so far, if there is one yet.
 
-    Raises:
-        FasttuneError: it is missing or damaged. transformers would continue without it.
+    A missing or damaged one is an error: transformers would continue without it.
     """
     if not state.best_global_step:
         return None
@@ -97,12 +92,8 @@ def best_checkpoint(checkpoints: Path, state: TrainerState) -> Path | None:
 
 
 def require_loadable(checkpoint: Path, model: Any) -> None:
-    """Load all files of a checkpoint, its adapter into the model.
-
-    Raises:
-        FasttuneError: one of them is damaged, has other shapes than the model, or is a pickle that
-            holds more than tensors.
-    """
+    """Load all files of a checkpoint, its adapter into the model. One that is damaged, does not fit
+    the model, or is a pickle of more than tensors is refused."""
     try:
         with safe_globals():
             for file in sorted(checkpoint.glob("*.pt*")):
@@ -125,18 +116,13 @@ def drop_incomplete(checkpoints: Path) -> None:
 
     transformers would count them among those to keep.
     """
-    if processes.first():
-        for checkpoint in checkpoints.glob("checkpoint-*"):
-            if not _complete(checkpoint):
-                shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def _complete(checkpoint: Path) -> bool:
-    try:
-        lines = (checkpoint / SEAL).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return False
-    return all((checkpoint / line.partition("  ")[2]).is_file() for line in lines)
+    for checkpoint in checkpoints.glob("checkpoint-*") if processes.first() else ():
+        try:
+            sealed = (checkpoint / SEAL).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            sealed = [""]
+        if not all((checkpoint / line.partition("  ")[2]).is_file() for line in sealed):
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _checkpoint(args: Any, step: int) -> Path:

@@ -1,4 +1,4 @@
-"""What a person looks at after a run: the sheet of answers."""
+"""The sheet of answers: samples.json, samples.md and answers.png."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment
+
 from fasttune.files import atomic_path, write_json, write_text
 from fasttune.plugins.metric import Answer, Metric, as_dict, score
 
 EXACT = "exact"
 """The metric that is split by columns."""
 
-Shares = dict[str, dict[str, dict[str, float]]]
-"""Column -> its value -> number of rows, and the share of exact answers before and after."""
+Shares = dict[str, dict[str, float]]
+"""Value of a column -> number of rows, and the share of exact answers before and after."""
 
 
 def write_samples(
@@ -40,35 +42,21 @@ def write_samples(
     write_json(folder / "samples.json", {"scores": scores, "by": shares, "samples": pairs})
     if shares:
         draw_shares(shares, folder / "answers.png")
-    lines = ["# Answers on held-out rows, before and after training", ""]
-    lines += ["| metric | before | after | |", "|---|---:|---:|---|"]
-    for metric in metrics:
-        if metric.name in scores["before"] or metric.name in scores["after"]:
-            shown = [f"{scores[when].get(metric.name, math.nan):.2f}" for when in scores]
-            lines += [f"| {metric.name} | {' | '.join(shown)} | {metric.description} |"]
-    for name, values in shares.items():
-        lines += ["", f"| {EXACT}, by {name} | rows | before | after |", "|---|---:|---:|---:|"]
-        lines += [
-            f"| {value} | {share['rows']:.0f} | {share['before']:.2f} | {share['after']:.2f} |"
-            for value, share in values.items()
-        ]
-    for number, (old, new) in enumerate(zip(before, after, strict=True), 1):
-        question = old.row["instruction"] + (
-            f"\n\n{old.row['input']}" if old.row.get("input") else ""
-        )
-        lines += ["", f"## {number}", "", *_quote(question), ""]
-        lines += [f"**Reference:** {old.row.get('output', '')}"]
-        for heading, answer in (("Before", old), ("After", new)):
-            lines += ["", f"**{heading}** ({answer.stop}, {answer.tokens} tokens):", ""]
-            lines += ["```text", answer.text.replace("```", "'''"), "```"]
-    write_text(folder / "samples.md", "\n".join(lines) + "\n")
+    sheet = Path(__file__).with_name("samples.md.jinja").read_text(encoding="utf-8")
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    text = environment.from_string(sheet).render(
+        metrics=[m for m in metrics if m.name in scores["before"] or m.name in scores["after"]],
+        **{"scores": scores, "exact": EXACT, "shares": shares, "nan": math.nan},
+        answers=[*zip(before, after, strict=True)],
+    )
+    write_text(folder / "samples.md", text)
     return scores
 
 
 def _shares(
     before: Sequence[Answer], after: Sequence[Answer], exact: Metric, column: str
-) -> dict[str, dict[str, float]]:
-    """By the values of a column, sorted; rows without it are left out."""
+) -> Shares:
+    """Split the exact answers by the values of a column. Rows without it are left out."""
     shares = {}
     for value in sorted({answer.row[column] for answer in before if answer.row.get(column)}):
         parts = [
@@ -79,15 +67,13 @@ def _shares(
     return shares
 
 
-def draw_shares(shares: Shares, target: Path) -> None:
+def draw_shares(shares: dict[str, Shares], target: Path) -> None:
     """Draw the shares of exact answers as bars, a panel for each column, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     longest = max(map(len, shares.values()))
     size = (0.5 + 4.5 * len(shares), 1.4 + 0.34 * longest)
     figure = Figure(figsize=size, layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
     panels: Any = figure.subplots(1, len(shares), squeeze=False)[0]
     for axes, (column, values) in zip(panels, shares.items(), strict=True):
         places = range(len(values))
@@ -103,7 +89,3 @@ def draw_shares(shares: Shares, target: Path) -> None:
     figure.suptitle("held-out answers that are exact, before and after training")
     with atomic_path(target) as temporary:
         figure.savefig(temporary)
-
-
-def _quote(text: str) -> list[str]:
-    return [f"> {line}".rstrip() for line in text.splitlines()]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+from transformers import get_scheduler
 from trl import SFTConfig
 
 from fasttune.config import RunConfig, TrainConfig
-from fasttune.errors import FasttuneError, did_you_mean, reason
+from fasttune.errors import FasttuneError, reason
 from fasttune.machine import tensor_device
 from fasttune.models.choices import Choices
 from fasttune.processes import count
@@ -21,21 +23,14 @@ def training_arguments(
         evaluate: whether the run has held-out rows.
         processes: number of processes at the start of the run. Each one adds as many rows to a
             step.
-
-    Raises:
-        FasttuneError: the optimizer is unknown, or early stopping has no held-out rows.
     """
     chosen = config.train
-    check_optimizer_name(chosen.optimizer)
     eval_every = _every(chosen.eval_steps) if evaluate else ("no", 1)
     save_every = _every(chosen.save_steps)
     if chosen.early_stopping is not None:
         if not evaluate:
-            raise FasttuneError(
-                "early stopping needs held-out rows",
-                "train.early_stopping",
-                "set data.eval_fraction",
-            )
+            what = "early stopping needs held-out rows"
+            raise FasttuneError(what, "train.early_stopping", "set data.eval_fraction")
         save_every = eval_every  # transformers needs a checkpoint for each evaluation
     return SFTConfig(
         output_dir=str(run.checkpoints.absolute()),
@@ -86,38 +81,13 @@ BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 """Schedules that follow the held-out loss."""
 
 
-def check_optimizer_name(name: str) -> None:
-    """Refuse an optimizer that transformers does not know.
-
-    Raises:
-        FasttuneError: no optimizer has this name.
-    """
-    from transformers.training_args import OptimizerNames
-
-    known = ["auto", *(optimizer.value for optimizer in OptimizerNames)]
-    if name not in known:
-        raise FasttuneError(
-            f"there is no optimizer '{name}'", f"train.optimizer: {name}", did_you_mean(name, known)
-        )
-
-
 def check_schedule(chosen: TrainConfig, evaluate: bool) -> None:
-    """Refuse an optimizer or a schedule that transformers cannot create, before a model is loaded.
-
-    Raises:
-        FasttuneError: the optimizer is unknown, the schedule lacks an option or has an unknown
-            one, or it needs held-out rows.
-    """
-    import torch
-    from transformers import get_scheduler
-
-    check_optimizer_name(chosen.optimizer)
+    """Refuse a schedule that lacks an option, has an unknown one, or needs held-out rows that the
+    run does not have, before a model is loaded."""
     if chosen.schedule in BY_EVALUATION and not evaluate:
-        raise FasttuneError(
-            f"{chosen.schedule} follows the held-out loss, but no row is held out",
-            "train.schedule",
-            "set data.eval_fraction, or choose another schedule",
-        )
+        what = f"{chosen.schedule} follows the held-out loss, but no row is held out"
+        hint = "set data.eval_fraction, or choose another schedule"
+        raise FasttuneError(what, "train.schedule", hint)
     if chosen.schedule in ("constant", "constant_with_warmup") and chosen.schedule_options:
         raise FasttuneError(  # transformers ignores them
             f"cannot create the schedule {chosen.schedule}: it takes no options",
@@ -126,13 +96,8 @@ def check_schedule(chosen: TrainConfig, evaluate: bool) -> None:
         )
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=chosen.learning_rate)
     try:
-        get_scheduler(
-            chosen.schedule,
-            optimizer,
-            num_warmup_steps=1,
-            num_training_steps=10,
-            scheduler_specific_kwargs=dict(chosen.schedule_options),
-        )
+        options = dict(chosen.schedule_options)
+        get_scheduler(chosen.schedule, optimizer, 1, 10, scheduler_specific_kwargs=options)
     except (TypeError, ValueError) as error:
         raise FasttuneError(
             f"cannot create the schedule {chosen.schedule}: {reason(error)}",

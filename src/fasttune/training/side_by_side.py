@@ -1,7 +1,7 @@
 """Packs of a step computed at the same time, on a CPU.
 
-Two threads of torch wait for each other at the end of every product. Two threads of Python with one
-of torch each have a pack to themselves, and wait once a step.
+Two threads of torch wait for each other at the end of every product. Two threads of Python, each
+with a pack and one thread of torch, wait once a step.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class SideBySide:
-    """Threads of Python that divide torch's among them; with one, all goes on in the caller's.
+    """Threads of Python that divide torch's threads among them; one is the caller's own.
 
-    The caller has no more of torch's from then on than each of them: what it does between steps is
-    little, and would wait for its threads where another program runs.
+    The caller keeps as few of torch's threads: between steps it computes little, and would wait for
+    its threads if another program runs.
 
     Attributes:
         threads: how many of Python's.
@@ -34,14 +34,13 @@ class SideBySide:
             self._pool = ThreadPoolExecutor(count, "pack", torch.set_num_threads, (each,))
 
     def map(self, do: Callable[[Any], T], batches: Iterable[Any]) -> Iterator[T]:
-        """What `do` makes of each batch, in order. A thread has torch's modes anew: gradients are
-        on, and there is no autocast."""
+        """The results of `do` for each batch, in order. Each thread starts with torch's default
+        modes: gradients are on, and autocast is off."""
         return map(do, batches) if self._pool is None else self._pool.map(do, batches)
 
 
 def changes_with_length(config: Any) -> bool:
-    """Whether a model's rotary embedding is another for long rows, which it then keeps: packs of
-    several lengths would take it from each other."""
+    """Whether a model replaces its rotary embedding for long rows: packs of several lengths would
+    overwrite each other's."""
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-    kinds = str(scaling)
-    return "dynamic" in kinds or "longrope" in kinds
+    return any(kind in str(scaling) for kind in ("dynamic", "longrope"))

@@ -44,7 +44,7 @@ from fasttune.models.lora import Coverage
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.models.unsloth import import_unsloth
 from fasttune.planning.forecast import Forecast, foresee
-from fasttune.plugins.metric import Answer, Metric, score
+from fasttune.plugins.metric import Answer, score
 from fasttune.quiet import library_prints, quiet
 from fasttune.records import TemplateFacts
 from fasttune.runs import Run, create_run
@@ -63,12 +63,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Ready:
-    """A job with everything loaded that it trains with.
+    """What a job trains with.
 
     Attributes:
         generator: the model with fresh adapters, its tokenizer and the template.
-        planned: None where the architecture cannot be planned for.
-        seconds: what loading took.
+        planned: None if the architecture cannot be planned for.
+        seconds: time that loading took.
     """
 
     generator: Generator
@@ -82,7 +82,8 @@ class Ready:
 def train(job: Job, resumed: Run | None = None, device: Device | None = None) -> Run:
     """Train, evaluate and write the run folder, a new one unless a run is resumed.
 
-    Several processes train one run together: the first writes it, and returns last.
+    Several processes train one run together: the first writes it, and returns last. If the run does
+    not fit this machine or the model cannot be loaded, there is no run folder.
 
     Args:
         device: what the choices are made for; by default this machine's.
@@ -90,42 +91,35 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
     Returns:
         the run; the status in its manifest is "done", or "interrupted" after a Ctrl-C, with a
         checkpoint to resume from.
-
-    Raises:
-        FasttuneError: the run does not fit this machine, the model cannot be loaded, or nothing is
-            left to train on. Then there is no run folder.
     """
     processes.meet(cuda=tensor_device() == "cuda")
-    job = replace(job, config=in_full(job.config), model=absolute(job.model))
-    config, checkpoint = job.config, None
-    begun = processes.count()
+    config, device = in_full(job.config), device or this_device()
+    checkpoint, begun = None, processes.count()
     if resumed is not None:
         checkpoint = processes.share(last_checkpoint(resumed) if processes.first() else None)
         begun = resumed.manifest.get("processes", 1)  # steps keep their rows
-        # "auto" may stand for something else here
-        job = replace(job, config=replace(config, model=replace(config.model, **resumed.used)))
-    device = replace(device or this_device(), processes=begun)
-    if resumed is not None:
         device = replace(device, cores=resumed.side_by_side)  # packs keep their rows
+        # "auto" may stand for something else here
+        config = replace(config, model=replace(config.model, **resumed.used))
+    job = replace(job, config=config, model=absolute(job.model))
+    device = replace(device, processes=begun)
     ready = load(job, device)
-    return _train(job, ready, resumed, checkpoint, {"processes": begun})
+    return _train(job, ready, resumed, checkpoint, begun)
 
 
-def _train(
-    job: Job, ready: Ready, resumed: Run | None, checkpoint: Path | None, facts: dict[str, Any]
-) -> Run:
-    config, run = job.config, resumed
-    held_out = without_ending(job.eval, ready.generator.tokenizer, config)
-    facts = _facts(job, ready, held_out) | facts
+def _train(job: Job, ready: Ready, resumed: Run | None, checkpoint: Path | None, begun: int) -> Run:
+    run = resumed
+    held_out = without_ending(job.eval, ready.generator.tokenizer, job.config)
+    facts = _facts(job, ready, held_out) | {"processes": begun}
     if run is None:
         first = processes.first()
-        made = create_run(config, job.model, facts, held_out, job.train) if first else None
+        made = create_run(job.config, job.model, facts, held_out, job.train) if first else None
         run = processes.share(made)
         assert run is not None, "the first process has made it"
     with run.locked() if processes.first() else nullcontext():
         if resumed is not None and processes.first():
             with writing(run.folder, "config.yaml"):
-                run.restart(config, facts)
+                run.restart(job.config, facts)
         training = Training(job, ready, run, checkpoint)
         try:
             with writing(run.folder, "manifest.json"):  # what else is written has a name below
@@ -146,11 +140,7 @@ def _train(
 
 
 def load(job: Job, device: Device) -> Ready:
-    """Encode the rows, plan, and load the model with fresh adapters.
-
-    Raises:
-        FasttuneError: as `train`.
-    """
+    """Encode the rows, plan, and load the model with fresh adapters."""
     began = time.perf_counter()
     config = job.config
     choices = decide(config, device)
@@ -177,7 +167,7 @@ def load(job: Job, device: Device) -> Ready:
 
 
 def _facts(job: Job, ready: Ready, held_out: Rows) -> dict[str, Any]:
-    """What the manifest holds from the beginning."""
+    """What the manifest says about the run from its start."""
     choices = ready.generator.choices
     return {
         "template": job.facts,
@@ -210,7 +200,7 @@ class Training:
     """One run, from the loaded model to the finished folder: answer before, fit, finish.
 
     Args:
-        checkpoint: to go on from; None begins with the first step.
+        checkpoint: to resume from; None starts with the first step.
     """
 
     def __init__(self, job: Job, ready: Ready, run: Run, checkpoint: Path | None) -> None:
@@ -220,12 +210,13 @@ class Training:
         rows = without_ending(job.eval or job.train, ready.generator.tokenizer, job.config)
         self.sample_rows = spread(rows, job.config.samples.count)
         self.seconds = {"load": ready.seconds}
+        self.metrics = [metric for metric, _ in job.plugins.metrics.values()]
         self.before: list[Answer] = []
         self.trainer: Trainer | None = None
 
     def answer_before(self) -> None:
-        """Answer the sample rows untuned, unless a resumed run has these answers; it forgets what
-        there is of the steps that it takes again."""
+        """Answer the sample rows untuned, unless a resumed run has these answers. Remove from its
+        log the steps that it takes again."""
         with self._timed("samples_before"):
             step = step_of(self.checkpoint) if self.checkpoint else -1
             with writing(self.run.folder, "metrics.jsonl"):
@@ -233,7 +224,7 @@ class Training:
             saved = self.run.answers_before(len(self.sample_rows)) if self.checkpoint else None
             if saved is None:
                 self.before = self._answers("before")
-                score(self.before, self._metrics())  # one that fails does so before training
+                score(self.before, self.metrics)  # one that fails does so before training
                 saved = [(a.text, a.stop, a.tokens) for a in self.before]
                 with writing(self.run.folder, "before.json"):
                     write_json(self.run.folder / "before.json", saved)
@@ -271,8 +262,9 @@ class Training:
                 trainer.evaluate()
             trainer.train_from(self.checkpoint)
             finished = not any(processes.any_of([interrupt.asked]))
-            evaluated = processes.share(_evaluated(run, trainer.state.global_step))
-            if held_out and finished and not evaluated:
+            evaluated = {line["step"] for line in run.metrics() if "eval_loss" in line}
+            done = processes.share(trainer.state.global_step in evaluated)
+            if held_out and finished and not done:
                 trainer.evaluate()
         trainer.saved_tokens = int(processes.add_up(torch.tensor(trainer.saved_tokens)))
         if not processes.first():
@@ -297,13 +289,10 @@ class Training:
                 after = self._answers("after")
                 by = self.job.config.samples.by
                 with writing(self.run.folder, "samples.json"):
-                    scores = write_samples(self.run.folder, self.before, after, self._metrics(), by)
+                    scores = write_samples(self.run.folder, self.before, after, self.metrics, by)
             (self.run.folder / "before.json").unlink(missing_ok=True)
         done = {"status": "done", "finished": now(), "scores": scores}
         self.run.update(done | self._measured(self.trainer))
-
-    def _metrics(self) -> list[Metric]:
-        return [metric for metric, _ in self.job.plugins.metrics.values()]
 
     def _answers(self, when: str) -> list[Answer]:
         if not self.sample_rows:
@@ -352,12 +341,8 @@ def make_trainer(
         generator: its model, with fresh adapters, is put into training mode and onto the fast path.
         sections: the names of the learned spans of all rows.
         run: where checkpoints and TensorBoard's files go; nothing is written yet.
-        callbacks: among them the one that counts the tokens, a `Progress`.
-        troubles: what the trainer knows of the run to tell what went wrong.
+        callbacks: one of them is a `Progress`, which counts the tokens.
         begun: how many processes the run began with.
-
-    Raises:
-        FasttuneError: the architecture's loss is not known, or its packed rows see each other.
     """
     model, tokenizer, choices = generator.model, generator.tokenizer, generator.choices
     # Where transformers' TensorBoard callback writes; otherwise it takes ./runs, among our own.
@@ -390,7 +375,7 @@ def make_trainer(
             fast=fast,
             troubles=troubles,
             side_by_side=1 if changes_with_length(model.config) else choices.side_by_side,
-            # A CPU's memory does not run out with an error that could be told.
+            # If a CPU's memory runs out, the system kills the process: there is nothing to try.
             longest=_longest(train_rows, config, begun) if tensor_device() != "cpu" else (),
         )
     trainer.remove_callback(PrinterCallback)
@@ -399,11 +384,7 @@ def make_trainer(
 
 
 def _keep_precision(trainer: Trainer, choices: Choices) -> None:
-    """Insist on the mixed precision that was chosen, and on adapters in fp32.
-
-    Raises:
-        FasttuneError: Unsloth set another one.
-    """
+    """Require the mixed precision that was chosen, and keep the adapters in fp32."""
     precision = trainer.accelerator.mixed_precision
     if precision != choices.mixed_precision:
         raise FasttuneError(
@@ -418,25 +399,17 @@ def _keep_precision(trainer: Trainer, choices: Choices) -> None:
 
 
 def _longest(rows: Sequence[Encoded], config: RunConfig, processes: int) -> list[int]:
-    """The places of as many of the longest rows as a step has."""
+    """The places of the longest rows, as many as a step has."""
     lengths = rows.lengths if isinstance(rows, EncodedRows) else [len(row) for row in rows]
     count = config.train.batch_size * config.train.gradient_accumulation * processes
     return sorted(range(len(lengths)), key=lambda at: -lengths[at])[:count]
 
 
 def save_adapter(run: Run, model: Any, tokenizer: Any, facts: TemplateFacts) -> str:
-    """Write the adapter, its tokenizer and the format.
-
-    Returns:
-        the digest of its seal.
-    """
+    """Write the adapter, its tokenizer and the format, and return the digest of its seal."""
     with atomic_folder(run.adapter) as folder:
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's form to fill in
         tokenizer.save_pretrained(folder)
         write_json(folder / "template.json", facts)
         return seal(folder)
-
-
-def _evaluated(run: Run, step: int) -> bool:
-    return any("eval_loss" in line and line["step"] == step for line in run.metrics())

@@ -99,10 +99,6 @@ class Trainer(SFTTrainer):
         """Train to the end, from a checkpoint or from the first step.
 
         If the checkpoint is that of the last step, only load it.
-
-        Raises:
-            FasttuneError: the checkpoint or the best one so far cannot be used, a step fails, or
-                the disk is full.
         """
         folder = Path(self.args.output_dir)
         if checkpoint is not None:
@@ -135,8 +131,7 @@ class Trainer(SFTTrainer):
         if stored is None or not self.args.load_best_model_at_end:
             return False
         stopping = EarlyStoppingCallback.from_state(stored)
-        patience: int = stopping.early_stopping_patience
-        return bool(stopping.early_stopping_patience_counter >= patience)
+        return bool(stopping.early_stopping_patience_counter >= stopping.early_stopping_patience)
 
     def training_step(
         self, model: Any, inputs: list[int], num_items_in_batch: Any = None
@@ -145,9 +140,6 @@ class Trainer(SFTTrainer):
 
         Args:
             inputs: the places of the step's rows.
-
-        Raises:
-            FasttuneError: a single row does not fit into memory.
         """
         settle_compilation()
         model.train()
@@ -180,9 +172,6 @@ class Trainer(SFTTrainer):
         through the model, forward and backward, one after the other or side by side. If memory
         runs out, all of them are computed again in smaller batches. Finally losses and gradients
         are summed over the processes.
-
-        Args:
-            rows: the step's rows by their places.
         """
         learned = max(1, sum(row.trained for row in rows.values()))  # of all processes
         share = self._share(rows)
@@ -232,10 +221,7 @@ class Trainer(SFTTrainer):
     def _backward(
         self, learned: int, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, SectionLoss, Sequence[torch.Tensor | None]]:
-        """The forward and backward pass of a batch.
-
-        Args:
-            learned: the learned tokens of the step, which its loss is divided by.
+        """The forward and backward pass of a batch of a step with so many learned tokens.
 
         Returns:
             the batch's part of the step's loss, its losses by section, and the gradients. A single
@@ -267,10 +253,8 @@ class Trainer(SFTTrainer):
     def _shrink_batches(self, rows: dict[int, Encoded]) -> None:
         """Memory ran out: discard the gradients and halve the limit for all later batches.
 
-        The caller must have left its `except` block, which keeps the failed attempt in memory.
-
-        Raises:
-            FasttuneError: each of the rows already has a batch to itself.
+        The caller must have left its `except` block, which keeps the failed attempt in memory. If
+        each of the rows already has a batch to itself, this is an error.
         """
         self.model.zero_grad(set_to_none=True)
         clear_device_cache(garbage_collection=True)
@@ -279,7 +263,13 @@ class Trainer(SFTTrainer):
             places = [*rows] if self.model.training else []
             raise self.troubles.no_room(step, places, max(map(len, rows.values())))
         what = "packs, in tokens," if self.collator.packing else "batches, in rows,"
-        log.warning(self.troubles.smaller(step, self.collator.limit, what))
+        log.warning(
+            "memory ran out at step %d: %s of at most %d from here on; "
+            "the rows of a step and its loss stay",
+            *(step, what, self.collator.limit),
+        )
+        if self.troubles.run is not None:
+            self.troubles.run.update({"batch_limit": self.collator.limit})
 
     def _sum_over_processes(self, loss: torch.Tensor) -> torch.Tensor:
         """Sum the gradients of all processes into the weights, and return the sum of their losses.
@@ -314,11 +304,7 @@ class Trainer(SFTTrainer):
     def evaluate(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> dict[str, float]:
-        """Compute the mean loss over all learned tokens of the held-out rows, and log it.
-
-        Raises:
-            FasttuneError: it is not finite, or a single row does not fit into memory.
-        """
+        """Compute the mean loss over all learned tokens of the held-out rows, and log it."""
         began = time.perf_counter()
         training = self.model.training
         self.model.eval()
@@ -340,10 +326,8 @@ class Trainer(SFTTrainer):
             f"{metric_key_prefix}_seconds": round(time.perf_counter() - began, 3),
         }
         self.log(metrics)
-        handler = self.callback_handler
-        self.control: TrainerControl = handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
+        on_evaluate = self.callback_handler.on_evaluate
+        self.control: TrainerControl = on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _measure(self, rows: dict[int, Encoded]) -> list[SectionLoss]:

@@ -28,13 +28,13 @@ SHOWN = 3
 
 
 class Troubles:
-    """What a trainer has to know of its run to tell what went wrong.
+    """What errors and warnings of a training say about its rows and its memory.
 
     Args:
-        run: whose manifest notes the limit of the batches; None notes nothing.
+        run: its manifest keeps the limit of the batches.
         rows: what was encoded.
         encoded: the rows trained on.
-        planned: None where the architecture cannot be planned for.
+        planned: None if the architecture cannot be planned for.
     """
 
     def __init__(
@@ -47,19 +47,19 @@ class Troubles:
         self.run, self.rows, self.encoded, self.planned = run, rows, encoded, planned
 
     def named(self, places: Sequence[int]) -> str:
-        """The rows at some places of those trained on: their numbers in the source, as `fasttune
-        data` counts them, and how the first of them begin."""
+        """The numbers of the rows in the source, as `fasttune data` counts them, and how the first
+        of them begin."""
         if self.rows is None or self.encoded is None:
             return f"rows {', '.join(str(place + 1) for place in places)} of those trained on"
         among = self.encoded.places
-        found = sorted((self.rows.number(among[place]), among[place]) for place in places)
-        lines = [f"rows {', '.join(str(number) for number, _ in found)}"]
-        for number, place in found[:SHOWN]:
+        numbers = sorted((self.rows.number(among[place]), among[place]) for place in places)
+        lines = [f"rows {', '.join(str(number) for number, _ in numbers)}"]
+        for number, place in numbers[:SHOWN]:
             lines.append(f"row {number}: {self.rows[place].get('instruction', '')[:60]!r}")
         return "\n".join(lines)
 
     def no_room(self, step: int, places: Sequence[int], tokens: int) -> FasttuneError:
-        """Memory ran out with one row at a time."""
+        """The error if memory runs out with one row at a time."""
         change = self.planned.smaller() if self.planned else ()
         return FasttuneError(
             f"memory ran out at step {step}, with one row at a time, of up to {tokens} tokens",
@@ -69,24 +69,13 @@ class Troubles:
             else "lower model.max_length, set train.gradient_checkpointing=on, or take more memory",
         )
 
-    def smaller(self, step: int, limit: int, what: str) -> str:
-        """Memory ran out, and the limit of the batches was halved: noted, and put into words."""
-        if self.run is not None:
-            self.run.update({"batch_limit": limit})
-        return (
-            f"memory ran out at step {step}: {what} of at most {limit} from here on; "
-            "the rows of a step and its loss stay"
-        )
-
 
 class Finite(TrainerCallback):
     """Ends the training before the optimiser's step if the loss or the gradient is not finite.
 
-    With a scaled fp16 loss the gradient may overflow: the scaler skips such a step and halves the
-    scale, as it must at the beginning. This is an error only if it does not help.
-
     Args:
-        scaled: whether a scaler skips steps whose gradient is not finite.
+        scaled: whether a scaler skips steps whose gradient is not finite and halves the scale of
+            the fp16 loss, as it must at the beginning. This is an error only if it does not help.
     """
 
     def __init__(self, troubles: Troubles | None = None, scaled: bool = False) -> None:
@@ -97,30 +86,20 @@ class Finite(TrainerCallback):
         """Keep a step's figures until the check, without waiting for a GPU.
 
         Args:
-            norm: of the gradient, before transformers clips it. With a scaled loss it is scaled,
-                too.
+            norm: of the gradient, before transformers clips it; scaled as the loss is.
             places: of the step's rows.
         """
         self._figures, self._places = (loss, norm), places
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Read the figures of the step: the only time in a step that waits for a GPU.
-
-        Raises:
-            FasttuneError: one of them is not finite.
-        """
+        """Check the figures of the step: the only time in a step that waits for a GPU."""
         loss, norm = torch.stack([figure.double() for figure in self._figures]).tolist()
         if problem := self.problem(loss, norm, self.scaled):
             where = self.troubles.named(self._places)
             raise not_finite(f"step {state.global_step + 1}: {problem}", where)
 
     def problem(self, loss: float, norm: float, scaled: bool) -> str:
-        """What is wrong with a step; empty if nothing is.
-
-        Args:
-            norm: of the gradient.
-            scaled: whether a scaler skips steps whose gradient is not finite.
-        """
+        """What is wrong with a step; "" if nothing is."""
         overflown = not math.isfinite(norm)
         self._skipped = self._skipped + 1 if overflown else 0
         if not math.isfinite(loss):
@@ -133,11 +112,7 @@ class Finite(TrainerCallback):
 
 
 def not_finite(what: str, where: str, trained: bool = True) -> FasttuneError:
-    """Something is infinite or no number; nothing was saved with it.
-
-    Args:
-        trained: whether training may have made it so.
-    """
+    """The error for NaN or infinity. If nothing was trained, the base model gives it."""
     hint = (
         "lower train.learning_rate, or look at these rows; --resume goes on from the last "
         "checkpoint, which is from before"
@@ -148,11 +123,7 @@ def not_finite(what: str, where: str, trained: bool = True) -> FasttuneError:
 
 
 def require_finite(model: Any, when: str) -> None:
-    """Refuse to save adapters that hold no numbers.
-
-    Raises:
-        FasttuneError: a weight is infinite or not a number.
-    """
+    """Refuse to save an adapter that contains NaN or infinity."""
     weights = [p for p in model.parameters() if p.requires_grad]
     if not bool(torch.stack([torch.isfinite(weight).all() for weight in weights]).all()):
         raise not_finite("the adapter's weights are no finite numbers any more", when)
@@ -165,14 +136,11 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 @contextmanager
 def writing(folder: Path, name: str) -> Iterator[None]:
-    """Put into words that the disk is full while something in a run's folder is written.
+    """Turn a library's error for a full disk into a FasttuneError.
 
     Args:
         folder: the run's.
-        name: relative to it; where the system names a file, that one is told instead.
-
-    Raises:
-        FasttuneError: there is no room for it.
+        name: what the block writes there, unless the system's error names a file.
     """
     try:
         yield
@@ -192,7 +160,7 @@ def writing(folder: Path, name: str) -> Iterator[None]:
 
 
 def _no_room(error: BaseException | None) -> bool:
-    """Whether an exception, or what it came from, says that a disk is full."""
+    """Whether an exception or one of its causes says that a disk is full."""
     words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "file write failed")
     while error is not None:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
