@@ -100,7 +100,7 @@ def test_a_checkpoint_that_was_sealed_with_its_damage_is_refused(old, name, dama
     damage(checkpoint / name)
     seal(checkpoint)
     ended = cli("run", "--resume", "old")
-    assert ended.status == 2 and "error: the run cannot go on from checkpoint-2" in ended.err
+    assert ended.status == 2 and "error: cannot resume from checkpoint-2" in ended.err
     assert why in ended.err and "what to do: restore it; or delete it" in ended.err
     assert not (checkpoint / "evil").exists()
 

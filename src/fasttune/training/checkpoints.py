@@ -101,7 +101,7 @@ def require_loadable(checkpoint: Path, model: Any) -> None:
         load_adapter(checkpoint, model)
     except Exception as error:
         raise FasttuneError(
-            f"the run cannot go on from {checkpoint.name}",
+            f"cannot resume from {checkpoint.name}",
             f"{checkpoint}: {cannot_load(str(checkpoint), error).where}",
             "restore it; or delete it, and --resume takes the one before",
         ) from error
@@ -118,10 +118,11 @@ def drop_incomplete(checkpoints: Path) -> None:
     """
     for checkpoint in checkpoints.glob("checkpoint-*") if processes.first() else ():
         try:
-            sealed = (checkpoint / SEAL).read_text(encoding="utf-8").splitlines()
+            lines = (checkpoint / SEAL).read_text(encoding="utf-8").splitlines()
+            complete = all((checkpoint / line.partition("  ")[2]).is_file() for line in lines)
         except (OSError, UnicodeDecodeError):
-            sealed = [""]
-        if not all((checkpoint / line.partition("  ")[2]).is_file() for line in sealed):
+            complete = False
+        if not complete:
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
