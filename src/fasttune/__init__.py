@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fasttune.errors import FasttuneError
+from fasttune.formats.chat import ChatFormat
 from fasttune.formats.parts import END, Segment, choose, given, learn
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
@@ -18,7 +19,6 @@ from fasttune.plugins.exporter import (
     QUANTISED,
     ROUNDED,
     Bounds,
-    ChatFormat,
     Exporter,
     ExportJob,
     Reader,

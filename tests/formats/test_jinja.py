@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from fasttune import FasttuneError, Row, Segment, Template, choose, given, learn
 from fasttune.data.conversations import from_messages
 from fasttune.encoding.encode import encode, encode_prompt
-from fasttune.exports.chat import Chat
+from fasttune.exports.chat_template import chat_template_for
+from fasttune.formats.chat import ChatFormat
 from fasttune.formats.examples import examples
 from fasttune.formats.jinja import chat_template, messages, render_jinja, variables
 from fasttune.plugins.discovery import load_plugins
@@ -73,7 +74,7 @@ def tokenizers(phi2_tokenizer):
 
 
 def test_alpaca():
-    chat = Chat(BUILT_IN["alpaca"])
+    chat = ChatFormat(BUILT_IN["alpaca"])
     assert rendered(chat.template, {"instruction": " Add\n2 and 3. ", "input": "x"}) == (
         "Below is an Instruction that describes a task. "
         "Write a Response that appropriately completes the request.\n\n"
@@ -90,7 +91,7 @@ def test_alpaca():
 
 
 def test_reasoning():
-    chat = Chat(BUILT_IN["reasoning"])
+    chat = ChatFormat(BUILT_IN["reasoning"])
     row = Row.of({"instruction": "Add.", "input": "2 and 3", "system": "Be brief."})
     assert chat.messages(row) == [{"role": "system", "content": "Be brief."}, user("Add.")]
     assert chat.kwargs(row) == {"input": "2 and 3"}
@@ -106,13 +107,13 @@ def test_reasoning():
 
 
 def test_multilingual_takes_the_language_as_a_variable():
-    chat = Chat(BUILT_IN["multilingual"])
+    chat = ChatFormat(BUILT_IN["multilingual"])
     english = "<|system|>You are a helpful assistant. Answer in English.\n"
     german = "<|system|>Du bist ein hilfsbereiter Assistent. Antworte auf Deutsch.\n"
     rest = "<|instruction|>Hi\n<|response|>"
-    assert render_jinja(chat.jinja, [user("Hi")]) == english + rest
-    assert render_jinja(chat.jinja, [user("Hi")], language="de") == german + rest
-    assert render_jinja(chat.jinja, [user("Hi")], language="xx") == english + rest
+    assert render_jinja(chat_template(chat.template), [user("Hi")]) == english + rest
+    assert render_jinja(chat_template(chat.template), [user("Hi")], language="de") == german + rest
+    assert render_jinja(chat_template(chat.template), [user("Hi")], language="xx") == english + rest
     assert any("fasttune detects the `language`" in note for note in chat.notes)
     assert chat.system == "You are a helpful assistant. Answer in English."
 
@@ -147,7 +148,7 @@ def test_a_conversation():
         chat_template(STEPS), messages(STEPS, talk), eos_token="<eos>", **variables(STEPS, talk)
     )
     assert text == "Sois bref.\nQ: a\nR:\nr\nA: b<eos>\nQ: c\nC: I\nR:\n"
-    notes = Chat(STEPS).notes
+    notes = ChatFormat(STEPS).notes
     assert notes[0].startswith("An earlier answer that begins with white space")
     assert any(
         "`input` for the last turn, and not available in Ollama: `input`, `language`" in note
@@ -156,11 +157,11 @@ def test_a_conversation():
 
 
 def test_the_runs_system_text_becomes_the_default():
-    chat = Chat(BUILT_IN["multilingual"].with_system("Speak plainly.\n"))
+    chat = ChatFormat(BUILT_IN["multilingual"].with_system("Speak plainly.\n"))
     assert chat.system == "Speak plainly.\n"
     row = {"instruction": "日本の首都は？", "system": "Not this."}
     assert rendered(chat.template, row).startswith("<|system|>Speak plainly.\n\n")
-    assert Chat(BUILT_IN["alpaca"].with_system("unused")).system == ""
+    assert ChatFormat(BUILT_IN["alpaca"].with_system("unused")).system == ""
 
 
 # Any format, any row
@@ -227,14 +228,14 @@ def test_any_row_has_the_runs_ids(name, tokenizers, said, asked, spoken, more):
 def test_an_export_proves_its_template_and_writes_bos(name, tokenizers):
     template = FORMATS[name]
     plain, bos, _ = tokenizers
-    chat = Chat(template)
-    assert chat.jinja_for(plain) == chat.jinja
-    assert chat.jinja_for(bos) == "{{- bos_token -}}\n" + chat.jinja
+    chat = ChatFormat(template)
+    assert chat_template_for(template, plain) == chat_template(template)
+    assert chat_template_for(template, bos) == "{{- bos_token -}}\n" + chat_template(template)
     for row in examples(template)[:4]:
         for more in ({}, {"system": "{{ braces }}\n"}):
             asked = row.with_turn(more)
             ids = bos.apply_chat_template(
-                chat.messages(asked), chat_template=chat.jinja_for(bos),
+                chat.messages(asked), chat_template=chat_template_for(template, bos),
                 add_generation_prompt=True, return_dict=False, **chat.kwargs(asked),
             )  # fmt: skip
             assert ids == encode_prompt(template, asked, bos)
@@ -249,7 +250,7 @@ def test_a_tokenizer_that_adds_more_than_bos_is_refused(phi2_tokenizer):
         single="$A <|endoftext|> <|endoftext|>", special_tokens=[("<|endoftext|>", 50256)]
     )
     with pytest.raises(FasttuneError, match="other tokens than BOS"):
-        Chat(BUILT_IN["alpaca"]).jinja_for(tokenizer)
+        chat_template_for(BUILT_IN["alpaca"], tokenizer)
 
 
 def test_a_whole_conversation_has_the_ids_of_training(tokenizers):
@@ -334,9 +335,9 @@ def test_a_computed_format_has_no_chat_template_unless_it_brings_one():
 def test_a_chat_template_that_is_not_the_format_is_refused(phi2_tokenizer):
     own = Loud(name="loud", chat_template="{{ messages[-1]['content'] }}")
     with pytest.raises(FasttuneError, match="other ids than a prompt"):
-        Chat(own).jinja_for(phi2_tokenizer)
+        chat_template_for(own, phi2_tokenizer)
     own = Loud(name="loud", chat_template="{{ messages[-1]['content']|upper }}")
-    assert Chat(own).jinja_for(phi2_tokenizer) == own.chat_template
+    assert chat_template_for(own, phi2_tokenizer) == own.chat_template
 
 
 def test_it_needs_no_torch():

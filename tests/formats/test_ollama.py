@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fasttune import FasttuneError, Segment, Template, choose, given, learn
-from fasttune.exports.chat import Chat
+from fasttune.formats.chat import ChatFormat
 from fasttune.formats.ollama import ollama_template
 from fasttune.plugins.discovery import load_plugins
 
@@ -27,7 +27,7 @@ def ollama(*parts, **settings) -> str:
 
 
 def built_in(name: str) -> str:
-    return Chat(load_plugins().template(name), "<eos>").ollama
+    return ChatFormat(load_plugins().template(name), "<eos>").ollama
 
 
 def test_one_turn():

@@ -11,7 +11,7 @@ from typing import Any
 
 from fasttune.comparison.bootstrap import LEVEL, Interval
 from fasttune.errors import FasttuneError, reason
-from fasttune.exports.chat import Chat
+from fasttune.exports.chat_template import chat_template_for
 from fasttune.generation.generator import Generator
 
 
@@ -75,10 +75,9 @@ def run_tasks(
 
     tokenizer = generator.tokenizer
     own = tokenizer.chat_template
-    chat = Chat(generator.template)
     try:
         names, manager = _found(tasks)
-        tokenizer.chat_template = chat.jinja_for(tokenizer)
+        tokenizer.chat_template = chat_template_for(generator.template, tokenizer)
         with generator.choices.autocasting(generator.model.device.type):
             found = simple_evaluate(
                 HFLM(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fasttune.config import dump_config
 from fasttune.formats.examples import examples
@@ -23,60 +26,36 @@ SEE_BASE = "see the base model"
 
 
 def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
-    """README.md of the export, with the front matter that the Hub reads.
+    """Return README.md of the export, with the front matter that the Hub reads.
 
-    A path of this machine is not told, and no row of the run's data is shown.
+    It holds no path of this machine and no row of the run's data.
     """
-    run = job.run
-    manifest, config = run.manifest, run.config
-    base = manifest["model"]
-    name = job.base_name
-    licence = base_licence(base)
-    template, data = manifest["template"], manifest["data"]
-    source = (
-        f"{template['distribution']} {template['version']}"
-        if template["distribution"]
-        else "a file"
+    manifest = job.run.manifest
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    front = {
-        "license": licence if licence != SEE_BASE else "other",
-        "base_model": name,
-        "pipeline_tag": "text-generation",
-        "tags": ["fasttune", template["name"]],
-    }
-    quantised = (
-        ""
-        if manifest["quantization"] == "none"
-        else f", {manifest['quantization'].upper()} quantised"
+    environment.filters["json"] = partial(json.dumps, ensure_ascii=False)
+    row = examples(job.template)[1]
+    prompt = job.template.prompt(row)
+    return environment.get_template("card.md.jinja").render(
+        job=job,
+        run=job.run,
+        manifest=manifest,
+        data=manifest["data"],
+        format=manifest["template"],
+        exporter=exporter,
+        done=done,
+        licence=base_licence(manifest["model"]),
+        SEE_BASE=SEE_BASE,
+        usage=exporter.usage(job).strip(),
+        prompt=prompt,
+        answer=job.template.render(row)[len(prompt) :],
+        figures=list(_figures(job.run.metrics(), manifest)),
+        settings=_settings(job),
     )
-    layers = " ".join(manifest["lora"]["layers"])
-    chosen = ", ".join(f"{option} {value}" for option, value in job.options.items())
-    parts = [
-        "---",
-        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()),
-        "---",
-        f"# {name}, tuned on the format `{template['name']}`",
-        "",
-        f"{exporter.description[:1].upper()}{exporter.description[1:]}"
-        + (f" ({chosen})" if chosen else "")
-        + f". Exported by fasttune from the run `{run.name}`.",
-        "",
-        f"- base model: {name}; licence: {licence}",
-        f"- training: LoRA on {layers}, {manifest['lora']['parameters'] / 1e6:.2f} M parameters, "
-        f"base in {manifest['dtype']}{quantised}, {manifest.get('steps', '?')} steps",
-        f"- data: {data['train_rows']} rows ({data['train_tokens']} tokens), "
-        f"SHA-256 `{data['train_sha256']}`; "
-        f"{data['eval_rows']} held out, SHA-256 `{data['heldout_sha256']}`",
-        f"- format: `{template['name']}` from {source}, identity `{template['identity']}`",
-        "",
-        *_section("Use", exporter.usage(job).strip().splitlines()),
-        *_section("Format", _example(job)),
-        *_section("Figures", _figures(run.metrics(), manifest)),
-        *_section("Verification", _verification(done, bool(data["eval_rows"]))),
-        *_section("Settings", ["```yaml", *_settings(dump_config(config), base, name), "```"]),
-        *_section("Versions", [", ".join(f"{k} {v}" for k, v in manifest["versions"].items())]),
-    ]
-    return "\n".join(parts).rstrip() + "\n"
 
 
 def base_licence(base: str) -> str:
@@ -90,69 +69,26 @@ def base_licence(base: str) -> str:
     return next(known, SEE_BASE)
 
 
-def _section(heading: str, lines: Iterable[str]) -> list[str]:
-    body = list(lines)
-    return [f"## {heading}", "", *body, ""] if body else []
-
-
-def _example(job: RunExport) -> list[str]:
-    """A made-up row as it is rendered for training; what the model writes begins after the
-    prompt."""
-    row = examples(job.template)[1]
-    prompt, text = job.template.prompt(row), job.template.render(row)
-    fence = "`" * 4
-    return [
-        "The prompt of a row is, to the character (a JSON text):",
-        "",
-        f"{fence}json",
-        json.dumps(prompt, ensure_ascii=False),
-        fence,
-        "",
-        "and the model answers in this form, then ends with EOS:",
-        "",
-        f"{fence}json",
-        json.dumps(text[len(prompt) :], ensure_ascii=False),
-        fence,
-    ]
-
-
-def _figures(metrics: list[dict[str, Any]], manifest: Mapping[str, Any]) -> list[str]:
+def _figures(
+    metrics: list[dict[str, Any]], manifest: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (name, before, after) for the held-out losses and the scores of the samples."""
     evaluated = [line for line in metrics if "eval_loss" in line]
-    scores = manifest.get("scores", {})
-    lines = []
     if evaluated:
         first, last = evaluated[0], evaluated[-1]
         for key in last:
             if key.startswith("eval_loss") and key in first:
                 section = key.removeprefix("eval_loss").removeprefix("_")
                 label = f"held-out loss, {section}" if section else "held-out loss"
-                lines.append(f"| {label} (nats per token) | {first[key]:.4f} | {last[key]:.4f} |")
+                yield f"{label} (nats per token)", f"{first[key]:.4f}", f"{last[key]:.4f}"
+    scores = manifest.get("scores", {})
     for name, value in scores.get("after", {}).items():
-        lines.append(f"| {name} | {scores['before'].get(name, math.nan):.2f} | {value:.2f} |")
-    return ["| | before | after |", "|---|---:|---:|", *lines] if lines else []
+        yield name, f"{scores['before'].get(name, math.nan):.2f}", f"{value:.2f}"
 
 
-def _verification(done: Exported, held_out: bool) -> list[str]:
-    found = done.verification
-    if found is None:
-        return ["This export was **not verified** against its run."]
-    verdict = (
-        f"Verified against the run on {found.rows} {'held-out' if held_out else 'made-up'} prompts."
-        if found.verified
-        else "This export **failed verification** against its run."
-    )
-    table = [
-        f"| {name} | {value} | {bound} |".replace("|Δlogit|", "Δlogit")
-        for name, value, bound in found.lines()
-    ]
-    problems = [f"- {failure}" for failure in found.failures]
-    return [verdict, "", "| figure | export | bound |", "|---|---|---|", *table] + (
-        ["", *problems] if problems else []
-    )
-
-
-def _settings(dumped: str, base: str, name: str) -> list[str]:
-    """The settings, without those that name a place on this machine."""
-    private = re.compile(r"^(output:|  train: |  eval: )")
-    kept = [line for line in dumped.splitlines() if not private.match(line)]
-    return [line.replace(base, name) for line in kept]
+def _settings(job: RunExport) -> str:
+    """Return the settings as YAML, without those that name a place on this machine."""
+    private = ("output:", "  train: ", "  eval: ")
+    lines = dump_config(job.run.config).splitlines()
+    kept = [line for line in lines if not line.startswith(private)]
+    return "\n".join(kept).replace(job.run.manifest["model"], job.base_name)

@@ -91,45 +91,43 @@ def export(
         pushing.require_repository(push)
     done = standing(run, to, options, target) if push and not force else None
     if done is None:
-        loaded = plugins or installed_plugins()
-        done = _export(run, to, loaded, target, options, verify, force, rows)
+        from fasttune.exports.job import RunExport
+
+        plugins = plugins or installed_plugins()
+        exporter = _exporter(to, plugins)
+        chosen = _options(exporter, options)
+        _check_target(target, force)
+        job = RunExport(run, run.template(plugins), target, chosen)
+        run.check_adapter()
+        require_model(str(run.adapter))
+        require_model(str(run.model_config.name))
+        _check_space(target, exporter.needed_bytes(job))
+        held_out = verification_rows(run, job.template, rows) if verify else None
+        with plugins.blaming():
+            done = _write(exporter, job, held_out)
     if push is None or done.failures:
         return done
     return dataclasses.replace(done, pushed=pushing.push(done, run, push, public))
 
 
-def _export(
-    run: Run,
-    name: str,
-    plugins: Plugins,
-    target: Path,
-    options: Mapping[str, str],
-    verify: bool,
-    force: bool,
-    rows: int,
-) -> Exported:
-    """Write an export, verify it and give it its final name."""
-    from fasttune.exports.job import RunExport
+def _write(exporter: Exporter, job: RunExport, rows: Sequence[Row] | None) -> Exported:
+    """Write an export, verify it and give it its final name, `job.folder`.
 
-    exporter = _exporter(name, plugins)
-    chosen = _options(exporter, options)
-    _check_target(target, force)
-    template = run.template(plugins)
-    _check_run(run)
-    job = RunExport(run, template, target, chosen)
-    _check_space(target, exporter.needed_bytes(job))
-    held_out = verification_rows(run, template, rows) if verify else []
-    if verify:
+    Args:
+        rows: to verify with; None does not verify.
+    """
+    target = job.folder
+    if rows is not None:
         import_unsloth_on_gpu()  # for generating; before exporters import transformers
     try:
-        with atomic_folder(target) as folder, plugins.blaming(), prints_to_stderr():
+        with atomic_folder(target) as folder, prints_to_stderr():
             job = dataclasses.replace(job, folder=folder)
             exporter.write(job)
             try:
-                done = Exported(target, _verify(exporter, job, held_out) if verify else None)
+                done = Exported(target, None if rows is None else _verify(exporter, job, rows))
             except FasttuneError as error:  # what was written is whole, only not proved
                 done = Exported(target, None, error)
-            write_json(folder / RECORD, done.as_dict() | _made_of(run, chosen))
+            write_json(folder / RECORD, done.as_dict() | _made_of(job.run, job.options))
             if done.failures:
                 text = "\n".join(["This export is not verified:", *done.failures])
                 write_text(folder / MARKER, text + "\n")
@@ -144,11 +142,8 @@ def _export(
 def standing(
     run: Run, name: str, options: Mapping[str, str] | None = None, target: Path | None = None
 ) -> Exported | None:
-    """The export of that name that is there, if it was made of this adapter with these options.
-
-    Args:
-        options: as given; none takes any.
-    """
+    """Return the export that exists if it was made from this adapter with the given options; None
+    accepts any options."""
     folder = target or run.folder / "exports" / name
     with suppress(OSError, ValueError, LookupError, TypeError):
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -164,12 +159,8 @@ def _made_of(run: Run, options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def verification_rows(run: Run, template: Template, count: int) -> list[Row]:
-    """Up to `count` of the run's held-out rows at equal distances; made-up ones where none were
-    held out.
-
-    Raises:
-        FasttuneError: the rows that the run kept are damaged.
-    """
+    """Return up to `count` of the run's held-out rows, evenly spaced; made-up rows if it holds out
+    none."""
     held_out = run.held_out()
     if not held_out:
         log.info("the run holds no rows out: verifying with made-up prompts")
@@ -213,12 +204,6 @@ def _options(exporter: Exporter, given: Mapping[str, str]) -> dict[str, str]:
             )
     defaults = {option: values[0] if values else "" for option, values in exporter.options.items()}
     return {**defaults, **given}
-
-
-def _check_run(run: Run) -> None:
-    run.check_adapter()
-    for folder in (str(run.adapter), str(run.model_config.name)):
-        require_model(folder)
 
 
 def _check_target(target: Path, force: bool) -> None:

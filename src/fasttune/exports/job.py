@@ -12,11 +12,12 @@ from typing import Any
 
 from fasttune import hub
 from fasttune.errors import FasttuneError
-from fasttune.exports.chat import Chat
-from fasttune.exports.merge import merged_bytes, run_tokenizer, write_merged
+from fasttune.exports.chat_template import chat_template_for
+from fasttune.exports.merge import run_tokenizer, write_merged
 from fasttune.exports.opening import ModelReader, open_merged_model, open_run_model
 from fasttune.exports.shards import base_folder, shards, stored_tensors
 from fasttune.files import SEAL, cache_dir, write_json
+from fasttune.formats.chat import ChatFormat
 from fasttune.formats.examples import examples
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
@@ -76,7 +77,7 @@ class RunExport:
         if self.options.get("into") == "original" and manifest["quantization"] != "none":
             self.say("note: the run trained on NF4 weights; --into dequantized stays closer to it")
         try:
-            jinja = self.chat_format().jinja_for(self.tokenizer())
+            jinja = chat_template_for(self.template, self.tokenizer())
         except FasttuneError as error:
             self.say(f"without a chat template: {error.message}")
             jinja = None
@@ -89,7 +90,8 @@ class RunExport:
         )
 
     def merged_bytes(self) -> int:
-        return merged_bytes(self.run.manifest["model"])
+        files = shards(base_folder(self.run.manifest["model"]))
+        return sum(file.stat().st_size for file in files)
 
     def open_merged(self, folder: Path) -> ModelReader:
         chat = self.chat_format() if (folder / CHAT_TEMPLATE).is_file() else None
@@ -124,17 +126,13 @@ class RunExport:
     def tokenizer(self) -> Any:
         return run_tokenizer(self.run.adapter)
 
-    def chat_format(self) -> Chat:
-        return Chat(self.template, str(self.tokenizer().eos_token))
+    def chat_format(self) -> ChatFormat:
+        return ChatFormat(self.template, str(self.tokenizer().eos_token))
 
     def example_row(self) -> Row:
         asked = {"instruction": "What is the highest mountain in Japan?", "input": ""}
-        return (
-            examples(self.template)[0].with_turn(asked).without([*self.template.targets.values()])
-        )
-
-    def prompt(self, row: Row) -> str:
-        return self.template.prompt(row)
+        row = examples(self.template)[0].with_turn(asked)
+        return row.without([*self.template.targets.values()])
 
 
 def _set(file: Path, values: Mapping[str, str]) -> None:

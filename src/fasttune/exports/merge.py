@@ -12,7 +12,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,6 @@ class Change:
         along = 0 if self.transposed else 1
         length = self.magnitude.float() / weight.norm(dim=along)
         return weight * length.unsqueeze(along)
-
-
-def merged_bytes(base: str) -> int:
-    """What the merged weights will take on the disk."""
-    return sum(file.stat().st_size for file in shards(base_folder(base)))
 
 
 def write_merged(
@@ -273,8 +268,9 @@ def _write_rest(
     source: Path, adapter: Path, folder: Path, config: dict[str, Any], chat_template: str | None
 ) -> None:
     """Index, configuration, tokenizer; all name the EOS of the run's tokenizer."""
-    for file in _besides(source):
-        shutil.copyfile(file, folder / file.name)
+    for pattern in (INDEX, *BESIDES):
+        for file in filter(Path.is_file, source.glob(pattern)):
+            shutil.copyfile(file, folder / file.name)
     tokenizer = run_tokenizer(adapter)
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
@@ -283,8 +279,3 @@ def _write_rest(
     generation = source / "generation_config.json"
     known = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
     write_json(folder / "generation_config.json", {**known, **ends})
-
-
-def _besides(source: Path) -> Iterator[Path]:
-    for pattern in (INDEX, *BESIDES):
-        yield from (file for file in sorted(source.glob(pattern)) if file.is_file())

@@ -7,13 +7,17 @@ difference of the weights. On CUDA both compute in the dtype they were loaded in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from fasttune.config import ModelConfig
 from fasttune.encoding.encode import encode_prompt, eos_id
 from fasttune.errors import FasttuneError
 from fasttune.exports.merge import run_tokenizer
+from fasttune.formats.chat import ChatFormat
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.machine import tensor_device, this_device
@@ -22,47 +26,31 @@ from fasttune.models.choices import decide_for_generation
 if TYPE_CHECKING:
     import numpy as np
 
-    from fasttune.plugins.exporter import ChatFormat
 
-
+@dataclass(frozen=True)
 class ModelReader:
     """A `Reader` of a transformers model.
 
-    Args:
-        prompt_ids: row -> ids.
+    Attributes:
         eos: the ids it stops at.
-        generation: keyword arguments of `generate`; by default the model's own configuration
-            is used.
+        generation: keyword arguments of `generate`, beyond the model's own configuration.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        prompt_ids: Callable[[Row], list[int]],
-        eos: set[int],
-        generation: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = model
-        self._prompt_ids, self._eos = prompt_ids, eos
-        self._generation = generation or {}
-
-    def prompt_ids(self, row: Row) -> list[int]:
-        return self._prompt_ids(row)
+    model: Any
+    prompt_ids: Callable[[Row], list[int]]
+    eos: set[int]
+    generation: Mapping[str, Any]
 
     def eos_ids(self) -> set[int]:
-        return self._eos
+        return self.eos
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
-        import torch
-
         with torch.inference_mode():
             logits = self.model(input_ids=self._batch(ids), use_cache=False).logits[0]
         array: np.ndarray = logits.float().cpu().numpy()
         return array
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        import torch
-
         batch = self._batch(ids)
         with torch.inference_mode():
             output = self.model.generate(
@@ -70,13 +58,11 @@ class ModelReader:
                 attention_mask=torch.ones_like(batch),
                 max_new_tokens=count,
                 do_sample=False,
-                **self._generation,
+                **self.generation,
             )
         return list(output[0, len(ids) :].tolist())
 
     def _batch(self, ids: Sequence[int]) -> Any:
-        import torch
-
         return torch.tensor([list(ids)], device=next(self.model.parameters()).device)
 
 
@@ -121,9 +107,8 @@ def open_merged_model(folder: Path, template: Template, chat: ChatFormat | None)
             variables = chat.kwargs(row)
         except FasttuneError:
             return []  # a prompt that cannot be made is not the run's
-        messages = chat.messages(row)
         coded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, **variables
+            chat.messages(row), add_generation_prompt=True, return_dict=True, **variables
         )
         return list(coded["input_ids"])
 
@@ -144,7 +129,6 @@ def _sharp(model: Any) -> Any:
     bitsandbytes' NF4 kernel for inference on CPUs computes in bf16, which training does not: its
     outputs are off by 0.5 % of a weight matrix's product. So NF4 weights are dequantised, once.
     """
-    import torch
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from fasttune.errors import FasttuneError
@@ -136,9 +137,7 @@ def read_exported(folder: Path, record: Mapping[str, Any]) -> Exported:
     if record["status"] == "not run":
         reason = record.get("reason")
         return Exported(folder, None, FasttuneError(reason) if reason else None)
-    names = [field.name for field in fields(Verification)]
-    values = {name: record[name] for name in names} | {"bounds": Bounds(**record["bounds"])}
-    return Exported(folder, Verification(**values))
+    return Exported(folder, msgspec.convert(record, Verification))
 
 
 def judge(run: Sequence[Measured], export: Sequence[Measured], bounds: Bounds) -> Verification:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fasttune.errors import FasttuneError
+from fasttune.formats.chat import ChatFormat
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 
@@ -54,48 +55,6 @@ class Reader(Protocol):
 
     def eos_ids(self) -> set[int]:
         """The ids at which generation stops."""
-
-
-class ChatFormat(Protocol):
-    """A prompt format for programs that do not know the plugin."""
-
-    @property
-    def ollama(self) -> str:
-        """The Go template of a Modelfile."""
-
-    @property
-    def system(self) -> str:
-        """The system text where a request has none, or ""."""
-
-    @property
-    def stop(self) -> Sequence[str]:
-        """Tags that open a section the model never writes: generation has gone wrong where it
-        writes one. EOS is not among them."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What other programs cannot do that fasttune does, one sentence each."""
-
-    def messages(self, row: Row) -> list[dict[str, str]]:
-        """The messages of a row."""
-
-    def kwargs(self, row: Row) -> dict[str, str]:
-        """The variables of a row: placed columns, and the values that switch its fixed texts.
-
-        Raises:
-            FasttuneError: the row has an input in an earlier turn.
-        """
-
-    def render(self, row: Row, jinja: str, bos: str = "", eos: str = "") -> str:
-        """The prompt of a row as transformers renders it with the chat template of an export.
-
-        Args:
-            jinja: the chat template as it was read back.
-            bos, eos: texts of the tokenizer's special tokens, "" where it has none.
-
-        Raises:
-            FasttuneError: the chat template refuses the row.
-        """
 
 
 class ExportJob(Protocol):
@@ -167,9 +126,6 @@ class ExportJob(Protocol):
 
     def example_row(self) -> Row:
         """A row to show how the export is used; no row of the run's data."""
-
-    def prompt(self, row: Row) -> str:
-        """The text generation starts from, with the run's own system text, where it has one."""
 
 
 class Exporter:

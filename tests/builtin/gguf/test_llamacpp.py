@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttune.encoding.encode import encode_prompt
-from fasttune.exports.chat import Chat
+from fasttune.exports.chat_template import chat_template_for
+from fasttune.formats.chat import ChatFormat
 from fasttune.formats.examples import EXAMPLES
 from fasttune.plugins.discovery import load_plugins
 from tests.conftest import build_sentencepiece_tokenizer, tiny_model
@@ -198,9 +199,9 @@ def tokenizer(model_folder):
 
 @pytest.fixture(scope="module")
 def reader(model_folder, tokenizer, tmp_path_factory) -> LlamaCppReader:
-    chat = Chat(load_plugins().template("reasoning"))
+    chat = ChatFormat(load_plugins().template("reasoning"))
     file = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    write_gguf(model_folder, file, "f32", chat.jinja_for(tokenizer), "tiny")
+    write_gguf(model_folder, file, "f32", chat_template_for(chat.template, tokenizer), "tiny")
     return LlamaCppReader(file, chat.template, chat)
 
 

@@ -1,15 +1,11 @@
-"""What an export needs of a format: its chat templates, proved on a tokenizer."""
+"""A prompt format for programs that do not know fasttune: messages, variables and stop texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from fasttune.encoding.encode import encode_prompt
-from fasttune.errors import FasttuneError
 from fasttune.formats import jinja
-from fasttune.formats.examples import examples
 from fasttune.formats.ollama import ollama_template
 from fasttune.formats.parts import Choice, pieces
 from fasttune.formats.row import Row
@@ -17,10 +13,10 @@ from fasttune.formats.template import Template
 
 
 @dataclass(frozen=True)
-class Chat:
-    """A `ChatFormat` of a template.
+class ChatFormat:
+    """A prompt format for programs that do not know fasttune.
 
-    Args:
+    Attributes:
         eos: text of the token that ends a turn; the Go template has no variable for it.
     """
 
@@ -28,24 +24,22 @@ class Chat:
     eos: str = ""
 
     @property
-    def jinja(self) -> str:
-        """For tokenizers that add no BOS; `jinja_for` is for any."""
-        return jinja.chat_template(self.template)
-
-    @property
     def ollama(self) -> str:
+        """The Go template of a Modelfile."""
         return ollama_template(self.template, self.eos)
 
     @property
     def system(self) -> str:
+        """The system text where a request has none, or ""."""
         system = self.template.system
-        reads = "system" in self.template.reads
         if isinstance(system, Choice):
             system = system.texts[system.default]
-        return system if reads else ""
+        return system if "system" in self.template.reads else ""
 
     @property
     def stop(self) -> Sequence[str]:
+        """Tags that open a section the model never writes: generation has gone wrong where it
+        writes one. EOS is not among them."""
         learned = "".join(
             literal
             for part in self.template.parts
@@ -56,6 +50,7 @@ class Chat:
 
     @property
     def notes(self) -> Sequence[str]:
+        """What other programs cannot do that fasttune does, one sentence each."""
         template = self.template
         notes = [
             "An earlier answer that begins with white space may get other token ids than in "
@@ -81,46 +76,26 @@ class Chat:
         return notes
 
     def messages(self, row: Row) -> list[dict[str, str]]:
+        """The messages of a row."""
         return jinja.messages(self.template, row)
 
     def kwargs(self, row: Row) -> dict[str, str]:
-        return jinja.variables(self.template, row)
-
-    def jinja_for(self, tokenizer: Any) -> str:
-        """The chat template with BOS where the tokenizer adds it: apply_chat_template does not.
+        """The variables of a row: placed columns, and the values that switch its fixed texts.
 
         Raises:
-            FasttuneError: the prompts that the chat template gives have other ids than the run's.
+            FasttuneError: the row has an input in an earlier turn.
         """
-        written = self.jinja
-        if special := list(tokenizer("").input_ids):
-            if special != [tokenizer.bos_token_id]:
-                text = tokenizer.convert_ids_to_tokens(special)
-                raise FasttuneError(
-                    "the tokenizer adds other tokens than BOS, which no chat template can do",
-                    f"{getattr(tokenizer, 'name_or_path', '')}: {' '.join(text)}",
-                    "export without a chat template",
-                )
-            written = "{{- bos_token -}}\n" + written
-        for row in examples(self.template):
-            asked = row.without([*self.template.targets.values()])
-            plain = Row([{**t, "input": ""} for t in row.turns[:-1]] + [asked.turns[-1]],
-                        row.system, asked.columns)  # fmt: skip
-            ids = tokenizer.apply_chat_template(
-                self.messages(plain),
-                chat_template=written,
-                add_generation_prompt=True,
-                return_dict=False,
-                **self.kwargs(plain),
-            )
-            if list(ids) != encode_prompt(self.template, plain, tokenizer):
-                raise FasttuneError(
-                    "the tokenizer gives a chat template's text other ids than a prompt",
-                    f"{getattr(tokenizer, 'name_or_path', '')}: {row['instruction']}",
-                    "export without a chat template",
-                )
-        return written
+        return jinja.variables(self.template, row)
 
     def render(self, row: Row, written: str, bos: str = "", eos: str = "") -> str:
+        """The prompt of a row as transformers renders it with the chat template of an export.
+
+        Args:
+            written: the chat template as it was read back.
+            bos, eos: texts of the tokenizer's special tokens, "" where it has none.
+
+        Raises:
+            FasttuneError: the chat template refuses the row.
+        """
         tokens = {"bos_token": bos, "eos_token": eos}
         return jinja.render_jinja(written, self.messages(row), **self.kwargs(row), **tokens)
