@@ -12,8 +12,9 @@ from pathlib import Path
 # isort: split
 import pytest
 
+from fasttune.comparison.compare import plan_templates
 from fasttune.comparison.finished import plan_runs
-from fasttune.comparison.plan import Measuring, plan_templates
+from fasttune.comparison.plan import Measuring
 from fasttune.config import load_config
 from fasttune.data.rows import StoredRows
 from fasttune.data.split import data_hash

@@ -74,15 +74,17 @@ class Sample:
         count, rows = self.weight.shape
         of_seeds = _counts(count, hash(self.seeds) if count > 1 else 0)
         of_rows = _counts(rows, 1)
-        amount, weight = (_both(table, of_seeds, of_rows) for table in (self.amount, self.weight))
+        amount, weight = (
+            np.einsum("ds,ds->d", of_seeds, of_rows @ table.T)
+            for table in (self.amount, self.weight)
+        )
         return np.divide(amount, weight, out=np.full(DRAWS, np.nan), where=weight > 0)
 
 
 def interval(sample: Sample) -> Interval:
     """The metric with its interval."""
     reach = _of_seeds(sample.by_seed())
-    found = _interval(sample.value(), sample.draws(), sample.rows, reach)
-    return _within(found, *sample.bounds)
+    return _interval(sample.value(), sample.draws(), sample.rows, reach, sample.bounds)
 
 
 def difference(left: Sample, right: Sample) -> Interval:
@@ -95,7 +97,7 @@ def difference(left: Sample, right: Sample) -> Interval:
     else:
         reach = math.hypot(_of_seeds(left.by_seed()), _of_seeds(right.by_seed()))
     (low, high), (other_low, other_high) = left.bounds, right.bounds
-    return _within(_interval(value, draws, rows, reach), low - other_high, high - other_low)
+    return _interval(value, draws, rows, reach, (low - other_high, high - other_low))
 
 
 def _ratio(amount: np.ndarray, weight: np.ndarray) -> float:
@@ -103,8 +105,11 @@ def _ratio(amount: np.ndarray, weight: np.ndarray) -> float:
     return float(amount.sum() / total) if total else math.nan
 
 
-def _interval(value: float, draws: np.ndarray, rows: int, reach: float) -> Interval:
-    """The interval of the draws, or `value` plus and minus `reach` where that goes further."""
+def _interval(
+    value: float, draws: np.ndarray, rows: int, reach: float, bounds: tuple[float, float]
+) -> Interval:
+    """Return the interval of the draws, or `value` plus and minus `reach` if that is wider, within
+    the bounds."""
     draws = draws[~np.isnan(draws)]
     if not draws.size:
         return Interval(value, math.nan, math.nan)
@@ -112,11 +117,8 @@ def _interval(value: float, draws: np.ndarray, rows: int, reach: float) -> Inter
     if rows > 1:
         tail = NormalDist().cdf(-math.sqrt(rows / (rows - 1)) * _student(rows - 1))
     low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(value, min(float(low), value - reach), max(float(high), value + reach))
-
-
-def _within(found: Interval, low: float, high: float) -> Interval:
-    return Interval(found.value, max(found.low, low), min(found.high, high))
+    low, high = min(float(low), value - reach), max(float(high), value + reach)
+    return Interval(value, max(low, bounds[0]), min(high, bounds[1]))
 
 
 def _of_seeds(values: Sequence[float]) -> float:
@@ -137,11 +139,6 @@ def _student(freedom: int) -> float:
         + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
     )
-
-
-def _both(table: np.ndarray, of_seeds: np.ndarray, of_rows: np.ndarray) -> np.ndarray:
-    """[DRAWS] sums of a [seeds, rows] table under the counts of each draw."""
-    return np.einsum("ds,ds->d", of_seeds, of_rows @ table.T)
 
 
 @cache

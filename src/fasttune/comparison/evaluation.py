@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fasttune.comparison.plan import Format, Measuring, Plan, make_plan
+from fasttune.comparison.plan import Format, Measuring, make_plan
 from fasttune.comparison.result import Arm, Comparison, compare_arms
-from fasttune.config import ModelConfig, RunConfig
+from fasttune.config import RunConfig
 from fasttune.data.rows import Rows, StoredRows
 from fasttune.errors import FasttuneError
-from fasttune.formats.template import Template
 from fasttune.job import Job
 from fasttune.models.tokenizer import resolve_model
 from fasttune.models.unsloth import import_unsloth
@@ -56,60 +55,38 @@ def evaluate(
         FasttuneError: as `find`, or there are no rows, or the file cannot be read or holds a row
             that cannot be used.
     """
-    plugins = plugins or installed_plugins()
-    source = find(name, template, system, plugins, force)
-    found: Rows
+    source = find(name, template, system, plugins or installed_plugins(), force)
+    run, asked = source.run, source.template
+    labelled: Rows
     if data is not None:
-        found = source.read(data, columns or {}, labelled=True)
-    elif not source.run or not (found := source.run.held_out()):
+        labelled = source.read(data, columns or {}, labelled=True)
+    elif not run or not (labelled := run.held_out()):
         raise FasttuneError(
             "there is nothing to evaluate on",
-            f"{source.run.folder if source.run else name} holds no rows out",
+            f"{run.folder if run else name} holds no rows out",
             "give a file of labelled rows with --data, or tasks of lm-eval with --tasks",
         )
-    measuring = Measuring(rows, max_new_tokens, batch_size, include_base or source.run is None)
-    folder = Path(output) if output is not None else None
-    made = plan_evaluation(
-        source.run or source.model, source.template, str(data or "held-out rows"), found, measuring,
-        source.plugins, folder,
-    )  # fmt: skip
+    job = Job(
+        config=run.config if run else RunConfig(template=asked.name, model=source.model),
+        plugins=source.plugins,
+        template=asked,
+        facts=run.manifest["template"] if run else source.plugins.facts(asked.name),
+        model=run.manifest["model"] if run else resolve_model(source.model.name),
+        source=str(data or "held-out rows"),
+        train=StoredRows(),
+        eval=labelled,
+        skipped=0,
+    )
+    about = {"model": job.model, "rows": f"{job.source}: {len(labelled)}"}
+    if run:
+        about["runs"] = run.name
+    one = Format(asked.name, asked.name, job, {run.config.seed: run} if run else {})
+    measuring = Measuring(rows, max_new_tokens, batch_size, include_base or run is None)
+    plan = make_plan([one], measuring, about, [])
     import_unsloth()  # before transformers, TRL and PEFT
     from fasttune.comparison.work import run_comparison
 
-    return run_comparison(made, by)
-
-
-def plan_evaluation(
-    of: Run | ModelConfig,
-    template: Template,
-    source: str,
-    rows: Rows,
-    measuring: Measuring,
-    plugins: Plugins,
-    folder: Path | None = None,
-) -> Plan:
-    """Plan to measure a run, or a base model under a template, on labelled rows.
-
-    Args:
-        template: with the system text that it is asked with.
-        source: where the rows are from, for people.
-    """
-    if isinstance(of, Run):
-        run, config, facts = of, of.config, of.manifest["template"]
-        model = of.manifest["model"]
-    else:
-        run, config = None, RunConfig(template=template.name, model=of)
-        facts, model = plugins.facts(template.name), resolve_model(of.name)
-    job = Job(
-        config, plugins, template, facts, model, source, train=StoredRows(), eval=rows, skipped=0
-    )
-    seeds = {run.config.seed: run} if run else {}
-    about = {
-        "model": model,
-        "rows": f"{source}: {len(rows)}",
-        **({"runs": run.name} if run else {}),
-    }
-    return make_plan(folder, [Format(template.name, job, seeds)], measuring, about, [])
+    return run_comparison(plan, by, output)
 
 
 def score_answers(label: str, answers: Sequence[Answer], plugins: Plugins) -> Comparison:

@@ -163,19 +163,18 @@ class Comparison:
         ]
         parts = parts or [f"no significant difference between {left} and {right}."]
         parts[0] = f"On {_count(self.rows, 'row')} with {self._seeds(left, right)}: {parts[0]}"
-        for heading, names in (
-            (
-                "Not significant",
-                [each.metric for each in judged if not (each.better or each.too_few_rows)],
-            ),
-            (
-                f"Counted on fewer than {ENOUGH} rows, too few to tell",
-                [each.metric for each in judged if each.rows and each.too_few_rows],
-            ),
-            ("Not measured on both sides", [each.metric for each in judged if not each.rows]),
-        ):
-            if names:
-                parts.append(f"{heading}: {', '.join(map(_plain, names))}.")
+        undecided = {
+            "Not significant": [each for each in judged if not (each.better or each.too_few_rows)],
+            f"Counted on fewer than {ENOUGH} rows, too few to tell": [
+                each for each in judged if each.rows and each.too_few_rows
+            ],
+            "Not measured on both sides": [each for each in judged if not each.rows],
+        }
+        parts += [
+            f"{heading}: {', '.join(_plain(each.metric) for each in differences)}."
+            for heading, differences in undecided.items()
+            if differences
+        ]
         return " ".join(parts)
 
     def _seeds(self, *labels: str) -> str:

@@ -31,13 +31,17 @@ class TaskFigure:
     rows: int
 
     def as_dict(self) -> dict[str, Any]:
-        found = self.interval
-        bounds = {"low": found.low, "high": found.high}
-        known = {name: bound for name, bound in bounds.items() if bound == bound}
+        """Return the figure as JSON values."""
+        low, high = self.interval.low, self.interval.high
+        known = low == low  # not NaN
         return {
-            "task": self.task, "metric": self.metric, "value": found.value,
-            **{"low": None, "high": None}, **known, "rows": self.rows,
-        }  # fmt: skip
+            "task": self.task,
+            "metric": self.metric,
+            "value": self.interval.value,
+            "low": low if known else None,
+            "high": high if known else None,
+            "rows": self.rows,
+        }
 
 
 def require_harness() -> None:

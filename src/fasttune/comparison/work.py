@@ -1,4 +1,4 @@
-"""Training and measuring the arms of a comparison, so that an interrupted one goes on.
+"""Training and measuring the arms of a comparison, so that an interrupted comparison resumes.
 
 The folder of a comparison:
 plan.json        what is compared, and a hash of all that decides the result
@@ -17,22 +17,24 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from fasttune.comparison.bootstrap import Interval
+import msgspec
+
 from fasttune.comparison.page import to_html
 from fasttune.comparison.plan import Format, Plan, slug
 from fasttune.comparison.result import REPORT, Arm, Comparison, compare_arms, split
 from fasttune.config import ModelConfig, RunConfig, in_full
 from fasttune.errors import FasttuneError
 from fasttune.files import write_json, write_text
-from fasttune.formats.row import Row
 from fasttune.generation.generator import Generator
 from fasttune.generation.likelihood import evaluate
 from fasttune.job import require_group_columns
 from fasttune.logs import muted
-from fasttune.plugins.metric import Answer, Likelihood, as_dict
+from fasttune.plugins.metric import Answer, as_dict
 from fasttune.processes import require_one
+from fasttune.records import read_json
 from fasttune.runs import Run, list_runs
 from fasttune.training.train import train
 
@@ -46,18 +48,23 @@ class Interrupted(KeyboardInterrupt):
     """A training was stopped with Ctrl-C, and its checkpoint is saved."""
 
 
-def run_comparison(plan: Plan, by: Sequence[str] = ()) -> Comparison:
+def run_comparison(
+    plan: Plan, by: Sequence[str] = (), folder: str | Path | None = None
+) -> Comparison:
     """Train and measure whatever the folder does not hold yet, and write the result.
 
     Args:
         by: columns of the rows; figures and differences are taken for each of their values, too.
+        folder: in place of the plan's.
 
     Raises:
-        Interrupted: a training was interrupted; the same call goes on with it.
+        Interrupted: a training was interrupted; the same call resumes it.
         FasttuneError: the folder holds something else, a model cannot be loaded, or no row has
             one of the columns.
     """
     require_one("a comparison")
+    if folder is not None:
+        plan = replace(plan, folder=Path(folder))
     held_out = plan.formats[0].job.eval
     require_group_columns(by, [held_out[at] for at in plan.places], "--by")
     _claim(plan)
@@ -74,14 +81,12 @@ def run_comparison(plan: Plan, by: Sequence[str] = ()) -> Comparison:
 
 
 def _claim(plan: Plan) -> None:
-    """Answers in the folder are taken as they are, so it must be this comparison's own."""
+    """Refuse a folder of another comparison: answers in the folder are taken as they are."""
     file = plan.folder / "plan.json"
-    found: Any = None
-    with suppress(OSError, ValueError):
-        found = json.loads(file.read_text(encoding="utf-8"))
-    empty = not plan.folder.exists() or not any(plan.folder.iterdir())
-    ours = isinstance(found, dict) and found.get("fingerprint") == plan.fingerprint
-    if not ours and not empty:
+    ours = False
+    with suppress(FasttuneError):
+        ours = read_json(file, dict[str, Any]).get("fingerprint") == plan.fingerprint
+    if not ours and plan.folder.exists() and any(plan.folder.iterdir()):
         raise FasttuneError(
             "the folder holds another comparison, or something else",
             str(plan.folder),
@@ -93,7 +98,7 @@ def _claim(plan: Plan) -> None:
 class _Work:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        own = [each for each in plan.formats if each.variant_of is None]
+        own = [each for each in plan.formats if each.base == each.label]
         self.untuned = own if plan.measuring.include_base else []
         self.total = len(self.untuned) + sum(len(each.runs) for each in plan.formats)
         self.begun = 0
@@ -103,7 +108,9 @@ class _Work:
         arms = []
         for each in self.untuned:
             label = f"{each.label}, untuned"
-            answers = self.measured(each, label, _model_config(each), None)
+            run = next((run for run in each.runs.values() if run), None)
+            model = run.model_config if run else each.job.config.model  # what the run loaded
+            answers = self.measured(each, label, model, None)
             arms.append(Arm(label, each.label, None, answers))
         return arms
 
@@ -151,17 +158,20 @@ class _Work:
     def measured(
         self, each: Format, name: str, model: ModelConfig, run: Run | None
     ) -> list[Answer]:
-        """An arm's answers, from its file where it is there and still true."""
+        """Return an arm's answers, from its file if they are there and still true."""
         self.begun += 1
-        rows = [each.job.eval[at] for at in self.plan.places]
+        rows = [each.job.eval[place] for place in self.plan.places]
         file = self.plan.folder / "answers" / f"{slug(name)}.json"
         template = each.job.template
         if file.is_file():
             try:
-                found = json.loads(file.read_text(encoding="utf-8"))
-                answers = read_answers(found["answers"], rows)
+                saved = json.loads(file.read_text(encoding="utf-8"))
+                answers = [
+                    msgspec.convert({**line, "row": row}, Answer)
+                    for row, line in zip(rows, saved["answers"], strict=True)
+                ]
                 parsed_alike = all(template.parsed(a.text) == a.sections for a in answers)
-                if found["run"] == (run and run.name) and parsed_alike:
+                if saved["run"] == (run and run.name) and parsed_alike:
                     return answers
             except (OSError, ValueError, LookupError, TypeError):
                 log.warning("warning: %s is damaged; its rows are answered again", file)
@@ -178,8 +188,7 @@ class _Work:
         )
         del generator
         gc.collect()
-        saved = {"run": run and run.name, "answers": [_as_dict(answer) for answer in answers]}
-        write_json(file, saved)
+        write_json(file, {"run": run and run.name, "answers": [*map(_as_dict, answers)]})
         return answers
 
 
@@ -193,27 +202,6 @@ def _is_of(run: Run, config: RunConfig) -> bool:
         return False
 
 
-def _model_config(each: Format) -> ModelConfig:
-    """What the format's runs really loaded, where there are some."""
-    run = next((run for run in each.runs.values() if run), None)
-    return run.model_config if run else each.job.config.model
-
-
-def read_answers(saved: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[Answer]:
-    """Saved answers, for the rows they were given to."""
-    return [
-        Answer(
-            row,
-            line["text"],
-            line["sections"],
-            line["stop"],
-            line["tokens"],
-            Likelihood(**line["likelihood"]) if line["likelihood"] else None,
-        )
-        for row, line in zip(rows, saved, strict=True)
-    ]
-
-
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """The whole result for scripts: figures with intervals, per seed and per row."""
     return {
@@ -224,10 +212,10 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             {"name": m.name, "description": m.description, "better": m.better}
             for m in comparison.metrics
         ],
-        **_found(comparison),
+        **_figures(comparison),
         "by": {
             column: {
-                value: {"rows": group.rows, **_found(group)} for value, group in groups.items()
+                value: {"rows": group.rows, **_figures(group)} for value, group in groups.items()
             }
             for column, groups in comparison.groups.items()
         },
@@ -244,42 +232,38 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _found(comparison: Comparison) -> dict[str, Any]:
+def _figures(comparison: Comparison) -> dict[str, Any]:
     return {
         "figures": {
             label: {
                 name: {
-                    **_interval(found.interval),
-                    "rows": found.rows,
-                    "seeds": {seed: _number(value) for seed, value in found.seeds.items()},
+                    **_without_nan(asdict(figure.interval)),
+                    "rows": figure.rows,
+                    "seeds": _without_nan(figure.seeds),
                 }
-                for name, found in figures.items()
+                for name, figure in figures.items()
             }
             for label, figures in comparison.figures.items()
         },
         "differences": [
             {
-                "metric": found.metric,
-                "left": found.left,
-                "right": found.right,
-                **_interval(found.interval),
-                "better": found.better,
-                "rows": found.rows,
+                "metric": each.metric,
+                "left": each.left,
+                "right": each.right,
+                **_without_nan(asdict(each.interval)),
+                "better": each.better,
+                "rows": each.rows,
             }
-            for found in comparison.differences
+            for each in comparison.differences
         ],
     }
 
 
 def _as_dict(answer: Answer) -> dict[str, Any]:
-    found = answer.likelihood
-    return {**as_dict(answer), "likelihood": asdict(found) if found else None}
+    likelihood = answer.likelihood
+    return {**as_dict(answer), "likelihood": asdict(likelihood) if likelihood else None}
 
 
-def _interval(found: Interval) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in asdict(found).items()}
-
-
-def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return None if math.isnan(value) else value
+def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Replace NaN by None, since JSON has no NaN."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
