@@ -9,6 +9,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -27,20 +28,9 @@ COLOURS = (
 ENDINGS = {"eos": "#1f9254", "length": "#b8860b", "loop": "#d9434f"}
 _OTHER_ENDING = "#808080"
 
-# Stands for the text colour of the page, which differs between light and dark mode.
+_STYLE = Path(__file__).with_name("charts.mplstyle")
 _INK = "#010203"
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fasttune",
-    "text.parse_math": False,
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    **dict.fromkeys(
-        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK
-    ),
-}
+"""The text colour in _STYLE. In the page it becomes the page's own, light or dark."""
 _BINS = 28
 _POINTS_PER_INCH = 72
 _TITLE_WIDTH = 56
@@ -67,16 +57,12 @@ class Chart:
 def label_colours(comparison: Comparison) -> dict[str, str]:
     """Return label -> colour. An untuned base has the colour of the format it was prompted in."""
     order = list(dict.fromkeys([*comparison.tuned_labels, *comparison.labels]))
-    formats: dict[str, str] = {}
+    tuned = {arm.base: arm.label for arm in reversed(comparison.arms) if arm.tuned}
+    colours = {}
     for arm in comparison.arms:
-        if arm.tuned:
-            formats.setdefault(arm.base, arm.label)
-    return {
-        arm.label: COLOURS[
-            order.index(arm.label if arm.tuned else formats.get(arm.base, arm.label)) % len(COLOURS)
-        ]
-        for arm in comparison.arms
-    }
+        label = arm.label if arm.tuned else tuned.get(arm.base, arm.label)
+        colours[arm.label] = COLOURS[order.index(label) % len(COLOURS)]
+    return colours
 
 
 def charts(comparison: Comparison) -> list[Chart]:
@@ -86,7 +72,7 @@ def charts(comparison: Comparison) -> list[Chart]:
     colours = label_colours(comparison)
     keys = dict.fromkeys(key for arm in comparison.arms for line in arm.metrics for key in line)
     sections = [key.removeprefix("loss_") for key in keys if key.startswith("loss_")]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(fname=_STYLE):
         losses = [_losses(comparison, colours, *each) for each in enumerate(sections)]
         return [*losses, _lengths(comparison, colours), _endings(comparison)]
 
@@ -106,7 +92,7 @@ def _losses(comparison: Comparison, colours: Mapping[str, str], number: int, sec
     axes.set(xlabel="step", ylabel="nats per token")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.grid(color=_INK, alpha=0.15, linewidth=0.6)
+    axes.grid()
     return _chart(
         f"Loss of the section {section}",
         figure,

@@ -44,10 +44,6 @@ TALKATIVE = ("fasttune.encoding", "fasttune.planning", "fasttune.training.train"
 """What a training says of itself before its steps, which are shown: there are many trainings."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """A training was stopped with Ctrl-C, and its checkpoint is saved."""
-
-
 def run_comparison(
     plan: Plan, by: Sequence[str] = (), folder: str | Path | None = None
 ) -> Comparison:
@@ -58,7 +54,7 @@ def run_comparison(
         folder: in place of the plan's.
 
     Raises:
-        Interrupted: a training was interrupted; the same call resumes it.
+        KeyboardInterrupt: a training was interrupted; the same call resumes it.
         FasttuneError: the folder holds something else, a model cannot be loaded, or no row has
             one of the columns.
     """
@@ -152,7 +148,7 @@ class _Work:
             run = train(replace(each.job, config=config), resumed=started)
         gc.collect()  # the model and its trainer refer to each other
         if run.manifest["status"] != "done":
-            raise Interrupted
+            raise KeyboardInterrupt  # during the training, which has saved a checkpoint
         return run
 
     def measured(

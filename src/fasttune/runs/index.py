@@ -12,7 +12,7 @@ from typing import Any
 from fasttune.config import PRECISIONS, flatten
 from fasttune.errors import FasttuneError, did_you_mean, reason
 from fasttune.runs.folder import ENTRIES, Run
-from fasttune.runs.known import forget, known_runs
+from fasttune.runs.known import known_runs
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ def _with_known(runs: Sequence[Run]) -> list[Run]:
     return sorted([*runs, *others], key=_started)
 
 
-def is_run(name: str, parent: Path = RUNS) -> bool:
+def is_run(name: str) -> bool:
     """Whether a name stands for a run; otherwise it is a base model: a folder, or owner/model."""
-    if (Path(name) / "manifest.json").is_file() or (parent / name / "manifest.json").is_file():
+    if any((folder / "manifest.json").is_file() for folder in (Path(name), RUNS / name)):
         return True
     if (Path(name) / "config.json").is_file():
         return False
@@ -131,7 +131,6 @@ def remove_runs(runs: Sequence[Run]) -> None:
                 f"{run.folder}: {reason(error)}",
                 "nothing of it is gone; check who may write there",
             ) from error
-        forget(run.folder)
         try:
             shutil.rmtree(aside)
         except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 from fasttune.errors import FasttuneError, reason
@@ -26,14 +25,8 @@ def remember(folder: Path) -> None:
         log.warning("warning: cannot note this run in %s: %s", _file(), reason(error))
 
 
-def forget(folder: Path) -> None:
-    """Remove a run from the list."""
-    with suppress(OSError), locked(_file()):
-        write_json(_file(), [str(path) for path in known_runs() if path != folder.resolve()])
-
-
 def known_runs() -> list[Path]:
-    """The folders of this user's runs, newest last; some may be gone."""
+    """The folders of this user's runs, newest last; some may be removed."""
     try:
         return [Path(line) for line in read_json(_file(), list[str])]
     except FasttuneError:

@@ -74,11 +74,11 @@ def last_checkpoint(run: Run) -> Path | None:
         FasttuneError: there are checkpoints, and all are damaged.
     """
     folder, problems = _newest_whole(run)
-    for problem in problems:
-        assert folder is not None, "or there is an error"
-        log.warning(
-            "warning: %s (%s); resuming from %s", problem.message, problem.where, folder.name
-        )
+    if folder is not None:
+        for problem in problems:
+            log.warning(
+                "warning: %s (%s); resuming from %s", problem.message, problem.where, folder.name
+            )
     return folder
 
 

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,24 +40,32 @@ LAST_LINES = 8
 """Of what a server wrote before it ended, for the error."""
 
 
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
+
+
 @dataclass(frozen=True)
 class Server:
     """A server that answers.
 
     Attributes:
         model: the name that requests give.
-        url: of the API, as http://127.0.0.1:8000/v1.
-        proof: what was seen of its prompts.
-        process: its own; in a process group by itself.
+        root: its address, as http://127.0.0.1:8000.
+        process: the leader of a process group of its own.
+        log: the file with what it prints, unless fasttune shows it.
+        proof: how its prompts compare with the run's.
     """
 
     engine: Engine
     model: str
-    url: str
-    export: Path
-    proof: str
+    root: str
     process: subprocess.Popen[bytes]
     log: Path
+    proof: str = ""
+
+    @property
+    def url(self) -> str:
+        """The API, as http://127.0.0.1:8000/v1."""
+        return f"{self.root}/v1"
 
     @property
     def curl(self) -> str:
@@ -72,14 +80,53 @@ class Server:
             f"-d '{json.dumps(body)}'"
         )
 
+    def ask(self, path: str, body: Mapping[str, Any] | None = None, seconds: float = 300) -> Any:
+        """Return the JSON that it answers a request with."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.root}{path}", data, headers)
+        try:
+            with _OPENER.open(request, timeout=seconds) as response:
+                return json.loads(response.read() or b"null")
+        except urllib.error.HTTPError as error:
+            raise FasttuneError(
+                f"{self.engine.name} answers with status {error.code}",
+                error.read().decode(errors="replace")[:500],
+                "--verbose shows more",
+            ) from error
+
     def wait(self) -> None:
-        """Return never: it ends by an interrupt.
+        """Return never: an interrupt ends it.
 
         Raises:
             FasttuneError: the server ended by itself.
         """
         self.process.wait()
-        raise _ended(self.engine.name, self.process, self.log)
+        raise self._ended()
+
+    def wait_until_ready(self) -> None:
+        """Return when the model is loaded."""
+        deadline = time.monotonic() + START
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise self._ended()
+            with suppress(OSError, ValueError, FasttuneError):
+                self.ask(self.engine.ready, seconds=5)
+                return
+            time.sleep(0.2)
+        raise FasttuneError(
+            f"{self.engine.name} did not answer within {START} seconds",
+            self.root,
+            "give --verbose to watch it",
+        )
+
+    def _ended(self) -> FasttuneError:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return FasttuneError(
+            f"{self.engine.name} ended by itself, with status {self.process.returncode}",
+            "\n".join(lines[-LAST_LINES:]) or "it printed nothing",
+            "--verbose shows more",
+        )
 
 
 @contextmanager
@@ -127,12 +174,12 @@ def serve(
                 env=os.environ | {"HF_HUB_OFFLINE": "1"},  # the model is here
                 start_new_session=True,  # Ctrl-C is for this process to pass on
             )
+        root = f"http://{f'[{host}]' if ':' in host else host}:{at.port}"
+        server = Server(chosen, at.name, root, process, written)
         try:
             log.info("starting %s", engine)
-            root = f"http://{f'[{host}]' if ':' in host else host}:{at.port}"
-            _wait_until_ready(chosen, process, written, root)
-            proof = _verify(run, plugins, chosen, root, at.name)
-            yield Server(chosen, at.name, f"{root}/v1", folder, proof, process, written)
+            server.wait_until_ready()
+            yield replace(server, proof=_verify(run, plugins, server))
         finally:
             end(process)
 
@@ -184,61 +231,18 @@ def _free_port(host: str, port: int) -> int:
         return found
 
 
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
-
-
-def _request(url: str, body: Mapping[str, Any] | None = None, seconds: float = 5) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with _OPENER.open(request, timeout=seconds) as response:
-        return json.loads(response.read() or b"null")
-
-
-def _wait_until_ready(
-    engine: Engine, process: subprocess.Popen[bytes], written: Path, root: str
-) -> None:
-    deadline = time.monotonic() + START
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise _ended(engine.name, process, written)
-        with suppress(OSError, ValueError):
-            _request(f"{root}{engine.ready}")
-            return
-        time.sleep(0.2)
-    raise FasttuneError(
-        f"{engine.name} did not answer within {START} seconds", root, "give --verbose to watch it"
-    )
-
-
-def _ended(engine: str, process: subprocess.Popen[bytes], written: Path) -> FasttuneError:
-    lines = written.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    said = "\n".join(lines[-LAST_LINES:]) or "it said nothing"
-    return FasttuneError(
-        f"{engine} ended by itself, with status {process.returncode}", said, "--verbose shows more"
-    )
-
-
-def _verify(run: Run, plugins: Plugins, engine: Engine, root: str, name: str) -> str:
+def _verify(run: Run, plugins: Plugins, server: Server) -> str:
     """Send rows of every kind that the format tells apart, and compare the prompts' ids, or their
-    number where the engine tells no more.
+    number if the engine tells no more.
 
     Raises:
-        FasttuneError: a prompt is not the run's.
+        FasttuneError: a prompt differs from the run's.
     """
     from fasttune.exports.job import RunExport
 
+    engine = server.engine
     job = RunExport(run, run.template(plugins), run.folder, {})
     chat, tokenizer = job.chat_format(), job.tokenizer()
-
-    def ask(path: str, body: Mapping[str, Any]) -> Any:
-        try:
-            return _request(f"{root}{path}", body, seconds=300)
-        except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:500]
-            raise FasttuneError(
-                f"{engine.name} answers with status {error.code}", said, "--verbose shows more"
-            ) from error
-
     compared, ids = 0, True
     targets = [*job.template.targets.values()]
     for row in (each.without(targets) for each in examples(job.template)[: len(EXAMPLES)]):
@@ -246,7 +250,7 @@ def _verify(run: Run, plugins: Plugins, engine: Engine, root: str, name: str) ->
         if variables and not engine.variables:
             continue
         expected = encode_prompt(job.template, row, tokenizer)
-        found = engine.prompt(ask, name, chat.messages(row), variables)
+        found = engine.prompt(server.ask, server.model, chat.messages(row), variables)
         ids = isinstance(found, list)
         if found != (expected if ids else len(expected)):
             raise FasttuneError(
