@@ -35,6 +35,15 @@ class Interval:
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    def as_dict(self) -> dict[str, float | None]:
+        """Return value, low and high for JSON, which has no NaN."""
+        return {name: number_or_none(value) for name, value in vars(self).items()}
+
+
+def number_or_none(value: float) -> float | None:
+    """Replace NaN by None."""
+    return None if math.isnan(value) else value
+
 
 class Sample:
     """A metric on the same rows for one or several seeds.

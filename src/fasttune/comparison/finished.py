@@ -21,15 +21,12 @@ from fasttune.errors import FasttuneError
 from fasttune.job import Job
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
+from fasttune.runs.index import differing
 
 
 def plan_runs(runs: Sequence[Run], measuring: Measuring, plugins: Plugins) -> Plan:
     """Plan to measure finished runs on the rows that they hold out. Runs that differ only in the
-    seed are one format.
-
-    Raises:
-        FasttuneError: a run is not done or holds no rows out, or the rows of two runs differ.
-    """
+    seed are one format."""
     require_different("RUN", [str(run.folder.resolve()) for run in runs])
     groups = _groups(runs)
     firsts = [next(iter(group.values())) for group in groups]
@@ -104,17 +101,14 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 def _differing(formats: Sequence[Format]) -> list[str]:
     """A note for each setting, other than the template, in which the formats' runs differ."""
-    settings = {
-        each.label: flatten(replace(each.job.config, seed=0, output="").as_dict())
-        for each in formats
-    }
+    labels = [each.label for each in formats]
+    settings = [flatten(replace(each.job.config, seed=0, output="").as_dict()) for each in formats]
     return [
         f"The runs differ in {key}: "
-        + "; ".join(f"{label} {values[key]}" for label, values in settings.items())
+        + "; ".join(f"{label} {value}" for label, value in zip(labels, values, strict=True))
         + "."
-        for key in settings[formats[0].label]
+        for key, values in differing(settings).items()
         if key != "template" and not key.startswith("samples.")
-        if len({str(values[key]) for values in settings.values()}) > 1
     ]
 
 

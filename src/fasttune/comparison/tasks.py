@@ -17,7 +17,7 @@ from fasttune.generation.generator import Generator
 
 @dataclass(frozen=True)
 class TaskFigure:
-    """What the harness found.
+    """A metric of a task, as the harness reports it.
 
     Attributes:
         metric: its name and its filter, as "exact_match, strict-match".
@@ -32,24 +32,12 @@ class TaskFigure:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figure as JSON values."""
-        low, high = self.interval.low, self.interval.high
-        known = low == low  # not NaN
-        return {
-            "task": self.task,
-            "metric": self.metric,
-            "value": self.interval.value,
-            "low": low if known else None,
-            "high": high if known else None,
-            "rows": self.rows,
-        }
+        name = {"task": self.task, "metric": self.metric}
+        return {**name, **self.interval.as_dict(), "rows": self.rows}
 
 
 def require_harness() -> None:
-    """Refuse to begin without it.
-
-    Raises:
-        FasttuneError: lm-eval is not installed.
-    """
+    """Refuse to begin without lm-eval."""
     import importlib.util
 
     if importlib.util.find_spec("lm_eval") is None:
@@ -61,17 +49,13 @@ def require_harness() -> None:
 def run_tasks(
     generator: Generator, tasks: Sequence[str], rows: int = 0, batch_size: int = 8
 ) -> list[TaskFigure]:
-    """Let the harness ask the model its tasks, through the chat template of an export.
+    """Run tasks of the harness on the model, prompted through the chat template of an export.
 
     A format of one turn gets the examples of a task in the same message as the question.
 
     Args:
         tasks: names the harness knows, or paths of its task files.
         rows: of each task, from the start; 0 takes all.
-
-    Raises:
-        FasttuneError: lm-eval is not installed, the format cannot be a chat template, or a task is
-            not known or fails.
     """
     require_harness()
     from lm_eval import simple_evaluate

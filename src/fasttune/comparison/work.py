@@ -13,8 +13,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from fasttune.comparison.bootstrap import number_or_none
 from fasttune.comparison.page import to_html
 from fasttune.comparison.plan import Format, Plan, slug
 from fasttune.comparison.result import REPORT, Arm, Comparison, compare_arms, split
@@ -55,8 +55,6 @@ def run_comparison(
 
     Raises:
         KeyboardInterrupt: a training was interrupted; the same call resumes it.
-        FasttuneError: the folder holds something else, a model cannot be loaded, or no row has
-            one of the columns.
     """
     require_one("a comparison")
     if folder is not None:
@@ -233,9 +231,9 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
         "figures": {
             label: {
                 name: {
-                    **_without_nan(asdict(figure.interval)),
+                    **figure.interval.as_dict(),
                     "rows": figure.rows,
-                    "seeds": _without_nan(figure.seeds),
+                    "seeds": {seed: number_or_none(value) for seed, value in figure.seeds.items()},
                 }
                 for name, figure in figures.items()
             }
@@ -246,7 +244,7 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
                 "metric": each.metric,
                 "left": each.left,
                 "right": each.right,
-                **_without_nan(asdict(each.interval)),
+                **each.interval.as_dict(),
                 "better": each.better,
                 "rows": each.rows,
             }
@@ -258,8 +256,3 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
 def _as_dict(answer: Answer) -> dict[str, Any]:
     likelihood = answer.likelihood
     return {**as_dict(answer), "likelihood": asdict(likelihood) if likelihood else None}
-
-
-def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Replace NaN by None, since JSON has no NaN."""
-    return {name: None if math.isnan(value) else value for name, value in values.items()}

@@ -103,9 +103,6 @@ def write_merged(
         dequantize: the dtype the base was loaded in for its NF4 quantisation ("bfloat16"); the
             update is then added to the NF4 rounded weights, and linear layers without an update
             are rounded as well. None merges into the base's own weights.
-
-    Raises:
-        FasttuneError: adapter and base do not fit together, or the base has no safetensors.
     """
     source = base_folder(base)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -144,9 +141,6 @@ def read_changes(adapter: Path) -> dict[str, Change]:
     """Name of a base tensor -> what the adapter does to it.
 
     Scale is alpha / r, or alpha / sqrt(r) where the adapter is rank-stabilised (arXiv:2312.03732).
-
-    Raises:
-        FasttuneError: the adapter is no plain LoRA, or one factor of a pair is missing.
     """
     from safetensors.torch import load_file
 

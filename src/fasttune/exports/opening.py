@@ -67,11 +67,7 @@ class ModelReader:
 
 
 def open_run_model(config: ModelConfig, adapter: Path, template: Template) -> ModelReader:
-    """The model as it was in training, base and adapter apart, and the template's own prompts.
-
-    Raises:
-        FasttuneError: the model cannot be loaded.
-    """
+    """Load the model as it was in training, base and adapter apart, with the template's prompts."""
     from fasttune.models.load import load_for_generation
 
     choices = decide_for_generation(config, this_device())
@@ -87,7 +83,7 @@ def open_run_model(config: ModelConfig, adapter: Path, template: Template) -> Mo
 
 
 def open_merged_model(folder: Path, template: Template, chat: ChatFormat | None) -> ModelReader:
-    """A model folder as any program with transformers reads it.
+    """Load a model folder as any program with transformers does.
 
     Where tokenizer, config and generation config do not name the same EOS, programs disagree on
     where to stop; then the set of ids is empty.

@@ -25,11 +25,7 @@ SECRETS = ("TOKEN", "SECRET", "PASSWORD", "API_KEY")
 
 
 def require_repository(name: str) -> None:
-    """Refuse a name that the Hub cannot know.
-
-    Raises:
-        FasttuneError: it is not of the form owner/name, or the Hub is not to be asked.
-    """
+    """Refuse a name that is not owner/name, or any name while the Hub is not to be asked."""
     owner, slash, rest = name.partition("/")
     if not (owner and slash and rest and hub.may_know(name)):
         raise FasttuneError(
@@ -42,15 +38,10 @@ def require_repository(name: str) -> None:
 
 
 def push(done: Exported, run: Run, repository: str, public: bool = False) -> str:
-    """Upload an export to a repository, which is made if it is not there; private unless said.
+    """Upload a verified export, and return the address of the repository.
 
-    Returns:
-        the address of the repository.
-
-    Raises:
-        FasttuneError: the export is not verified, one of its files names a path of this machine or
-            a secret, the repository is there and public although that was not asked for, or the
-            Hub refuses.
+    A new repository is private, unless `public`. An export with a path of this machine or a secret
+    in it is refused, and so is a public repository without `public`.
     """
     if done.verification is None or not done.verification.verified:
         raise FasttuneError(

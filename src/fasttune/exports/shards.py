@@ -36,11 +36,7 @@ class Stored:
 
 
 def base_folder(name: str) -> Path:
-    """The folder with a base's files: `name` itself, or its snapshot in the Hub's cache.
-
-    Raises:
-        FasttuneError: it is neither, and the Hub cannot be reached.
-    """
+    """Return the folder with a base's files: `name` itself, or its snapshot in the Hub's cache."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
@@ -60,11 +56,7 @@ def base_folder(name: str) -> Path:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The weight files of a model folder, in order.
-
-    Raises:
-        FasttuneError: there are no safetensors.
-    """
+    """Return the safetensors of a model folder, in order."""
     if (folder / INDEX).is_file():
         index = read_object(folder / INDEX)
         return [folder / name for name in sorted(set(index["weight_map"].values()))]

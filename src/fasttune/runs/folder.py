@@ -125,11 +125,7 @@ class Run:
 
     @property
     def config_file(self) -> RunConfig:
-        """What config.yaml says now.
-
-        Raises:
-            FasttuneError: it is missing or damaged.
-        """
+        """What config.yaml says now."""
         return load_config(self.folder / "config.yaml")
 
     def update(self, values: Mapping[str, Any]) -> None:
@@ -214,11 +210,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training this run.
-
-        Raises:
-            FasttuneError: one does.
-        """
+        """Keep other processes from training this run, or refuse if one does."""
         lock = filelock.FileLock(self.folder / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -293,11 +285,7 @@ class Run:
         return self.kept_template(plugins, force)[0].with_system(self.manifest["system"])
 
     def check_adapter(self) -> None:
-        """Refuse a run that has no adapter yet, or whose adapter is not what training wrote.
-
-        Raises:
-            FasttuneError: one of these.
-        """
+        """Refuse a run that has no adapter yet, or whose adapter is not what training wrote."""
         if not (self.adapter / "adapter_config.json").is_file():
             raise FasttuneError(
                 f"run '{self.name}' has no adapter; its status is {self.manifest['status']}",
@@ -347,9 +335,6 @@ def create_run(
 
     Args:
         facts: the manifest's, but for format, config, status and start.
-
-    Raises:
-        FasttuneError: the folder cannot be made.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     named = re.sub(r"[^\w.-]+", "-", f"{facts['template']['name']}-{Path(model).name}")[:80]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,7 @@ def _started(run: Run) -> tuple[str, str]:
 
 
 def compare_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The settings, rows and versions in which runs differ: dotted key -> a value for each run.
-
-    Raises:
-        FasttuneError: a manifest is damaged.
-    """
+    """The settings, rows and versions in which runs differ: dotted key -> a value for each run."""
     facts = []
     for run in runs:
         manifest = run.manifest
@@ -105,8 +101,13 @@ def compare_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
             "device": manifest["device"],
         }
         facts.append(settings | resolved | versions)
-    keys = dict.fromkeys(key for each in facts for key in each)
-    values = {key: [each.get(key) for each in facts] for key in keys}
+    return differing(facts)
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return key -> a value from each of several settings, for the keys in which they differ."""
+    keys = dict.fromkeys(key for each in settings for key in each)
+    values = {key: [each.get(key) for each in settings] for key in keys}
     return {key: each for key, each in values.items() if any(v != each[0] for v in each)}
 
 

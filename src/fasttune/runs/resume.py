@@ -29,16 +29,11 @@ CHECKPOINT_FILES = (
 
 
 def require_resumable(run: Run, force: bool = False) -> RunConfig:
-    """Refuse to resume a run that is done, or whose config.yaml was edited.
+    """Return the settings to continue with. A run is refused if it is done, if its config.yaml was
+    edited, or if all its checkpoints are damaged.
 
     Args:
         force: continue with the settings as they are now.
-
-    Returns:
-        the settings to continue with.
-
-    Raises:
-        FasttuneError: one of these, or all checkpoints are damaged.
     """
     if run.manifest["status"] == "done" and run.adapter.is_dir():
         raise FasttuneError(
@@ -67,12 +62,8 @@ def require_resumable(run: Run, force: bool = False) -> RunConfig:
 
 
 def last_checkpoint(run: Run) -> Path | None:
-    """The newest complete checkpoint, or None if there is no checkpoint at all. A warning names
-    newer ones that are damaged.
-
-    Raises:
-        FasttuneError: there are checkpoints, and all are damaged.
-    """
+    """Return the newest complete checkpoint, or None if there is none at all. A warning names newer
+    ones that are damaged; if all are, it is an error."""
     folder, problems = _newest_whole(run)
     if folder is not None:
         for problem in problems:
@@ -110,11 +101,7 @@ def _checkpoints(run: Run) -> list[Path]:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Refuse a checkpoint that is incomplete, or from which a run would continue differently.
-
-    Raises:
-        FasttuneError: a file is missing, damaged or was replaced.
-    """
+    """Refuse a checkpoint that is incomplete, or from which a run would continue differently."""
     hint = "restore it, or delete it: --resume uses the one before"
     what = f"{folder.name} is damaged"
     if not check_seal(folder, folder.name, hint):

@@ -58,11 +58,7 @@ class Engine:
     greedy: Mapping[str, float]
 
     def require(self) -> None:
-        """Refuse an engine that is not here.
-
-        Raises:
-            FasttuneError: it says what to install.
-        """
+        """Refuse an engine that is not installed."""
         missing = [name for name in self.modules if importlib.util.find_spec(name) is None]
         if missing:
             raise FasttuneError(

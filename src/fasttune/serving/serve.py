@@ -96,11 +96,7 @@ class Server:
             ) from error
 
     def wait(self) -> None:
-        """Return never: an interrupt ends it.
-
-        Raises:
-            FasttuneError: the server ended by itself.
-        """
+        """Wait for an interrupt, or for an error if the server ends by itself."""
         self.process.wait()
         raise self._ended()
 
@@ -185,11 +181,7 @@ def serve(
 
 
 def exported(run: Run, form: str, plugins: Plugins) -> Path:
-    """The run's export of a form, made now if it is not there or of another adapter.
-
-    Raises:
-        FasttuneError: it cannot be made, is not verified or, merged, has no chat template.
-    """
+    """Return the run's verified export of a form, made now unless one of its adapter exists."""
     done = standing(run, form)
     if done is None:
         log.info("exporting as %s", form)
@@ -233,11 +225,7 @@ def _free_port(host: str, port: int) -> int:
 
 def _verify(run: Run, plugins: Plugins, server: Server) -> str:
     """Send rows of every kind that the format tells apart, and compare the prompts' ids, or their
-    number if the engine tells no more.
-
-    Raises:
-        FasttuneError: a prompt differs from the run's.
-    """
+    number if the engine tells no more."""
     from fasttune.exports.job import RunExport
 
     engine = server.engine
