@@ -134,6 +134,9 @@ class RunExport:
         row = examples(self.template)[0].with_turn(asked)
         return row.without([*self.template.targets.values()])
 
+    def prompt(self, row: Row) -> str:
+        return self.template.prompt(row)
+
 
 def _set(file: Path, values: Mapping[str, str]) -> None:
     """Change some values of a JSON file."""

@@ -127,6 +127,9 @@ class ExportJob(Protocol):
     def example_row(self) -> Row:
         """A row to show how the export is used; no row of the run's data."""
 
+    def prompt(self, row: Row) -> str:
+        """The text generation starts from, with the run's own system text, where it has one."""
+
 
 class Exporter:
     """A form in which a run can leave. Subclass it, name it, write and open.

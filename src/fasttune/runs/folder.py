@@ -40,25 +40,12 @@ from fasttune.config import (
 from fasttune.data.rows import Rows, StoredRows
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError
-from fasttune.files import (
-    check_seal,
-    open_to_all,
-    sync,
-    write_json,
-    write_text,
-)
+from fasttune.files import check_seal, open_to_all, sync, write_json, write_text
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template, format_differences, from_declaration
 from fasttune.notebook import picture
 from fasttune.plugins.registry import Plugins
-from fasttune.records import (
-    FORMAT,
-    Manifest,
-    TemplateFacts,
-    read_json,
-    read_manifest,
-    read_metrics,
-)
+from fasttune.records import FORMAT, Manifest, TemplateFacts, read_json, read_manifest, read_metrics
 from fasttune.runs.known import remember
 
 log = logging.getLogger(__name__)
