@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from fasttune.models.unsloth import hide_broken_torchvision
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.records import TemplateFacts
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> 
         loaded.require_clean(config.data.skip_bad_rows)
     if config.samples.count:
         require_group_columns(config.samples.by, rows.eval or rows.train, "samples.by")
+    for note in rows.notes(config.data.eval_fraction):
+        log.warning("warning: %s", note)
     source = rows.sources[0].source
     if not rows.train:
         raise FasttuneError("no row is left to train on", source, "lower data.eval_fraction")

@@ -90,6 +90,7 @@ class Manifest(TypedDict):
     seconds: NotRequired[dict[str, float]]
     best_eval_loss: NotRequired[float]
     scores: NotRequired[dict[str, dict[str, float]]]
+    scored: NotRequired[Literal["held-out", "training"]]
     adapter_sha256: NotRequired[str]
 
 

@@ -19,7 +19,7 @@ from fasttune.data.split import data_hash, digest, divide
 from fasttune.errors import FasttuneError
 from fasttune.inspection.survey import default_template, histogram, scripts, spread, survey
 from fasttune.plugins.discovery import load_plugins
-from tests.conftest import listening
+from tests.conftest import listening, rows
 
 ROWS = [
     {"instruction": "Add 2 and 3.", "input": "", "output": " 5\n"},
@@ -727,3 +727,32 @@ def test_the_language_is_detected_once_while_reading(tmp_path, templates, monkey
     with listening() as said:
         other = load(path, templates["reasoning"], required=("instruction", "output"))
     assert len(asked) == 4 and said == [] and {row.language for row in other.rows} == {""}
+
+
+@pytest.mark.parametrize(
+    ("count", "settings", "notes"),
+    [
+        (60, {}, ["only 1 row is held out: data.eval_fraction=0.34 holds out about 20"]),
+        (
+            8,
+            {"eval_fraction": 0.0},
+            ["no row is held out: data.eval_fraction=0.5 holds out about 4"],
+        ),
+        (8, {"eval_fraction": 0.5}, ["only 4 rows are held out: use more rows"]),
+        (600, {}, []),
+    ],
+)
+def test_few_held_out_rows_are_noted(tmp_path, count, settings, notes):
+    data = DataConfig(train=str(write_jsonl(tmp_path / "rows.jsonl", rows(count))), **settings)
+    divided = load_divided(data, load_plugins().template("alpaca"))
+    assert divided.notes(data.eval_fraction) == notes, len(divided.eval)
+
+
+def test_held_out_rows_that_are_training_rows_are_counted(tmp_path):
+    train, other = rows(40), [*rows(40)[:25], *rows(60)[50:]]
+    data = DataConfig(
+        train=str(write_jsonl(tmp_path / "train.jsonl", train)),
+        eval=str(write_jsonl(tmp_path / "eval.jsonl", other)),
+    )
+    notes = load_divided(data, load_plugins().template("alpaca")).notes(data.eval_fraction)
+    assert notes == ["25 of 35 held-out rows are training rows as well"]

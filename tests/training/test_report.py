@@ -54,3 +54,11 @@ def test_a_column_that_no_row_has_is_refused_before_training():
     with pytest.raises(FasttuneError, match="no held-out row has a column 'lang'") as caught:
         prepare(config, load_plugins())
     assert "language" in caught.value.hint
+
+
+def test_answers_on_training_rows_are_called_that(tmp_path):
+    metrics = [metric for metric, _ in load_plugins().metrics.values()]
+    write_samples(tmp_path, BEFORE, AFTER, metrics, ["task"], kind="training")
+    assert json.loads((tmp_path / "samples.json").read_text())["rows"] == "training"
+    sheet = (tmp_path / "samples.md").read_text()
+    assert sheet.startswith("# Answers on training rows, before") and "held-out" not in sheet

@@ -120,6 +120,8 @@ def _facts(figures: Survey) -> dict[str, str]:
         f"{figures.train_rows} to train on, {figures.eval_rows} to evaluate "
         f"({origin or f'eval fraction {figures.eval_fraction:g}'})"
     )
+    if figures.notes:
+        values["held out"] = "; ".join(figures.notes)
     values["nearly alike"] = _near(figures)
     values["tokens"] = f"{tokens.total}, of which {tokens.trained_share:.1%} are trained"
     values["too long"] = f"{tokens.overlong} rows of more than {tokens.max_length} tokens"

@@ -131,6 +131,8 @@ def _summary(trained: Run) -> None:
                 name = key.removeprefix("eval_loss_")
                 out.print(f"  {name:<12} {start[key]:.4f} -> {end[key]:.4f}")
     scores = manifest.get("scores", {})
+    if scores and manifest.get("scored") == "training":
+        out.print("no rows are held out: what follows is measured on training rows")
     for name, value in scores.get("after", {}).items():
         out.print(f"{name:<14} {scores['before'].get(name, math.nan):.2f} -> {value:.2f}")
     out.print(

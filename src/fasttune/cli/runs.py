@@ -97,8 +97,9 @@ def show(run: str, output: Anywhere = None, as_json: options.Json = False) -> No
         "versions": ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()),
     }
     scores = manifest.get("scores", {})
+    where = " (on training rows)" if manifest.get("scored") == "training" else ""
     for name, value in scores.get("after", {}).items():
-        lines[name] = f"{scores['before'].get(name, math.nan):.2f} -> {value:.2f}"
+        lines[f"{name}{where}"] = f"{scores['before'].get(name, math.nan):.2f} -> {value:.2f}"
     out.print(facts(lines))
     out.print(f"\n[bold]settings[/bold]\n{dump_config(found.config)}", end="")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from fasttune.comparison.plan import Format, Measuring, make_plan
 from fasttune.comparison.result import Arm, Comparison, compare_arms
 from fasttune.config import RunConfig
 from fasttune.data.rows import Rows, StoredRows
+from fasttune.data.split import digest
 from fasttune.errors import FasttuneError
 from fasttune.job import Job
 from fasttune.models.tokenizer import resolve_model
@@ -18,6 +20,8 @@ from fasttune.plugins.metric import Answer
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
 from fasttune.source import find
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -82,7 +86,12 @@ def evaluate(
         about["runs"] = run.name
     one = Format(asked.name, asked.name, job, {run.config.seed: run} if run else {})
     measuring = Measuring(rows, max_new_tokens, batch_size, include_base or run is None)
-    plan = make_plan([one], measuring, about, [])
+    trained = {digest(row) for row in run.training_rows()} if run else set()
+    seen = sum(digest(row) in trained for row in labelled)
+    notes = [f"The run was trained on {seen} of these {len(labelled)} rows."] if seen else []
+    for note in notes:
+        log.warning("warning: %s", note)
+    plan = make_plan([one], measuring, about, notes)
     import_unsloth()  # before transformers, TRL and PEFT
     from fasttune.comparison.work import run_comparison
 

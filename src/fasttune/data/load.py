@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from fasttune.formats.template import Template
 log = logging.getLogger(__name__)
 
 SHOWN = 10
+FEW = 20
+"""Below so many held-out rows, figures on them say little."""
 LOOKAHEAD = 1000
 """Rows in which the columns are looked for before the whole source is."""
 
@@ -222,6 +225,33 @@ class Divided:
     train: Rows
     eval: Rows
     sources: list[Loaded]
+
+    @property
+    def overlap(self) -> int:
+        """How many rows of a held-out source are training rows as well."""
+        if len(self.sources) == 1:
+            return 0
+        trained = {*self.sources[0].digests}
+        return sum(digest in trained for digest in self.sources[1].digests)
+
+    def notes(self, fraction: float) -> list[str]:
+        """What a reader of held-out figures has to know.
+
+        Args:
+            fraction: data.eval_fraction.
+        """
+        found, count = [], len(self.eval)
+        if self.overlap:
+            found.append(f"{self.overlap} of {count} held-out rows are training rows as well")
+        if count < FEW:
+            rows = len(self.train) + count
+            wanted = min(0.5, math.ceil(100 * FEW / rows) / 100)
+            more = f"data.eval_fraction={wanted:g} holds out about {round(wanted * rows)}"
+            advice = more if len(self.sources) == 1 and wanted > fraction else "use more rows"
+            said = f"only {count} row{'s are' if count > 1 else ' is'} held out"
+            said = said if count else "no row is held out"
+            found.append(f"{said}: {advice}")
+        return found
 
 
 def load_divided(data: DataConfig, template: Template) -> Divided:

@@ -82,8 +82,9 @@ def _figures(
                 label = f"held-out loss, {section}" if section else "held-out loss"
                 yield f"{label} (nats per token)", f"{first[key]:.4f}", f"{last[key]:.4f}"
     scores = manifest.get("scores", {})
+    where = " (on training rows)" if manifest.get("scored") == "training" else ""
     for name, value in scores.get("after", {}).items():
-        yield name, f"{scores['before'].get(name, math.nan):.2f}", f"{value:.2f}"
+        yield f"{name}{where}", f"{scores['before'].get(name, math.nan):.2f}", f"{value:.2f}"
 
 
 def _settings(job: RunExport) -> str:

@@ -87,6 +87,7 @@ class Survey:
         columns: a column's name -> its figures, in the order of the source.
         eval_source: where the held-out rows are from if not from among these; else "", and
             `eval_fraction` was aimed at.
+        notes: what is to be known of the held-out rows.
         near: rows that nearly repeat others; None where they were not counted.
     """
 
@@ -109,6 +110,7 @@ class Survey:
     train_rows: int
     eval_rows: int
     problems: list[dict[str, Any]]
+    notes: list[str]
     near: Near | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -221,6 +223,7 @@ def survey(
         train_rows=sum(not ends_early(row, eos) for row in found.train),
         eval_rows=sum(not ends_early(row, eos) for row in found.eval),
         problems=[asdict(finding) for finding in findings],
+        notes=found.notes(eval_fraction),
     )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from jinja2 import Environment
 
+from fasttune.data.conversations import readable
 from fasttune.files import atomic_path, write_json, write_text
+from fasttune.formats.row import Row
 from fasttune.plugins.metric import Answer, Metric, as_dict, score
 
 EXACT = "exact"
@@ -25,28 +27,32 @@ def write_samples(
     after: Sequence[Answer],
     metrics: Sequence[Metric],
     by: Sequence[str] = (),
+    kind: str = "held-out",
 ) -> dict[str, dict[str, float]]:
     """Write samples.json and samples.md, and return the scores before and after.
 
     Args:
         by: columns of the rows; the share of exact answers is split by each, and drawn in
             answers.png.
+        kind: of the rows: "held-out", or "training" if none were held out.
     """
     scores = {"before": score(before, metrics), "after": score(after, metrics)}
     pairs = [
-        {"row": dict(old.row), "before": as_dict(old), "after": as_dict(new)}
+        {"row": readable(Row.of(old.row)), "before": as_dict(old), "after": as_dict(new)}
         for old, new in zip(before, after, strict=True)
     ]
     exact = next((metric for metric in metrics if metric.name == EXACT), None)
     shares = {name: _shares(before, after, exact, name) for name in by} if exact else {}
-    write_json(folder / "samples.json", {"scores": scores, "by": shares, "samples": pairs})
+    write_json(
+        folder / "samples.json", {"rows": kind, "scores": scores, "by": shares, "samples": pairs}
+    )
     if shares:
-        draw_shares(shares, folder / "answers.png")
+        draw_shares(shares, folder / "answers.png", kind)
     sheet = Path(__file__).with_name("samples.md.jinja").read_text(encoding="utf-8")
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     text = environment.from_string(sheet).render(
         metrics=[m for m in metrics if m.name in scores["before"] or m.name in scores["after"]],
-        **{"scores": scores, "exact": EXACT, "shares": shares, "nan": math.nan},
+        **{"kind": kind, "scores": scores, "exact": EXACT, "shares": shares, "nan": math.nan},
         answers=[*zip(before, after, strict=True)],
     )
     write_text(folder / "samples.md", text)
@@ -67,7 +73,7 @@ def _shares(
     return shares
 
 
-def draw_shares(shares: dict[str, Shares], target: Path) -> None:
+def draw_shares(shares: dict[str, Shares], target: Path, kind: str = "held-out") -> None:
     """Draw the shares of exact answers as bars, a panel for each column, as PNG."""
     from matplotlib.figure import Figure
 
@@ -86,6 +92,6 @@ def draw_shares(shares: dict[str, Shares], target: Path) -> None:
         axes.grid(axis="x", alpha=0.25)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], frameon=False, loc="outside lower center", ncols=2)
-    figure.suptitle("held-out answers that are exact, before and after training")
+    figure.suptitle(f"answers on {kind} rows that are exact, before and after training")
     with atomic_path(target) as temporary:
         figure.savefig(temporary)

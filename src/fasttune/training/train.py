@@ -209,6 +209,7 @@ class Training:
         self.generator = ready.generator
         rows = without_ending(job.eval or job.train, ready.generator.tokenizer, job.config)
         self.sample_rows = spread(rows, job.config.samples.count)
+        self.sampled = "held-out" if job.eval else "training"
         self.seconds = {"load": ready.seconds}
         self.metrics = [metric for metric, _ in job.plugins.metrics.values()]
         self.before: list[Answer] = []
@@ -289,15 +290,17 @@ class Training:
                 after = self._answers("after")
                 by = self.job.config.samples.by
                 with writing(self.run.folder, "samples.json"):
-                    scores = write_samples(self.run.folder, self.before, after, self.metrics, by)
+                    scores = write_samples(
+                        self.run.folder, self.before, after, self.metrics, by, self.sampled
+                    )
             (self.run.folder / "before.json").unlink(missing_ok=True)
-        done = {"status": "done", "finished": now(), "scores": scores}
+        done = {"status": "done", "finished": now(), "scores": scores, "scored": self.sampled}
         self.run.update(done | self._measured(self.trainer))
 
     def _answers(self, when: str) -> list[Answer]:
         if not self.sample_rows:
             return []
-        log.info("answering %d held-out rows %s training", len(self.sample_rows), when)
+        log.info("answering %d %s rows %s training", len(self.sample_rows), self.sampled, when)
         # Turns the KV cache on, which training keeps off.
         import_unsloth().for_inference(self.generator.model)
         chosen = self.job.config.samples
