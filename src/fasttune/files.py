@@ -66,14 +66,19 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _naming(target.with_name(f".{target.name}."), target):
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        )
+        temporary = Path(tempfile.mkdtemp(".tmp", f".{target.name}.", target.parent))
     try:
         open_to_all(temporary)
         with _naming(temporary, target):
             yield temporary
-            _replace(temporary, target)
+            if target.exists():
+                old = Path(tempfile.mkdtemp(".old", f".{target.name}.", target.parent))
+                target.rename(old / target.name)
+                temporary.rename(target)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(target)
+            sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -99,18 +104,6 @@ def _naming(temporary: Path, target: Path) -> Iterator[None]:
             error.filename = f"{target}{inside}" if inside.startswith(os.sep) else str(target)
             error.filename2 = None
         raise
-
-
-def _replace(new: Path, target: Path) -> None:
-    """Rename a complete folder to `target`, and delete the folder that was there."""
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-        target.rename(old / target.name)
-        new.rename(target)
-        shutil.rmtree(old)
-    else:
-        new.rename(target)
-    sync(target.parent)
 
 
 def require_free(target: Path, option: str, force: bool) -> None:

@@ -59,7 +59,7 @@ def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> 
     loaded.
 
     Raises:
-        FasttuneError: for whatever is wrong with template, model name or data.
+        FasttuneError: the template, the model's name or the data cannot be used.
     """
     config, plugins = config or RunConfig(), plugins or installed_plugins()
     template, facts = plugins.template(config.template), plugins.facts(config.template)

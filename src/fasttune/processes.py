@@ -46,11 +46,6 @@ def rank() -> int:
     return int(os.environ.get("RANK") or 0) if count() > 1 else 0
 
 
-def local_rank() -> int:
-    """The number of this process on its machine, which is that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK") or 0) if count() > 1 else 0
-
-
 def local_count() -> int:
     """The number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if count() > 1 else 1
@@ -102,7 +97,7 @@ def meet(cuda: bool) -> None:
     from torch.distributed.rendezvous import rendezvous
 
     if cuda:
-        torch.cuda.set_device(local_rank())
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0))
     else:  # accelerate's default, cpu:0, is no device that torch loads a checkpoint to
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     if not distributed.is_initialized():

@@ -111,7 +111,7 @@ class Poison(TrainerCallback):
     [
         ("loss", "step 3: the loss is nan"),
         ("gradient", "step 3: the gradient is "),
-        ("weights", "the adapter's weights are no finite numbers any more"),
+        ("weights", "the adapter's weights contain NaN or infinity"),
     ],
 )
 def test_what_is_not_finite_ends_the_run_before_it_is_saved(what, said, job, tmp_path, monkeypatch):

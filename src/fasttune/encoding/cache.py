@@ -207,7 +207,7 @@ def store(key: str, rows: Iterable[tuple[int, Encoded]], counts: Mapping[str, in
     """Write rows with their places under a key, and remove old ones beyond the cache's limit.
 
     Args:
-        counts: kept with the rows; read when the last row is written, so counting may go on.
+        counts: kept with the rows; read after the last row, so they may still change.
     """
     import pyarrow as pa
 

@@ -141,8 +141,8 @@ def plain_cache(model: Any) -> DynamicCache | None:
     """An empty cache that may be copied, filled and narrowed, if the model's is of that kind.
 
     None for sliding windows, which count padding between the shared beginning and the rest as
-    distance; for recurrent states; for a decoder that is not told positions; and for Unsloth's
-    own inference kernels, whose cache is not transformers'.
+    distance; for recurrent states; for a decoder that takes no positions; and for Unsloth's own
+    inference kernels, whose cache is not transformers'.
     """
     forward = decoder(model).forward
     cache = DynamicCache(config=model.config)

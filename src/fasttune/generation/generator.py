@@ -67,17 +67,15 @@ class Generator:
             sampling: fields of `Sampling`, as max_new_tokens=64.
 
         Raises:
-            FasttuneError: the messages are no conversation, the format holds one turn and there are
-                more, or training would refuse them.
+            FasttuneError: the messages are no conversation, or training would refuse them.
         """
         if isinstance(instruction, str):
             row = Row.of({"instruction": instruction, "input": input})
         else:
             row = from_messages(instruction).with_turn({"input": input} if input else {})
             if "output" in row:
-                raise FasttuneError(
-                    "there is nothing to answer", "the last message", "end with one from the user"
-                )
+                what = "there is nothing to answer"
+                raise FasttuneError(what, "the last message", "end with one from the user")
         return next(self.answers([row], Sampling(**sampling), 1))
 
     def prompt(self, row: Mapping[str, str]) -> str:
@@ -109,14 +107,13 @@ class Generator:
         prompts = [self._prompt_ids(row) for row in asked]
         torch.manual_seed(sampling.seed)
         decoding = self._decoding(sampling, prompts)
-        for start in range(0, len(rows), WINDOW * batch_size):
-            window = range(start, min(start + WINDOW * batch_size, len(rows)))
+        for window in batches(range(len(rows)), WINDOW * batch_size):
             order = sorted(window, key=lambda at: len(prompts[at]), reverse=True)
             completions: dict[int, tuple[list[int], bool]] = {}
             for batch in batches(order, batch_size):
                 new = decoding([prompts[at] for at in batch])
                 completions.update(zip(batch, new, strict=True))
-                report(start + len(completions))
+                report(window[0] + len(completions))
             for at in window:
                 yield self.read(asked[at], *completions[at])
 
@@ -128,7 +125,7 @@ class Generator:
         batch_size: int,
         report: Callable[[int], None] = lambda done: None,
     ) -> Iterator[list[Answer]]:
-        """So many answers to each row, in the order of the rows; otherwise as `answers`."""
+        """Several answers to each row, in the order of the rows; see `answers`."""
         repeated = [row for row in rows for _ in range(samples)]
         answers = self.answers(repeated, sampling, batch_size, lambda done: report(done // samples))
         for _ in rows:
@@ -154,7 +151,7 @@ class Generator:
             raise FasttuneError(
                 f"the prompt has {len(prompt)} tokens, and the model reads {most}",
                 str(self.model.config._name_or_path),
-                "ask with less text; in a chat, /reset begins anew",
+                "ask with less text; in a chat, /reset starts a new conversation",
             )
         streamer = _Streamer(self.tokenizer, show)
         [completion] = self._decoding(sampling, [prompt])([prompt], streamer)

@@ -40,7 +40,7 @@ def evaluate(
 def with_likelihoods(
     generator: Generator, answers: Sequence[Answer], batch_size: int
 ) -> list[Answer]:
-    """The answers with the likelihoods of their rows' references."""
+    """Add the likelihoods of their rows' references to answers."""
     template = generator.template
     _, response = template.response
     before = {section: column for section, column in template.targets.items() if column != response}

@@ -114,10 +114,10 @@ class Finite(TrainerCallback):
 def not_finite(what: str, where: str, trained: bool = True) -> FasttuneError:
     """The error for NaN or infinity. If nothing was trained, the base model gives it."""
     hint = (
-        "lower train.learning_rate, or look at these rows; --resume goes on from the last "
+        "lower train.learning_rate, or look at these rows; --resume continues from the last "
         "checkpoint, which is from before"
         if trained
-        else "the base model gives it: take model.precision=fp32, or another model"
+        else "the base model gives it: set model.precision=fp32, or choose another model"
     )
     return FasttuneError(what, where, hint)
 
@@ -126,7 +126,7 @@ def require_finite(model: Any, when: str) -> None:
     """Refuse to save an adapter that contains NaN or infinity."""
     weights = [p for p in model.parameters() if p.requires_grad]
     if not bool(torch.stack([torch.isfinite(weight).all() for weight in weights]).all()):
-        raise not_finite("the adapter's weights are no finite numbers any more", when)
+        raise not_finite("the adapter's weights contain NaN or infinity", when)
 
 
 def out_of_memory(error: RuntimeError) -> bool:
