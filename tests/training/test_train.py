@@ -430,7 +430,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(finished, tmp_path, m
     config = finished.config
     left = replace(config, model=replace(config.model, precision="auto", quantization="auto"))
     facts = {key: moved.manifest[key] for key in ("template", "data")}
-    moved.go_on(left, {**facts, "status": "interrupted"}, moved.held_out)
+    moved.restart(left, {**facts, "status": "interrupted"})
     assert moved.config.model.precision == moved.config.model.quantization == "auto"
 
     def stop(job, device):
