@@ -269,7 +269,7 @@ def test_heads_in_transformers_order_would_show(tiny_llama, tmp_path, monkeypatc
     from fasttune_plugins.gguf import write
 
     name, describe, _ = write._ARCHITECTURES["llama"]
-    unchanged = (name, describe, write._as_it_is)
+    unchanged = (name, describe, write._unchanged)
     monkeypatch.setitem(write._ARCHITECTURES, "llama", unchanged)
     file = tmp_path / "wrong.gguf"
     write_gguf(tiny_llama, file, "f32", None, "wrong")
