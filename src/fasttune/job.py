@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,6 @@ from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.records import TemplateFacts
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Job:
@@ -35,6 +32,7 @@ class Job:
         model: the name or folder that will be loaded.
         source: where the rows came from, for messages.
         skipped: number of bad rows left out.
+        notes: what a reader of held-out figures has to know.
     """
 
     config: RunConfig
@@ -46,6 +44,7 @@ class Job:
     train: Rows
     eval: Rows
     skipped: int
+    notes: Sequence[str] = ()
 
     def __repr__(self) -> str:
         return (
@@ -70,8 +69,6 @@ def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> 
         loaded.require_clean(config.data.skip_bad_rows)
     if config.samples.count:
         require_group_columns(config.samples.by, rows.eval or rows.train, "samples.by")
-    for note in rows.notes(config.data.eval_fraction):
-        log.warning("warning: %s", note)
     source = rows.sources[0].source
     if not rows.train:
         raise FasttuneError("no row is left to train on", source, "lower data.eval_fraction")
@@ -85,6 +82,7 @@ def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> 
         train=rows.train,
         eval=rows.eval,
         skipped=sum(loaded.bad_rows for loaded in rows.sources),
+        notes=rows.notes(config.data.eval_fraction),
     )
 
 

@@ -51,7 +51,7 @@ def measure_generation(job: Job, rounds: int) -> dict[str, dict[str, Any]]:
 
 def _load_with_adapter(job: Job) -> Generator:
     choices = decide(job.config, this_device())
-    model, tokenizer = load_base(job.config.model, choices)
+    model, tokenizer = load_base(job.config.model, choices, end=job.template.end)
     model, _ = add_lora(model, job.config.lora, job.config.seed, choices)
     torch.manual_seed(job.config.seed)
     for name, parameter in model.named_parameters():

@@ -61,7 +61,7 @@ def measure_preparation(job: Job, rounds: int) -> dict[str, dict[str, Any]]:
 
 def _fasttune(job: Job) -> Callable[[], RowsAndTokens]:
     """Read, check, hash, render, tokenize and store the rows."""
-    tokenizer = load_tokenizer(job.model)
+    tokenizer = load_tokenizer(job.model, job.template.end)
 
     def arm() -> RowsAndTokens:
         again = prepare(job.config, job.plugins)

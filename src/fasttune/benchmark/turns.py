@@ -69,7 +69,7 @@ def bench_train(
     choices = decide(job.config, device)
     words = (job.config.template, Path(job.model).name, choices.quantization)
     target = result_folder(target, *words)
-    tokenizer = load_tokenizer(job.model)
+    tokenizer = load_tokenizer(job.model, job.template.end)
     rows = encode_rows(job.template, job.train, tokenizer, job.config, "training")
     plan = foresee(job.config, job.model, rows.lengths, device)
     config = resolved(job.config, job.model, plan.choices if plan is not None else choices)

@@ -89,7 +89,7 @@ def compare(
     if runs and names:
         raise FasttuneError("templates and runs are mixed", ", ".join(names), "give one kind")
     config = config or RunConfig()
-    with muted("fasttune.encoding", "fasttune.job"):
+    with muted("fasttune.encoding"):
         if runs:
             plan = plan_runs(runs, measuring, plugins)
         else:

@@ -145,6 +145,8 @@ def load(job: Job, device: Device) -> Ready:
     config = job.config
     choices = decide(config, device)
     check_schedule(config.train, bool(job.eval))
+    for note in job.notes:
+        log.info("note: %s", note)
     if not config.train.learn_eos:
         log.warning("warning: no loss is taken on EOS (train.learn_eos), so answers may not end")
     with processes.one_after_another():  # the others take the rows from the cache
