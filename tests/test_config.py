@@ -178,6 +178,9 @@ def test_a_wrong_value_in_a_file_has_its_line(tmp_path):
         load_config(file)
     assert caught.value.where == f"{file}, line 2"
     assert caught.value.hint == "write 'epochs' indented below 'train:'"
+    with pytest.raises(FasttuneError) as caught:
+        load_config(None, [parse_override("train.seed=0")])
+    assert caught.value.hint == "did you mean 'seed', outside of any group?"
 
 
 def test_the_lines_of_yaml():

@@ -355,6 +355,8 @@ def _suggest(name: str, kind: type) -> str:
     """Name the setting that was probably meant, with its group if that is another one."""
     if name in SETTINGS:
         group, _, name = name.rpartition(".")
+        if not group:
+            return f"did you mean '{name}', outside of any group?"
         return f"write '{name}' indented below '{group}:'"
     siblings, leaves = [*_hints(kind)], {key.rpartition(".")[2] for key in SETTINGS}
     close = difflib.get_close_matches(name, siblings)
