@@ -17,6 +17,7 @@ from fasttune.records import Manifest, read_json, read_manifest, read_metrics
 from fasttune.runs import HELD_OUT, Run
 
 OLD = (Path(__file__).parent / "old_run" / "manifest.json").read_bytes()
+STATUSES = ("running", "interrupted", "failed", "nothing learned", "done")
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
@@ -49,7 +50,7 @@ def test_any_bytes_are_a_manifest_or_an_error(data):
         file = Path(folder, "manifest.json")
         file.write_bytes(data)
         found = ours(read_manifest, file)
-        assert found is None or found["status"] in ("running", "interrupted", "failed", "done")
+        assert found is None or found["status"] in STATUSES
         ours(read_json, file, Manifest)
 
 

@@ -20,6 +20,8 @@ class FasttuneError(Exception):
         hint: what to do.
     """
 
+    exit_status = EXIT_BAD_INPUT
+
     def __init__(self, message: str, where: str = "", hint: str = "") -> None:
         super().__init__(message)
         self.message = message

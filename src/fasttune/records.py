@@ -65,7 +65,7 @@ class Manifest(TypedDict):
 
     format: int
     config: dict[str, Any]
-    status: Literal["running", "interrupted", "failed", "done"]
+    status: Literal["running", "interrupted", "failed", "nothing learned", "done"]
     started: str
     template: TemplateFacts
     system: str | None

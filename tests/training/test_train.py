@@ -236,11 +236,14 @@ def test_the_manifest_holds_what_was_decided(finished):
     }
 
 
+ONE_STEP = ("train.max_steps=1", "train.warmup_steps=0", "samples.count=0")
+
+
 @pytest.mark.parametrize(("setting", "state"), [("off", "off"), ("config", "on")])
 def test_a_run_says_what_was_decided_before_it_trains(
     setting, state, tiny_phi, data, tmp_path, capsys
 ):
-    arguments = settings(tiny_phi, data, tmp_path, "train.max_steps=1", "samples.count=0")
+    arguments = settings(tiny_phi, data, tmp_path, *ONE_STEP)
     assert cli(*arguments, f"model.dropout={setting}").status == 0
     said = capsys.readouterr().err.splitlines()
     lines = [
@@ -248,8 +251,9 @@ def test_a_run_says_what_was_decided_before_it_trains(
         "checkpointing off",
         f"dropout of the base model {state} (resid_pdrop 0.1 in its config)",
     ]
-    start = said.index(lines[0])
-    assert said[start : start + 2] == lines
+    start = next(at for at, line in enumerate(said) if line.startswith("choices: "))
+    assert said[start].removesuffix(", 2 packs side by side") == lines[0]  # with cores to spare
+    assert said[start + 1] == lines[1]
     assert any(line.startswith("training: ") for line in said[start + 2 :])
 
 
@@ -460,7 +464,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(tiny_phi, data, tmp_path
 
 
 def test_overlong_rows_are_counted(tiny_phi, data, tmp_path, capsys):
-    arguments = settings(tiny_phi, data, tmp_path, "train.max_steps=1", "samples.count=0")
+    arguments = settings(tiny_phi, data, tmp_path, *ONE_STEP)
     assert cli(*arguments, "model.max_length=20").status == 2
     error = capsys.readouterr().err
     assert "dropped" in error and "no training row has 20 tokens" in error
@@ -472,11 +476,28 @@ def test_a_run_that_fails_says_so(tiny_phi, data, tmp_path, monkeypatch, capsys)
         raise OSError("no space left on the device")
 
     monkeypatch.setattr("fasttune.training.train.save_adapter", full)
-    arguments = settings(tiny_phi, data, tmp_path, "train.max_steps=1", "samples.count=0")
+    arguments = settings(tiny_phi, data, tmp_path, *ONE_STEP)
     assert cli(*arguments).status == 2
     assert "error: no space left on the device" in capsys.readouterr().err
     run = find_run("last", tmp_path)
     assert run.manifest["status"] == "failed" and not run.adapter.exists()
+
+
+def test_a_run_that_learns_nothing_says_so(tiny_phi, data, tmp_path, capsys):
+    arguments = settings(tiny_phi, data, tmp_path, "train.max_steps=1", "samples.count=0")
+    assert cli(*arguments).status == 2
+    assert capsys.readouterr().err.splitlines()[-3:] == [
+        "error: nothing would be learned: the only step is warm-up, with a learning rate of 0",
+        "  where: train.warmup_steps=1",
+        "  what to do: set train.warmup_steps=0, or train in more steps",
+    ]
+    assert not list(tmp_path.iterdir())
+    arguments = settings(tiny_phi, data, tmp_path, *ONE_STEP)
+    assert cli(*arguments, "train.learning_rate=1e-300").status == 1  # in float32 it is 0
+    assert "error: nothing was learned: every LoRA matrix B is" in capsys.readouterr().err
+    run = find_run("last", tmp_path)
+    assert run.manifest["status"] == "nothing learned" and not run.adapter.exists()
+    assert cli("export", str(run.folder), "merged", "--output", str(tmp_path / "x")).status == 2
 
 
 def test_rows_that_hold_the_eos_token_are_refused_or_left_out(tiny_phi, tmp_path, capsys):
@@ -484,7 +505,13 @@ def test_rows_that_hold_the_eos_token_are_refused_or_left_out(tiny_phi, tmp_path
     bad = {**rows(1)[0], "output": "1 <|endoftext|> 2"}
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows(10), bad]))
     arguments = settings(
-        tiny_phi, file, tmp_path, "train.max_steps=1", "samples.count=0", "data.eval_fraction=0"
+        tiny_phi,
+        file,
+        tmp_path,
+        "train.max_steps=1",
+        "train.warmup_steps=0",
+        "samples.count=0",
+        "data.eval_fraction=0",
     )
     assert cli(*arguments).status == 2
     assert "1 of 11 training rows hold the text <|endoftext|>" in capsys.readouterr().err

@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
         if show_traceback:
             raise
         complain(error, command)
-        status = EXIT_BAD_INPUT
+        status = error.exit_status
     except TyperException as error:
         status = _complain(*_usage_error(error, arguments))
     except (KeyboardInterrupt, Abort):

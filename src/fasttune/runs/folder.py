@@ -119,7 +119,7 @@ class Run:
         """Merge values into the manifest."""
         write_json(self.folder / "manifest.json", {**self.manifest, **values})
 
-    def stop(self, status: Literal["interrupted", "failed"]) -> None:
+    def stop(self, status: Literal["interrupted", "failed", "nothing learned"]) -> None:
         """Note that training ended before its end; on a full disk within the room on it that the
         manifest has already."""
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from transformers import get_scheduler
 from trl import SFTConfig
@@ -104,6 +106,40 @@ def check_schedule(chosen: TrainConfig, evaluate: bool) -> None:
             f"train.schedule_options: {chosen.schedule_options}",
             f"use the arguments of transformers' function for the schedule {chosen.schedule}",
         ) from error
+
+
+def check_warmup(chosen: TrainConfig, steps: int) -> str:
+    """Say how far the learning rate gets if all steps are warm-up; "" if they are not.
+
+    Args:
+        steps: number of steps of the run.
+
+    Raises:
+        FasttuneError: the learning rate is 0 in every step.
+    """
+    warmup = chosen.warmup_steps
+    if chosen.warmup_ratio:
+        warmup = math.ceil(steps * chosen.warmup_ratio)  # as transformers does
+    if steps > warmup or chosen.schedule in ("constant", *BY_EVALUATION):
+        return ""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=chosen.learning_rate)
+    options = dict(chosen.schedule_options)
+    schedule = get_scheduler(
+        chosen.schedule, optimizer, warmup, steps, scheduler_specific_kwargs=options
+    )
+    rates = schedule.get_last_lr()
+    for _ in range(steps - 1):
+        optimizer.step()
+        schedule.step()
+        rates += schedule.get_last_lr()
+    key = "train.warmup_ratio" if chosen.warmup_ratio else "train.warmup_steps"
+    value = chosen.warmup_ratio or chosen.warmup_steps
+    of = f"all {steps} steps are" if steps > 1 else "the only step is"
+    if not max(rates):
+        what = f"nothing would be learned: {of} warm-up, with a learning rate of 0"
+        raise FasttuneError(what, f"{key}={value:g}", f"set {key}=0, or train in more steps")
+    top = f"the learning rate gets to {max(rates):.2g} of {chosen.learning_rate:.2g}"
+    return f"{of} warm-up ({key}={value:g}): {top}; lower it, or train in more steps"
 
 
 def _every(steps: int | None) -> tuple[str, int]:

@@ -15,7 +15,7 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from fasttune import processes
-from fasttune.config import RunConfig, in_full
+from fasttune.config import RunConfig, in_full, steps
 from fasttune.data.rows import Rows
 from fasttune.data.split import data_hash, spread
 from fasttune.encoding.batches import Collator
@@ -53,10 +53,16 @@ from fasttune.runs.resume import last_checkpoint, rewind, step_of
 from fasttune.training.callbacks import Interrupt, Progress, RunLog
 from fasttune.training.checkpoints import SaveByTime
 from fasttune.training.report import write_samples
-from fasttune.training.settings import check_schedule, training_arguments
+from fasttune.training.settings import check_schedule, check_warmup, training_arguments
 from fasttune.training.side_by_side import changes_with_length
 from fasttune.training.trainer import Trainer
-from fasttune.training.trouble import Troubles, require_finite, writing
+from fasttune.training.trouble import (
+    NothingLearned,
+    Troubles,
+    require_finite,
+    require_learned,
+    writing,
+)
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +140,10 @@ def _train(job: Job, ready: Ready, resumed: Run | None, checkpoint: Path | None,
                 if finished and processes.first():
                     training.finish()
         except BaseException as error:
-            run.stop("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            if isinstance(error, NothingLearned):
+                run.stop("nothing learned")
+            else:
+                run.stop("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
     return run
 
@@ -153,6 +162,8 @@ def load(job: Job, device: Device) -> Ready:
         tokenizer = load_tokenizer(job.model, job.template.end)
         train_rows = encode_rows(job.template, job.train, tokenizer, config, "training")
         eval_rows = encode_rows(job.template, job.eval, tokenizer, config, "held-out")
+    if note := check_warmup(config.train, steps(len(train_rows), config, device.processes)):
+        log.info("note: %s", note)
     planned = foresee(config, job.model, train_rows.lengths, device)
     if planned is not None:
         planned.require_fit()
@@ -284,6 +295,7 @@ class Training:
         with self._timed("samples_after"):
             model, tokenizer = self.trainer.model, self.generator.tokenizer
             require_finite(model, "after the last step")
+            require_learned(model, self.trainer.state.global_step)
             with writing(self.run.folder, "adapter"):
                 digest = save_adapter(self.run, model, tokenizer, self.job.facts)
             self.run.update({"adapter_sha256": digest})

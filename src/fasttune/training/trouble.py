@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from fasttune.data.rows import Rows
 from fasttune.encoding.cache import EncodedRows
-from fasttune.errors import FasttuneError, reason
+from fasttune.errors import EXIT_FAILURE, FasttuneError, reason
 from fasttune.planning.forecast import Forecast
 from fasttune.runs import Run
 
@@ -120,6 +120,23 @@ def not_finite(what: str, where: str, trained: bool = True) -> FasttuneError:
         else "the base model gives it: set model.precision=fp32, or choose another model"
     )
     return FasttuneError(what, where, hint)
+
+
+class NothingLearned(FasttuneError):
+    """A training ended with the model that it began with."""
+
+    exit_status = EXIT_FAILURE
+
+
+def require_learned(model: Any, steps: int) -> None:
+    """Refuse to save an adapter that changes nothing: LoRA adds B A x, and B begins as zero."""
+    weights = [p for name, p in model.named_parameters() if "lora_B" in name]
+    if not any(bool(weight.count_nonzero()) for weight in weights):
+        raise NothingLearned(
+            "nothing was learned: every LoRA matrix B is still zero",
+            f"after {steps} steps",
+            "raise train.learning_rate; metrics.jsonl has the rate and the gradient of each step",
+        )
 
 
 def require_finite(model: Any, when: str) -> None:
