@@ -60,7 +60,7 @@ def _groups(runs: Sequence[Run]) -> list[dict[int, Run]]:
             raise FasttuneError(
                 f"run '{run.name}' is not done; its status is {run.manifest['status']}",
                 str(run.folder),
-                f"finish it: fasttune run --resume {run.folder}",
+                run.how_to_finish(),
             )
         run.check_adapter()
         settings = {

@@ -277,9 +277,7 @@ class Run:
             raise FasttuneError(
                 f"run '{self.name}' has no adapter; its status is {self.manifest['status']}",
                 str(self.folder),
-                "train it anew: it was finished, and its adapter is gone"
-                if self.manifest["status"] == "done"
-                else f"finish it: fasttune run --resume {self.folder}",
+                self.how_to_finish(),
             )
         check_seal(
             self.adapter,
@@ -288,6 +286,13 @@ class Run:
             "makes it anew from the last checkpoint",
             self.manifest.get("adapter_sha256"),
         )
+
+    def how_to_finish(self) -> str:
+        """What to do about a run that has no adapter, or is not done."""
+        return {
+            "done": "train a new one: it was finished, and its adapter is gone",
+            "nothing learned": "train a new one with a higher train.learning_rate",
+        }.get(self.manifest["status"], f"finish it: fasttune run --resume {self.folder}")
 
     @property
     def used(self) -> dict[str, Any]:
