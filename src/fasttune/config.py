@@ -256,7 +256,7 @@ def in_full(config: RunConfig) -> RunConfig:
 def parse_override(text: str) -> Override:
     """Parse `train.learning_rate=1e-4` into its key and value."""
     key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
+    if not equals or not key.partition(".")[0]:  # "" would be all settings
         hint = "write key=value, such as train.epochs=2"
         raise FasttuneError(f"'{text}' is not a setting", "on the command line", hint)
     try:
