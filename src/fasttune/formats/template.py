@@ -114,13 +114,13 @@ class Template(Declaration, frozen=True, kw_only=True):
             return head, 0
         return between, len(part.tail)
 
-    @property
+    @cached_property
     def targets(self) -> dict[str, str]:
         """Section -> the column that holds what it should be."""
         found = {part.section: part.column for part in self._learned if part.column}
         return found or {"response": "output"}
 
-    @property
+    @cached_property
     def required(self) -> tuple[str, ...]:
         """Columns that must be present and not blank in a training row."""
         if not self.parts:
@@ -133,7 +133,7 @@ class Template(Declaration, frozen=True, kw_only=True):
         )
         return tuple(c for c in columns if c != "language" and (c != "system" or not self.system))
 
-    @property
+    @cached_property
     def tags(self) -> tuple[str, ...]:
         """Markers of the format; a field whose text contains one could forge a section, so such a
         row is reported."""
@@ -149,7 +149,7 @@ class Template(Declaration, frozen=True, kw_only=True):
         found = [*markup, *(b for b in borders if b and not any(tag in b for tag in markup))]
         return tuple(dict.fromkeys([*found, *self.more_tags]))
 
-    @property
+    @cached_property
     def reads(self) -> tuple[str, ...]:
         """The columns that the format looks at; () for one that is computed, which may look at
         any."""
@@ -161,13 +161,13 @@ class Template(Declaration, frozen=True, kw_only=True):
             found[self.system.by] = None
         return tuple(column for column in found if column)
 
-    @property
+    @cached_property
     def chooses_language(self) -> bool:
         """Whether a text is chosen by the language of a row."""
         texts = [self.system, *(part.text for part in self.parts)]
         return any(isinstance(text, Choice) and text.by == "language" for text in texts)
 
-    @property
+    @cached_property
     def response(self) -> tuple[str, str]:
         """The (section, column) of what a reader gets: the target "response", or the last one."""
         pairs = list(self.targets.items())

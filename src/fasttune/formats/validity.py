@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple, NoReturn
 
 import msgspec
@@ -54,7 +55,7 @@ def check_types(declared: Declaration) -> None:
         attributes = vars(type(declared))  # those that a computed format sets
         kinds = {"targets": dict[str, str], "required": tuple[str, ...], "tags": tuple[str, ...]}
         for name in kinds.keys() & attributes.keys():
-            if not isinstance(attributes[name], property):
+            if not isinstance(attributes[name], (property, cached_property)):
                 msgspec.convert(attributes[name], kinds[name])
     except (msgspec.ValidationError, TypeError, UnicodeEncodeError) as error:
         raise declaration_error(error, f"template '{declared.name}'") from error
