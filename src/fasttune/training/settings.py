@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from transformers import get_scheduler
@@ -96,10 +97,8 @@ def check_schedule(chosen: TrainConfig, evaluate: bool) -> None:
             f"train.schedule_options: {chosen.schedule_options}",
             "remove the options",
         )
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=chosen.learning_rate)
     try:
-        options = dict(chosen.schedule_options)
-        get_scheduler(chosen.schedule, optimizer, 1, 10, scheduler_specific_kwargs=options)
+        _schedule(chosen, warmup=1, steps=10)
     except (TypeError, ValueError) as error:
         raise FasttuneError(
             f"cannot create the schedule {chosen.schedule}: {reason(error)}",
@@ -122,14 +121,10 @@ def check_warmup(chosen: TrainConfig, steps: int) -> str:
         warmup = math.ceil(steps * chosen.warmup_ratio)  # as transformers does
     if steps > warmup or chosen.schedule in ("constant", *BY_EVALUATION):
         return ""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=chosen.learning_rate)
-    options = dict(chosen.schedule_options)
-    schedule = get_scheduler(
-        chosen.schedule, optimizer, warmup, steps, scheduler_specific_kwargs=options
-    )
+    schedule = _schedule(chosen, warmup, steps)
     rates = schedule.get_last_lr()
     for _ in range(steps - 1):
-        optimizer.step()
+        schedule.optimizer.step()
         schedule.step()
         rates += schedule.get_last_lr()
     key = "train.warmup_ratio" if chosen.warmup_ratio else "train.warmup_steps"
@@ -140,6 +135,15 @@ def check_warmup(chosen: TrainConfig, steps: int) -> str:
         raise FasttuneError(what, f"{key}={value:g}", f"set {key}=0, or train in more steps")
     top = f"the learning rate gets to {max(rates):.2g} of {chosen.learning_rate:.2g}"
     return f"{of} warm-up ({key}={value:g}): {top}; lower it, or train in more steps"
+
+
+def _schedule(chosen: TrainConfig, warmup: int, steps: int) -> Any:
+    """The schedule as transformers makes it, on a weight that nothing trains."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=chosen.learning_rate)
+    options = dict(chosen.schedule_options)
+    return get_scheduler(
+        chosen.schedule, optimizer, warmup, steps, scheduler_specific_kwargs=options
+    )
 
 
 def _every(steps: int | None) -> tuple[str, int]:
