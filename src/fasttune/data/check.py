@@ -108,8 +108,7 @@ def check(
     values |= talk.last if talk else {}
     texts = {name: value for name, value in values.items() if isinstance(value, str)}
     row = Row.of(texts, talk.earlier if talk else ())
-    if template and template.chooses_language and not row.columns.get("language"):
-        row = row.in_language(detect_language(row.get("instruction", "")) or "")
+    row = _in_its_language(row, template) if template else row
     reads = template.reads if template and template.reads else TURN_COLUMNS
     problems = [
         *_of_values(values, (*required, *columns, *reads), required),
@@ -204,9 +203,14 @@ def require_prompt(row: Mapping[str, str], template: Template, eos: str = "") ->
             "\n".join(str(problem).removeprefix("row 1, ") for problem in found),
             "take it out of the text, or fill in what is missing",
         )
-    if template.chooses_language and not asked.columns.get("language") and not asked.language:
-        asked = asked.in_language(detect_language(asked.get("instruction", "")) or "")
-    return asked
+    return _in_its_language(asked, template)
+
+
+def _in_its_language(row: Row, template: Template) -> Row:
+    """The row with its language detected, if the format chooses by it and nothing states it yet."""
+    if not template.chooses_language or row.columns.get("language") or row.language:
+        return row
+    return row.in_language(detect_language(row.get("instruction", "")) or "")
 
 
 def ends_early(row: Row, eos: str) -> bool:

@@ -241,8 +241,8 @@ class Divided:
             fraction: data.eval_fraction.
         """
         found, count = [], len(self.eval)
-        if self.overlap:
-            found.append(f"{self.overlap} of {count} held-out rows are training rows as well")
+        if overlap := self.overlap:
+            found.append(f"{overlap} of {count} held-out rows are training rows as well")
         if count < FEW:
             rows = len(self.train) + count
             wanted = min(0.5, math.ceil(100 * FEW / rows) / 100)
