@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from fasttune.comparison.answers import (
     MARKED,
     arms_by_choice,
@@ -19,29 +17,24 @@ from fasttune.comparison.answers import (
 )
 from fasttune.comparison.charts import ENDINGS, charts, label_colours
 from fasttune.comparison.result import Comparison, Difference
+from fasttune.pages import environment
 from fasttune.text.languages import detect_language
 
 
 def to_html(comparison: Comparison) -> str:
     """Return a page that needs no other file, no network and no JavaScript."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.tests["nan"] = math.isnan
-    environment.filters.update(
+    made = environment(
+        Path(__file__).parent,
+        html=True,
         number=_number,
         columns=columns,
         language=detect_language,
         repeat=marked_repeat,
         parts=parts,
     )
+    made.tests["nan"] = math.isnan
     untuned = [place for place, arm in enumerate(comparison.arms) if not arm.tuned]
-    return environment.get_template("report.html.jinja").render(
+    return made.get_template("report.html.jinja").render(
         comparison=comparison,
         tuned=comparison.tuned_labels or comparison.labels,
         colours=label_colours(comparison),

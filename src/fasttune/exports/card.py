@@ -10,10 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from fasttune.config import dump_config
 from fasttune.formats.examples import examples
+from fasttune.pages import environment
 
 if TYPE_CHECKING:
     from fasttune.exports.job import RunExport
@@ -31,16 +30,10 @@ def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
     It holds no path of this machine and no row of the run's data.
     """
     manifest = job.run.manifest
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["json"] = partial(json.dumps, ensure_ascii=False)
+    made = environment(Path(__file__).parent, json=partial(json.dumps, ensure_ascii=False))
     row = examples(job.template)[1]
     prompt = job.template.prompt(row)
-    return environment.get_template("card.md.jinja").render(
+    return made.get_template("card.md.jinja").render(
         job=job,
         run=job.run,
         manifest=manifest,

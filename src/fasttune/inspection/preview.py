@@ -15,8 +15,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from fasttune.config import RunConfig
 from fasttune.data.load import load_divided
 from fasttune.data.rows import Rows
@@ -27,6 +25,7 @@ from fasttune.formats.template import Template
 from fasttune.job import Job
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.notebook import framed
+from fasttune.pages import environment
 from fasttune.runs import Run
 
 log = logging.getLogger(__name__)
@@ -339,14 +338,6 @@ def to_html(previews: Sequence[Preview], ids: bool = False) -> str:
     Args:
         ids: show the token ids.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["visible"] = visible
-    template = environment.get_template("preview.html.jinja")
+    made = environment(Path(__file__).parent, html=True, visible=visible)
+    template = made.get_template("preview.html.jinja")
     return template.render(previews=previews, ids=ids, marks=MARKS)

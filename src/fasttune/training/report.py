@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-
 from fasttune.data.conversations import readable
 from fasttune.files import atomic_path, write_json, write_text
 from fasttune.formats.row import Row
+from fasttune.pages import environment
 from fasttune.plugins.metric import Answer, Metric, as_dict, score
 
 EXACT = "exact"
@@ -48,12 +47,14 @@ def write_samples(
     )
     if shares:
         draw_shares(shares, folder / "answers.png", kind)
-    sheet = Path(__file__).with_name("samples.md.jinja").read_text(encoding="utf-8")
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    text = environment.from_string(sheet).render(
-        metrics=[m for m in metrics if m.name in scores["before"] or m.name in scores["after"]],
-        **{"kind": kind, "scores": scores, "exact": EXACT, "shares": shares, "nan": math.nan},
-        answers=[*zip(before, after, strict=True)],
+    text = (
+        environment(Path(__file__).parent)
+        .get_template("samples.md.jinja")
+        .render(
+            metrics=[m for m in metrics if m.name in scores["before"] or m.name in scores["after"]],
+            **{"kind": kind, "scores": scores, "exact": EXACT, "shares": shares, "nan": math.nan},
+            answers=[*zip(before, after, strict=True)],
+        )
     )
     write_text(folder / "samples.md", text)
     return scores
