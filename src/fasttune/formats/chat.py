@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fasttune.formats import jinja
 from fasttune.formats.ollama import ollama_template
-from fasttune.formats.parts import Choice, pieces
+from fasttune.formats.parts import default_text, pieces
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 
@@ -31,10 +31,8 @@ class ChatFormat:
     @property
     def system(self) -> str:
         """The system text where a request has none, or ""."""
-        system = self.template.system
-        if isinstance(system, Choice):
-            system = system.texts[system.default]
-        return system if "system" in self.template.reads else ""
+        reads_it = "system" in self.template.reads
+        return default_text(self.template.system) if reads_it else ""
 
     @property
     def stop(self) -> Sequence[str]:
@@ -61,8 +59,8 @@ class ChatFormat:
         ]
         if "system" not in template.reads:
             notes.append("The format has no place for a system text: a system message is left out.")
-        apart = ("system", "instruction", *template.targets.values())
-        if names := [f"`{column}`" for column in sorted(template.reads) if column not in apart]:
+        columns = jinja.variable_columns(template, template.reads)
+        if names := [f"`{column}`" for column in sorted(columns)]:
             last = ", `input` for the last turn" if template.conversations else ""
             notes.append(
                 f"Given as variables of the chat template{last}, and not available in Ollama: "

@@ -11,7 +11,7 @@ and refuses roles that do not take turns.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fasttune.errors import FasttuneError
 from fasttune.formats.parts import Choice, Part, pieces
@@ -99,7 +99,7 @@ def chat_template(template: Template) -> str:
             str(template.file),
             "give it one with chat_template=..., or prompt with fasttune itself",
         )
-    for column in _columns(template):
+    for column in variable_columns(template):
         if column in RESERVED:
             raise FasttuneError(
                 f"template '{template.name}' cannot be written as a chat template: '{column}' "
@@ -116,10 +116,12 @@ def given_parts(template: Template) -> list[Part]:
     return [part for part in template.parts if not part.learned]
 
 
-def _columns(template: Template) -> list[str]:
-    """The columns that are variables of the chat template."""
+def variable_columns(template: Template, row: Iterable[str] = ()) -> list[str]:
+    """The columns that are variables of the chat template; for a computed format, which may look at
+    any, those of a row."""
     apart = ("system", "instruction", *template.targets.values())
-    return [column for column in template.reads if column not in apart]
+    columns = row if template.computed else template.reads
+    return [column for column in columns if column not in apart]
 
 
 def _needs(template: Template) -> list[str]:
@@ -218,10 +220,7 @@ def variables(template: Template, row: Row) -> dict[str, str]:
     Raises:
         FasttuneError: an earlier turn has an `input`: there is one such variable, for the last.
     """
-    columns: Sequence[str] = _columns(template)
-    if template.computed:
-        apart = ("system", "instruction", *template.targets.values())
-        columns = [column for column in row if column not in apart]
+    columns = variable_columns(template, row)
     if "input" in columns and any(turn.get("input") for turn in row.turns[:-1]):
         raise FasttuneError(
             "an earlier turn has an input, which no chat template can take",
@@ -229,7 +228,7 @@ def variables(template: Template, row: Row) -> dict[str, str]:
             "prompt with fasttune itself",
         )
     shown = _shown(template)
-    chosen = {text.by: text for text in _choices(template) if text.by not in shown}
+    chosen = {text.by: text for text in template.choices if text.by not in shown}
     values = {c: chosen[c].key(row.get(c)) if c in chosen else row.get(c) for c in columns}
     return {column: value for column, value in values.items() if value}
 
@@ -238,13 +237,8 @@ def _shown(template: Template) -> set[str]:
     """The columns whose own text is needed, and not only the one that they choose."""
     columns = {column for part in template.parts for column in part.fields}
     columns |= {part.when or part.unless for part in template.parts}
-    choosing = [text.by for text in _choices(template)]
+    choosing = [text.by for text in template.choices]
     return columns | {column for column in choosing if choosing.count(column) > 1}
-
-
-def _choices(template: Template) -> list[Choice]:
-    texts = [template.system, *(part.text for part in template.parts)]
-    return [text for text in texts if isinstance(text, Choice)]
 
 
 def render_jinja(jinja: str, messages: Sequence[Mapping[str, str]], **variables: str) -> str:

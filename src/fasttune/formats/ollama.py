@@ -9,7 +9,7 @@ import re
 
 from fasttune.errors import FasttuneError
 from fasttune.formats.jinja import given_parts
-from fasttune.formats.parts import Choice, Part, pieces
+from fasttune.formats.parts import Part, default_text, pieces
 from fasttune.formats.template import Template
 
 # Without .Messages, Ollama would render every earlier turn by itself and put them in a row.
@@ -56,7 +56,7 @@ def ollama_template(template: Template, end: str) -> str:
 
 def _part(part: Part, template: Template, fields: dict[str, str]) -> str:
     column = part.when or part.unless
-    text = _text(_default(part.text), template, fields)
+    text = _text(default_text(part.text), template, fields)
     if not column or (column in fields and column != "system"):
         return text if part.unless == "" else ""
     if column not in fields:
@@ -76,7 +76,7 @@ def _text(text: str, template: Template, fields: dict[str, str]) -> str:
         written += _go_text(literal)
         if column == "system" and template.system:
             # Ollama cannot tell an empty system text from none.
-            default = _go_text(_default(template.system))
+            default = _go_text(default_text(template.system))
             system = fields["system"]
             written += (
                 f"{{{{ if {system} }}}}{{{{ {system} }}}}{{{{ else }}}}{default}{{{{ end }}}}"
@@ -84,10 +84,6 @@ def _text(text: str, template: Template, fields: dict[str, str]) -> str:
         elif column in fields:
             written += f"{{{{ {fields[column]} }}}}"
     return written
-
-
-def _default(text: str | Choice) -> str:
-    return text.texts[text.default] if isinstance(text, Choice) else text
 
 
 def _go_text(text: str) -> str:

@@ -54,6 +54,11 @@ def choose(by: str, texts: Mapping[str, str], default: str) -> Choice:
     return Choice(by=by, texts=dict(texts), default=default)
 
 
+def default_text(text: str | Choice) -> str:
+    """The text where no column chooses."""
+    return text.texts[text.default] if isinstance(text, Choice) else text
+
+
 class Part(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
 ):

@@ -164,8 +164,13 @@ class Template(Declaration, frozen=True, kw_only=True):
     @cached_property
     def chooses_language(self) -> bool:
         """Whether a text is chosen by the language of a row."""
+        return any(text.by == "language" for text in self.choices)
+
+    @property
+    def choices(self) -> list[Choice]:
+        """The texts that are chosen by a column: the system text's, then the parts'."""
         texts = [self.system, *(part.text for part in self.parts)]
-        return any(isinstance(text, Choice) and text.by == "language" for text in texts)
+        return [text for text in texts if isinstance(text, Choice)]
 
     @cached_property
     def response(self) -> tuple[str, str]:
