@@ -142,11 +142,11 @@ def check(
         templates_of(template, lambda: load_all(context)), model, data, mapping
     )
     if as_json:
-        print_json([each.as_dict() for each in checked])
+        print_json([asdict(each) for each in checked])
     else:
         for each in checked:
             print(f"{each.template}, with the tokenizer of {each.tokenizer}")
-            _print_results(each.results)
+            _print_results(each.checks)
     if not all(each.passed for each in checked):
         raise typer.Exit(EXIT_FAILURE)
 

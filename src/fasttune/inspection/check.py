@@ -7,11 +7,13 @@ later ones, which rely on it, so the first failure of a row is the one to fix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal
 
+from fasttune.data.load import load
 from fasttune.encoding.encode import IGNORED, encode, encode_prompt
 from fasttune.errors import FasttuneError
 from fasttune.formats.examples import examples
@@ -23,8 +25,8 @@ from fasttune.plugins.discovery import load_plugin
 from fasttune.plugins.registry import Plugins
 
 Status = Literal["ok", "info", "warning", "failure"]
-Numbered = tuple[str, Row]
-"""A row, behind what it is called, as "example 3" or "row 17"."""
+Complaint = tuple[str, str]
+"""The name of a row, as "example 3" or "row 17", and what is wrong with it."""
 SHOWN = 3
 
 
@@ -48,6 +50,16 @@ class CheckResult:
     hint: str = ""
 
 
+@dataclass(frozen=True)
+class TemplateCheck:
+    """All results for one template, with the name or folder of the tokenizer's model."""
+
+    template: str
+    tokenizer: str
+    passed: bool
+    checks: list[CheckResult]
+
+
 def check_template(
     template: Template,
     tokenizer: Any = None,
@@ -64,19 +76,25 @@ def check_template(
     Raises:
         FasttuneError: `data` cannot be read, or none of its rows can be used.
     """
-    rows: list[Numbered] = [(f"example {n}", row) for n, row in enumerate(examples(template), 1)]
+    rows = {f"example {number}": row for number, row in enumerate(examples(template), 1)}
     results: list[CheckResult] = []
     if data is not None:
-        more, results = _read(data, template, columns)
-        rows += more
-    for check, severity, complaint_of, promise, hint in CHECKS:
-        if tokenizer is None and check in WITH_TOKENIZER:
+        loaded = load(data, template, columns)
+        rows |= {f"row {loaded.rows.number(at)}": row for at, row in enumerate(loaded.rows)}
+        promise = f"every row of {data} can be used ({len(loaded.rows)} can)"
+        unusable = [("", str(finding)) for finding in loaded.findings if finding.fatal]
+        hint = "fix these rows; a field that holds a tag could forge a section"
+        results.append(_result("data", "warning", promise, unusable, hint))
+    for check, complaint_of in CHECKS:
+        if check.needs_tokenizer and tokenizer is None:
             continue
-        complaints = list(_complaints(complaint_of, template, rows, tokenizer))
-        results.append(_result(check, severity, promise, complaints, hint))
-        if severity == "failure":
-            broken = {where for where, _ in complaints}
-            rows = [(where, row) for where, row in rows if where not in broken]
+        seen = {
+            where: _complaint(complaint_of, template, row, tokenizer) for where, row in rows.items()
+        }
+        complaints = [(where, complaint) for where, complaint in seen.items() if complaint]
+        results.append(_result(check.name, check.severity, check.promise, complaints, check.hint))
+        if check.severity == "failure":
+            rows = {where: row for where, row in rows.items() if not seen[where]}
         if not rows:
             return results
     results.append(_tags(template))
@@ -89,43 +107,14 @@ def check_template(
     return results
 
 
-@dataclass(frozen=True)
-class TemplateCheck:
-    """All results for one template.
-
-    Attributes:
-        tokenizer: the name or folder of the model that it is from.
-    """
-
-    template: str
-    tokenizer: str
-    results: list[CheckResult]
-
-    @property
-    def passed(self) -> bool:
-        return not failed(self.results)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The results as JSON values."""
-        return {
-            "template": self.template,
-            "tokenizer": self.tokenizer,
-            "passed": self.passed,
-            "checks": [asdict(result) for result in self.results],
-        }
-
-
-def templates_of(name: str, load: Callable[[], Plugins]) -> list[Template]:
+def templates_of(name: str, plugins: Callable[[], Plugins]) -> list[Template]:
     """The templates of a plugin file, or the one of a name or a YAML file.
 
     Args:
-        load: gives the plugins; called unless `name` is a plugin file.
-
-    Raises:
-        FasttuneError: there is none.
+        plugins: loads them; called unless `name` is a plugin file.
     """
     if not name.endswith(".py"):
-        return [load().template(name)]
+        return [plugins().template(name)]
     templates = [template for template, _ in load_plugin(Path(name)).templates.values()]
     if not templates:
         raise FasttuneError(
@@ -140,23 +129,17 @@ def check_templates(
     data: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> list[TemplateCheck]:
-    """Check each template with the tokenizer of a model.
-
-    Raises:
-        FasttuneError: the tokenizer cannot be loaded; or as `check_template`.
-    """
+    """Check each template with the tokenizer of a model; see `check_template`."""
     pairs = [(template, load_tokenizer(model, template.end)) for template in templates]
     from transformers.utils import logging  # slow: after errors that need no tokenizer
 
     logging.set_verbosity_error()  # it warns of rows longer than the model reads
-    return [
-        TemplateCheck(
-            template.name,
-            str(tokenizer.name_or_path),
-            check_template(template, tokenizer, data, columns),
-        )
-        for template, tokenizer in pairs
-    ]
+    checked = []
+    for template, tokenizer in pairs:
+        results = check_template(template, tokenizer, data, columns)
+        name = str(tokenizer.name_or_path)
+        checked.append(TemplateCheck(template.name, name, not failed(results), results))
+    return checked
 
 
 def failed(results: Iterable[CheckResult]) -> bool:
@@ -164,21 +147,16 @@ def failed(results: Iterable[CheckResult]) -> bool:
     return any(result.status == "failure" for result in results)
 
 
-def _complaints(
-    complaint_of: Complaint, template: Template, rows: Iterable[Numbered], tokenizer: Any
-) -> Iterator[tuple[str, str]]:
-    for where, row in rows:
-        try:
-            complaint = complaint_of(template, row, tokenizer)
-        except FasttuneError as error:
-            said = error.message.removeprefix(f"template '{template.name}' fails: ")
-            complaint = ", ".join(filter(None, (said, error.where.partition("\n")[0])))
-        if complaint:
-            yield where, complaint
+def _complaint(complaint_of: ComplaintOf, template: Template, row: Row, tokenizer: Any) -> str:
+    try:
+        return complaint_of(template, row, tokenizer)
+    except FasttuneError as error:
+        message = error.message.removeprefix(f"template '{template.name}' fails: ")
+        return ", ".join(filter(None, (message, error.where.partition("\n")[0])))
 
 
 def _result(
-    check: str, severity: Status, promise: str, complaints: list[tuple[str, str]], hint: str
+    check: str, severity: Status, promise: str, complaints: Sequence[Complaint], hint: str
 ) -> CheckResult:
     if not complaints:
         return CheckResult(check, "ok", promise)
@@ -186,25 +164,6 @@ def _result(
     if len(complaints) > SHOWN:
         shown.append(f"and {len(complaints) - SHOWN} more")
     return CheckResult(check, severity, f"not so: {promise}", shown, hint)
-
-
-def _read(
-    data: str | Path, template: Template, columns: Mapping[str, str] | None
-) -> tuple[list[Numbered], list[CheckResult]]:
-    """The usable rows of a source, and a result about the others, which no check will see."""
-    from fasttune.data.load import load
-
-    loaded = load(data, template, columns)
-    complaints = [("", str(finding)) for finding in loaded.findings if finding.fatal]
-    result = _result(
-        "data",
-        "warning",
-        f"every row of {data} can be used ({len(loaded.rows)} can)",
-        complaints,
-        "fix these rows; a field that holds a tag could forge a section",
-    )
-    numbered = zip(loaded.numbers, loaded.rows, strict=True)
-    return [(f"row {number}", row) for number, row in numbered], [result]
 
 
 def _tags(template: Template) -> CheckResult:
@@ -220,22 +179,54 @@ def _tags(template: Template) -> CheckResult:
     )
 
 
-# What is checked of a row: the complaint, or "". A later check relies on those before it.
+ComplaintOf = Callable[[Template, Row, Any], str]
+CHECKS: list[tuple[_Check, ComplaintOf]] = []
+"""Each relies on those before it."""
 
 
+@dataclass(frozen=True)
+class _Check:
+    """Decorates a function that says what is wrong with a row, or ""."""
+
+    name: str
+    promise: str
+    hint: str
+    severity: Status = "failure"
+    needs_tokenizer: bool = False
+
+    def __call__(self, complaint_of: ComplaintOf) -> ComplaintOf:
+        CHECKS.append((self, complaint_of))
+        return complaint_of
+
+
+@_Check(
+    "renders",
+    "segments() gives segments of text, with and without the target columns",
+    "read the targets with row.get(column, ''), and yield Segment(name, text, train)",
+)
 def _renders(template: Template, row: Row, tokenizer: Any) -> str:
     template.rendered(row)
     template.opening(_asked(template, row))
     return ""
 
 
+@_Check(
+    "repeatable",
+    "the same row gives the same text twice",
+    "use nothing but the row: no time, no random choice, no state",
+)
 def _repeats(template: Template, row: Row, tokenizer: Any) -> str:
     first, second = (template.rendered(row) for _ in range(2))
     if first == second:
         return ""
-    return difference(*("".join(s.text for s in segments) for segments in (first, second)))
+    return _difference(*("".join(s.text for s in segments) for segments in (first, second)))
 
 
+@_Check(
+    "learns",
+    "something is given first, and something is learned after it",
+    "begin with a given part that has text, then a learned one",
+)
 def _learns(template: Template, row: Row, tokenizer: Any) -> str:
     for turn in split_turns(template.rendered(row)):
         with_text = [segment for segment in turn if segment.text]
@@ -246,12 +237,22 @@ def _learns(template: Template, row: Row, tokenizer: Any) -> str:
     return ""
 
 
+@_Check(
+    "prompt",
+    "the prompt does not depend on the targets",
+    "leave the target columns out of what is given",
+)
 def _prompts_alike(template: Template, row: Row, tokenizer: Any) -> str:
     prompt = template.prompt(row)
     asked = template.prompt(_asked(template, row))
-    return "" if asked == prompt else f"without the targets {difference(asked, prompt)}"
+    return "" if asked == prompt else f"without the targets {_difference(asked, prompt)}"
 
 
+@_Check(
+    "parse",
+    "parse gives the target columns back, character by character",
+    "undo in parse() exactly what the learned segments add; do not strip()",
+)
 def _parses(template: Template, row: Row, tokenizer: Any) -> str:
     for number, segments in enumerate(_completions(template, row)):
         turn = row.turn(number)
@@ -260,21 +261,40 @@ def _parses(template: Template, row: Row, tokenizer: Any) -> str:
             if section not in sections:
                 return f"parse gives no '{section}'"
             if sections[section] != turn.get(column, ""):
-                return f"{section} {difference(sections[section], turn.get(column, ''))}"
+                return f"{section} {_difference(sections[section], turn.get(column, ''))}"
     return ""
 
 
+@_Check(
+    "unlearned",
+    "everything after the first learned segment is learned",
+    "learn it: the model has to write this text when it generates",
+    severity="warning",
+)
 def _learns_all_it_writes(template: Template, row: Row, tokenizer: Any) -> str:
     written = [s for segments in _completions(template, row) for s in segments]
     unlearned = [s.text for s in written if s.text and not s.train]
     return f"{unlearned[0]!r} is given after a learned segment" if unlearned else ""
 
 
+@_Check(
+    "border",
+    "the prompt does not end with a space",
+    'move the space into the learned part, as learn("response", " {output}"): most tokenizers '
+    "put a space at the start of a word, so a model rarely saw one before a word",
+    severity="warning",
+)
 def _no_white_space_at_the_border(template: Template, row: Row, tokenizer: Any) -> str:
     prompt = template.prompt(row)
     return f"it ends with {prompt[-10:]!r}" if prompt.endswith(" ") else ""
 
 
+@_Check(
+    "ids",
+    "training has the same ids before every answer as generation starts from",
+    "give all sections before the first learned one text",
+    needs_tokenizer=True,
+)
 def _ids_alike(template: Template, row: Row, tokenizer: Any) -> str:
     ids = encode(template, row, tokenizer).input_ids
     for at in range(len(row.turns)):
@@ -286,6 +306,12 @@ def _ids_alike(template: Template, row: Row, tokenizer: Any) -> str:
     return ""
 
 
+@_Check(
+    "decode",
+    "the learned ids decode to the learned text and EOS",
+    "this tokenizer changes text; use one that gives back what it was given",
+    needs_tokenizer=True,
+)
 def _decodes(template: Template, row: Row, tokenizer: Any) -> str:
     written = _completions(template, row)
     if not all(segment.train for segments in written for segment in segments):
@@ -295,9 +321,15 @@ def _decodes(template: Template, row: Row, tokenizer: Any) -> str:
         labels, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
     learned = "".join("".join(s.text for s in each) + tokenizer.eos_token for each in written)
-    return "" if decoded == learned else f"decoded {difference(decoded, learned)}"
+    return "" if decoded == learned else f"decoded {_difference(decoded, learned)}"
 
 
+@_Check(
+    "ends",
+    "the format does not begin with BOS, and learns no EOS of its own",
+    "leave it out: fasttune adds the end and trains it, and the tokenizer adds BOS",
+    needs_tokenizer=True,
+)
 def _adds_no_ends(template: Template, row: Row, tokenizer: Any) -> str:
     bos, eos = tokenizer.bos_token, tokenizer.eos_token
     if bos and template.render(row).startswith(bos):
@@ -306,13 +338,21 @@ def _adds_no_ends(template: Template, row: Row, tokenizer: Any) -> str:
     return f"it learns EOS ({eos})" if any(eos in text for text in learned) else ""
 
 
+@_Check(
+    "one go",
+    "prompt and completion tokenized in one go give the same ids",
+    "nothing, within fasttune: it tokenizes the two apart in training and in generation alike. "
+    "A program that tokenizes the whole text in one go would see other ids",
+    severity="info",
+    needs_tokenizer=True,
+)
 def _in_one_go(template: Template, row: Row, tokenizer: Any) -> str:
     apart = encode(template, row, tokenizer).input_ids[:-1]
     texts = ["".join(s.text for s in turn) for turn in split_turns(template.rendered(row))]
     whole = list(tokenizer(tokenizer.eos_token.join(texts)).input_ids)
     if apart == whole:
         return ""
-    at = _parting(apart, whole)
+    at = len(commonprefix((apart, whole)))
     seen, expected = (tokenizer.decode(ids[at : at + 1]) for ids in (whole, apart))
     return f"{seen!r} in one go, {expected!r} apart (token {at})"
 
@@ -327,100 +367,8 @@ def _asked(template: Template, row: Row) -> Row:
     return row.without([*template.targets.values()])
 
 
-def difference(seen: str, expected: str) -> str:
+def _difference(seen: str, expected: str) -> str:
     """Where two texts part, with a little of what is there."""
-    at = _parting(seen, expected)
+    at = len(commonprefix((seen, expected)))
     start = max(0, at - 10)
     return f"{seen[start : at + 20]!r} is not {expected[start : at + 20]!r} (character {at})"
-
-
-def _parting(seen: Any, expected: Any) -> int:
-    """The first place where two sequences differ."""
-    pairs = enumerate(zip(seen, expected, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(seen), len(expected)))
-
-
-Complaint = Callable[[Template, Row, Any], str]
-
-CHECKS: tuple[tuple[str, Status, Complaint, str, str], ...] = (
-    (
-        "renders",
-        "failure",
-        _renders,
-        "segments() gives segments of text, with and without the target columns",
-        "read the targets with row.get(column, ''), and yield Segment(name, text, train)",
-    ),
-    (
-        "repeatable",
-        "failure",
-        _repeats,
-        "the same row gives the same text twice",
-        "use nothing but the row: no time, no random choice, no state",
-    ),
-    (
-        "learns",
-        "failure",
-        _learns,
-        "something is given first, and something is learned after it",
-        "begin with a given part that has text, then a learned one",
-    ),
-    (
-        "prompt",
-        "failure",
-        _prompts_alike,
-        "the prompt does not depend on the targets",
-        "leave the target columns out of what is given",
-    ),
-    (
-        "parse",
-        "failure",
-        _parses,
-        "parse gives the target columns back, character by character",
-        "undo in parse() exactly what the learned segments add; do not strip()",
-    ),
-    (
-        "unlearned",
-        "warning",
-        _learns_all_it_writes,
-        "everything after the first learned segment is learned",
-        "learn it: the model has to write this text when it generates",
-    ),
-    (
-        "border",
-        "warning",
-        _no_white_space_at_the_border,
-        "the prompt does not end with a space",
-        'move the space into the learned part, as learn("response", " {output}"): most tokenizers '
-        "put a space at the start of a word, so a model rarely saw one before a word",
-    ),
-    (
-        "ids",
-        "failure",
-        _ids_alike,
-        "training has the same ids before every answer as generation starts from",
-        "give all sections before the first learned one text",
-    ),
-    (
-        "decode",
-        "failure",
-        _decodes,
-        "the learned ids decode to the learned text and EOS",
-        "this tokenizer changes text; use one that gives back what it was given",
-    ),
-    (
-        "ends",
-        "failure",
-        _adds_no_ends,
-        "the format does not begin with BOS, and learns no EOS of its own",
-        "leave it out: fasttune adds the end and trains it, and the tokenizer adds BOS",
-    ),
-    (
-        "one go",
-        "info",
-        _in_one_go,
-        "prompt and completion tokenized in one go give the same ids",
-        "nothing, within fasttune: it tokenizes the two apart in training and in generation alike. "
-        "A program that tokenizes the whole text in one go would see other ids",
-    ),
-)
-WITH_TOKENIZER = ("ids", "decode", "ends", "one go")
