@@ -18,7 +18,7 @@ from rich.terminal_theme import TerminalTheme
 
 import fasttune
 from fasttune.files import write_text
-from fasttune.inspection.preview_terminal import TerminalPreview
+from fasttune.inspection.preview import TerminalPreview
 from fasttune.losses import plot_losses
 from fasttune.runs import Run
 from fasttune.training.report import draw_shares

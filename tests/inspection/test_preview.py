@@ -17,8 +17,14 @@ from rich.console import Console
 from fasttune import FasttuneError, Row, Template, given, learn
 from fasttune.data.rows import StoredRows
 from fasttune.encoding.encode import encode
-from fasttune.inspection.preview import pick, pieces, preview_row, to_html, visible
-from fasttune.inspection.preview_terminal import TerminalPreview
+from fasttune.inspection.preview import (
+    TerminalPreview,
+    pick,
+    preview_html,
+    preview_row,
+    visible,
+    whole_characters,
+)
 from tests.conftest import cli
 
 SHORT = Template(
@@ -74,17 +80,18 @@ def test_summary_says_whether_it_fits(phi2_tokenizer, max_length, verdict):
 )
 def test_pieces_are_whole_characters_and_lose_nothing(phi2_tokenizer, text):
     ids = phi2_tokenizer(text).input_ids
-    found = list(pieces(ids, phi2_tokenizer))
-    assert "".join(piece.text for piece in found) == text
-    assert [token for piece in found for token in piece.ids] == ids
+    groups = list(whole_characters(ids, phi2_tokenizer))
+    assert "".join(characters for _ids, characters in groups) == text
+    assert [token for tokens, _text in groups for token in tokens] == ids
 
 
 def test_bytes_that_make_no_character_are_shown_as_bytes(phi2_tokenizer):
     ids = phi2_tokenizer("東京").input_ids
     assert ids == [30266, 109, 12859, 105]
-    cut = [(p.ids, p.text) for p in pieces(ids[1:3], phi2_tokenizer)]
-    assert cut == [([109], "⟨B1⟩"), ([12859], "⟨E4⟩⟨BA⟩")]
-    assert [p.text for p in pieces([109, 64, *ids[:2]], phi2_tokenizer)] == ["⟨B1⟩", "a", "東"]
+    cut = whole_characters(ids[1:3], phi2_tokenizer)
+    assert list(cut) == [([109], "⟨B1⟩"), ([12859], "⟨E4⟩⟨BA⟩")]
+    texts = [text for _ids, text in whole_characters([109, 64, *ids[:2]], phi2_tokenizer)]
+    assert texts == ["⟨B1⟩", "a", "東"]
 
 
 def test_pieces_of_a_sentencepiece_vocabulary():
@@ -95,8 +102,8 @@ def test_pieces_of_a_sentencepiece_vocabulary():
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     backend.decoder = decoders.ByteFallback()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    found = [(p.ids, p.text) for p in pieces([1, 2, 3, 4, 5], tokenizer)]
-    assert found == [([1], " Hi"), ([2, 3, 4], "東"), ([5], "</s>")]
+    groups = list(whole_characters([1, 2, 3, 4, 5], tokenizer))
+    assert groups == [([1], " Hi"), ([2, 3, 4], "東"), ([5], "</s>")]
 
 
 def test_visible_marks_what_cannot_be_seen():
@@ -216,7 +223,7 @@ class Page(HTMLParser):
 
 
 def test_html_shows_each_token(shown):
-    page = Page(to_html([shown]))
+    page = Page(preview_html([shown]))
     assert page.sections == ["given", "trained", "trained"]
     assert page.headings == ["question", "answer", "eos"]
     assert page.tokens[0] == ["given", "token 0: id 48, label -100", "Q"]
@@ -237,7 +244,7 @@ def test_html_is_escaped_and_needs_nothing_else(phi2_tokenizer):
         rude, Row.of(row), phi2_tokenizer, number=1, model='<a href="x">', max_length=9
     )
     shown = replace(shown, template="<script>alert(1)</script>")
-    text = to_html([shown, shown], ids=True)
+    text = preview_html([shown, shown], ids=True)
     page = Page(text)
     assert not {"script", "img", "a", "link"} & {*page.tags}
     assert "http" not in text and "url(" not in text
@@ -247,14 +254,14 @@ def test_html_is_escaped_and_needs_nothing_else(phi2_tokenizer):
 
 
 def test_html_escapes_the_tokens(shown):
-    text = to_html([shown])
+    text = preview_html([shown])
     assert 'label -100"><i>·</i>&lt;</span>' in text
     assert 'label -100">&amp;</span>' in text
 
 
 def test_html_ids_on_demand(shown):
-    assert "<sub>" not in to_html([shown])
-    assert "<sub>10545 251 109</sub>" in to_html([shown], ids=True)
+    assert "<sub>" not in preview_html([shown])
+    assert "<sub>10545 251 109</sub>" in preview_html([shown], ids=True)
 
 
 # Picking rows
@@ -350,4 +357,4 @@ def test_generation_begins_at_each_answer_of_a_conversation(phi2_tokenizer):
     shown = preview_row(CHATML, row, phi2_tokenizer, number=1, model="m", max_length=99)
     answers = [s.start for s in shown.sections if s.train and s.name == "response"]
     assert shown.beginnings == {*answers} and len(answers) == 2
-    assert to_html([shown]).count("generation begins here") == 2
+    assert preview_html([shown]).count("generation begins here") == 2

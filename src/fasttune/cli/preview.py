@@ -41,8 +41,7 @@ def preview(
     """
     from fasttune.config import load_config
     from fasttune.files import require_free, write_text
-    from fasttune.inspection.preview import preview_rows, to_html
-    from fasttune.inspection.preview_terminal import TerminalPreview
+    from fasttune.inspection.preview import TerminalPreview, preview_html, preview_rows
 
     if html and as_json:
         raise FasttuneError(
@@ -69,7 +68,7 @@ def preview(
     if as_json:
         print_json([each.as_dict() for each in previews])
     elif html:
-        write_text(html, to_html(previews, ids))
+        write_text(html, preview_html(previews, ids))
         print(html)
     else:
         for index, each in enumerate(previews):

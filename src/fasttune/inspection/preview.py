@@ -1,6 +1,6 @@
 """What a row looks like to the model: its sections, its tokens, and which of them are learned.
 
-A `Preview` exports itself as JSON; `to_html` and `preview_terminal` display previews.
+A `Preview` exports itself as JSON; `preview_html` and `TerminalPreview` display it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import json
 import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.text import Text
 
 from fasttune.config import RunConfig
 from fasttune.data.load import load_divided
@@ -35,16 +37,25 @@ MARKS = {" ": SPACE, "\t": TAB, "\n": NEWLINE}
 UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")  # controls, bidi and zero-width marks, spaces
 
 
+SEPARATOR, GUTTER = "│", "▌"
+
+# Foreground and background are both set, so that they are legible on light and dark terminals. Two
+# shades of each take turns: they are what tells neighbouring tokens apart.
+SHADES = {
+    True: ("black on pale_green3", "black on dark_sea_green2"),
+    False: ("black on grey70", "black on grey82"),
+}
+
+
 @dataclass(frozen=True)
 class Piece:
     """One token, or the tokens that only together make whole characters.
 
-    Attributes:
-        ids: the token ids.
-        text: what they stand for; bytes that make no character within the section are written ⟨E6⟩.
+    Bytes that make no character within the section are written ⟨E6⟩ in `text`.
     """
 
     ids: list[int]
+    labels: list[int]
     text: str
 
 
@@ -70,16 +81,12 @@ class Section:
         lengths = (len(piece.ids) for piece in self.pieces)
         return zip(accumulate(lengths, initial=self.start), self.pieces, strict=False)
 
-    def labels(self, piece: Piece) -> list[int]:
-        return piece.ids if self.train else [IGNORED] * len(piece.ids)
-
 
 @dataclass(frozen=True, repr=False)
 class Preview:
     """A row as the model sees it, ready to be shown.
 
     Attributes:
-        template: the template's name.
         model: the name of the model whose tokenizer was used.
         row: number of the row in its source, from 1.
         text: the rendered text, without EOS.
@@ -102,7 +109,7 @@ class Preview:
         return f"<Preview of row {self.row} in {self.template}: {self.summary}>"
 
     def _repr_html_(self) -> str:
-        return framed(to_html([self]), height=420)
+        return framed(preview_html([self]), height=420)
 
     @property
     def tokens(self) -> int:
@@ -111,50 +118,24 @@ class Preview:
     @property
     def beginnings(self) -> set[int]:
         """Where generation begins: the first token of each answer."""
-        found, due = {self.prompt_length}, True
+        starts, due = {self.prompt_length}, True
         for section in self.sections:
             if due and section.train and section.start < self.prompt_length:
-                found.add(section.start)
+                starts.add(section.start)
             due = section.name == EOS_SPAN or (due and not section.train)
-        return found
+        return starts
 
     @property
     def summary(self) -> str:
-        fits = (
-            f"fits into {self.max_length}"
-            if self.tokens <= self.max_length
-            else f"TOO LONG: {self.tokens - self.max_length} over {self.max_length}"
-        )
-        return (
-            f"prompt {self.prompt_length} tokens, trained {self.trained} of {self.tokens}, {fits}"
-        )
+        over = self.tokens - self.max_length
+        fits = f"TOO LONG: {over} over" if over > 0 else "fits into"
+        learned = f"trained {self.trained} of {self.tokens}"
+        return f"prompt {self.prompt_length} tokens, {learned}, {fits} {self.max_length}"
 
     def as_dict(self) -> dict[str, Any]:
         """The preview for scripts; `labels` holds -100 where no loss is taken."""
-        return {
-            "template": self.template,
-            "model": self.model,
-            "row": self.row,
-            "text": self.text,
-            "prompt_length": self.prompt_length,
-            "tokens": self.tokens,
-            "trained": self.trained,
-            "max_length": self.max_length,
-            "too_long": self.tokens > self.max_length,
-            "sections": [
-                {
-                    "name": section.name,
-                    "start": section.start,
-                    "end": section.end,
-                    "train": section.train,
-                    "pieces": [
-                        {"ids": p.ids, "labels": section.labels(p), "text": p.text}
-                        for p in section.pieces
-                    ],
-                }
-                for section in self.sections
-            ],
-        }
+        too_long = self.tokens > self.max_length
+        return {**asdict(self), "tokens": self.tokens, "too_long": too_long}
 
 
 def preview(job: Job, row: int = 1) -> Preview:
@@ -166,26 +147,16 @@ def preview(job: Job, row: int = 1) -> Preview:
     Raises:
         FasttuneError: there is no such row, or it cannot be encoded.
     """
-    if not 1 <= row <= len(job.train):
-        raise FasttuneError(f"there is no row {row}", job.source, f"rows are 1 to {len(job.train)}")
+    [(number, chosen)] = pick(job.train, job.source, row)
+    tokenizer = load_tokenizer(job.model, job.template.end)
+    length = job.config.model.max_length
     return preview_row(
-        job.template,
-        job.train[row - 1],
-        load_tokenizer(job.model, job.template.end),
-        number=row,
-        model=job.model,
-        max_length=job.config.model.max_length,
+        job.template, chosen, tokenizer, number=number, model=job.model, max_length=length
     )
 
 
 def preview_row(
-    template: Template,
-    row: Row,
-    tokenizer: Any,
-    *,
-    number: int,
-    model: str,
-    max_length: int,
+    template: Template, row: Row, tokenizer: Any, *, number: int, model: str, max_length: int
 ) -> Preview:
     """Encode a row and name every token.
 
@@ -193,16 +164,13 @@ def preview_row(
         FasttuneError: the row cannot be encoded (see `encode`).
     """
     encoded = encode(template, row, tokenizer)
-    sections = [
-        Section(
-            span.name,
-            span.start,
-            span.end,
-            span.train,
-            list(pieces(encoded.input_ids[span.start : span.end], tokenizer)),
-        )
-        for span in encoded.spans
-    ]
+    sections = []
+    for name, start, end, train in encoded.spans:
+        pieces = [
+            Piece(ids, ids if train else [IGNORED] * len(ids), text)
+            for ids, text in whole_characters(encoded.input_ids[start:end], tokenizer)
+        ]
+        sections.append(Section(name, start, end, train, pieces))
     return Preview(
         template=template.name,
         model=model,
@@ -233,16 +201,10 @@ def preview_rows(
             log.warning("warning: %s: %s left out of the count", loaded.source, rows)
         picked = pick(loaded.rows, loaded.source, first, count)
     tokenizer = load_tokenizer(config.model.name, template.end)
-    name = short_name(config.model.name or tokenizer.name_or_path)
+    name, length = config.model.name or tokenizer.name_or_path, config.model.max_length
+    name = Path(name).name if Path(name).is_dir() else name
     return [
-        preview_row(
-            template,
-            row,
-            tokenizer,
-            number=number,
-            model=name,
-            max_length=config.model.max_length,
-        )
+        preview_row(template, row, tokenizer, number=number, model=name, max_length=length)
         for number, row in picked
     ]
 
@@ -255,17 +217,11 @@ def pick(rows: Rows, source: str, first: int, count: int = 1) -> list[tuple[int,
     """
     if not 1 <= first <= len(rows):
         raise FasttuneError(f"there is no row {first}", source, f"give a row from 1 to {len(rows)}")
-    last = min(first - 1 + count, len(rows))
-    return [(at + 1, rows[at]) for at in range(first - 1, last)]
+    return list(enumerate(rows[first - 1 : first - 1 + count], first))
 
 
-def short_name(model: str) -> str:
-    """A model's name for a headline: the last part of a folder's path, a Hub name as it is."""
-    return Path(model).name if Path(model).is_dir() else model
-
-
-def pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[Piece]:
-    """Group tokens so that each group is whole characters.
+def whole_characters(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[list[int], str]]:
+    """Group tokens so that each group is whole characters; yield the ids and the text of each.
 
     Byte-level BPE spreads one Japanese character over up to three tokens; none is text by itself.
     """
@@ -280,16 +236,19 @@ def pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[Piece]:
                 if error.reason == "unexpected end of data":
                     break  # the next token may complete the character
                 first, part = waiting.pop(0)
-                yield Piece([first], _with_hex(part))
+                yield [first], _with_hex(part)
             else:
-                yield Piece([token for token, _ in waiting], text)
+                yield [token for token, _ in waiting], text
                 waiting.clear()
     for token, part in waiting:
-        yield Piece([token], _with_hex(part))
+        yield [token], _with_hex(part)
 
 
 def _byte_reader(tokenizer: Any) -> Any:
     """A function from a token id to the bytes it stands for."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    alphabet = {char: byte for byte, char in bytes_to_unicode().items()}
     added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
     byte_level = '"ByteLevel"' in json.dumps(decoder)
@@ -298,22 +257,13 @@ def _byte_reader(tokenizer: Any) -> Any:
         if token in added:
             return added[token].encode()
         word = str(tokenizer.convert_ids_to_tokens(token))
-        if byte_level and all(char in _byte_alphabet() for char in word):
-            return bytes(_byte_alphabet()[char] for char in word)
+        if byte_level and all(char in alphabet for char in word):
+            return bytes(alphabet[char] for char in word)
         if len(word) == 6 and word.startswith("<0x") and word.endswith(">"):
             return bytes.fromhex(word[3:5])  # SentencePiece's byte fallback
         return word.replace("▁", " ").encode()
 
     return read
-
-
-@cache
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's character for each byte: itself if printable, else the next one from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    return alphabet | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
 def _with_hex(part: bytes) -> str:
@@ -332,12 +282,59 @@ def visible(text: str) -> str:
     )
 
 
-def to_html(previews: Sequence[Preview], ids: bool = False) -> str:
-    """Return a page that needs no script, no other file and no network.
+def preview_html(previews: Sequence[Preview], ids: bool = False) -> str:
+    """A page that needs no script, no other file and no network."""
+    jinja = environment(Path(__file__).parent, html=True, visible=visible)
+    return jinja.get_template("preview.html.jinja").render(previews=previews, ids=ids, marks=MARKS)
 
-    Args:
-        ids: show the token ids.
-    """
-    made = environment(Path(__file__).parent, html=True, visible=visible)
-    template = made.get_template("preview.html.jinja")
-    return template.render(previews=previews, ids=ids, marks=MARKS)
+
+@dataclass(frozen=True)
+class TerminalPreview:
+    """A rich renderable. Without colours the gutter marks what is learned, and bars part tokens."""
+
+    preview: Preview
+    ids: bool = False
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        shown = self.preview
+        colour = console.color_system is not None and not console.no_color
+        yield Text(
+            f"template {shown.template}, row {shown.row}, tokenizer of {shown.model}", "bold"
+        )
+        yield Text(shown.summary, "" if shown.tokens <= shown.max_length else "bold red")
+        legend = Text(f"{GUTTER} ")
+        legend.append("trained", SHADES[True][0] if colour else "")
+        legend.append("   ")
+        legend.append("given", SHADES[False][0] if colour else "")
+        legend.append(f"   {SPACE} space  {TAB} tab  {NEWLINE} newline")
+        yield legend
+        for section in shown.sections:
+            yield Text()
+            if section.start in shown.beginnings:
+                yield Text("---- generation begins here ----", "dim")
+            gutter = f"{GUTTER} " if section.train else "  "
+            yield Text(f"{gutter}{section.name}, {section.summary}", "bold")
+            body = self._body(section, colour)
+            for line in body.wrap(console, options.max_width - 2, overflow="fold"):
+                line.rstrip()
+                yield Text(gutter) + line
+
+    def _body(self, section: Section, colour: bool) -> Text:
+        body = Text(end="")
+        for index, piece in enumerate(section.pieces):
+            style = SHADES[section.train][index % 2] if colour else ""
+            text = visible(piece.text)
+            # A token that ends a line really ends it; the newlines inside one are only marked.
+            ends_line = piece.text.endswith("\n") and index + 1 < len(section.pieces)
+            body.append(text, style)
+            if self.ids:
+                body.append(f"‹{','.join(map(str, piece.ids))}›", "dim" if colour else "")
+            if ends_line:
+                body.append("\n")
+            elif self.ids:
+                body.append(" ")
+            elif not colour and index + 1 < len(section.pieces):
+                body.append(SEPARATOR)
+        return body
