@@ -16,22 +16,24 @@ from fasttune.yaml_text import convert
 class Sampling:
     """How tokens are chosen. Greedy unless the temperature is above 0.
 
-    Attributes:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: keep the likeliest tokens that together have this probability.
-        top_k: keep this many of the likeliest tokens; 0 keeps all.
-        repetition_penalty: 1 is none (arXiv:1909.05858).
-        stop_loops: end an answer that repeats itself, see `generation.loops.LoopStop`; changes no
-            token before.
+    The text of a field is the help of its option.
     """
 
-    max_new_tokens: Number = 256
-    temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=0, le=MANY)] = 0
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] = 1.0
-    seed: Seed = 0
-    stop_loops: bool = False
+    max_new_tokens: Annotated[Number, "End an answer after this many tokens."] = 256
+    temperature: Annotated[
+        float, Meta(ge=0, le=100), "0 takes the likeliest token; above 0 samples."
+    ] = 0.0
+    top_p: Annotated[
+        float, Meta(gt=0, le=1), "Sample from the likeliest tokens of this total probability."
+    ] = 1.0
+    top_k: Annotated[
+        int, Meta(ge=0, le=MANY), "Sample from this many of the likeliest tokens; 0: all."
+    ] = 0
+    repetition_penalty: Annotated[
+        float, Meta(gt=0, le=100), "Repetition penalty (arXiv:1909.05858); 1 is none."
+    ] = 1.0
+    seed: Annotated[Seed, "Seed for sampling."] = 0
+    stop_loops: Annotated[bool, "End an answer that repeats itself; nothing else changes."] = False
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():

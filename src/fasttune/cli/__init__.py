@@ -3,11 +3,9 @@
 # Importing a module registers its commands with the app; --help lists them in this order.
 from fasttune.cli import (  # noqa: F401
     bench,
-    chat,
     compare,
     data,
     doctor,
-    evaluate,
     export,
     generate,
     init,

@@ -9,7 +9,7 @@ import typer
 
 from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json
-from fasttune.cli.options import flag, folder, number, option, overrides, words
+from fasttune.cli.options import expand, flag, folder, number, option, words
 from fasttune.cli.tables import table
 from fasttune.config import Override
 from fasttune.errors import FasttuneError, did_you_mean
@@ -26,14 +26,10 @@ ROWS = {"train": 128, "generate": 32, "prepare": None}
 
 
 @app.command()
+@expand
 def bench(
     context: typer.Context,
-    settings: options.Settings = None,
-    template: options.TemplateName = None,
-    data: options.Data = None,
-    columns: options.Columns = None,
-    config: options.Config = None,
-    model: options.Model = None,
+    settings: options.AllSettings,
     what: Annotated[str, option("What to measure: train, generate or prepare.")] = "train",
     rows: Annotated[
         int | None, number("Rows. Default: 128 to train on, 32 to answer, all to prepare.")
@@ -65,15 +61,9 @@ def bench(
     from fasttune.config import load_config
     from fasttune.job import prepare
 
-    resolved = load_config(
-        config,
-        [
-            *([Override("data.limit", limit, f"--rows {limit}")] if limit else []),
-            Override("data.eval_fraction", 0),
-            *overrides(data, columns, model, settings, template=template),
-        ],
-    )
-    job = prepare(resolved, plugins(context, config))
+    given = [Override("data.limit", limit, f"--rows {limit}")] if limit else []
+    given += [Override("data.eval_fraction", 0), *settings.overrides()]
+    job = prepare(load_config(settings.config, given), plugins(context, settings.config))
     if what == "train":
         from fasttune.benchmark.turns import bench_train
 

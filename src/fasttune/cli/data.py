@@ -10,7 +10,7 @@ import typer
 
 from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json
-from fasttune.cli.options import argument, option, overrides
+from fasttune.cli.options import argument, expand, option
 from fasttune.cli.tables import facts, table
 from fasttune.config import Override, load_config
 from fasttune.errors import FasttuneError
@@ -27,8 +27,10 @@ SPREAD = ("min", "median", "p95", "max")
 
 
 @app.command()
+@expand
 def data(
     context: typer.Context,
+    settings: options.Settings,
     source: Annotated[
         str | None,
         argument(
@@ -38,14 +40,6 @@ def data(
             show_default=False,
         ),
     ] = None,
-    template: Annotated[
-        str | None,
-        option("Prompt format. Default: the config's, or chosen by the rows.", "--template", "-t"),
-    ] = None,
-    data: options.Data = None,
-    columns: options.Columns = None,
-    config: options.Config = None,
-    model: options.Model = None,
     split: Annotated[
         str | None, option("Split of a folder or a Hub data set.", show_default="train")
     ] = None,
@@ -67,17 +61,22 @@ def data(
     """
     from fasttune.inspection.survey import survey_run
 
-    if source is not None and data is not None:
-        raise FasttuneError("the rows are given twice", f"{source} --data {data}", "give one")
-    given = overrides(
-        data, columns, model, template=template, data__split=split, data__turns=turns,
-        model__max_length=max_length, data__eval_fraction=eval_fraction,
-    )  # fmt: skip
+    if source is not None and settings.data is not None:
+        where = f"{source} --data {settings.data}"
+        raise FasttuneError("the rows are given twice", where, "give one")
+    more = {
+        "data.split": split,
+        "data.turns": turns,
+        "model.max_length": max_length,
+        "data.eval_fraction": eval_fraction,
+    }
+    given = settings.overrides(more)
     if source is not None:
         where = f"FILE {source!r}"
         given += [Override("data.train", source, where), Override("data.sources", (), where)]
-    choose = template is None and config is None
-    figures = survey_run(load_config(config, given), plugins(context, config), choose, near)
+    file = settings.config
+    choose = settings.template is None and file is None
+    figures = survey_run(load_config(file, given), plugins(context, file), choose, near)
     if as_json:
         print_json(figures.as_dict())
     else:

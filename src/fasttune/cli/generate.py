@@ -1,4 +1,4 @@
-"""`fasttune generate` and `fasttune answer`: one question, and the rows of a file."""
+"""`fasttune generate`, `answer` and `chat`: one question, the rows of a file, a conversation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fasttune.answering import Asking, answer_file
+from fasttune.chatting import ONE_TURN, Conversation
 from fasttune.cli import options
-from fasttune.cli.app import app, console, json_text, plugins, print_json
+from fasttune.cli.app import app, complain, console, json_text, plugins, print_json
 from fasttune.cli.compare import show_figures
-from fasttune.cli.options import argument, flag, folder, option
+from fasttune.cli.options import argument, expand, flag, folder, option
 from fasttune.cli.tables import facts
 from fasttune.data.check import require_prompt
 from fasttune.data.load import parse_columns
+from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.plugins.metric import as_dict
 from fasttune.sampling import Sampling
@@ -33,20 +35,15 @@ STOPPED = {
 
 
 @app.command()
+@expand
 def generate(
     context: typer.Context,
+    sampling: Sampling,
     run: options.RunOrModel,
     instruction: Annotated[str, argument("What to ask.")],
     input_: Annotated[str, option("Context for the instruction.", "--input")] = "",
     system: options.System = None,
     template: options.BaseTemplate = None,
-    max_new_tokens: options.Tokens = 256,
-    temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
-    top_k: options.TopK = 0,
-    repetition_penalty: options.Penalty = 1.0,
-    seed: options.Seed = 0,
-    stop_loops: options.StopLoops = False,
     samples: options.Samples = 1,
     vote: options.Vote = False,
     raw: Annotated[bool, flag("Print the completion as it is, nothing else.", "--raw")] = False,
@@ -57,9 +54,6 @@ def generate(
 
     `fasttune answer` answers the rows of a file.
     """
-    sampling = Sampling(
-        max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, stop_loops
-    )
     asking = Asking(sampling, samples, vote)
     source = find(run, template, system, plugins(context), force)
     row = Row.of({"instruction": instruction, "input": input_})
@@ -81,8 +75,10 @@ def generate(
 
 
 @app.command()
+@expand
 def answer(
     context: typer.Context,
+    sampling: Sampling,
     run: options.RunOrModel,
     file: Annotated[Path, argument("Rows to answer: .json, .jsonl, .csv, .tsv or .parquet.")],
     columns: options.Columns = None,
@@ -90,13 +86,6 @@ def answer(
     template: options.BaseTemplate = None,
     output: Annotated[Path | None, folder("JSON Lines to write. Default: print them.")] = None,
     batch_size: options.BatchSize = 32,
-    max_new_tokens: options.Tokens = 256,
-    temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
-    top_k: options.TopK = 0,
-    repetition_penalty: options.Penalty = 1.0,
-    seed: options.Seed = 0,
-    stop_loops: options.StopLoops = False,
     samples: options.Samples = 1,
     vote: options.Vote = False,
     score: Annotated[bool, flag("Print every metric; needs reference answers.", "--score")] = False,
@@ -110,9 +99,6 @@ def answer(
     """
     from rich.console import Console
 
-    sampling = Sampling(
-        max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, stop_loops
-    )
     asking = Asking(sampling, samples, vote, batch_size)
     metrics = answer_file(
         find(run, template, system, plugins(context), force),
@@ -151,3 +137,59 @@ def _show(answers: Sequence[Answer], raw: bool, streamed: bool) -> None:
             lines["stopped"] = f"{answer.stop}: {STOPPED[answer.stop]} ({answer.tokens} tokens)"
             print()
             console().print(facts(lines))
+
+
+@app.command()
+@expand
+def chat(
+    context: typer.Context,
+    run: options.RunOrModel,
+    system: options.System = None,
+    template: options.BaseTemplate = None,
+    sampling: Sampling = Sampling(stop_loops=True),
+    force: options.ForceTemplate = False,
+) -> None:
+    """Ask one question after another.
+
+    A template with conversations sees the earlier turns; with any other, each question is a fresh
+    prompt. You can type the first question while the model loads.
+
+    /input TEXT sets the context of the next question, /reset starts a new conversation, /base
+    repeats the last question to the untuned model, and /quit or Ctrl-D ends.
+    """
+    source = find(run, template, system, plugins(context), force)
+    prompt = "> " if sys.stdin.isatty() else ""
+    if prompt:  # before the model loads: the terminal keeps what is typed meanwhile
+        remembers = "the conversation goes on until /reset"
+        print(
+            f"{remembers if source.template.conversations else ONE_TURN}; "
+            "/input TEXT adds a context, /base asks the untuned model, /quit ends"
+        )
+        print(prompt, end="", flush=True)
+    try:
+        generator = source.load()
+    except BaseException:
+        if prompt:
+            print()  # the error starts on a line of its own
+        raise
+    _talk(Conversation(generator, source.template, sampling, print_piece), prompt)
+
+
+def _talk(conversation: Conversation, prompt: str) -> None:
+    """Read lines until /quit. The first prompt is printed already."""
+    asking = ""
+    while True:
+        try:
+            line = input(asking)
+        except EOFError:
+            return
+        if line.strip().partition(" ")[0] == "/quit":
+            return
+        asking = prompt
+        try:
+            if remark := conversation.take(line):
+                print(remark)
+        except KeyboardInterrupt:
+            print("\n[interrupted]")
+        except FasttuneError as error:
+            complain(error)

@@ -9,7 +9,7 @@ import typer
 
 from fasttune.cli import options
 from fasttune.cli.app import app, plugins, print_json, say
-from fasttune.cli.options import argument, flag, overrides
+from fasttune.cli.options import argument, expand, flag
 from fasttune.errors import FasttuneError
 
 NAME = "fasttune.yaml"
@@ -31,7 +31,7 @@ def init(
 
     With --data it proposes the columns, the template and a batch that fits, and prints them.
     """
-    from fasttune.config import commented, flatten, load_config
+    from fasttune.config import commented, flatten
     from fasttune.files import require_free, write_text
 
     target = folder / NAME
@@ -40,7 +40,7 @@ def init(
         raise FasttuneError(
             "--map and --gpu need rows", "--map" if columns else f"--gpu {gpu}", "give --data, too"
         )
-    settings = load_config(None, overrides(data, columns, model, template=template))
+    settings = options.Settings(template, data, columns, model=model).load()
     if data is not None:
         from fasttune.proposal import propose
 
@@ -57,19 +57,12 @@ def init(
 
 
 @app.command()
-def config(
-    settings: options.Settings = None,
-    template: options.TemplateName = None,
-    data: options.Data = None,
-    columns: options.Columns = None,
-    file: options.Config = None,
-    model: options.Model = None,
-    as_json: options.Json = False,
-) -> None:
+@expand
+def config(settings: options.AllSettings, as_json: options.Json = False) -> None:
     """Print the settings of a run as YAML: the defaults, then --config, then the command line."""
-    from fasttune.config import dump_config, load_config
+    from fasttune.config import dump_config
 
-    resolved = load_config(file, overrides(data, columns, model, settings, template=template))
+    resolved = settings.load()
     if as_json:
         print_json(resolved.as_dict())
     else:

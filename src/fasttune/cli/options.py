@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
-    from fasttune.config import Override
+    from fasttune.config import Override, RunConfig
 
 MANY = 10**6
 
 
 def option(help: str, *names: str, **more: Any) -> Any:
-    """An option that takes a value."""
     return typer.Option(*names, help=help, **more)
 
 
@@ -36,6 +39,41 @@ def folder(help: str) -> Any:
     return typer.Option("--output", "-o", help=help)
 
 
+def expand(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each field of its parameters that are dataclasses.
+
+    The last item of a field's `Annotated` type is the option, or the option's help. The default of
+    the parameter holds the defaults of its fields.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            parameters[name] = parameter.default, hints[name]
+            continue
+        defaults = groups[name]() if parameter.default is parameter.empty else parameter.default
+        for field, hint in get_type_hints(groups[name], include_extras=True).items():
+            if isinstance(help := hint.__metadata__[-1], str):
+                hint = Annotated[hint, option(help)]
+            parameters[field] = getattr(defaults, field), hint
+
+    @wraps(command)
+    def expanded(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{f.name: values.pop(f.name) for f in fields(group)})
+        command(**values)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    expanded.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, kind, default=default, annotation=hint)
+            for name, (default, hint) in parameters.items()
+        ]
+    )
+    return expanded
+
+
 # What a run is made of.
 Data = Annotated[str | None, option("Rows: a file, a folder or a Hub name.", "--data", "-d")]
 TemplateName = Annotated[str | None, option("Prompt format.", "--template", "-t")]
@@ -55,7 +93,6 @@ Model = Annotated[
         "-m",
     ),
 ]
-Settings = Annotated[list[str] | None, argument("KEY=VALUE settings, such as train.epochs=2.")]
 Gpu = Annotated[
     str | None,
     option(
@@ -64,6 +101,63 @@ Gpu = Annotated[
         show_default="this machine",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options that settings come from; the command line counts more than --config."""
+
+    template: TemplateName = None
+    data: Data = None
+    columns: Columns = None
+    config: Config = None
+    model: Model = None
+
+    def overrides(self, more: Mapping[str, object] | None = None) -> list[Override]:
+        """The settings that the options give.
+
+        Args:
+            more: other options' values by the setting's key, whose last part names the option.
+
+        Raises:
+            FasttuneError: a mapping or a setting cannot be read.
+        """
+        from fasttune.config import Override
+        from fasttune.data.load import parse_columns
+
+        own = {"template": self.template, "data.train": self.data, "model.name": self.model}
+        options = {"data.train": "data", "model.name": "model"}
+        given = []
+        for key, value in {**own, **(more or {})}.items():
+            if value is not None:
+                name = options.get(key) or key.rpartition(".")[2].replace("_", "-")
+                given.append(Override(key, value, f"--{name} {value}"))
+        if self.data is not None:  # in place of the config's several sources
+            given.append(Override("data.sources", (), f"--data {self.data}"))
+        if self.columns:
+            mapping = parse_columns(self.columns)
+            given.append(Override("data.columns", mapping, f"--map {' '.join(self.columns)}"))
+        return given
+
+    def load(self) -> RunConfig:
+        from fasttune.config import load_config
+
+        return load_config(self.config, self.overrides())
+
+
+@dataclass(frozen=True)
+class AllSettings(Settings):
+    """With any setting as KEY=VALUE, which counts most."""
+
+    settings: Annotated[
+        list[str] | None, argument("KEY=VALUE settings, such as train.epochs=2.")
+    ] = None
+
+    def overrides(self, more: Mapping[str, object] | None = None) -> list[Override]:
+        from fasttune.config import parse_override
+
+        return [*super().overrides(more), *map(parse_override, self.settings or [])]
+
 
 # What answers, and how.
 Run = Annotated[str, argument("A run: its folder, its name or 'last'.")]
@@ -74,13 +168,6 @@ BaseTemplate = Annotated[
     str | None, option("Template, for a base model. Default: reasoning.", "--template", "-t")
 ]
 System = Annotated[str | None, option("Replace the template's system text.")]
-Tokens = Annotated[int, option("End an answer after this many tokens.", "--max-new-tokens")]
-Temperature = Annotated[float, option("0 takes the likeliest token; above 0 samples.")]
-TopP = Annotated[float, option("Sample from the likeliest tokens of this total probability.")]
-TopK = Annotated[int, option("Sample from this many of the likeliest tokens; 0: all.")]
-Penalty = Annotated[float, option("Repetition penalty; 1 is none.")]
-Seed = Annotated[int, option("Seed for sampling.")]
-StopLoops = Annotated[bool, option("End an answer that repeats itself; nothing else changes.")]
 Samples = Annotated[int, number("Answers per question; needs a --temperature.", most=1000)]
 Vote = Annotated[bool, flag("Of --samples, keep the most frequent response.", "--vote")]
 BatchSize = Annotated[int, number("Rows answered at a time.")]
@@ -89,43 +176,6 @@ ForceTemplate = Annotated[bool, flag("Use the loaded template if the run's diffe
 
 # How a command prints.
 Json = Annotated[bool, flag("Print JSON.", "--json")]
-
-
-def overrides(
-    data: str | None,
-    columns: list[str] | None,
-    model: str | None,
-    settings: list[str] | None = None,
-    **named: object,
-) -> list[Override]:
-    """Turn the options and KEY=VALUE words into settings; later ones win.
-
-    Args:
-        named: values of other options by the setting's key, with `__` for its dot, as
-            `model__max_length=512`. The option is named after the last part of the key.
-
-    Raises:
-        FasttuneError: a word or a mapping cannot be read.
-    """
-    from fasttune.config import Override, parse_override
-    from fasttune.data.load import parse_columns
-
-    keys = {
-        **{key.replace("__", "."): value for key, value in named.items()},
-        "data.train": data,
-        "model.name": model,
-    }
-    options = {"data.train": "--data", "model.name": "--model"}
-    given = []
-    for key, value in keys.items():
-        if value is not None:
-            name = options.get(key) or "--" + key.rpartition(".")[2].replace("_", "-")
-            given.append(Override(key, value, f"{name} {value}"))
-    if data is not None:  # in place of the config's several sources
-        given.append(Override("data.sources", (), f"--data {data}"))
-    if columns:
-        given.append(Override("data.columns", parse_columns(columns), f"--map {' '.join(columns)}"))
-    return given + [parse_override(text) for text in settings or []]
 
 
 def words(text: str | None) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json
-from fasttune.cli.options import option, overrides
+from fasttune.cli.options import expand
 from fasttune.cli.tables import table
 
 if TYPE_CHECKING:
@@ -17,16 +17,10 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@expand
 def plan(
     context: typer.Context,
-    settings: options.Settings = None,
-    template: Annotated[
-        str | None, option("Prompt format, to count the rows' tokens.", "--template", "-t")
-    ] = None,
-    data: options.Data = None,
-    columns: options.Columns = None,
-    config: options.Config = None,
-    model: options.Model = None,
+    settings: options.AllSettings,
     gpu: options.Gpu = None,
     as_json: options.Json = False,
 ) -> None:
@@ -35,18 +29,17 @@ def plan(
     Loads no model. Without --template and --data fasttune reads no rows, and counts each row as
     model.max_length tokens. The exit status is 2 if the run does not fit.
     """
-    from fasttune.config import load_config
     from fasttune.job import prepare
     from fasttune.models.tokenizer import CUDA_DEFAULT
     from fasttune.planning.plan import largest_batches
     from fasttune.planning.plan import plan as plan_run
 
-    resolved = load_config(config, overrides(data, columns, model, settings, template=template))
+    resolved = settings.load()
     if gpu is not None and resolved.model.name is None:
         resolved = replace(resolved, model=replace(resolved.model, name=CUDA_DEFAULT))
     rows = resolved.data.train or resolved.data.sources
-    counted = template is not None or bool(rows)
-    job = prepare(resolved, plugins(context, config)) if counted else resolved
+    counted = settings.template is not None or bool(rows)
+    job = prepare(resolved, plugins(context, settings.config)) if counted else resolved
     forecast = plan_run(job, gpu)
     if as_json:
         print_json({**forecast.as_dict(), "largest_batch": largest_batches(forecast)})

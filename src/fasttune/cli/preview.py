@@ -9,22 +9,19 @@ import typer
 
 from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json
-from fasttune.cli.options import argument, flag, number, option, overrides
+from fasttune.cli.options import argument, expand, flag, number, option
 from fasttune.errors import FasttuneError
 from fasttune.runs import find_run
 
 
 @app.command()
+@expand
 def preview(
     context: typer.Context,
+    settings: options.Settings,
     run: Annotated[
         str | None, argument("A run (folder, name or 'last'), for its format, rows and model.")
     ] = None,
-    template: options.TemplateName = None,
-    data: options.Data = None,
-    columns: options.Columns = None,
-    config: options.Config = None,
-    model: options.Model = None,
     row: Annotated[int, number("First row to show, from 1.", most=10**9)] = 1,
     rows: Annotated[int, number("How many rows to show.")] = 1,
     system: options.System = None,
@@ -49,22 +46,21 @@ def preview(
         )
     if html is not None:
         require_free(html, "--html", force)
-    if run is not None and (template or config) is not None:
+    if run is not None and (settings.template or settings.config) is not None:
         raise FasttuneError(
             "a run has its own format and settings",
             f"fasttune preview {run}",
             "leave out --template and --config, or the run",
         )
     kept = None if run is None else find_run(run)
-    given = overrides(
-        data, columns, model, template=template, system=system, model__max_length=max_length,
-        data__turns=turns,
-    )  # fmt: skip
-    settings = load_config(config, given, base=kept.config if kept else None)
-    loaded = plugins(context, config)
-    shown = kept.kept_template(loaded)[0] if kept else loaded.template(settings.template)
-    source = kept if data is None else None
-    previews = preview_rows(settings, shown.with_system(settings.system), row, rows, source)
+    given = settings.overrides(
+        {"system": system, "model.max_length": max_length, "data.turns": turns}
+    )
+    config = load_config(settings.config, given, base=kept.config if kept else None)
+    loaded = plugins(context, settings.config)
+    shown = kept.kept_template(loaded)[0] if kept else loaded.template(config.template)
+    source = kept if settings.data is None else None
+    previews = preview_rows(config, shown.with_system(config.system), row, rows, source)
     if as_json:
         print_json([each.as_dict() for each in previews])
     elif html:

@@ -10,7 +10,7 @@ import typer
 
 from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json, say
-from fasttune.cli.options import flag, option, overrides
+from fasttune.cli.options import expand, flag, option
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 from fasttune.processes import first
 
@@ -20,14 +20,10 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@expand
 def run(
     context: typer.Context,
-    settings: options.Settings = None,
-    template: options.TemplateName = None,
-    data: options.Data = None,
-    columns: options.Columns = None,
-    config: options.Config = None,
-    model: options.Model = None,
+    settings: options.AllSettings,
     system: options.System = None,
     output: Annotated[str | None, option("Folder for runs.", "--output", "-o")] = None,
     resume: Annotated[str | None, option("Resume a run: its folder, name or 'last'.")] = None,
@@ -48,11 +44,9 @@ def run(
     from fasttune.runs import find_run
     from fasttune.start import train
 
-    given = overrides(
-        data, columns, model, settings, template=template, system=system, output=output
-    )
+    given = settings.overrides({"system": system, "output": output})
     if resume is not None:
-        if given or config is not None:
+        if given or settings.config is not None:
             raise FasttuneError(
                 "a resumed run keeps its settings",
                 f"--resume {resume}",
@@ -60,7 +54,7 @@ def run(
             )
         trained = train(find_run(resume), plugins(context), force)
     else:
-        job = prepare(load_config(config, given), plugins(context, config))
+        job = prepare(load_config(settings.config, given), plugins(context, settings.config))
         if dry_run:
             if first():
                 _dry_run(job, as_json)
