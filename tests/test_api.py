@@ -100,8 +100,8 @@ def test_an_export_and_a_comparison_from_python(job, run, tmp_path):
     with pytest.raises(fasttune.FasttuneError, match="takes no --quant"):
         fasttune.export(run, "adapter", quant="q8_0")
     result = fasttune.compare(
-        ["alpaca", "reasoning"], job.config, seeds=(1,), include_base=False, rows=2,
-        max_new_tokens=3, output=tmp_path / "comparison",
+        ["alpaca", "reasoning"], job.config, seeds=(1,), output=tmp_path / "comparison",
+        measuring=fasttune.Measuring(rows=2, max_new_tokens=3, include_base=False),
     )  # fmt: skip
     assert result.labels == ["alpaca", "reasoning"] and result.report.is_file()
     assert result.verdict in repr(result) and "few to tell" in result.verdict

@@ -2,8 +2,8 @@
 
 What a plugin needs is here at once, and plugins import nothing below it; their tests find
 `check_template` and `load_plugin` here. The verbs (`load_config`, `prepare`, `preview`, `plan`,
-`train`, `open_run`, `load`, `export`, `compare`, `evaluate`, `serve`) are here too, and import what
-they need when they are first asked for.
+`train`, `open_run`, `load`, `export`, `compare`, `evaluate`, `serve`) are here too, and so is
+`Measuring`; they import what they need when they are first asked for.
 """
 
 from importlib import import_module
@@ -31,6 +31,7 @@ from fasttune.text.repetition import longest_repeat, split_words
 if TYPE_CHECKING:
     from fasttune.comparison.compare import compare
     from fasttune.comparison.evaluation import evaluate
+    from fasttune.comparison.plan import Measuring
     from fasttune.config import load_config
     from fasttune.exports.export import export
     from fasttune.inspection.check import check_template
@@ -56,6 +57,7 @@ __all__ = [
     "Exporter",
     "FasttuneError",
     "Likelihood",
+    "Measuring",
     "Metric",
     "Reader",
     "Row",
@@ -85,6 +87,7 @@ __all__ = [
 
 
 _VERBS = {
+    "Measuring": "comparison.plan:Measuring",
     "check_template": "inspection.check:check_template",
     "compare": "comparison.compare:compare",
     "evaluate": "comparison.evaluation:evaluate",

@@ -43,7 +43,7 @@ class Job:
     source: str
     train: Rows
     eval: Rows
-    skipped: int
+    skipped: int = 0
     notes: Sequence[str] = ()
 
     def __repr__(self) -> str:

@@ -51,5 +51,4 @@ def _interrupted(run: Run, plugins: Plugins, force: bool) -> Job:
         source=manifest["data"]["source"],
         train=run.training_rows(),
         eval=run.held_out(),
-        skipped=0,
     )

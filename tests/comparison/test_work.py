@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from fasttune.comparison.compare import plan_templates
-from fasttune.comparison.finished import plan_runs
-from fasttune.comparison.plan import Measuring
+from fasttune.comparison.plan import Measuring, plan_runs
 from fasttune.config import load_config
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError

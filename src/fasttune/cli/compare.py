@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,11 +13,9 @@ from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json, say
 from fasttune.cli.options import argument, folder, number, option, words
 from fasttune.cli.tables import table
+from fasttune.comparison import Budget, Without
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 from fasttune.runs import Run, find_run
-
-Budget = Literal["steps", "tokens"]
-Without = Literal["eos"]
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,6 +86,7 @@ def compare(
             )
         formats = [find_run(name) for name in runs]
     from fasttune.comparison.compare import compare as compare_formats
+    from fasttune.comparison.plan import Measuring
 
     try:
         comparison = compare_formats(
@@ -97,10 +96,7 @@ def compare(
             budget=budget,
             without=without,
             sweep=None if sweep is None else _sweep(sweep),
-            include_base=include_base,
-            rows=rows,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
+            measuring=Measuring(rows, max_new_tokens, batch_size, include_base),
             by=words(by),
             output=output,
             plugins=plugins(context, config),
@@ -232,16 +228,18 @@ def evaluate(
     loaded = plugins(context)
     printed: dict[str, Any] = {}
     if words(tasks):
+        from fasttune.comparison.bootstrap import as_json as figure_json
         from fasttune.comparison.tasks import require_harness, run_tasks
 
         require_harness()
         generator = source.load(run, template, system, loaded, force)
         figures = run_tasks(generator, words(tasks), rows, batch_size)
-        printed["tasks"] = [figure.as_dict() for figure in figures]
+        printed["tasks"] = [*map(figure_json, figures)]
         if not as_json:
             _show_tasks(figures)
     if data is not None or not words(tasks):
         from fasttune.comparison.evaluation import evaluate as evaluate_run
+        from fasttune.comparison.plan import Measuring
         from fasttune.data.load import parse_columns
 
         result = evaluate_run(
@@ -250,10 +248,7 @@ def evaluate(
             template=template,
             system=system,
             columns=parse_columns(columns or []),
-            include_base=include_base,
-            rows=rows,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
+            measuring=Measuring(rows, max_new_tokens, batch_size, include_base),
             by=words(by),
             output=output,
             plugins=loaded,

@@ -1,1 +1,6 @@
-"""From formats or runs to a verdict and a report: planned, trained, measured, shown."""
+"""Which of several prompt formats is better, on the same rows and the same budget."""
+
+from typing import Literal
+
+Budget = Literal["steps", "tokens"]
+Without = Literal["eos"]

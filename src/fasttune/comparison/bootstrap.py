@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist, stdev
+from typing import Any
 
+import msgspec
 import numpy as np
 
 DRAWS = 4000
@@ -35,14 +37,12 @@ class Interval:
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
-    def as_dict(self) -> dict[str, float | None]:
-        """Return value, low and high for JSON, which has no NaN."""
-        return {name: number_or_none(value) for name, value in vars(self).items()}
 
-
-def number_or_none(value: float) -> float | None:
-    """Replace NaN by None."""
-    return None if math.isnan(value) else value
+def as_json(figure: Any) -> dict[str, Any]:
+    """Return the fields of a figure and of its interval, with null for NaN."""
+    values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(figure))
+    interval = values.pop("interval")
+    return {**values, **interval}
 
 
 class Sample:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from fasttune.comparison.finished import plan_runs
+from fasttune.comparison import Budget, Without
 from fasttune.comparison.plan import (
     Format,
     Measuring,
     Plan,
     make_plan,
+    plan_runs,
     require_different,
     require_several,
 )
@@ -33,8 +34,6 @@ from fasttune.runs import Run
 if TYPE_CHECKING:
     from fasttune.comparison.result import Comparison
 
-Budget = Literal["steps", "tokens"]
-Without = Literal["eos"]
 Sweep = tuple[str, Sequence[Any]]
 """A setting by its dotted key, and its values."""
 
@@ -50,10 +49,7 @@ def compare(
     budget: Budget = "steps",
     without: Without | None = None,
     sweep: Sweep | None = None,
-    include_base: bool = True,
-    rows: int = 200,
-    max_new_tokens: int = 160,
-    batch_size: int = 32,
+    measuring: Measuring = Measuring(),
     by: Sequence[str] = (),
     output: str | Path | None = None,
     plugins: Plugins | None = None,
@@ -72,9 +68,7 @@ def compare(
         without: train each template a second time without a loss on "eos".
         sweep: a setting and its values, as ("train.learning_rate", [1e-4, 3e-4]): each template is
             trained with each of them.
-        include_base: measure the untuned model under every format as well.
-        rows: held-out rows to answer, at equal distances; 0 takes all.
-        max_new_tokens: where an answer that does not stop is cut off.
+        measuring: how the held-out rows are answered.
         by: columns of the rows; figures and differences are taken for each of their values, too.
         output: the folder; by default below comparisons/, named after what is compared.
 
@@ -82,19 +76,17 @@ def compare(
         FasttuneError: for whatever is wrong with templates, runs, settings or data.
         KeyboardInterrupt: a training was interrupted; the same call resumes it.
     """
-    plugins = plugins or installed_plugins()
-    measuring = Measuring(rows, max_new_tokens, batch_size, include_base)
+    config, plugins = config or RunConfig(), plugins or installed_plugins()
     runs = [each for each in of if isinstance(each, Run)]
     names = [each for each in of if isinstance(each, str)]
     if runs and names:
         raise FasttuneError("templates and runs are mixed", ", ".join(names), "give one kind")
-    config = config or RunConfig()
     with muted("fasttune.encoding"):
         if runs:
             plan = plan_runs(runs, measuring, plugins)
         else:
-            chosen = [config.seed] if seeds is None else seeds
-            plan = plan_templates(config, names, chosen, budget, measuring, plugins, without, sweep)
+            seeds = [config.seed] if seeds is None else seeds
+            plan = plan_templates(config, names, seeds, budget, measuring, plugins, without, sweep)
     import_unsloth()  # before transformers, TRL and PEFT
     from fasttune.comparison.work import run_comparison
 
@@ -128,95 +120,90 @@ def plan_templates(
 
     train = _shared(jobs, [job.train for job in jobs], config, "training")
     held_out = _shared(jobs, [job.eval for job in jobs], config, "held-out")
-    for what, side in (("to train on", train[0]), ("held out", held_out[0])):
-        if not side.rows:
-            raise FasttuneError(
-                f"no row {what} can be used in all of the formats",
-                jobs[0].source,
-                "look at each with: fasttune data FILE --template NAME; data.eval_fraction sets "
-                "how many are held out",
-            )
-    means = [sum(side.lengths) / len(side.rows) for side in train]
+    longest = max(tokens for _, tokens in train)
     formats: list[Format] = []
     budgets: list[str] = []
-    for job, left, right, mean in zip(jobs, train, held_out, means, strict=True):
-        shared = replace(job, train=left.rows, eval=right.rows)
-        share = max(means) / mean if budget == "tokens" else 1.0
-        for each in _formats(shared, share, seeds, sweep):
-            formats += [each, *([_without_eos(each)] if without == "eos" else [])]
+    for job, (rows, tokens), (others, _) in zip(jobs, train, held_out, strict=True):
+        shared = replace(job, train=rows, eval=others)
+        share = longest / tokens if budget == "tokens" else 1.0
+        for each in _formats(shared, share, seeds, without, sweep):
+            formats.append(each)
             chosen = each.job.config.train
             count, step = chosen.max_steps or 0, chosen.batch_size * chosen.gradient_accumulation
-            tokens = f"about {count * step * mean:,.0f} tokens"
-            budgets.append(f"{each.label}: {count} steps of {step} rows, {tokens}")
+            total = f"about {count * step * tokens:,.0f} tokens"
+            budgets.append(f"{each.label}: {count} steps of {step} rows, {total}")
     require_several(formats)
+    (train_rows, _), (eval_rows, _) = train[0], held_out[0]
     loaded = {_key(row) for job in jobs for row in (*job.train, *job.eval)}
-    kept = {_key(row) for side in (train[0], held_out[0]) for row in side.rows}
-    unused = len(loaded - kept)
+    unused = len(loaded - {_key(row) for row in (*train_rows, *eval_rows)})
     notes = [f"{unused} rows cannot be used in every format and were left out."] if unused else []
     about = {
         "model": jobs[0].model,
-        "rows": f"{jobs[0].source}: {len(train[0].rows)} to train on, "
-        f"{len(held_out[0].rows)} held out",
+        "rows": f"{jobs[0].source}: {len(train_rows)} to train on, {len(eval_rows)} held out",
         "budget": "; ".join(budgets),
         "seeds": ", ".join(map(str, seeds)),
     }
     return make_plan(formats, measuring, about, notes)
 
 
-def _formats(job: Job, share: float, seeds: Sequence[int], sweep: Sweep | None) -> Iterator[Format]:
-    """Yield a template's formats, one for each value of a swept setting.
+def _formats(
+    job: Job, share: float, seeds: Sequence[int], without: Without | None, sweep: Sweep | None
+) -> Iterator[Format]:
+    """Yield a template's formats.
 
     Args:
         share: multiplies the steps of the config.
     """
-    name, configs = job.template.name, {job.template.name: job.config}
-    if sweep is not None:
-        key, values = sweep
-        if not key.startswith(SWEPT):
-            raise FasttuneError(
-                f"'{key}' cannot be swept", f"--sweep {key}", "it takes a setting of train or lora"
-            )
-        require_different(f"--sweep {key}", values)
-        configs = {
-            f"{name}, {key.partition('.')[2]} {value}": load_config(
-                None, [Override(key, value, f"--sweep {key}={value}")], job.config
-            )
-            for value in values
-        }
+    runs: dict[int, Run | None] = dict.fromkeys(seeds, None)
+    configs = _swept(job, *sweep) if sweep else {job.template.name: job.config}
     base = next(iter(configs))
     for label, config in configs.items():
         config = with_training(config, max_steps=round(steps(len(job.train), config) * share))
-        yield Format(label, base, replace(job, config=config), dict.fromkeys(seeds, None))
+        yield Format(label, base, replace(job, config=config), runs)
+        if without == "eos":
+            config = with_training(config, learn_eos=False)
+            yield Format(f"{label} without EOS", base, replace(job, config=config), runs)
 
 
-def _without_eos(of: Format) -> Format:
-    job = replace(of.job, config=with_training(of.job.config, learn_eos=False))
-    return replace(of, label=f"{of.label} without EOS", job=job)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """The rows of a format that all formats can use, and the tokens of each."""
-
-    rows: Rows
-    lengths: list[int]
+def _swept(job: Job, key: str, values: Sequence[Any]) -> dict[str, RunConfig]:
+    """Return label -> the job's config with a value of the swept setting."""
+    if not key.startswith(SWEPT):
+        raise FasttuneError(
+            f"'{key}' cannot be swept", f"--sweep {key}", "it takes a setting of train or lora"
+        )
+    require_different(f"--sweep {key}", values)
+    return {
+        f"{job.template.name}, {key.partition('.')[2]} {value}": load_config(
+            None, [Override(key, value, f"--sweep {key}={value}")], job.config
+        )
+        for value in values
+    }
 
 
 def _shared(
-    jobs: Sequence[Job], formats: Sequence[Rows], config: RunConfig, what: str
-) -> list[_Side]:
-    """The rows that training keeps in every format, for each format, in the order of the first."""
+    jobs: Sequence[Job], sides: Sequence[Rows], config: RunConfig, what: str
+) -> list[tuple[Rows, float]]:
+    """Return the rows that training keeps in every format, for each format, in the order of the
+    first, with their mean number of tokens in the format."""
     kept: list[dict[str, tuple[int, int]]] = []  # row -> its place and its number of tokens
-    for job, rows in zip(jobs, formats, strict=True):
+    for job, rows in zip(jobs, sides, strict=True):
         tokenizer = load_tokenizer(job.model, job.template.end)
         encoded = encode_rows(job.template, rows, tokenizer, config, what)
         pairs = zip(encoded.places, encoded.lengths, strict=True)
         kept.append({_key(rows[place]): (place, length) for place, length in pairs})
-    keys = [key for row in formats[0] if all((key := _key(row)) in each for each in kept)]
-    return [
-        _Side(ChosenRows(rows, [each[key][0] for key in keys]), [each[key][1] for key in keys])
-        for rows, each in zip(formats, kept, strict=True)
-    ]
+    keys = [key for row in sides[0] if all((key := _key(row)) in each for each in kept)]
+    if not keys:
+        raise FasttuneError(
+            f"no {what} row can be used in all of the formats",
+            jobs[0].source,
+            "look at each with: fasttune data FILE --template NAME; data.eval_fraction sets how "
+            "many are held out",
+        )
+    shared: list[tuple[Rows, float]] = []
+    for rows, each in zip(sides, kept, strict=True):
+        places = [each[key][0] for key in keys]
+        shared.append((ChosenRows(rows, places), sum(each[key][1] for key in keys) / len(keys)))
+    return shared
 
 
 def _key(row: Row) -> str:

@@ -10,10 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fasttune.config import flatten
+from fasttune.data.rows import Rows, StoredRows
 from fasttune.data.split import data_hash, spread
 from fasttune.errors import FasttuneError
+from fasttune.formats.template import Template
 from fasttune.job import Job
+from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
+from fasttune.runs.index import differing
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Measuring:
 
     Attributes:
         rows: at most this many held-out rows, evenly spaced; 0 takes all.
-        max_new_tokens: where an answer that does not stop is cut off.
+        max_new_tokens: an answer that does not stop is cut off here.
         batch_size: rows answered at a time.
         include_base: whether the untuned model is measured under every format too.
     """
@@ -86,33 +91,24 @@ def make_plan(
             "One seed: the intervals tell what other rows would change, not what another seed "
             f"would.{both}",
         ]
-    deciding = [
-        measuring,
+    decisive = [
         [
-            [
-                each.label,
-                replace(each.job.config, output="").as_dict(),
-                {seed: run and str(run.folder.resolve()) for seed, run in each.runs.items()},
-                each.job.template.identity,
-                each.job.model,
-                data_hash(each.job.train),
-                data_hash(each.job.eval),
-            ]
-            for each in formats
-        ],
+            each.label,
+            replace(each.job.config, output="").as_dict(),
+            {seed: run and str(run.folder.resolve()) for seed, run in each.runs.items()},
+            each.job.template.identity,
+            each.job.model,
+            data_hash(each.job.train),
+            data_hash(each.job.eval),
+        ]
+        for each in formats
     ]
-    text = json.dumps(deciding, sort_keys=True, default=asdict)
+    text = json.dumps([measuring, decisive], sort_keys=True, default=asdict)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
     parent = Path("comparisons" if len(formats) > 1 else "evaluations")
-    return Plan(
-        folder=parent / "-".join([*(slug(each.label) for each in formats), fingerprint[:8]]),
-        fingerprint=fingerprint,
-        formats=formats,
-        places=places,
-        measuring=measuring,
-        about={**about, "answers": answers},
-        notes=notes,
-    )
+    folder = parent / "-".join([*(slug(each.label) for each in formats), fingerprint[:8]])
+    about = {**about, "answers": answers}
+    return Plan(folder, fingerprint, formats, places, measuring, about, notes)
 
 
 def slug(name: str) -> str:
@@ -139,3 +135,115 @@ def require_different(where: str, names: Sequence[Any]) -> None:
             where,
             "name each once",
         )
+
+
+def plan_runs(runs: Sequence[Run], measuring: Measuring, plugins: Plugins) -> Plan:
+    """Plan to measure finished runs on the rows that they hold out. Runs that differ only in the
+    seed are one format."""
+    require_different("RUN", [str(run.folder.resolve()) for run in runs])
+    groups = _groups(runs)
+    firsts = [next(iter(group.values())) for group in groups]
+    formats = [
+        Format(label, label, job_of(run, plugins, run.template(plugins), run.held_out()), group)
+        for label, run, group in zip(_labels(firsts), firsts, groups, strict=True)
+    ]
+    _require_same_rows(firsts)
+    if not formats[0].job.eval:
+        raise FasttuneError(
+            "the runs hold no rows out", str(runs[0].folder), "train with data.eval_fraction"
+        )
+    require_several(formats)
+    about = {
+        "model": ", ".join(dict.fromkeys(each.job.model for each in formats)),
+        "rows": f"{formats[0].job.source}: {firsts[0].manifest['data']['train_rows']} to train on, "
+        f"{len(formats[0].job.eval)} held out",
+        "runs": "; ".join(
+            f"{each.label}: {', '.join(run.name for run in group.values())}"
+            for each, group in zip(formats, groups, strict=True)
+        ),
+    }
+    return make_plan(formats, measuring, about, _differing(formats))
+
+
+def _groups(runs: Sequence[Run]) -> list[dict[int, Run]]:
+    """Return seed -> run for each group of runs that differ only in the seed, all of them done."""
+    groups: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        if run.manifest["status"] != "done":
+            raise FasttuneError(
+                f"run '{run.name}' is not done; its status is {run.manifest['status']}",
+                str(run.folder),
+                run.how_to_finish(),
+            )
+        run.check_adapter()
+        settings = {
+            **replace(run.config, seed=0, output="", samples=type(run.config.samples)()).as_dict(),
+            **run.used,
+            "format": run.manifest["template"]["identity"],
+            "system": run.manifest["system"],
+        }
+        group = groups.setdefault(json.dumps(settings, sort_keys=True), {})
+        if twin := group.get(run.config.seed):
+            raise FasttuneError(
+                "two of the runs differ in nothing, not even the seed",
+                f"{twin.folder}\n{run.folder}",
+                "leave one out",
+            )
+        group[run.config.seed] = run
+    return list(groups.values())
+
+
+def job_of(run: Run, plugins: Plugins, template: Template, held_out: Rows) -> Job:
+    """Return what a run began with, without its training rows, which measuring does not need."""
+    manifest = run.manifest
+    return Job(
+        config=run.config,
+        plugins=plugins,
+        template=template,
+        facts=manifest["template"],
+        model=manifest["model"],
+        source=manifest["data"]["source"],
+        train=StoredRows(),
+        eval=held_out,
+    )
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Return the templates' names if they differ, else the runs' names, else their folders."""
+    candidates = (
+        [run.manifest["template"]["name"] for run in runs],
+        [run.name for run in runs],
+        [str(run.folder) for run in runs],
+    )
+    return next(names for names in candidates if len(set(names)) == len(names))
+
+
+def _differing(formats: Sequence[Format]) -> list[str]:
+    """A note for each setting, other than the template, in which the formats' runs differ."""
+    labels = [each.label for each in formats]
+    settings = [flatten(replace(each.job.config, seed=0, output="").as_dict()) for each in formats]
+    return [
+        f"The runs differ in {key}: "
+        + "; ".join(f"{label} {value}" for label, value in zip(labels, values, strict=True))
+        + "."
+        for key, values in differing(settings).items()
+        if key != "template" and not key.startswith("samples.")
+    ]
+
+
+def _require_same_rows(runs: Sequence[Run]) -> None:
+    """Insist on the same rows in all formats, and on the same ones being short enough: a row that
+    is too long in one format alone was trained on in the others."""
+    facts: list[Mapping[str, Any]] = [run.manifest["data"] for run in runs]
+    for run, data in zip(runs, facts, strict=True):
+        for what, key, count in (
+            ("training rows", "train_sha256", "train_rows"),
+            ("held-out rows", "heldout_sha256", "eval_rows"),
+            ("rows that are short enough to train on", "trained_sha256", "train_rows"),
+        ):
+            if data[key] != facts[0][key]:
+                raise FasttuneError(
+                    f"the {what} differ, so the runs cannot be compared",
+                    f"{runs[0].folder}: {facts[0][count]} rows\n{run.folder}: {data[count]} rows",
+                    "train both on the same rows: fasttune compare --templates A,B",
+                )

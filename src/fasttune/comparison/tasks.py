@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, on a model as it is used: prompted in its format."""
+"""Tasks of EleutherAI's lm-evaluation-harness, on a model that is prompted in its format."""
 
 from __future__ import annotations
 
@@ -30,11 +30,6 @@ class TaskFigure:
     interval: Interval
     rows: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the figure as JSON values."""
-        name = {"task": self.task, "metric": self.metric}
-        return {**name, **self.interval.as_dict(), "rows": self.rows}
-
 
 def require_harness() -> None:
     """Refuse to begin without lm-eval."""
@@ -64,16 +59,17 @@ def run_tasks(
     tokenizer = generator.tokenizer
     own = tokenizer.chat_template
     try:
-        names, manager = _found(tasks)
+        names, manager = _find_tasks(tasks)
         tokenizer.chat_template = chat_template_for(generator.template, tokenizer)
         with generator.choices.autocasting(generator.model.device.type):
-            found = simple_evaluate(
-                HFLM(
-                    pretrained=generator.model,
-                    backend="causal",
-                    tokenizer=tokenizer,
-                    batch_size=batch_size,
-                ),
+            model = HFLM(
+                pretrained=generator.model,
+                backend="causal",
+                tokenizer=tokenizer,
+                batch_size=batch_size,
+            )
+            report = simple_evaluate(
+                model,
                 tasks=names,
                 limit=rows or None,
                 apply_chat_template=True,
@@ -90,11 +86,11 @@ def run_tasks(
         ) from error
     finally:
         tokenizer.chat_template = own
-    return [each for name, figures in found["results"].items() for each in _figures(name, figures)]
+    return [one for name, values in report["results"].items() for one in _figures(name, values)]
 
 
-def _found(tasks: Sequence[str]) -> tuple[list[str], Any]:
-    """The names of the tasks, and the harness's manager, which knows them."""
+def _find_tasks(tasks: Sequence[str]) -> tuple[list[str], Any]:
+    """Return the names of the tasks, and the harness's manager, which knows them."""
     from lm_eval.tasks import TaskManager
 
     files = {word: Path(word) for word in tasks if Path(word).is_file()}
@@ -111,22 +107,23 @@ def _found(tasks: Sequence[str]) -> tuple[list[str], Any]:
 
 
 def _name(file: Path) -> str:
-    """The name that a task file gives itself; its YAML has tags of the harness's own."""
-    found = re.search(r"^task:\s*[\"']?([\w.-]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
-    if found is None:
+    """Return the name in a task file, whose YAML has tags that only the harness can read."""
+    text = file.read_text(encoding="utf-8")
+    match = re.search(r"^task:\s*[\"']?([\w.-]+)", text, re.MULTILINE)
+    if match is None:
         raise FasttuneError("the task file names no task", str(file), "write a line: task: NAME")
-    return found[1]
+    return match[1]
 
 
-def _figures(task: str, found: Mapping[str, Any]) -> Iterator[TaskFigure]:
-    """The figures among what the harness reports of a task: "metric,filter" -> value."""
+def _figures(task: str, values: Mapping[str, Any]) -> Iterator[TaskFigure]:
+    """Yield the figures among what the harness reports of a task: "metric,filter" -> value."""
     reach = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    for key, value in found.items():
+    for key, value in values.items():
         metric, comma, kept = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        error = found.get(f"{metric}_stderr,{kept}")
+        error = values.get(f"{metric}_stderr,{kept}")
         error = error if isinstance(error, int | float) else float("nan")
         name = metric if kept == "none" else f"{metric}, {kept}"
         bounds = Interval(float(value), value - reach * error, value + reach * error)
-        yield TaskFigure(task, name, bounds, int(found.get("sample_len", 0)))
+        yield TaskFigure(task, name, bounds, int(values.get("sample_len", 0)))

@@ -1,4 +1,4 @@
-"""Training and measuring the arms of a comparison, so that an interrupted comparison resumes.
+"""Train and measure the arms of a comparison, so that an interrupted comparison resumes.
 
 The folder of a comparison:
 plan.json        what is compared, and a hash of all that decides the result
@@ -15,13 +15,13 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from fasttune.comparison.bootstrap import number_or_none
+from fasttune.comparison.bootstrap import as_json
 from fasttune.comparison.page import to_html
 from fasttune.comparison.plan import Format, Plan, slug
 from fasttune.comparison.result import REPORT, Arm, Comparison, compare_arms, split
@@ -41,7 +41,7 @@ from fasttune.training.train import train
 log = logging.getLogger(__name__)
 
 TALKATIVE = ("fasttune.encoding", "fasttune.planning", "fasttune.training.train")
-"""What a training says of itself before its steps, which are shown: there are many trainings."""
+"""Loggers that are muted during a training, up to its steps."""
 
 
 def run_comparison(
@@ -90,6 +90,8 @@ def _claim(plan: Plan) -> None:
 
 
 class _Work:
+    """The arms of a plan, trained and measured one after the other."""
+
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         own = [each for each in plan.formats if each.base == each.label]
@@ -98,7 +100,7 @@ class _Work:
         self.begun = 0
 
     def bases(self) -> list[Arm]:
-        """The untuned model under every format."""
+        """Measure the untuned model under every format."""
         arms = []
         for each in self.untuned:
             label = f"{each.label}, untuned"
@@ -109,41 +111,35 @@ class _Work:
         return arms
 
     def tuned(self) -> list[Arm]:
-        """Every format with every seed, seed by seed: what is done after an hour can be read."""
-        arms = []
-        seeds = list(dict.fromkeys(seed for each in self.plan.formats for seed in each.runs))
-        for seed in seeds:
-            for each in self.plan.formats:
-                if seed in each.runs:
-                    arms.append(self.arm(each, seed))
-        order = [each.label for each in self.plan.formats]
+        """Measure every format seed by seed, so that what an hour has done can be read."""
+        formats = self.plan.formats
+        seeds = dict.fromkeys(seed for each in formats for seed in each.runs)
+        arms = [self.arm(each, seed) for seed in seeds for each in formats if seed in each.runs]
+        order = [each.label for each in formats]
         return sorted(arms, key=lambda arm: order.index(arm.label))
 
     def arm(self, each: Format, seed: int) -> Arm:
-        """One format with one seed: trained if it has to be, then measured."""
+        """Measure one format with one seed, trained if it has to be."""
         run = each.runs[seed] or self.trained(each, seed)
-        name = f"{each.label}, seed {seed}"
-        answers = self.measured(each, name, run.model_config, run)
-        manifest = run.manifest
+        answers = self.measured(each, f"{each.label}, seed {seed}", run.model_config, run)
         facts = {
             "run": run.name,
-            "steps": manifest["steps"],
-            "tokens per second": manifest["tokens_per_second"],
+            "steps": run.manifest["steps"],
+            "tokens per second": run.manifest["tokens_per_second"],
         }
         return Arm(each.label, each.base, seed, answers, run.metrics(), facts)
 
     def trained(self, each: Format, seed: int) -> Run:
-        """The finished run of a format and seed, resumed or trained where it is not there yet."""
+        """Return the finished run of a format and seed, resumed or trained if need be."""
         folder = self.plan.folder / "runs"
         config = replace(each.job.config, seed=seed, output=str(folder))
-        found = [run for run in list_runs(folder) if _is_of(run, config)]
-        for run in found:
+        runs = [run for run in list_runs(folder) if _is_of(run, config)]
+        for run in runs:
             if run.manifest["status"] == "done":
                 return run
-        started = found[0] if found else None
         log.info("[%d/%d] training %s, seed %d", self.begun + 1, self.total, each.label, seed)
         with muted(*TALKATIVE):
-            run = train(replace(each.job, config=config), resumed=started)
+            run = train(replace(each.job, config=config), resumed=runs[0] if runs else None)
         gc.collect()  # the model and its trainer refer to each other
         if run.manifest["status"] != "done":
             raise KeyboardInterrupt  # during the training, which has saved a checkpoint
@@ -156,7 +152,7 @@ class _Work:
         self.begun += 1
         rows = [each.job.eval[place] for place in self.plan.places]
         file = self.plan.folder / "answers" / f"{slug(name)}.json"
-        template = each.job.template
+        template, measuring = each.job.template, self.plan.measuring
         if file.is_file():
             try:
                 saved = json.loads(file.read_text(encoding="utf-8"))
@@ -169,35 +165,30 @@ class _Work:
                     return answers
             except (OSError, ValueError, LookupError, TypeError):
                 log.warning("warning: %s is damaged; its rows are answered again", file)
-        begun = f"[{self.begun}/{self.total}]"
-        log.info("%s answering %d held-out rows: %s", begun, len(rows), name)
-        generator = Generator.load(model, template, run.adapter if run else None)
-        measuring = self.plan.measuring
+        log.info("[%d/%d] answering %d held-out rows: %s", self.begun, self.total, len(rows), name)
         answers = evaluate(
-            generator,
+            Generator.load(model, template, run.adapter if run else None),
             rows,
             measuring.max_new_tokens,
             measuring.batch_size,
             lambda done: log.info("  %d/%d", done, len(rows)),
         )
-        del generator
         gc.collect()
         write_json(file, {"run": run and run.name, "answers": [*map(_as_dict, answers)]})
         return answers
 
 
 def _is_of(run: Run, config: RunConfig) -> bool:
-    """Whether a run in the comparison's folder is the one of these settings; the folder may have
-    moved, or be spelled otherwise."""
+    """Whether a run has these settings; the comparison's folder may have moved."""
     try:
         return in_full(replace(run.config, output=config.output)) == in_full(config)
     except FasttuneError as error:
-        log.warning("warning: %s is passed over: %s (%s)", run.name, error.message, error.where)
+        log.warning("warning: skipping %s: %s (%s)", run.name, error.message, error.where)
         return False
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """The whole result for scripts: figures with intervals, per seed and per row."""
+    """Return the whole result for scripts: figures with intervals, per seed and per row."""
     return {
         "about": dict(comparison.about),
         "notes": list(comparison.notes),
@@ -218,8 +209,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "label": arm.label,
                 "seed": arm.seed,
-                **dict(arm.facts or {}),
-                "answers": [_as_dict(answer) for answer in arm.answers],
+                **(arm.facts or {}),
+                "answers": [*map(_as_dict, arm.answers)],
             }
             for arm in comparison.arms
         ],
@@ -229,30 +220,12 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 def _figures(comparison: Comparison) -> dict[str, Any]:
     return {
         "figures": {
-            label: {
-                name: {
-                    **figure.interval.as_dict(),
-                    "rows": figure.rows,
-                    "seeds": {seed: number_or_none(value) for seed, value in figure.seeds.items()},
-                }
-                for name, figure in figures.items()
-            }
+            label: {name: as_json(figure) for name, figure in figures.items()}
             for label, figures in comparison.figures.items()
         },
-        "differences": [
-            {
-                "metric": each.metric,
-                "left": each.left,
-                "right": each.right,
-                **each.interval.as_dict(),
-                "better": each.better,
-                "rows": each.rows,
-            }
-            for each in comparison.differences
-        ],
+        "differences": [*map(as_json, comparison.differences)],
     }
 
 
 def _as_dict(answer: Answer) -> dict[str, Any]:
-    likelihood = answer.likelihood
-    return {**as_dict(answer), "likelihood": asdict(likelihood) if likelihood else None}
+    return {**as_dict(answer), "likelihood": msgspec.to_builtins(answer.likelihood)}
