@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import copy
 import gc
 import importlib.util
 import io
@@ -46,34 +45,11 @@ def in_less_time(request):
     """What takes a third of the time of tests that train, and is not what they test.
 
     Unsloth collects garbage some 20 times a training, each time through all objects: those of its
-    import, and of the test files before, are left out. Phi-2's tokenizer has 50,295 tokens and is
-    loaded three times a training: it is read once, and copied.
+    import, and of the test files before, are left out.
     """
     if request.path.name not in done or ("unsloth" in sys.modules and "unsloth" not in done):
         done.update({request.path.name, *({"unsloth"} & sys.modules.keys())})
         gc.freeze()
-    if (auto := sys.modules.get("transformers.models.auto.tokenization_auto")) is None:
-        return
-    if "tokenizers" not in done:
-        done.add("tokenizers")
-        auto.AutoTokenizer.from_pretrained = read_once(auto.AutoTokenizer.from_pretrained)
-
-
-def read_once(load):
-    """Copies of what `AutoTokenizer.from_pretrained` has made of the same files."""
-    kept = {}
-
-    def from_pretrained(name, *args, **settings):
-        files = [(file, file.stat()) for file in sorted(Path(name).glob("*.*"))]
-        if not files:
-            return load(name, *args, **settings)
-        stamps = [(str(file), stat.st_mtime_ns, stat.st_size) for file, stat in files]
-        key = repr((args, settings, stamps))
-        if key not in kept:
-            kept[key] = load(name, *args, **settings)
-        return copy.deepcopy(kept[key])
-
-    return from_pretrained
 
 
 def pytest_sessionfinish():
@@ -346,6 +322,15 @@ def choices_for(model, device=None, **more):
     from fasttune.models.choices import decide
 
     return decide(RunConfig(model=model, **more), device or this_device())
+
+
+def load_model(config, choices, plain=False):
+    """The base model and its tokenizer."""
+    from fasttune.models.load import load_base
+    from fasttune.models.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(config.name)
+    return load_base(config, choices, tokenizer, plain), tokenizer
 
 
 REASONING_ROW = {

@@ -74,6 +74,7 @@ def worker() -> None:
     from fasttune.models.fast.fast import speed_up
     from fasttune.models.head import decoder
     from fasttune.models.load import add_lora, load_base
+    from fasttune.models.tokenizer import load_tokenizer
     from fasttune.models.unsloth import import_unsloth
     from fasttune.plugins.discovery import load_plugins
     from fasttune.training.side_by_side import SideBySide
@@ -81,7 +82,8 @@ def worker() -> None:
     unsloth = import_unsloth()
     config = load_config(None, ["model.precision=bf16"])
     choices = decide(config, this_device())
-    base, tokenizer = load_base(config.model, choices)
+    tokenizer = load_tokenizer(config.model.name)
+    base = load_base(config.model, choices, tokenizer)
     model, _ = add_lora(base, config.lora, 1, choices)
     fast = speed_up(model, choices)
     generator = Generator(model, tokenizer, load_plugins().template("reasoning"), choices)

@@ -172,9 +172,9 @@ def test_checkpointing_is_switched_on_where_memory_is_short(
 
     asked: list[object] = []
 
-    def load(config, choices, **more):
+    def load(config, choices, tokenizer):
         asked.append(choices.unsloth_checkpointing)
-        return load_base(config, choices, **more)
+        return load_base(config, choices, tokenizer)
 
     monkeypatch.setattr("fasttune.training.train.load_base", load)
     batch = "train.batch_size=12"

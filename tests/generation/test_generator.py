@@ -23,8 +23,8 @@ from fasttune.encoding.encode import encode_prompt
 from fasttune.formats.row import Row
 from fasttune.generation.decoding import Decoding, plain_cache
 from fasttune.generation.generator import Generator, Sampling
-from fasttune.models.load import add_lora, load_base
-from tests.conftest import choices_for, wake_adapters
+from fasttune.models.load import add_lora
+from tests.conftest import choices_for, load_model, wake_adapters
 
 PREFIX = list(range(100, 120))
 SHARING = [[*PREFIX, *range(200 * n, 203 * n)] for n in (4, 1, 9, 2)]
@@ -64,7 +64,7 @@ def model(folder):
 
 def with_adapters(config: ModelConfig):
     choices = choices_for(config)
-    model, _ = load_base(config, choices)
+    model, _ = load_model(config, choices)
     model, _ = add_lora(model, LoraConfig(r=4), 0, choices)
     return wake_adapters(model, std=0.05, seed=0).eval()
 

@@ -10,8 +10,7 @@ from transformers.activations import NewGELUActivation
 
 from fasttune.config import ModelConfig
 from fasttune.models.activation import fuse_gelu
-from fasttune.models.load import load_base
-from tests.conftest import choices_for
+from tests.conftest import choices_for, load_model
 
 
 def both(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -50,6 +49,6 @@ def test_in_bf16_it_is_nearer_to_fp32():
 def test_a_phi_is_loaded_with_it(tiny_phi, tiny_llama):
     for folder, count in ((tiny_phi, 2), (tiny_llama, 0)):
         config = ModelConfig(name=str(folder), quantization="none", precision="fp32")
-        model, _ = load_base(config, choices_for(config))
+        model, _ = load_model(config, choices_for(config))
         kinds = [type(module) for module in model.modules()]
         assert NewGELUActivation not in kinds and kinds.count(torch.nn.GELU) == count

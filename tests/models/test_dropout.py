@@ -13,8 +13,8 @@ from fasttune.config import LoraConfig, ModelConfig
 from fasttune.encoding.batches import pack
 from fasttune.encoding.encode import Encoded
 from fasttune.models.dropout import base_dropout
-from fasttune.models.load import add_lora, load_base
-from tests.conftest import choices_for
+from fasttune.models.load import add_lora
+from tests.conftest import choices_for, load_model
 
 ROWS = [[*range(100, 140)], [*range(300, 325)], [*range(500, 533)]]
 
@@ -26,7 +26,7 @@ def model(request, tiny_phi):
         name=str(tiny_phi), quantization="none", precision="fp32", dropout=request.param
     )
     choices = choices_for(config)
-    model, _ = load_base(config, choices)
+    model, _ = load_model(config, choices)
     model, _ = add_lora(model, LoraConfig(r=4, dropout=0.05), 0, choices)
     torch.manual_seed(0)
     return request.param, model.train()
@@ -79,7 +79,7 @@ def test_an_attention_that_looks_its_dropout_up_is_told_as_well(tmp_path, phi2_t
     phi2_tokenizer.save_pretrained(tmp_path)
     for dropout, expected in (("off", 0.0), ("config", 0.5)):
         config = ModelConfig(name=str(tmp_path), precision="fp32", dropout=dropout)
-        model, _ = load_base(config, choices_for(config))
+        model, _ = load_model(config, choices_for(config))
         assert model.model.layers[0].self_attn.attention_dropout == expected
         model.train()
         first, second = (logits(model, input_ids=torch.tensor([ROWS[0]])) for _ in range(2))

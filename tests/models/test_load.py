@@ -16,7 +16,7 @@ from fasttune.errors import FasttuneError, reason
 from fasttune.models import load
 from fasttune.models.tokenizer import cannot_load
 from fasttune.models.unsloth import import_unsloth
-from tests.conftest import choices_for
+from tests.conftest import choices_for, load_model
 
 OFFLINE = OfflineModeIsEnabled("Cannot reach https://hub.example: offline mode is enabled.")
 
@@ -104,11 +104,11 @@ def test_three_lines_whatever_the_loader_raises(monkeypatch, tmp_path, capfd, er
         raise error
 
     (tmp_path / "config.json").touch()
-    monkeypatch.setattr(load, "load_tokenizer", lambda *_: SimpleNamespace(pad_token_id=0))
     monkeypatch.setattr(import_unsloth(), "from_pretrained", from_pretrained)
     config = RunConfig(model=ModelConfig(name=str(tmp_path)))
     with pytest.raises(FasttuneError) as caught:
-        load.load_base(config.model, decide(config, Device("CPU", "cpu", 8e9)))
+        choices = decide(config, Device("CPU", "cpu", 8e9))
+        load.load_base(config.model, choices, SimpleNamespace(pad_token_id=0))
     assert caught.value.message == f"cannot load the model '{tmp_path}'"
     assert cause in caught.value.where and hint in caught.value.hint
     assert len(str(caught.value).splitlines()) == 3
@@ -195,7 +195,7 @@ def test_a_model_that_is_loaded_otherwise_than_chosen_is_refused(
     monkeypatch.setattr(load, "import_unsloth", lambda: loader)
     config = ModelConfig(name=str(tiny_phi), quantization="nf4", precision="bf16")
     with pytest.raises(FasttuneError, match=said):
-        load.load_base(config, choices_for(config))
+        load_model(config, choices_for(config))
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
@@ -205,7 +205,7 @@ def test_transformers_alone_loads_the_same_model(kind, quantization, request):
     folder = str(request.getfixturevalue(kind))
     config = ModelConfig(name=folder, quantization=quantization, precision="fp32")
     choices = choices_for(config)
-    through, plain = (load.load_base(config, choices, each)[0].eval() for each in (False, True))
+    through, plain = (load_model(config, choices, each)[0].eval() for each in (False, True))
     weights = dict(through.named_parameters())
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter, weights.pop(name)), name

@@ -33,9 +33,9 @@ def note_models(load):
 
     def noting(*args, **named):
         gc.freeze()
-        model, tokenizer = load_base(*args, **named)
+        model = load_base(*args, **named)
         loaded.append(model)
-        return model, tokenizer
+        return model
 
     load.load_base = noting
 

@@ -17,6 +17,7 @@ from fasttune.generation.generator import Generator
 from fasttune.machine import this_device
 from fasttune.models import load
 from fasttune.models.choices import decide
+from fasttune.models.tokenizer import load_tokenizer
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run
 from fasttune.training import train
@@ -56,7 +57,8 @@ def take(settings, place):
     """
     config = load_config(None, [*SETTINGS, *settings])
     choices = decide(config, this_device())
-    base, tokenizer = load.load_base(config.model, choices)
+    tokenizer = load_tokenizer(config.model.name)
+    base = load.load_base(config.model, choices, tokenizer)
     model, _ = load.add_lora(base, config.lora, 1, choices)
     torch.manual_seed(2)
     for name, parameter in model.named_parameters():

@@ -18,13 +18,13 @@ from fasttune.encoding.encode import encode
 from fasttune.generation.generator import Generator
 from fasttune.machine import this_device
 from fasttune.models.choices import decide
-from fasttune.models.load import add_lora, load_base
+from fasttune.models.load import add_lora
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run
 from fasttune.training.callbacks import Progress
 from fasttune.training.side_by_side import SideBySide, changes_with_length
 from fasttune.training.train import make_trainer, train
-from tests.conftest import rows, wake_adapters, write_rows
+from tests.conftest import load_model, rows, wake_adapters, write_rows
 from tests.training.test_trouble import make_job
 
 TWO_CORES = replace(this_device(), cores=2)
@@ -35,7 +35,7 @@ def make(folder, tmp_path, **model):
     config = RunConfig(model=settings, lora=LoraConfig(r=4), train=TrainConfig(batch_size=4))
     choices = decide(config, TWO_CORES)
     assert choices.side_by_side == 2
-    base, tokenizer = load_base(config.model, choices)
+    base, tokenizer = load_model(config.model, choices)
     model, _ = add_lora(base, config.lora, 1, choices)
     wake_adapters(model)
     template = load_plugins().template("reasoning")

@@ -25,14 +25,14 @@ from fasttune.encoding.encode import IGNORED, encode
 from fasttune.errors import FasttuneError
 from fasttune.machine import threads
 from fasttune.models.head import token_losses
-from fasttune.models.load import add_lora, load_base
+from fasttune.models.load import add_lora
 from fasttune.models.sections import SectionLoss
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, find_run
 from fasttune.runs.resume import last_checkpoint
 from fasttune.training.callbacks import Interrupt
 from fasttune.training.checkpoints import SaveByTime
-from tests.conftest import choices_for, cli, rows, wake_adapters, write_rows
+from tests.conftest import choices_for, cli, load_model, rows, wake_adapters, write_rows
 
 SIX_STEPS = ("train.max_steps=6", "train.eval_steps=3", "train.save_steps=3")
 PHI_TARGETS = {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}
@@ -67,7 +67,7 @@ def finished(tiny_phi, data, tmp_path_factory) -> Run:
 def test_lora_covers_all_six_projections_of_phi(tiny_phi):
     config = ModelConfig(name=str(tiny_phi), quantization="nf4", precision="fp32")
     choices = choices_for(config)
-    model, _ = load_base(config, choices)
+    model, _ = load_model(config, choices)
     quantized = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
     assert len(quantized) == 2 * len(PHI_TARGETS)  # NF4 really is on
     model, coverage = add_lora(model, LoraConfig(r=4), 0, choices)
@@ -82,7 +82,7 @@ def test_lora_covers_all_six_projections_of_phi(tiny_phi):
 def test_a_target_that_matches_nothing_is_an_error(tiny_phi):
     config = ModelConfig(name=str(tiny_phi), quantization="none", precision="fp32")
     choices = choices_for(config)
-    model, _ = load_base(config, choices)
+    model, _ = load_model(config, choices)
     with pytest.raises(FasttuneError) as caught:
         add_lora(model, LoraConfig(targets=("q_proj", "o_proj")), 0, choices)
     assert "'o_proj' matches no layer" in str(caught.value) and "q_proj" in caught.value.hint
@@ -138,7 +138,7 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
     model_settings = ModelConfig(name=str(folder), quantization="none", precision="fp32")
     lora = LoraConfig(r=4, alpha=8, dropout=dropout)
     choices = choices_for(model_settings, lora=lora)
-    base, tokenizer = load_base(model_settings, choices)
+    base, tokenizer = load_model(model_settings, choices)
     model, _ = add_lora(base, lora, 1, choices)
     wake_adapters(model)
     template = load_plugins().template("reasoning")
@@ -293,7 +293,7 @@ def test_the_last_evaluation_is_what_the_saved_adapter_gives(finished, tiny_phi)
 
     plugins = load_plugins()
     prepared = prepare(finished.config, plugins)
-    base, tokenizer = load_base(finished.model_config, choices_for(finished.model_config))
+    base, tokenizer = load_model(finished.model_config, choices_for(finished.model_config))
     model = PeftModel.from_pretrained(base, finished.adapter).eval()
     total = tokens = 0.0
     for row in prepared.eval:

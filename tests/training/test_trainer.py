@@ -23,14 +23,14 @@ from fasttune.generation.likelihood import with_likelihoods
 from fasttune.job import prepare
 from fasttune.machine import this_device
 from fasttune.models.choices import decide
-from fasttune.models.load import add_lora, load_base
+from fasttune.models.load import add_lora
 from fasttune.planning.devices import GPUS
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run
 from fasttune.training.callbacks import Progress
 from fasttune.training.train import make_trainer, train
 from fasttune.training.trainer import Trainer
-from tests.conftest import listening
+from tests.conftest import listening, load_model
 
 ROWS = [
     {
@@ -182,7 +182,7 @@ def test_in_fp32_the_choices_of_a_t4_change_no_loss_and_nothing_is_cast(run_for,
 def test_prompting_is_under_the_autocast_of_training(precision, dtype, tiny_phi, monkeypatch):
     config = ModelConfig(name=str(tiny_phi), quantization="none", precision=precision)
     choices = decide(RunConfig(model=config), H100)
-    model, tokenizer = load_base(config, choices)
+    model, tokenizer = load_model(config, choices)
     model, _ = add_lora(model, LoraConfig(r=4), 0, choices)
     generator = Generator(model.eval(), tokenizer, load_plugins().template("reasoning"), choices)
     sampling = Sampling(max_new_tokens=3)
@@ -228,7 +228,7 @@ def test_nothing_is_read_between_the_packs_of_a_step(device, packing, tiny_phi, 
     model_settings = ModelConfig(name=str(tiny_phi), quantization="none", max_length=80)
     config = RunConfig(model=model_settings, train=TrainConfig(batch_size=2, packing=packing))
     choices = decide(config, device or this_device())
-    model, tokenizer = load_base(config.model, choices)
+    model, tokenizer = load_model(config.model, choices)
     model, _ = add_lora(model, LoraConfig(r=4), 0, choices)
     template = load_plugins().template("reasoning")
     rows = [encode(template, row, tokenizer) for row in ROWS[:4]]

@@ -23,6 +23,7 @@ from fasttune.job import Job
 from fasttune.machine import this_device
 from fasttune.models.choices import decide
 from fasttune.models.load import add_lora, load_base
+from fasttune.models.tokenizer import load_tokenizer
 from fasttune.models.unsloth import import_unsloth
 
 # isort: split
@@ -51,7 +52,8 @@ def measure_generation(job: Job, rounds: int) -> dict[str, dict[str, Any]]:
 
 def _load_with_adapter(job: Job) -> Generator:
     choices = decide(job.config, this_device())
-    model, tokenizer = load_base(job.config.model, choices, end=job.template.end)
+    tokenizer = load_tokenizer(job.model, job.template.end)
+    model = load_base(job.config.model, choices, tokenizer)
     model, _ = add_lora(model, job.config.lora, job.config.seed, choices)
     torch.manual_seed(job.config.seed)
     for name, parameter in model.named_parameters():

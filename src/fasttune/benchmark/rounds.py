@@ -25,15 +25,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def result_folder(target: Path | None, *words: str) -> Path:
-    """Choose the result folder: `target`, or one below bench/ named after the words and the time.
+def result_folder(target: Path | None, what: str, job: Job) -> Path:
+    """Choose the result folder: `target`, or one below bench/ named after the job and the time.
 
     Raises:
         FasttuneError: it exists, or this is one of several processes.
     """
     require_one("a benchmark")
     if target is None:
-        return Path("bench") / "-".join([*words, datetime.now().strftime("%Y%m%d-%H%M%S")])
+        words = (what, job.template.name, Path(job.model).name)
+        return Path("bench") / f"{'-'.join(words)}-{datetime.now():%Y%m%d-%H%M%S}"
     if target.exists():
         raise FasttuneError("the result folder exists", str(target), "choose another with --output")
     return target
@@ -58,7 +59,7 @@ def bench_rounds(
     Raises:
         FasttuneError: the folder exists, or this is one of several processes.
     """
-    target = result_folder(target, what, job.template.name, Path(job.model).name)
+    target = result_folder(target, what, job)
     result = {
         "what": what,
         "template": job.template.name,

@@ -25,7 +25,7 @@ from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.job import Job
 from fasttune.machine import device_name, this_device, versions
-from fasttune.models.choices import Choices, decide
+from fasttune.models.choices import Choices, decide, require_precision
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.planning.forecast import foresee
 
@@ -66,13 +66,13 @@ def bench_train(
             setting or ended with an error, or this is one of several processes.
     """
     device = this_device()
-    choices = decide(job.config, device)
-    words = (job.config.template, Path(job.model).name, choices.quantization)
-    target = result_folder(target, *words)
+    require_precision(job.config.model, device)
+    target = result_folder(target, "train", job)
     tokenizer = load_tokenizer(job.model, job.template.end)
     rows = encode_rows(job.template, job.train, tokenizer, job.config, "training")
     plan = foresee(job.config, job.model, rows.lengths, device)
-    config = resolved(job.config, job.model, plan.choices if plan is not None else choices)
+    choices = decide(plan.config if plan else job.config, device)
+    config = resolved(job.config, job.model, choices)
     spec = make_spec(rows, config, block, notebook_checkpointing)
     together = plan is not None and len(arms) * plan.memory.peak <= device.memory
     if not together:

@@ -20,8 +20,7 @@ from fasttune.exports.merge import run_tokenizer
 from fasttune.formats.chat import ChatFormat
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
-from fasttune.machine import tensor_device, this_device
-from fasttune.models.choices import decide_for_generation
+from fasttune.machine import tensor_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,8 +69,7 @@ def open_run_model(config: ModelConfig, adapter: Path, template: Template) -> Mo
     """Load the model as it was in training, base and adapter apart, with the template's prompts."""
     from fasttune.models.load import load_for_generation
 
-    choices = decide_for_generation(config, this_device())
-    model, _ = load_for_generation(config, choices, adapter, template.end)
+    model, *_ = load_for_generation(config, adapter, template.end)
     tokenizer = run_tokenizer(adapter)
     eos = eos_id(tokenizer)
     return ModelReader(

@@ -19,8 +19,7 @@ from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.generation.decoding import Decoding
-from fasttune.machine import this_device
-from fasttune.models.choices import Choices, decide_for_generation
+from fasttune.models.choices import Choices
 from fasttune.models.load import load_for_generation
 from fasttune.plugins.metric import Answer
 from fasttune.sampling import Sampling as Sampling
@@ -51,8 +50,7 @@ class Generator:
         cls, config: ModelConfig, template: Template, adapter: Path | None = None
     ) -> Generator:
         """Load a base model, with an adapter if one is given."""
-        choices = decide_for_generation(config, this_device())
-        model, tokenizer = load_for_generation(config, choices, adapter, template.end)
+        model, tokenizer, choices = load_for_generation(config, adapter, template.end)
         return cls(model, tokenizer, template, choices)
 
     def answer(

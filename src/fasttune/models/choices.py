@@ -111,9 +111,8 @@ def decide(config: RunConfig, device: Device) -> Choices:
     cuda = device.kind == "cuda"
     asked, chosen = config.model, config.train
     default_dtype = "bfloat16" if device.bf16 else "float16" if cuda else "float32"
+    require_precision(asked, device)
     dtype = DTYPES.get(asked.precision, default_dtype)
-    if error := _refusal(dtype, device):
-        raise error
     nf4 = cuda if asked.quantization == "auto" else asked.quantization == "nf4"
     fast = not cuda if asked.fast_path == "auto" else asked.fast_path == "on"
     why_plain = _why_plain(config, fast)
@@ -144,25 +143,27 @@ def decide_for_generation(model: ModelConfig, device: Device) -> Choices:
     A run may have been trained on another device, in a precision that this one does not support;
     then this device's default precision is used.
     """
-    if model.precision != "auto" and _refusal(DTYPES[model.precision], device):
+    try:
+        require_precision(model, device)
+    except FasttuneError:
         model = replace(model, precision="auto")
     return decide(RunConfig(model=model), device)
 
 
-def _refusal(dtype: str, device: Device) -> FasttuneError | None:
-    if dtype == "float16" and device.kind == "cpu":
-        return FasttuneError(
+def require_precision(model: ModelConfig, device: Device) -> None:
+    """Refuse a precision in the settings that the device does not support."""
+    if model.precision == "fp16" and device.kind == "cpu":
+        raise FasttuneError(
             "fp16 is not supported on a CPU",
             f"model.precision=fp16, on {device.name}",
             "set model.precision=auto or fp32",
         )
-    if dtype == "bfloat16" and device.kind == "cuda" and not device.bf16:
-        return FasttuneError(
+    if model.precision == "bf16" and device.kind == "cuda" and not device.bf16:
+        raise FasttuneError(
             "the GPU does not support bf16",
             f"model.precision=bf16, on {device.name}",
             "set model.precision=auto or fp16",
         )
-    return None
 
 
 def _why_plain(config: RunConfig, fast: bool) -> str:

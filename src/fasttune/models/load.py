@@ -11,9 +11,9 @@ import torch
 
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.errors import FasttuneError
-from fasttune.machine import tensor_device, threads
+from fasttune.machine import tensor_device, this_device, threads
 from fasttune.models.activation import fuse_gelu
-from fasttune.models.choices import Choices
+from fasttune.models.choices import Choices, decide_for_generation
 from fasttune.models.dropout import switch_dropout_off
 from fasttune.models.head import decoder
 from fasttune.models.heap import loading, release_mapped_files
@@ -23,23 +23,20 @@ from fasttune.models.unsloth import import_unsloth
 from fasttune.quiet import quiet
 
 
-def load_base(
-    config: ModelConfig, choices: Choices, plain: bool = False, end: str = ""
-) -> tuple[Any, Any]:
-    """Load a model without adapters, and its tokenizer with a pad token.
+def load_base(config: ModelConfig, choices: Choices, tokenizer: Any, plain: bool = False) -> Any:
+    """Load a model without adapters.
 
     Args:
         config: unless `config.dropout` is "config", the model's own dropout is switched off: rows
             have the same loss packed and unpacked, and a resumed run repeats an unbroken one.
+        tokenizer: of `load_tokenizer`; gets a pad token if it has none.
         plain: load with transformers alone; the weights are the same.
-        end: see `end_turns_with`.
 
     Raises:
         FasttuneError: the model cannot be loaded, or not with this quantization and dtype.
     """
     name = resolve_model(config.name)
     threads()  # starts to measure the processor time of other programs
-    tokenizer = load_tokenizer(name, end)
     if tokenizer.pad_token_id is None:
         # Labels are explicit, so a pad token that is also the EOS hides no EOS from the loss.
         tokenizer.pad_token = tokenizer.eos_token
@@ -61,7 +58,7 @@ def load_base(
     if choices.kind == "cpu" and choices.quantized:
         release_mapped_files()
     _adapt_threads(model)
-    return model, tokenizer
+    return model
 
 
 def _adapt_threads(model: Any) -> None:
@@ -167,17 +164,25 @@ def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple
 
 
 def load_for_generation(
-    config: ModelConfig, choices: Choices, adapter: Path | None = None, end: str = ""
-) -> tuple[Any, Any]:
+    config: ModelConfig, adapter: Path | None = None, end: str = ""
+) -> tuple[Any, Any, Choices]:
     """Load a model as in training, with its adapter if there is one, ready to generate.
+
+    Args:
+        end: see `end_turns_with`.
+
+    Returns:
+        The model, its tokenizer, and what was decided for this device.
 
     Raises:
         FasttuneError: see `load_base`; or the adapter is damaged or does not fit the model.
     """
     if adapter is not None:
         require_model(str(adapter))
+    choices = decide_for_generation(config, this_device())
     plain = choices.kind == "cpu"
-    model, tokenizer = load_base(config, replace(choices, checkpointing="off"), plain, end)
+    tokenizer = load_tokenizer(config.name, end)
+    model = load_base(config, replace(choices, checkpointing="off"), tokenizer, plain)
     if adapter is not None:
         try:
             with quiet():
@@ -187,10 +192,10 @@ def load_for_generation(
         except Exception as error:  # PEFT, safetensors and torch raise their own types
             raise cannot_load(str(adapter), error) from error
     if plain:
-        return model.eval(), tokenizer
+        return model.eval(), tokenizer, choices
     with quiet():
         import_unsloth().for_inference(model)
-    return model, tokenizer
+    return model, tokenizer, choices
 
 
 def load_folder(folder: Path) -> tuple[Any, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -58,14 +57,6 @@ def require_whole(folder: Path) -> None:
     Raises:
         FasttuneError: names the first damaged file and what is wrong with it.
     """
-    files = ((file, file.stat()) for file in sorted(folder.iterdir()) if file.is_file())
-    _require_whole(folder, tuple((f.name, s.st_mtime_ns, s.st_size) for f, s in files))
-
-
-@lru_cache(maxsize=16)
-def _require_whole(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> None:
-    """Check files with the same stamps once: a run checks its model three times, and reading a
-    tokenizer.json of 50,000 tokens takes 0.1 seconds."""
     settings = {name: read_object(folder / name) for name in JSON_FILES if (folder / name).exists()}
     if adapter := settings.get("adapter_config.json"):
         _require_adapter(folder, adapter)

@@ -11,7 +11,7 @@ from typing import Any
 from fasttune.config import RunConfig, steps, with_training
 from fasttune.errors import FasttuneError
 from fasttune.machine import GB, Device
-from fasttune.models.choices import Choices, decide
+from fasttune.models.choices import decide
 from fasttune.planning import cost
 from fasttune.planning.cost import Memory, StepTime, Workload
 from fasttune.planning.devices import measured_matmul, with_figures
@@ -40,11 +40,6 @@ class Forecast:
     rows: int | None
     steps: int | None
     suggestion: tuple[str, ...]
-
-    @property
-    def choices(self) -> Choices:
-        """The device's choices, with checkpointing and the copy of NF4 weights by what fits."""
-        return decide(self.config, self.device)
 
     @property
     def fits(self) -> bool:
@@ -124,7 +119,7 @@ class Forecast:
             "quantization": "nf4" if work.quantized else "none",
             "number_bytes": work.number_bytes,
             "gradient_checkpointing": self.config.train.gradient_checkpointing,
-            "attention": self.choices.attention,
+            "attention": decide(self.config, self.device).attention,
             "peak_tokens": work.peak_tokens,
             "peak_bytes": round(self.memory.peak),
             "bytes": {name: round(size) for name, size in self.memory.parts().items()},

@@ -35,7 +35,7 @@ from fasttune.machine import (
     threads,
     versions,
 )
-from fasttune.models.choices import Choices, decide
+from fasttune.models.choices import Choices, decide, require_precision
 from fasttune.models.dropout import base_dropout
 from fasttune.models.fast.fast import check_packing, speed_up
 from fasttune.models.head import check_head
@@ -152,7 +152,7 @@ def load(job: Job, device: Device) -> Ready:
     """Encode the rows, plan, and load the model with fresh adapters."""
     began = time.perf_counter()
     config = job.config
-    choices = decide(config, device)
+    require_precision(config.model, device)
     check_schedule(config.train, bool(job.eval))
     for note in job.notes:
         log.info("note: %s", note)
@@ -167,9 +167,9 @@ def load(job: Job, device: Device) -> Ready:
     planned = foresee(config, job.model, train_rows.lengths, device)
     if planned is not None:
         planned.require_fit()
-        choices = planned.choices
+    choices = decide(planned.config if planned else config, device)
     log.info("choices: %s", choices)
-    model, tokenizer = load_base(config.model, choices, end=job.template.end)
+    model = load_base(config.model, choices, tokenizer)
     if off := base_dropout(model.config, config.model):
         log.info(off)
     model, coverage = add_lora(model, config.lora, config.seed, choices)

@@ -36,13 +36,13 @@ from fasttune.models.fast import blocks
 from fasttune.models.fast.attention import ROW_ATTENTION
 from fasttune.models.fast.blocks import BLOCK_ATTENTION
 from fasttune.models.fast.fast import FastPath, check_packing, speed_up
-from fasttune.models.load import add_lora, load_base
+from fasttune.models.load import add_lora
 from fasttune.planning.devices import GPUS
 from fasttune.runs import Run
 from fasttune.training.callbacks import Progress
 from fasttune.training.settings import training_arguments
 from fasttune.training.trainer import Trainer
-from tests.conftest import choices_for, wake_adapters
+from tests.conftest import choices_for, load_model, wake_adapters
 
 T4, A100, CPU = GPUS["t4"], GPUS["a100"], Device("CPU", "cpu", 16e9)
 LENGTHS = (7, 12, 1, 5)
@@ -270,7 +270,7 @@ def trainer_for(folder, attention, tmp_path, max_length=16, checkpointing="off")
     train = TrainConfig(batch_size=1, gradient_checkpointing=checkpointing)
     config = RunConfig(model=settings, train=train)
     choices = replace(decide(config, T4), attention=attention, optimizer="adamw_torch")
-    base, tokenizer = load_base(settings, choices)
+    base, tokenizer = load_model(settings, choices)
     model, _ = add_lora(base, LoraConfig(r=4), 1, choices)
     wake_adapters(model, std=0.2)
     fast = speed_up(model, choices)

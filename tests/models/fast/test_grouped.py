@@ -8,8 +8,8 @@ import torch
 
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.models.fast import grouped
-from fasttune.models.load import add_lora, load_base
-from tests.conftest import choices_for, wake_adapters
+from fasttune.models.load import add_lora
+from tests.conftest import choices_for, load_model, wake_adapters
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 1000
 
@@ -17,7 +17,7 @@ IDS = torch.arange(40).reshape(2, 20) * 7 % 1000
 def build(folder, quantization="none", precision="fp32"):
     config = ModelConfig(name=str(folder), quantization=quantization, precision=precision)
     choices = choices_for(config)
-    model, _ = load_base(config, choices)
+    model, _ = load_model(config, choices)
     model, _ = add_lora(model, LoraConfig(r=4, alpha=8), 1, choices)
     for parameter in model.parameters():
         if parameter.requires_grad:

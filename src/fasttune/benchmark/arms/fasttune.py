@@ -13,6 +13,7 @@ from fasttune.generation.generator import Generator
 from fasttune.machine import this_device
 from fasttune.models.choices import decide
 from fasttune.models.load import add_lora, load_base
+from fasttune.models.tokenizer import load_tokenizer
 from fasttune.runs import Run
 from fasttune.training.callbacks import Progress, RunLog
 from fasttune.training.train import make_trainer
@@ -25,7 +26,8 @@ def train(spec: Spec, pace: Pace, folder: Path) -> None:
     """Load and train the model as `fasttune run` does."""
     config = spec.config
     choices = decide(config, this_device())
-    model, tokenizer = load_base(config.model, choices)
+    tokenizer = load_tokenizer(config.model.name)
+    model = load_base(config.model, choices, tokenizer)
     model, _ = add_lora(model, config.lora, config.seed, choices)
     start_adapters(model, config.seed)
     run = Run(folder)
