@@ -17,7 +17,7 @@ from fasttune.encoding.encode import encode, encode_prompt
 from fasttune.exports.chat_template import chat_template_for
 from fasttune.formats.chat import ChatFormat
 from fasttune.formats.examples import examples
-from fasttune.formats.jinja import chat_template, messages, render_jinja, variables
+from fasttune.formats.jinja import chat_template, render_jinja
 from fasttune.plugins.discovery import load_plugins
 from tests.formats.declarations import rows, templates
 
@@ -53,7 +53,9 @@ def assistant(content):
 def rendered(template: Template, row: dict[str, str] | Row) -> str:
     row = Row.of(row)
     written = chat_template(template)
-    return render_jinja(written, messages(template, row), **variables(template, row))
+    return render_jinja(
+        written, ChatFormat(template).messages(row), **ChatFormat(template).kwargs(row)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +125,9 @@ def test_multilingual_takes_the_language_as_a_variable():
 )
 def test_a_language_is_told_as_what_it_chooses(value, language):
     row = Row.of({"instruction": "Hello", "language": value})
-    assert variables(BUILT_IN["multilingual"], row)["language"] == language
+    assert ChatFormat(BUILT_IN["multilingual"]).kwargs(row)["language"] == language
     detected = Row([{"instruction": "日本の首都は？"}], language="ja")
-    assert variables(BUILT_IN["multilingual"], detected) == {"language": "ja"}
+    assert ChatFormat(BUILT_IN["multilingual"]).kwargs(detected) == {"language": "ja"}
 
 
 def test_a_language_that_is_shown_is_told_as_it_is():
@@ -143,9 +145,12 @@ def test_a_conversation():
         {"instruction": "c", "input": "I", "language": "fr"},
         [{"instruction": "a", "reasoning": "r", "output": "b"}],
     )
-    assert messages(STEPS, talk) == [user("a"), assistant("r\nA: b"), user("c")]
+    assert ChatFormat(STEPS).messages(talk) == [user("a"), assistant("r\nA: b"), user("c")]
     text = render_jinja(
-        chat_template(STEPS), messages(STEPS, talk), eos_token="<eos>", **variables(STEPS, talk)
+        chat_template(STEPS),
+        ChatFormat(STEPS).messages(talk),
+        eos_token="<eos>",
+        **ChatFormat(STEPS).kwargs(talk),
     )
     assert text == "Sois bref.\nQ: a\nR:\nr\nA: b<eos>\nQ: c\nC: I\nR:\n"
     notes = ChatFormat(STEPS).notes
@@ -215,11 +220,11 @@ def test_any_row_has_the_runs_ids(name, tokenizers, said, asked, spoken, more):
     for tokenizer in tokenizers:
         special = "{{- bos_token -}}" if tokenizer("").input_ids else ""
         ids = tokenizer.apply_chat_template(
-            messages(template, row),
+            ChatFormat(template).messages(row),
             chat_template=special + chat_template(template),
             add_generation_prompt=True,
             return_dict=False,
-            **variables(template, row),
+            **ChatFormat(template).kwargs(row),
         )
         assert ids == encode_prompt(template, row, tokenizer)
 
@@ -300,7 +305,7 @@ def test_what_takes_no_turns_is_refused(spoken, reason):
 def test_an_earlier_context_is_refused():
     row = Row.of({"instruction": "c"}, [{"instruction": "a", "input": "context", "output": "b"}])
     with pytest.raises(FasttuneError, match="an earlier turn has an input, which no chat template"):
-        variables(BUILT_IN["chatml"], row)
+        ChatFormat(BUILT_IN["chatml"]).kwargs(row)
 
 
 def test_a_column_that_the_format_needs_is_needed_by_the_chat_template():

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fasttune.formats import jinja
+from fasttune.errors import FasttuneError
+from fasttune.formats.jinja import render_jinja, shown_columns, variable_columns
 from fasttune.formats.ollama import ollama_template
-from fasttune.formats.parts import default_text, pieces
+from fasttune.formats.parts import chosen_text, split_format
 from fasttune.formats.row import Row
-from fasttune.formats.template import Template
+from fasttune.formats.template import Template, at_the_answer, split_turns
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,16 @@ class ChatFormat:
 
     @property
     def system(self) -> str:
-        """The system text where a request has none, or ""."""
+        """The system text for a request without one, or ""."""
         reads_it = "system" in self.template.reads
-        return default_text(self.template.system) if reads_it else ""
+        return chosen_text(self.template.system, {}) if reads_it else ""
 
     @property
     def stop(self) -> Sequence[str]:
-        """Tags that open a section the model never writes: generation has gone wrong where it
-        writes one. EOS is not among them."""
-        learned = "".join(
-            literal
-            for part in self.template.parts
-            if part.learned
-            for literal, _ in pieces(part.texts[0])
-        )
+        """Tags that the model never writes, because they open a given section; EOS is not among
+        them."""
+        texts = [part.texts[0] for part in self.template.parts if part.learned]
+        learned = "".join(literal for text in texts for literal, _ in split_format(text))
         return [tag for tag in self.template.tags if tag not in learned]
 
     @property
@@ -59,12 +56,12 @@ class ChatFormat:
         ]
         if "system" not in template.reads:
             notes.append("The format has no place for a system text: a system message is left out.")
-        columns = jinja.variable_columns(template, template.reads)
-        if names := [f"`{column}`" for column in sorted(columns)]:
+        columns = sorted(variable_columns(template, template.reads))
+        if columns:
             last = ", `input` for the last turn" if template.conversations else ""
             notes.append(
                 f"Given as variables of the chat template{last}, and not available in Ollama: "
-                f"{', '.join(names)}."
+                f"{', '.join(f'`{column}`' for column in columns)}."
             )
         if template.chooses_language:
             notes.append(
@@ -74,26 +71,45 @@ class ChatFormat:
         return notes
 
     def messages(self, row: Row) -> list[dict[str, str]]:
-        """The messages of a row."""
-        return jinja.messages(self.template, row)
+        """The messages of a row, with earlier answers as the model wrote them."""
+        template = self.template
+        messages = []
+        reads_system = template.computed or "system" in template.reads
+        if reads_system and row.system and not template.system_wins:
+            messages.append({"role": "system", "content": row.system})
+        *earlier, last = row.turns
+        for turn, segments in zip(earlier, split_turns(template.opening(row)), strict=False):
+            answer = "".join(segment.text for segment in at_the_answer(segments)[1])
+            messages.append({"role": "user", "content": turn["instruction"]})
+            messages.append({"role": "assistant", "content": answer})
+        return [*messages, {"role": "user", "content": last.get("instruction", "")}]
 
     def kwargs(self, row: Row) -> dict[str, str]:
         """The variables of a row: placed columns, and the values that switch its fixed texts.
 
         Raises:
-            FasttuneError: the row has an input in an earlier turn.
+            FasttuneError: an earlier turn has an `input`; the variable belongs to the last turn.
         """
-        return jinja.variables(self.template, row)
+        columns = variable_columns(self.template, row)
+        if "input" in columns and any(turn.get("input") for turn in row.turns[:-1]):
+            raise FasttuneError(
+                "an earlier turn has an input, which no chat template can take",
+                f"instruction: {row.get('instruction', '')[:80]}",
+                "prompt with fasttune itself",
+            )
+        shown = shown_columns(self.template)
+        chosen = {text.by: text for text in self.template.choices if text.by not in shown}
+        values = {c: chosen[c].key(row.get(c)) if c in chosen else row.get(c) for c in columns}
+        return {column: value for column, value in values.items() if value}
 
-    def render(self, row: Row, written: str, bos: str = "", eos: str = "") -> str:
+    def render(self, row: Row, chat_template: str, bos: str = "", eos: str = "") -> str:
         """The prompt of a row as transformers renders it with the chat template of an export.
 
         Args:
-            written: the chat template as it was read back.
-            bos, eos: texts of the tokenizer's special tokens, "" where it has none.
+            bos, eos: texts of the tokenizer's special tokens, "" if it has none.
 
         Raises:
             FasttuneError: the chat template refuses the row.
         """
         tokens = {"bos_token": bos, "eos_token": eos}
-        return jinja.render_jinja(written, self.messages(row), **self.kwargs(row), **tokens)
+        return render_jinja(chat_template, self.messages(row), **self.kwargs(row), **tokens)

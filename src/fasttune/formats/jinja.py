@@ -1,11 +1,8 @@
 """A format as a Jinja chat template, for programs that do not know fasttune.
 
 `instruction` is the content of the last user message, `system` that of the system message; every
-other column is a variable of the chat template under its own name
-(`apply_chat_template(..., input="...")`). A format of one turn leaves out earlier turns of a
-conversation. Refusing them instead would keep llama.cpp's server from starting, which renders a
-sample conversation when it loads a model. A format that holds conversations writes all of them,
-and refuses roles that do not take turns.
+other column is a variable. A format of one turn leaves out earlier turns: if it refused them,
+llama.cpp's server would not start, because it renders a sample conversation.
 """
 
 from __future__ import annotations
@@ -14,9 +11,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fasttune.errors import FasttuneError
-from fasttune.formats.parts import Choice, Part, pieces
-from fasttune.formats.row import Row
-from fasttune.formats.template import Template, at_the_answer, split_turns
+from fasttune.formats.parts import Choice, Part, split_format
+from fasttune.formats.template import Template
 
 # Names that apply_chat_template or the chat template itself use for something else.
 RESERVED = frozenset(
@@ -108,12 +104,9 @@ def chat_template(template: Template) -> str:
                 "rename the column",
             )
     frame = _TURNS if template.conversations else _ONE_TURN
-    parts = "\n".join(line for part in given_parts(template) for line in _part(part, template))
-    return frame.replace("NEEDS", "\n".join(_needs(template))).replace("PARTS", parts)
-
-
-def given_parts(template: Template) -> list[Part]:
-    return [part for part in template.parts if not part.learned]
+    given = [part for part in template.parts if not part.learned]
+    lines = [line for part in given for line in _part(part, template)]
+    return frame.replace("NEEDS", "\n".join(_needs(template))).replace("PARTS", "\n".join(lines))
 
 
 def variable_columns(template: Template, row: Iterable[str] = ()) -> list[str]:
@@ -128,30 +121,27 @@ def _needs(template: Template) -> list[str]:
     """The default of the system text, and errors for what a format cannot do without."""
     lines: list[str] = []
     if "system" in template.reads and template.system:
-        lines.append("{%- if not ns.system -%}")
-        system = template.system
-        if isinstance(system, Choice):
-            write = "  {{%- set ns.system = {} -%}}".format
-            lines += _chosen(system, template, lambda text: [write(_literal(text))])
-        else:
-            lines.append(f"  {{%- set ns.system = {_literal(system)} -%}}")
-        lines.append("{%- endif -%}")
+        write = "  {{%- set ns.system = {} -%}}".format
+        system = _chosen(template.system, template, lambda text: [write(_literal(text))])
+        lines += ["{%- if not ns.system -%}", *system, "{%- endif -%}"]
     for column in template.required:
-        if column == "instruction" or column in template.targets.values():
-            continue
-        name = "ns.system" if column == "system" else column
-        lines += [
-            f"{{%- if not {name} -%}}",
-            f"  {{{{- raise_exception('this chat template needs {column}') -}}}}",
-            "{%- endif -%}",
-        ]
+        if column != "instruction" and column not in template.targets.values():
+            lines += [
+                f"{{%- if not {'ns.system' if column == 'system' else column} -%}}",
+                f"  {{{{- raise_exception('this chat template needs {column}') -}}}}",
+                "{%- endif -%}",
+            ]
     return lines
 
 
-def _chosen(choice: Choice, template: Template, write: Callable[[str], list[str]]) -> list[str]:
-    """An if for each text that is not the default's."""
+def _chosen(
+    choice: str | Choice, template: Template, write: Callable[[str], list[str]]
+) -> list[str]:
+    """The text, or an if for each text that is not the default's."""
+    if isinstance(choice, str):
+        return write(choice)
     lines, word, value = [], "if", f'({choice.by} or "")'
-    if choice.by in _shown(template):  # so it is the column's own, as "pt-BR"
+    if choice.by in shown_columns(template):  # so it is the column's own, as "pt-BR"
         general = f'{value}.split("-")[0].split("_")[0]|lower'
         value = f"({value} if {value} in {json.dumps([*choice.texts])} else {general})"
     for key, text in choice.texts.items():
@@ -170,10 +160,7 @@ def _part(part: Part, template: Template) -> list[str]:
         name = _value(part.when or part.unless, in_turns)
         least = f" and {name}|length >= {part.min_length}" if part.min_length > 1 else ""
         conditions.append(f"{name}{least}" if part.when else f"not ({name}{least})")
-    if isinstance(part.text, Choice):
-        lines = _chosen(part.text, template, lambda text: _text(text, in_turns))
-    else:
-        lines = _text(part.text, in_turns)
+    lines = _chosen(part.text, template, lambda text: _text(text, in_turns))
     if not conditions:
         return lines
     return [f"{{%- if {' and '.join(conditions)} -%}}", *lines, "{%- endif -%}"]
@@ -181,7 +168,7 @@ def _part(part: Part, template: Template) -> list[str]:
 
 def _text(text: str, in_turns: bool) -> list[str]:
     written = []
-    for literal, column in pieces(text):
+    for literal, column in split_format(text):
         written += [_literal(literal)] if literal else []
         written += [_value(column, in_turns)] if column else []
     return [f"{{{{- {piece} -}}}}" for piece in written]
@@ -199,44 +186,9 @@ def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def messages(template: Template, row: Row) -> list[dict[str, str]]:
-    """The messages of a row; an earlier answer as the model wrote it."""
-    found = []
-    reads_system = template.computed or "system" in template.reads
-    if reads_system and row.system and not template.system_wins:
-        found.append({"role": "system", "content": row.system})
-    *earlier, last = row.turns
-    written = split_turns(template.opening(row))
-    for turn, segments in zip(earlier, written, strict=False):
-        answer = "".join(segment.text for segment in at_the_answer(segments)[1])
-        found.append({"role": "user", "content": turn["instruction"]})
-        found.append({"role": "assistant", "content": answer})
-    return [*found, {"role": "user", "content": last.get("instruction", "")}]
-
-
-def variables(template: Template, row: Row) -> dict[str, str]:
-    """The variables of a row, beside its messages.
-
-    Raises:
-        FasttuneError: an earlier turn has an `input`: there is one such variable, for the last.
-    """
-    columns = variable_columns(template, row)
-    if "input" in columns and any(turn.get("input") for turn in row.turns[:-1]):
-        raise FasttuneError(
-            "an earlier turn has an input, which no chat template can take",
-            f"instruction: {row.get('instruction', '')[:80]}",
-            "prompt with fasttune itself",
-        )
-    shown = _shown(template)
-    chosen = {text.by: text for text in template.choices if text.by not in shown}
-    values = {c: chosen[c].key(row.get(c)) if c in chosen else row.get(c) for c in columns}
-    return {column: value for column, value in values.items() if value}
-
-
-def _shown(template: Template) -> set[str]:
-    """The columns whose own text is needed, and not only the one that they choose."""
-    columns = {column for part in template.parts for column in part.fields}
-    columns |= {part.when or part.unless for part in template.parts}
+def shown_columns(template: Template) -> set[str]:
+    """The columns whose own text the format needs, beside the text that they choose."""
+    columns = {c for part in template.parts for c in (*part.fields, part.when, part.unless)}
     choosing = [text.by for text in template.choices]
     return columns | {column for column in choosing if choosing.count(column) > 1}
 

@@ -6,10 +6,10 @@ Columns other than instruction and system count as absent: Ollama has no variabl
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from fasttune.errors import FasttuneError
-from fasttune.formats.jinja import given_parts
-from fasttune.formats.parts import Part, default_text, pieces
+from fasttune.formats.parts import Part, chosen_text, split_format
 from fasttune.formats.template import Template
 
 # Without .Messages, Ollama would render every earlier turn by itself and put them in a row.
@@ -22,10 +22,7 @@ _HEAD = """\
 
 
 def ollama_template(template: Template, end: str) -> str:
-    """The Go template of a Modelfile.
-
-    Args:
-        end: the text that ends an earlier answer.
+    """The Go template of a Modelfile; `end` is the text that ends an earlier answer.
 
     Raises:
         FasttuneError: the text of the format is computed.
@@ -36,53 +33,48 @@ def ollama_template(template: Template, end: str) -> str:
             str(template.file),
             "export it as gguf, and prompt it yourself",
         )
-    parts = given_parts(template)
+    given = [part for part in template.parts if not part.learned]
     if not template.conversations:
         fields = {"instruction": "$instruction", "system": ".System"}
-        body = "".join(_part(part, template, fields) for part in parts)
+        body = "".join(_part(part, template, fields) for part in given)
         return f"{_HEAD}{body}{{{{ $answer }}}}"
     fields = {"instruction": ".Content", "system": "$.System"}
-    written = ""
-    for part in parts:
+    body = ""
+    for part in given:
         text = _part(part, template, fields)
-        written += f"{{{{ if $first }}}}{text}{{{{ end }}}}" if part.once and text else text
+        body += _if("$first", text) if part.once and text else text
     return (
         '{{- $first := true }}{{- range .Messages }}{{- if eq .Role "user" }}'
-        f"{written}{{{{ $first = false }}}}"
+        f"{body}{{{{ $first = false }}}}"
         f'{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}{_go_text(end)}'
         "{{ end }}{{ end }}"
     )
 
 
-def _part(part: Part, template: Template, fields: dict[str, str]) -> str:
+def _part(part: Part, template: Template, fields: Mapping[str, str]) -> str:
     column = part.when or part.unless
-    text = _text(default_text(part.text), template, fields)
-    if not column or (column in fields and column != "system"):
-        return text if part.unless == "" else ""
-    if column not in fields:
-        return "" if part.when else text
-    if template.system:  # there is always one
-        return text if part.when else ""
+    text = _text(chosen_text(part.text, {}), template, fields)
+    has_text = column == "instruction" or (column == "system" and bool(template.system))
+    if not column or has_text or column not in fields:
+        return text if has_text == bool(part.when) else ""
     # Ollama counts bytes, so a least length cannot be asked for.
-    there = f"{{{{ if {fields['system']} }}}}"
-    return (
-        f"{there}{text}{{{{ end }}}}" if part.when else f"{there}{{{{ else }}}}{text}{{{{ end }}}}"
-    )
+    return _if(fields[column], text) if part.when else _if(fields[column], "", text)
 
 
-def _text(text: str, template: Template, fields: dict[str, str]) -> str:
+def _if(condition: str, text: str, otherwise: str = "") -> str:
+    other = f"{{{{ else }}}}{otherwise}" if otherwise else ""
+    return f"{{{{ if {condition} }}}}{text}{other}{{{{ end }}}}"
+
+
+def _text(text: str, template: Template, fields: Mapping[str, str]) -> str:
     written = ""
-    for literal, column in pieces(text):
+    for literal, column in split_format(text):
         written += _go_text(literal)
+        value = f"{{{{ {fields[column]} }}}}" if column in fields else ""
         if column == "system" and template.system:
             # Ollama cannot tell an empty system text from none.
-            default = _go_text(default_text(template.system))
-            system = fields["system"]
-            written += (
-                f"{{{{ if {system} }}}}{{{{ {system} }}}}{{{{ else }}}}{default}{{{{ end }}}}"
-            )
-        elif column in fields:
-            written += f"{{{{ {fields[column]} }}}}"
+            value = _if(fields[column], value, _go_text(chosen_text(template.system, {})))
+        written += value
     return written
 
 
@@ -91,9 +83,8 @@ def _go_text(text: str) -> str:
 
     Ollama's reader of Modelfiles drops what Go's strconv.IsPrint does not take for printable.
     """
-    special = re.compile(r'\{+|"{2,}|"$')
-    found = special.sub(lambda match: _go_string(match[0]), text)
-    return "".join(c if c == "\n" or c.isprintable() else _go_string(c) for c in found)
+    safe = re.sub(r'\{+|"{2,}|"$', lambda match: _go_string(match[0]), text)
+    return "".join(c if c == "\n" or c.isprintable() else _go_string(c) for c in safe)
 
 
 def _go_string(text: str) -> str:

@@ -54,9 +54,9 @@ def choose(by: str, texts: Mapping[str, str], default: str) -> Choice:
     return Choice(by=by, texts=dict(texts), default=default)
 
 
-def default_text(text: str | Choice) -> str:
-    """The text where no column chooses."""
-    return text.texts[text.default] if isinstance(text, Choice) else text
+def chosen_text(text: str | Choice, turn: Mapping[str, str]) -> str:
+    """The text for a turn; {} for one whose columns are unknown."""
+    return text.texts[text.key(turn.get(text.by))] if isinstance(text, Choice) else text
 
 
 class Part(
@@ -89,6 +89,10 @@ class Part(
         return bool(self.learn)
 
     @property
+    def optional(self) -> bool:
+        return bool(self.when or self.unless or self.once)
+
+    @property
     def texts(self) -> list[str]:
         """The format strings that the part may be written from."""
         return [*self.text.texts.values()] if isinstance(self.text, Choice) else [self.text]
@@ -96,22 +100,19 @@ class Part(
     @property
     def fields(self) -> list[str]:
         """The columns that it shows, in order."""
-        return list(dict.fromkeys(c for text in self.texts for _, c in pieces(text) if c))
+        return list(dict.fromkeys(c for text in self.texts for _, c in split_format(text) if c))
 
     def applies(self, turn: Mapping[str, str], first: bool) -> bool:
         """Whether the part appears in a turn."""
         has_text = len(turn.get(self.when or self.unless) or "") >= self.min_length
-        return (first or not self.once) and (
-            has_text if self.when else not (self.unless and has_text)
-        )
+        wanted = has_text if self.when else not (self.unless and has_text)
+        return wanted and (first or not self.once)
 
     def write(self, turn: Mapping[str, str]) -> str:
         """The text of the part in a turn; a column that is absent is empty."""
-        text = self.text
-        if isinstance(text, Choice):
-            text = text.texts[text.key(turn.get(text.by))]
+        text = chosen_text(self.text, turn)
         return "".join(
-            literal + (turn.get(column) or "" if column else "") for literal, column in pieces(text)
+            literal + (turn.get(c) or "" if c else "") for literal, c in split_format(text)
         )
 
 
@@ -126,29 +127,29 @@ def learn(section: str, text: str, **conditions: Any) -> Part:
 
 
 @cache
-def pieces(text: str) -> tuple[tuple[str, str], ...]:
+def split_format(text: str) -> tuple[tuple[str, str], ...]:
     """A format string as (literal text, column behind it, "" at the end).
 
     Raises:
         ValueError: it is no format string over plain column names.
     """
-    found: list[tuple[str, str]] = []
+    pieces: list[tuple[str, str]] = []
     for literal, column, spec, conversion in Formatter().parse(text):
         if column is not None and (spec or conversion or not column.isidentifier()):
             raise ValueError(f"'{{{column}}}' is not a plain column name")
-        if found and not found[-1][1]:  # "{{" ends a piece
-            literal = found.pop()[0] + literal
-        found.append((literal, column or ""))
-    return tuple(found)
+        if pieces and not pieces[-1][1]:  # "{{" ends a piece
+            literal = pieces.pop()[0] + literal
+        pieces.append((literal, column or ""))
+    return tuple(pieces)
 
 
 class Declaration(
     msgspec.Struct,
     frozen=True,
-    kw_only=True,
-    dict=True,
     forbid_unknown_fields=True,
+    kw_only=True,
     omit_defaults=True,
+    dict=True,
 ):
     """The fields of a `Template`, which explains them."""
 

@@ -1,4 +1,4 @@
-"""The typed row: what a line of a file becomes, once, before any format sees it."""
+"""The typed row: what a line of a file becomes before any format sees it."""
 
 from __future__ import annotations
 
@@ -40,12 +40,7 @@ class Row(Mapping[str, str]):
 
     @classmethod
     def of(cls, values: Mapping[str, str], earlier: Sequence[Mapping[str, str]] = ()) -> Row:
-        """A row from flat columns, or a row with more turns before its own.
-
-        Args:
-            values: column -> text; the columns of the last turn among them.
-            earlier: the turns before it.
-        """
+        """A row from flat columns, or from a row, with `earlier` turns before its own."""
         if isinstance(values, Row):
             turns = (*earlier, *values.turns)
             return cls(turns, values.system, values.columns, values.language) if earlier else values
@@ -72,12 +67,12 @@ class Row(Mapping[str, str]):
         return changed if "language" in values else changed.in_language(self.language)
 
     def without(self, columns: Sequence[str]) -> Row:
-        """The row without some columns of its last turn, or of the row: as it is asked."""
+        """The row without some columns of its last turn, or of the row."""
         kept = {column: text for column, text in self._stated(-1).items() if column not in columns}
         return self.of(kept, self.turns[:-1]).in_language(self.language)
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Every (column, text), those of all turns included."""
+        """Every (column, text) of all turns and of the row."""
         if self.system:
             yield "system", self.system
         for turn in self.turns:
@@ -85,11 +80,9 @@ class Row(Mapping[str, str]):
         yield from self.columns.items()
 
     def as_json(self) -> dict[str, Any]:
-        """All of it but what was detected; equal for equal rows."""
-        return {"system": self.system, "turns": [*map(dict, self.turns)], **self._others()}
-
-    def _others(self) -> dict[str, Any]:
-        return {"columns": dict(self.columns)} if self.columns else {}
+        """All but the detected language; equal for equal rows."""
+        others = {"columns": dict(self.columns)} if self.columns else {}
+        return {"system": self.system, "turns": [*map(dict, self.turns)], **others}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any], language: str = "") -> Row:
@@ -114,6 +107,5 @@ class Row(Mapping[str, str]):
         return hash(json.dumps(self.as_json(), sort_keys=True))
 
     def __repr__(self) -> str:
-        return (
-            f"Row({dict(self)!r}{', earlier: ' + repr(self.turns[:-1]) if self.turns[1:] else ''})"
-        )
+        earlier = f", earlier: {self.turns[:-1]!r}" if self.turns[1:] else ""
+        return f"Row({dict(self)!r}{earlier})"

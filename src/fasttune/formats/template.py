@@ -1,9 +1,4 @@
-"""A prompt format as data: parts of text, from which everything else follows.
-
-From the parts of a `Template` come the segments with their loss mask, the prompt, the reading of an
-answer, the tags that a row must not contain, the required columns, the chat templates of other
-programs, and the format's identity. There is no second description that could drift away.
-"""
+"""A prompt format as data: parts of text, from which everything else follows."""
 
 from __future__ import annotations
 
@@ -13,13 +8,14 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from fasttune.errors import blame
-from fasttune.formats.parts import END, Choice, Declaration, Segment, pieces
+from fasttune.formats.parts import END, Choice, Declaration, Segment, chosen_text, split_format
 from fasttune.formats.row import Row
 from fasttune.formats.validity import (
     LearnedPart,
@@ -64,10 +60,8 @@ class Template(Declaration, frozen=True, kw_only=True):
         """Whether the format is code: a subclass with its own `segments`."""
         return type(self).segments is not Template.segments
 
-    # What follows from the parts.
-
     def segments(self, row: Row) -> Iterable[Segment]:
-        """The row as ordered segments, END between two turns, without the end of the last one.
+        """The row as ordered segments, with END between two turns.
 
         A subclass overrides it to compute its text. When prompting, the target columns are absent:
         read them with `row.get(column, "")`.
@@ -84,8 +78,7 @@ class Template(Declaration, frozen=True, kw_only=True):
                     yield Segment(part.section, "", True)
 
     def parse(self, text: str) -> dict[str, str]:
-        """The sections of a completion, `{section: text}`; the inverse of the learned parts. A
-        section that is not there is ""."""
+        """The sections of a completion, {section: text}; a section that is absent is ""."""
         if self.computed:
             return {next(iter(self.targets)): text}
         sections = {}
@@ -107,8 +100,8 @@ class Template(Declaration, frozen=True, kw_only=True):
         return text[:end].removesuffix(part.tail), text[end:]
 
     def _mark(self, part: LearnedPart, after: LearnedPart) -> tuple[str, int]:
-        """What tells that `part` ends and `after` begins, and where in it the latter begins. A tag
-        does without the text before it, which a model may leave out."""
+        """The text between two parts, and where in it `after` begins. A tag needs no text before
+        it, which a model may leave out."""
         between, head = part.tail + after.head, after.head
         if any(tag in head for tag in self.tags) and between.find(head) == len(part.tail):
             return head, 0
@@ -117,8 +110,8 @@ class Template(Declaration, frozen=True, kw_only=True):
     @cached_property
     def targets(self) -> dict[str, str]:
         """Section -> the column that holds what it should be."""
-        found = {part.section: part.column for part in self._learned if part.column}
-        return found or {"response": "output"}
+        targets = {part.section: part.column for part in self._learned if part.column}
+        return targets or {"response": "output"}
 
     @cached_property
     def required(self) -> tuple[str, ...]:
@@ -135,9 +128,10 @@ class Template(Declaration, frozen=True, kw_only=True):
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
-        """Markers of the format; a field whose text contains one could forge a section, so such a
-        row is reported."""
-        literals = [literal for part in self.parts for t in part.texts for literal, _ in pieces(t)]
+        """Markers of the format; a field that contains one could forge a section."""
+        literals = [
+            literal for part in self.parts for t in part.texts for literal, _ in split_format(t)
+        ]
         markup = [tag.strip() for literal in literals for tag in MARKUP.findall(literal)]
         borders = [
             (part.tail + after.head).strip()
@@ -146,20 +140,19 @@ class Template(Declaration, frozen=True, kw_only=True):
             if part.column
         ]
         borders += [part.head.strip() for part in self._learned if part.optional]
-        found = [*markup, *(b for b in borders if b and not any(tag in b for tag in markup))]
-        return tuple(dict.fromkeys([*found, *self.more_tags]))
+        bare = [b for b in borders if b and not any(tag in b for tag in markup)]
+        return tuple(dict.fromkeys([*markup, *bare, *self.more_tags]))
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
-        """The columns that the format looks at; () for one that is computed, which may look at
-        any."""
-        found: dict[str, None] = {}
+        """The columns that the format looks at; () for a computed format, which may look at any."""
+        columns: list[str] = []
         for part in self.parts:
             chosen = [part.text.by] if isinstance(part.text, Choice) else []
-            found |= dict.fromkeys([*part.fields, part.when, part.unless, *chosen])
+            columns += [*part.fields, part.when, part.unless, *chosen]
         if isinstance(self.system, Choice):
-            found[self.system.by] = None
-        return tuple(column for column in found if column)
+            columns.append(self.system.by)
+        return tuple(dict.fromkeys(column for column in columns if column))
 
     @cached_property
     def chooses_language(self) -> bool:
@@ -168,15 +161,15 @@ class Template(Declaration, frozen=True, kw_only=True):
 
     @property
     def choices(self) -> list[Choice]:
-        """The texts that are chosen by a column: the system text's, then the parts'."""
+        """The texts that a column chooses: the system text's, then the parts'."""
         texts = [self.system, *(part.text for part in self.parts)]
         return [text for text in texts if isinstance(text, Choice)]
 
     @cached_property
     def response(self) -> tuple[str, str]:
-        """The (section, column) of what a reader gets: the target "response", or the last one."""
-        pairs = list(self.targets.items())
-        return next((pair for pair in pairs if pair[0] == "response"), pairs[-1])
+        """The (section, column) of the answer: the target "response", or the last one."""
+        section = "response" if "response" in self.targets else [*self.targets][-1]
+        return section, self.targets[section]
 
     @cached_property
     def _learned(self) -> list[LearnedPart]:
@@ -185,9 +178,7 @@ class Template(Declaration, frozen=True, kw_only=True):
     def system_text(self, turn: Mapping[str, str]) -> str:
         """The system text of a turn: the row's own, or the format's."""
         own = "" if self.system_wins else turn.get("system") or ""
-        if own or not isinstance(self.system, Choice):
-            return own or str(self.system)
-        return self.system.texts[self.system.key(turn.get(self.system.by))]
+        return own or chosen_text(self.system, turn)
 
     def with_system(self, text: str | None) -> Template:
         """The format with a run's own system text, which replaces that of every row."""
@@ -195,38 +186,34 @@ class Template(Declaration, frozen=True, kw_only=True):
             return self
         return msgspec.structs.replace(self, system=text, system_wins=True)
 
-    # How everything else uses a format.
-
     def rendered(self, row: Mapping[str, str]) -> list[Segment]:
         """The segments of a row.
 
         Raises:
-            FasttuneError: the code of a format that is computed fails; it names file and line.
+            FasttuneError: the code of a computed format fails; it names file and line.
         """
         return [*self._run(Row.of(row))]
 
     def opening(self, row: Mapping[str, str]) -> list[Segment]:
-        """The segments before the first learned one of the last turn. A computed format is not
-        asked for more: it may need columns that a prompt does not have."""
+        """The segments before the first learned one of the last turn. A computed format computes
+        no more: it may need columns that a prompt does not have."""
         row = Row.of(row)
         left = len(row.turns) - 1 if self.conversations else 0
-        found = []
+        segments = []
         for segment in self._run(row):
             if segment == END:
                 left -= 1
             elif segment.train and left <= 0:
                 break
-            found.append(segment)
-        return found
+            segments.append(segment)
+        return segments
 
     def parsed(self, text: str) -> dict[str, str]:
         """What `parse` makes of a completion.
 
         Raises:
-            FasttuneError: the code of a format that is computed fails.
+            FasttuneError: the code of a computed format fails.
         """
-        if type(self).parse is Template.parse:
-            return self.parse(text)
         try:
             sections = self.parse(text)
             if not all(isinstance(each, str) for pair in sections.items() for each in pair):
@@ -247,8 +234,7 @@ class Template(Declaration, frozen=True, kw_only=True):
         if not self.computed:
             yield from self.segments(row)
             return
-        system = self.system_text(row)
-        shown = Row(row.turns, str(system), row.columns, row.language)
+        shown = Row(row.turns, self.system_text(row), row.columns, row.language)
         try:
             for segment in self.segments(shown):
                 if not isinstance(segment, Segment) or not isinstance(segment.text, str):
@@ -260,18 +246,16 @@ class Template(Declaration, frozen=True, kw_only=True):
             what = f"row: {row.get('instruction', '')[:80]!r}"
             raise blame(error, f"template '{self.name}'", self.file, what) from error
 
-    # What pins it down.
-
     @property
     def declaration(self) -> dict[str, Any]:
         """The format as JSON values; `from_declaration` gives it back."""
-        declared: dict[str, Any] = json.loads(msgspec.json.encode(self))
+        declared: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return declared
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the declaration, name and description aside; of a computed format, of the
-        declaration and the file that holds its code. Formats of one identity render alike."""
+        """SHA-256 of the declaration without name and description, and of the file that holds the
+        code of a computed format. Formats of one identity render alike."""
         apart = ("name", "description")
         declared = {key: text for key, text in self.declaration.items() if key not in apart}
         digest = hashlib.sha256(json.dumps(declared, sort_keys=True).encode())
@@ -301,19 +285,18 @@ def from_declaration(declared: Any) -> Template:
 
 
 def split_turns(segments: Iterable[Segment]) -> list[list[Segment]]:
-    """The segments of each turn, without what ends it."""
-    found: list[list[Segment]] = [[]]
+    """The segments of each turn, without END."""
+    turns: list[list[Segment]] = [[]]
     for segment in segments:
         if segment == END:
-            found.append([])
+            turns.append([])
         else:
-            found[-1].append(segment)
-    return found
+            turns[-1].append(segment)
+    return turns
 
 
 def at_the_answer(turn: Iterable[Segment]) -> tuple[list[Segment], list[Segment]]:
-    """The segments of a turn before its first learned one, and those from it on. It divides them
-    even without text: generation begins there too."""
+    """The segments of a turn before its first learned one, which may be empty, and the others."""
     segments = list(turn)
     start = next((at for at, segment in enumerate(segments) if segment.train), len(segments))
     return segments[:start], segments[start:]
@@ -334,19 +317,17 @@ def tags_in(template: Template, row: Mapping[str, str]) -> list[tuple[str, str]]
 
 
 def format_differences(old: Template, new: Template) -> list[str]:
-    """What differs between two declarations of a format, a line each, for people."""
+    """What differs between two declarations of a format, a line each."""
     before, after = ({**t.declaration, "parts": None} for t in (old, new))
     lines = [
         f"{key}: {before.get(key)!r} became {after.get(key)!r}"
         for key in {**before, **after}
         if before.get(key) != after.get(key) and key not in ("name", "description")
     ]
-    for at in range(max(len(old.parts), len(new.parts))):
-        left, right = (
-            msgspec.to_builtins(t.parts[at]) if at < len(t.parts) else None for t in (old, new)
-        )
+    parts = zip_longest(*(msgspec.to_builtins(t.parts) for t in (old, new)))
+    for number, (left, right) in enumerate(parts, 1):
         if left != right:
-            lines.append(f"part {at + 1}: {left} became {right}")
+            lines.append(f"part {number}: {left} became {right}")
     if old.computed or new.computed:
-        lines.append("the code that computes its text is another one")
+        lines.append("the code that computes its text differs")
     return lines

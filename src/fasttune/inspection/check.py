@@ -17,7 +17,7 @@ from fasttune.data.load import load
 from fasttune.encoding.encode import IGNORED, encode, encode_prompt
 from fasttune.errors import FasttuneError
 from fasttune.formats.examples import examples
-from fasttune.formats.parts import Segment, pieces
+from fasttune.formats.parts import Segment, split_format
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template, at_the_answer, split_turns
 from fasttune.models.tokenizer import load_tokenizer
@@ -168,7 +168,9 @@ def _result(
 
 def _tags(template: Template) -> CheckResult:
     """Whether every section that the format opens has a tag that a row must not contain."""
-    heads = [pieces(text)[0][0].strip() for part in template.parts for text in part.texts if text]
+    heads = [
+        split_format(text)[0][0].strip() for part in template.parts for text in part.texts if text
+    ]
     bare = [("", f"{h!r} has none") for h in heads if h and not any(t in h for t in template.tags)]
     return _result(
         "tags",
