@@ -11,7 +11,7 @@ import pytest
 from fasttune.cli import main
 from fasttune.formats.template import from_declaration
 from fasttune.plugins.discovery import load_plugins
-from fasttune.plugins.scaffold import new_template
+from fasttune.plugins.scaffold import scaffold
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_show_as_json(fasttune):
 
 def test_show_writes_brackets_as_they_are(fasttune, tmp_path):
     """rich would take [INST] and [/INST] for its own markup."""
-    (path, _) = new_template("llama", tmp_path, load_plugins())
+    (path, _) = scaffold("llama", "plugin", tmp_path, load_plugins()).files
     path.write_text(
         path.read_text().replace("### Question:", "[INST]").replace("### Answer:", "[/INST]")
     )
@@ -140,7 +140,7 @@ def test_an_unknown_template(fasttune):
 
 @pytest.mark.parametrize("before", [True, False])
 def test_plugins_dir_before_or_after_the_command(fasttune, tmp_path, before):
-    new_template("mine", tmp_path, load_plugins())
+    scaffold("mine", "plugin", tmp_path, load_plugins())
     option, command = ["--plugins-dir", tmp_path], ["templates", "list", "--json"]
     _, out, _ = fasttune(*(option + command if before else command + option))
     (mine,) = [template for template in json.loads(out) if template["name"] == "mine"]
@@ -174,7 +174,10 @@ def test_new_writes_to_plugins_and_its_hints_work(fasttune, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("before", [True, False])
 def test_plugin_may_be_given_more_than_once_and_anywhere(fasttune, tmp_path, before):
-    paths = [new_template(name, tmp_path, load_plugins())[0] for name in ("one", "two", "three")]
+    paths = [
+        scaffold(name, "plugin", tmp_path, load_plugins()).files[0]
+        for name in ("one", "two", "three")
+    ]
     options = ["--plugin", paths[0], f"--plugin={paths[1]}"]
     command = ["templates", "list", "--json"]
     _, out, err = fasttune(*(options + command if before else command + options))
@@ -200,7 +203,7 @@ def test_check_as_json(fasttune, phi2_folder):
 
 
 def test_check_of_a_file_that_fails(fasttune, tmp_path, phi2_folder):
-    (path, _) = new_template("mine", tmp_path, load_plugins())
+    (path, _) = scaffold("mine", "plugin", tmp_path, load_plugins()).files
     path.write_text(
         path.read_text().replace("from fasttune import", "from fasttune import Segment,")
         + """

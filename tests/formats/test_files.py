@@ -7,7 +7,7 @@ import pytest
 from fasttune import FasttuneError, Template, choose, given, learn
 from fasttune.formats.files import formats_in, read_format
 from fasttune.plugins.discovery import load_plugins
-from fasttune.plugins.scaffold import new_format
+from fasttune.plugins.scaffold import scaffold
 from tests.conftest import cli
 
 STEPS = """\
@@ -118,7 +118,7 @@ def test_formats_are_found_in_the_working_folder_and_beside_the_config(tmp_path,
     monkeypatch.chdir(here)
     plugins = load_plugins(config=config)
     assert {"one", "two"} <= {*plugins.templates} and "steps" not in plugins.templates
-    assert plugins.problems == [] and plugins.found("one")[1].path.resolve() == one
+    assert plugins.problems == [] and plugins.look_up("one")[1].path.resolve() == one
     assert plugins.facts("two")["path"] == str(two)
     assert formats_in([here, here.parent / "here"]) == [here / "formats/one.yaml"]
     ended = cli("templates", "show", "steps")
@@ -145,16 +145,15 @@ def test_a_name_that_a_plugin_has_is_refused(tmp_path, monkeypatch):
 
 def test_a_new_format_is_the_new_templates(tmp_path, monkeypatch):
     from fasttune.plugins.discovery import load_plugin
-    from fasttune.plugins.scaffold import new_template
 
     monkeypatch.chdir(tmp_path)
     ended = cli("templates", "new", "mine", "--yaml")
     assert ended.status == 0 and "wrote formats/mine.yaml" in ended.out
     assert "fasttune run --template mine --data" in ended.out
-    plugin, _ = new_template("same", tmp_path, load_plugins())
+    plugin, _ = scaffold("same", "plugin", tmp_path, load_plugins()).files
     template = load_plugins().template("mine")
     assert template.identity == load_plugin(plugin).template("same").identity
     assert cli("templates", "show", "formats/mine.yaml").status == 0
     with pytest.raises(FasttuneError, match="the file exists"):
-        new_format("mine", tmp_path / "formats", load_plugins())
+        scaffold("mine", "yaml", tmp_path / "formats", load_plugins())
     assert cli("templates", "new", "x", "--yaml", "--package").status == 2

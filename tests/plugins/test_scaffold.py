@@ -12,7 +12,7 @@ import pytest
 
 from fasttune import FasttuneError, check_template, load_plugin
 from fasttune.plugins.discovery import load_plugins
-from fasttune.plugins.scaffold import new_package, new_template
+from fasttune.plugins.scaffold import scaffold
 from tests.conftest import cli
 
 
@@ -23,7 +23,7 @@ def run_pytest(folder):
 
 @pytest.mark.parametrize("name", ["mine", "my-own_2", "template", "none"])
 def test_a_new_template_keeps_the_contract(tmp_path, phi2_tokenizer, name):
-    paths = new_template(name, tmp_path / "new", load_plugins())
+    paths = scaffold(name, "plugin", tmp_path / "new", load_plugins()).files
     assert paths == [tmp_path / f"new/{name}.py", tmp_path / f"new/test_{name}.py"]
     template = load_plugin(paths[0]).template(name)
     results = check_template(template, phi2_tokenizer)
@@ -34,7 +34,7 @@ def test_a_new_template_keeps_the_contract(tmp_path, phi2_tokenizer, name):
 
 
 def test_its_test_passes_and_fails_with_the_template(tmp_path):
-    plugin, _ = new_template("my-own", tmp_path, load_plugins())
+    plugin, _ = scaffold("my-own", "plugin", tmp_path, load_plugins()).files
     passed = run_pytest(tmp_path)
     assert passed.returncode == 0 and "2 passed" in passed.stdout, passed.stdout
     text = plugin.read_text()
@@ -50,7 +50,7 @@ def test_its_test_passes_and_fails_with_the_template(tmp_path):
 
 
 def test_the_files_are_found_as_one_plugin(tmp_path):
-    new_template("mine", tmp_path, load_plugins())
+    scaffold("mine", "plugin", tmp_path, load_plugins())
     plugins = load_plugins(tmp_path)
     assert plugins.template("mine").name == "mine" and plugins.problems == []
 
@@ -58,14 +58,14 @@ def test_the_files_are_found_as_one_plugin(tmp_path):
 @pytest.mark.parametrize("name", ["", "Mine", "2nd", "-x", "a b", "é", "a/b", "test_x", "conftest"])
 def test_a_name_that_is_not_valid(tmp_path, name):
     with pytest.raises(FasttuneError, match="no name for a template"):
-        new_template(name, tmp_path, load_plugins())
+        scaffold(name, "plugin", tmp_path, load_plugins())
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["alpaca", "answers"])
 def test_a_name_that_a_template_or_a_plugin_has(tmp_path, name):
     with pytest.raises(FasttuneError) as caught:
-        new_template(name, tmp_path, load_plugins(), force=True)
+        scaffold(name, "plugin", tmp_path, load_plugins(), force=True)
     assert "is taken" in caught.value.message and f"{name}.py" in caught.value.where
     assert list(tmp_path.iterdir()) == []
 
@@ -74,27 +74,27 @@ def test_a_name_that_a_template_or_a_plugin_has(tmp_path, name):
 def test_existing_files_are_kept_without_force(tmp_path, existing):
     (tmp_path / existing).write_text("# mine")
     with pytest.raises(FasttuneError, match="the file exists"):
-        new_template("mine", tmp_path, load_plugins())
+        scaffold("mine", "plugin", tmp_path, load_plugins())
     assert [path.name for path in tmp_path.iterdir()] == [existing]
     assert (tmp_path / existing).read_text() == "# mine"
-    new_template("mine", tmp_path, load_plugins(), force=True)
+    scaffold("mine", "plugin", tmp_path, load_plugins(), force=True)
     assert "# mine" not in (tmp_path / existing).read_text()
 
 
 def test_force_replaces_a_plugin_that_is_loaded_from_that_very_file(tmp_path):
-    new_template("mine", tmp_path, load_plugins())
+    scaffold("mine", "plugin", tmp_path, load_plugins())
     with pytest.raises(FasttuneError, match="the file exists"):
-        new_template("mine", tmp_path, load_plugins(tmp_path))
-    assert len(new_template("mine", tmp_path, load_plugins(tmp_path), force=True)) == 2
+        scaffold("mine", "plugin", tmp_path, load_plugins(tmp_path))
+    assert len(scaffold("mine", "plugin", tmp_path, load_plugins(tmp_path), force=True).files) == 2
 
 
 def test_nothing_half_written_is_left(tmp_path):
-    new_template("mine", tmp_path, load_plugins())
+    scaffold("mine", "plugin", tmp_path, load_plugins())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py", "test_mine.py"]
 
 
 def test_a_package_is_built_installed_and_found_without_a_network(tmp_path):
-    written = new_package("my-own", tmp_path, load_plugins())
+    written = scaffold("my-own", "package", tmp_path, load_plugins()).files
     home = tmp_path / "fasttune-my-own"
     assert sorted(str(path.relative_to(home)) for path in written) == [
         "README.md", "pyproject.toml", "src/fasttune_my_own.py", "tests/test_fasttune_my_own.py",
@@ -121,11 +121,11 @@ def test_a_package_is_built_installed_and_found_without_a_network(tmp_path):
 
 
 def test_a_package_is_not_written_over_another(tmp_path):
-    new_package("mine", tmp_path, load_plugins())
+    scaffold("mine", "package", tmp_path, load_plugins())
     with pytest.raises(FasttuneError, match="the file exists"):
-        new_package("mine", tmp_path, load_plugins())
+        scaffold("mine", "package", tmp_path, load_plugins())
     with pytest.raises(FasttuneError, match="is taken"):
-        new_package("alpaca", tmp_path, load_plugins())
+        scaffold("alpaca", "package", tmp_path, load_plugins())
     assert [path.name for path in tmp_path.iterdir()] == ["fasttune-mine"]
     ended = cli("templates", "new", "mine", "--package", "-o", tmp_path, "--force")
     assert ended.status == 0 and f"pip install -e {tmp_path / 'fasttune-mine'}" in ended.out

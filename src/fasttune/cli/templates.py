@@ -62,7 +62,7 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Show a template, and one row rendered with it."""
-    template, provider = load_all(context).found(name)
+    template, provider = load_all(context).look_up(name)
     row = examples(template)[2]  # the first one with a context
     segments = template.rendered(row)
     values: dict[str, Any] = {

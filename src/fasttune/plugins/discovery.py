@@ -1,7 +1,6 @@
-"""Finding plugins, and loading each one by itself.
+"""Find plugins, and load each one by itself.
 
-A plugin is code that is installed or that a person named. Nothing is run because it lies beside a
-config or in a run.
+A plugin is code that you installed or named: a file beside a config or in a run is never executed.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +24,7 @@ from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import write_json
 from fasttune.formats.files import formats_in
 from fasttune.plugins import hookspecs
-from fasttune.plugins.registry import Plugins, Provider, plugin_files
+from fasttune.plugins.registry import Loader, Plugins, Provider, plugin_files
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +34,10 @@ GROUP = "fasttune"
 def load_plugins(
     plugins_dir: Path | None = None, config: Path | None = None, files: Sequence[Path] = ()
 ) -> Plugins:
-    """Load the installed plugins, then `files`, then those that were added and the .py files of the
-    plugins folders.
+    """Load the installed plugins, then `files`, those that were added, and the plugins folders.
 
-    The folders are, in this order: `plugins_dir`, FASTTUNE_PLUGINS_DIR, and plugins/ in the user's
-    config folder. FASTTUNE_PLUGINS, a comma-separated list of plugin names, restricts what is
-    loaded. YAML formats are found in formats/ of the working folder and beside `config`.
+    FASTTUNE_PLUGINS, a comma-separated list of plugin names, restricts what is loaded. YAML formats
+    come from formats/ of the working folder and beside `config`.
 
     Raises:
         FasttuneError: a file or folder that is named does not exist; two plugins have one name; or
@@ -48,27 +46,30 @@ def load_plugins(
     plugins = _empty()
     chosen = [n.strip() for n in os.environ.get("FASTTUNE_PLUGINS", "").split(",") if n.strip()]
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    known = {point.name for point in points}
-    for point in points:
-        if not chosen or point.name in chosen:
-            _refuse_second(plugins, point.name, f"{point.name} ({_origin(point)})")
-            plugins.add(point.name, _origin(point), lambda point=point: _load_entry_point(point))  # type: ignore[misc]
-    tried = {provider.path.resolve() for provider in plugins.providers.values()}
-    tried |= {Path(problem.path).resolve() for problem in plugins.problems}
-    named = [_named(file, "--plugin ") for file in files]
-    for path in (*named, *added_plugins(), *_in_folders(plugins_dir)):
-        file = path.resolve()
-        known.add(file.stem)
-        if (chosen and file.stem not in chosen) or file in tried:
-            continue
-        tried.add(file)
-        _refuse_second(plugins, file.stem, f"{file.stem} (file, {file})")
-        plugins.add(file.stem, str(file), lambda file=file: _load_file(file))  # type: ignore[misc]
-    if unknown := [name for name in chosen if name not in known]:
+    candidates: list[tuple[str, str, Loader]] = [
+        (point.name, _origin(point), partial(_load_entry_point, point)) for point in points
+    ]
+    named = [_require_file(file, "--plugin ") for file in files]
+    paths = [*named, *added_plugins(), *_in_folders(plugins_dir)]
+    installed = {Path(origin).resolve() for _, origin, _ in candidates}
+    for file in dict.fromkeys(path.resolve() for path in paths):
+        if file not in installed:
+            candidates.append((file.stem, str(file), partial(_load_file, file)))
+    for name, path, load in candidates:
+        if not chosen or name in chosen:
+            if first := plugins.providers.get(name):
+                raise FasttuneError(
+                    f"two plugins are called '{name}'",
+                    f"{first}\n{name} ({path})",
+                    "rename one, or remove it",
+                )
+            plugins.add(name, path, load)
+    names = sorted({name for name, _, _ in candidates})
+    if unknown := [name for name in chosen if name not in names]:
         raise FasttuneError(
             f"no plugin is called '{unknown[0]}'",
             "environment variable FASTTUNE_PLUGINS",
-            did_you_mean(unknown[0], sorted(known)),
+            did_you_mean(unknown[0], names),
         )
     plugins.folders = [Path(), *([config.parent] if config else [])]
     plugins.formats = formats_in(plugins.folders)
@@ -89,13 +90,13 @@ def installed_plugins(
 
 
 def load_plugin(path: Path) -> Plugins:
-    """Load a single plugin file and nothing else, for checking it.
+    """Load a single plugin file and nothing else, to check it.
 
     Raises:
         FasttuneError: the file does not exist or does not load.
     """
-    file, plugins = _named(path).resolve(), _empty()
-    plugins.add(path.stem, str(file), lambda: _load_file(file))
+    file, plugins = _require_file(path).resolve(), _empty()
+    plugins.add(path.stem, str(file), partial(_load_file, file))
     plugins.provided()  # collecting may add problems
     if plugins.problems:
         raise FasttuneError("the plugin does not load", str(path), plugins.problems[0].error)
@@ -103,11 +104,7 @@ def load_plugin(path: Path) -> Plugins:
 
 
 def added_plugins() -> list[Path]:
-    """The plugin files that this user added, by their paths.
-
-    Raises:
-        FasttuneError: the list is damaged.
-    """
+    """The plugin files that this user added."""
     file = user_config_dir() / "plugins.json"
     if not file.is_file():
         return []
@@ -121,7 +118,7 @@ def added_plugins() -> list[Path]:
 
 
 def add_plugin(path: Path) -> None:
-    """Add a plugin file for this user: it is loaded by every command from then on.
+    """Load a plugin file with every command of this user from now on.
 
     Raises:
         FasttuneError: the file does not exist or does not load.
@@ -148,44 +145,34 @@ def _keep_list(paths: Sequence[Path]) -> None:
 
 
 def _empty() -> Plugins:
-    """No plugins yet, only the hooks that they may implement."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     return Plugins(manager)
 
 
 def _in_folders(plugins_dir: Path | None) -> Iterator[Path]:
-    """The plugin files of the folders that are looked into."""
-    from_environment = os.environ.get("FASTTUNE_PLUGINS_DIR", "")
-    for folder, origin in (
-        (plugins_dir, "--plugins-dir"),
-        (Path(from_environment) if from_environment else None, "FASTTUNE_PLUGINS_DIR"),
-    ):
-        if folder is not None:
-            if not folder.is_dir():
+    folders = {
+        "--plugins-dir": plugins_dir,
+        "FASTTUNE_PLUGINS_DIR": os.environ.get("FASTTUNE_PLUGINS_DIR"),
+    }
+    for origin, folder in folders.items():
+        if folder:
+            if not Path(folder).is_dir():
                 raise FasttuneError(
                     "no such plugins folder", f"{origin}: {folder}", "give a folder of .py files"
                 )
-            yield from plugin_files(folder)
+            yield from plugin_files(Path(folder))
     yield from plugin_files(user_config_dir() / "plugins")
 
 
-def _named(file: Path, option: str = "") -> Path:
-    """A plugin file that is named by itself."""
+def _require_file(file: Path, option: str = "") -> Path:
     if not file.is_file() or file.suffix != ".py":
         raise FasttuneError("no such plugin file", f"{option}{file}", "give a .py file")
     return file
 
 
-def _refuse_second(plugins: Plugins, name: str, second: str) -> None:
-    if first := plugins.providers.get(name):
-        raise FasttuneError(
-            f"two plugins are called '{name}'", f"{first}\n{second}", "rename one, or remove it"
-        )
-
-
 def user_config_dir() -> Path:
-    """The folder for a user's own settings, by the platform's custom."""
+    """The platform's folder for the settings of a user."""
     from typer import get_app_dir
 
     return Path(get_app_dir("fasttune"))
@@ -195,11 +182,8 @@ def _load_entry_point(point: EntryPoint) -> tuple[ModuleType, Provider]:
     module = point.load()
     if not isinstance(module, ModuleType):
         raise TypeError(f"the entry point must name a module, and {point.value} is none")
-    dist = point.dist
-    path = Path(inspect.getfile(module))
-    return module, Provider(
-        point.name, path, dist.name if dist else "", dist.version if dist else ""
-    )
+    distribution = (point.dist.name, point.dist.version) if point.dist else ()
+    return module, Provider(point.name, Path(inspect.getfile(module)), *distribution)
 
 
 def _origin(point: EntryPoint) -> str:

@@ -1,4 +1,4 @@
-"""What an exporter is and what it works with: the API of plugins that add a form of export."""
+"""Exporters and what they work with: the API of plugins that add a form of export."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far an export may be from its run.
-
-    Prompt ids and EOS have no bound: they are equal or not.
+    """How far an export may be from its run; docs/export.md says what the constants come from.
 
     Attributes:
         logits: largest |difference| of any logit; None where no bound makes sense.
@@ -31,27 +29,25 @@ class Bounds:
     kl: float
 
 
-# What the bounds were set from is in docs/export.md.
 EXACT = Bounds(logits=1e-3, kl=1e-6)
-"""The same numbers added up in another order, in fp32."""
+"""The same numbers summed in another order, in fp32."""
 ROUNDED = Bounds(logits=10.0, kl=0.05)
-"""Weights rounded to 16 bits on one side: measured up to 4.4 and 0.011 on the demo model, where the
-sign of one tensor makes 19.8 and 0.19 at least."""
+"""Weights rounded to 16 bits on one side."""
 QUANTISED = Bounds(logits=None, kl=1.0)
-"""The run computed with NF4 weights and the export does not: the gap is the quantisation's own."""
+"""The run computed with NF4 weights and the export does not."""
 
 
 class Reader(Protocol):
-    """One loaded model with its tokenizer: the run's own, or what an export holds."""
+    """A loaded model with its tokenizer: the run's, or the export's."""
 
     def prompt_ids(self, row: Row) -> list[int]:
-        """The prompt's ids as a program that uses this model makes them."""
+        """The ids of the prompt, as a program that uses this model makes them."""
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """The logits after each of the ids: [len(ids), vocabulary], float32."""
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        """At most `count` ids generated greedily after `ids`; EOS is one of them."""
+        """At most `count` ids generated greedily after `ids`, EOS included."""
 
     def eos_ids(self) -> set[int]:
         """The ids at which generation stops."""
@@ -70,69 +66,61 @@ class ExportJob(Protocol):
 
     @property
     def max_length(self) -> int:
-        """Tokens that the longest row of the run may have, its answer included."""
+        """The most tokens of a row of the run, its answer included."""
 
     @property
     def folder(self) -> Path:
-        """An empty temporary folder to fill. It gets its final name when all is done, and is gone
-        if anything fails."""
+        """An empty temporary folder to fill; it is renamed at the end, and deleted on failure."""
 
     @property
     def options(self) -> Mapping[str, str]:
-        """Every option of the exporter with the value that was chosen for it."""
+        """Every option of the exporter with its value."""
 
     def say(self, line: str) -> None:
         """Show a line of progress."""
 
     def write_merged(self, folder: Path, into: str = "original") -> None:
-        """Write the merged model, its tokenizer and its chat template to `folder`, which exists.
+        """Write the merged model, its tokenizer and its chat template to an existing folder.
 
         Args:
             into: "original" merges into the base's own weights, "dequantized" into the NF4 rounded
                 ones that training saw.
 
         Raises:
-            FasttuneError: adapter and base do not fit together, there is no room, or the run was
-                not quantised and `into` is "dequantized".
+            FasttuneError: adapter and base do not fit together, or the run was not quantised and
+                `into` is "dequantized".
         """
 
     def merged_bytes(self) -> int:
-        """What `write_merged` will take on the disk."""
+        """The size on the disk of what `write_merged` writes."""
 
     def open_merged(self, folder: Path) -> Reader:
-        """Load a merged model as any program with transformers would.
-
-        Prompts are made by its chat template, if it has one.
-        """
+        """Load a merged model as transformers does; its chat template, if any, makes prompts."""
 
     def write_adapter(self, folder: Path) -> None:
         """Copy the adapter with its tokenizer and the format."""
 
     def open_adapter(self, folder: Path) -> Reader:
-        """Load the base as the run had it, with the adapter in `folder`."""
+        """Load the base of the run, with the adapter in `folder`."""
 
     def bounds(self) -> Bounds:
-        """How far a merged model that keeps the base's own dtype may be from the run."""
+        """The bounds of a merged model that keeps the base's dtype."""
 
     def tokenizer(self) -> Any:
         """The run's tokenizer, as transformers loads it."""
 
     def chat_format(self) -> ChatFormat:
-        """The template for programs that do not know the plugin, with the run's own system text.
-
-        Raises:
-            FasttuneError: the tokenizer cannot be loaded.
-        """
+        """The template for programs that do not know fasttune."""
 
     def example_row(self) -> Row:
-        """A row to show how the export is used; no row of the run's data."""
+        """A made-up row, to show how the export is used."""
 
     def prompt(self, row: Row) -> str:
-        """The text generation starts from, with the run's own system text, where it has one."""
+        """The text that generation starts from."""
 
 
 class Exporter:
-    """A form in which a run can leave. Subclass it, name it, write and open.
+    """A form of export: subclass it, name it, write and open.
 
     Attributes:
         name: what `--to` takes.
@@ -150,7 +138,7 @@ class Exporter:
         raise NotImplementedError(f"{type(self).__name__}.write")
 
     def open(self, job: ExportJob) -> Reader:
-        """Load what was written, to hold it against the run."""
+        """Load what was written, to compare it with the run."""
         raise FasttuneError(
             f"exporter '{self.name}' has no open(), so what it writes cannot be verified",
             type(self).__name__,
@@ -158,7 +146,7 @@ class Exporter:
         )
 
     def bounds(self, job: ExportJob) -> Bounds:
-        """How far the export may be from the run; a form that rounds the weights overrides it."""
+        """How far the export may be from the run; override it if the form rounds weights."""
         return job.bounds()
 
     def usage(self, job: ExportJob) -> str:
@@ -166,5 +154,5 @@ class Exporter:
         return ""
 
     def needed_bytes(self, job: ExportJob) -> int:
-        """Room the export takes on the disk, checked before writing; 0 where it is not known."""
+        """The size of the export on the disk, checked before writing; 0 if it is not known."""
         return 0

@@ -1,4 +1,4 @@
-"""Generated answers and the figures taken on them."""
+"""Generated answers and their metrics."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fasttune.text.repetition import ends_in_loop
 class Likelihood:
     """How probable a model finds a row's reference response.
 
-    Only tokens that carry text of the response itself count, not the tags around it, and not EOS.
+    Only tokens with text of the response count, without the tags around it and EOS.
 
     Attributes:
-        bits: -log2 of their probability after the prompt and the sections that the model itself
-            wrote before its response, for instance its own reasoning.
-        bits_reference: the same after the reference's sections; None where the row lacks one.
+        bits: -log2 of their probability after the prompt and the sections that the model wrote
+            before its response, for instance its reasoning.
+        bits_reference: the same after the reference's sections; None if the row lacks one.
         bytes: length of the response in UTF-8.
         eos: probability of EOS at the reference's end; None likewise.
     """
@@ -41,15 +41,14 @@ class Answer:
     """What a model wrote for one row.
 
     Attributes:
-        row: the row it was prompted with, targets included where the row has them.
+        row: the row it was prompted with, targets included.
         text: the completion, EOS removed.
         sections: what the template's `parse` made of the text.
-        stop: "eos" where the model ended the answer itself, "length" where it ran out of tokens,
-            "loop" where it was stopped because it repeated itself.
+        stop: "eos" if the model ended the answer, "length" if it ran out of tokens, "loop" if it
+            was stopped because it repeated itself.
         tokens: number of generated tokens, EOS included.
-        likelihood: of the row's reference, where it was taken.
-        samples: the responses of all answers that were sampled for the row, where this one was
-            chosen among them by `vote`.
+        likelihood: of the row's reference, if it was computed.
+        samples: the responses of all answers to the row, if `vote` chose this one.
     """
 
     row: Row
@@ -62,36 +61,36 @@ class Answer:
 
     @property
     def ending(self) -> str:
-        """As `stop`, but "loop" also where it ran out of tokens while it repeated itself."""
+        """As `stop`, but "loop" also if it ran out of tokens while it repeated itself."""
         looped = self.stop == "length" and ends_in_loop(self.text)
         return "loop" if looped else self.stop
 
     @property
     def response(self) -> str:
-        """What a reader gets: the section "response", or where none is called so, the last."""
+        """The section "response", or the last one if none has this name."""
         return self.sections.get("response", next(reversed(self.sections.values()), ""))
 
     @property
     def agreeing(self) -> int:
-        """How many of the samples give this response, white space around it aside."""
+        """How many samples give this response, ignoring white space around it."""
         return [sample.strip() for sample in self.samples].count(self.response.strip())
 
     @property
     def readable(self) -> str:
-        """The response, or where it is blank all that was written instead."""
+        """The response, or the whole text if it is blank."""
         return self.response if self.response.strip() else self.text
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure on answers, taken answer by answer.
+    """A metric of answers, computed answer by answer.
 
     Attributes:
         name: the key under which it is saved.
         description: one line for people.
-        measure: answer -> its value; or (amount, weight), for instance bits and bytes; or None
-            where the figure means nothing for this answer.
-        better: which way is better; "" for a figure that describes and does not judge.
+        measure: answer -> its value; or (amount, weight), for instance bits and bytes; or None if
+            the metric means nothing for this answer.
+        better: which direction is better; "" if neither is.
     """
 
     name: str
@@ -107,12 +106,12 @@ class Metric:
             )
 
     def amounts(self, answers: Sequence[Answer]) -> list[tuple[float, float]]:
-        """(amount, weight) per answer, (0, 0) where the figure means nothing.
+        """(amount, weight) per answer; (0, 0) if the metric means nothing for it.
 
         The metric of many answers is the sum of the amounts over the sum of the weights.
 
         Raises:
-            FasttuneError: the function fails, or returns no figure.
+            FasttuneError: the function fails, or returns no number.
         """
         return [self._amount(answer) for answer in answers]
 
@@ -122,9 +121,10 @@ class Metric:
             if value is None:
                 return 0.0, 0.0
             amount, weight = value if isinstance(value, tuple) and len(value) == 2 else (value, 1)
-            if _is_figure(amount) and _is_figure(weight) and weight >= 0:
-                return float(amount), float(weight)
-            raise TypeError(f"it returned {value!r:.100}, which is not a figure")
+            numbers = all(isinstance(n, Real) and math.isfinite(n) for n in (amount, weight))
+            if not numbers or weight < 0:
+                raise TypeError(f"it returned {value!r:.100}, which is not a figure")
+            return float(amount), float(weight)
         except Exception as error:
             file = Path(getattr(getattr(self.measure, "__code__", None), "co_filename", ""))
             raise blame(
@@ -136,13 +136,8 @@ class Metric:
             ) from error
 
 
-def _is_figure(value: object) -> bool:
-    """Whether it is a number, and neither infinite nor nan."""
-    return isinstance(value, Real) and math.isfinite(value)
-
-
 def score(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, float]:
-    """Metric name -> its value, for the metrics that mean something for any of the answers."""
+    """The value of each metric that means something for any of the answers."""
     scores = {}
     for metric in metrics:
         amounts = metric.amounts(answers)
@@ -152,23 +147,18 @@ def score(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, flo
 
 
 def vote(answers: Sequence[Answer]) -> Answer:
-    """The first of the answers to one row whose response most of them give, white space around it
-    aside, with the responses of all (self-consistency, Wang et al., arXiv:2203.11171).
+    """The first of the answers to one row with the most frequent response, ignoring white space
+    around it (self-consistency, Wang et al., arXiv:2203.11171).
 
-    An answer that did not end, or has no response, has no vote where another one has.
+    An answer that did not end, or has no response, has no vote if another one has.
     """
     voting = [a for a in answers if a.stop == "eos" and a.response.strip()] or answers
-    [(winner, _)] = Counter(answer.response.strip() for answer in voting).most_common(1)
-    chosen = next(answer for answer in voting if answer.response.strip() == winner)
+    votes = Counter(answer.response.strip() for answer in voting)
+    chosen = max(voting, key=lambda answer: votes[answer.response.strip()])  # the first of them
     return replace(chosen, samples=tuple(answer.response for answer in answers))
 
 
 def as_dict(answer: Answer) -> dict[str, Any]:
     """An answer without its row, for JSON."""
-    return {
-        "text": answer.text,
-        "sections": answer.sections,
-        "stop": answer.stop,
-        "tokens": answer.tokens,
-        **({"samples": list(answer.samples)} if answer.samples else {}),
-    }
+    saved = {key: getattr(answer, key) for key in ("text", "sections", "stop", "tokens")}
+    return saved | ({"samples": list(answer.samples)} if answer.samples else {})

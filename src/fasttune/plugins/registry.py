@@ -25,8 +25,7 @@ from fasttune.records import TemplateFacts
 
 @dataclass(frozen=True)
 class Provider:
-    """Where something came from: a plugin or a format's file, and of an installed plugin its
-    distribution."""
+    """Where something came from: a plugin or a format's file, and its distribution if any."""
 
     name: str
     path: Path
@@ -43,21 +42,24 @@ class Provider:
 
 @dataclass(frozen=True)
 class Problem:
-    """A plugin or a format's file that could not be loaded, and why."""
+    """A plugin or a format's file that did not load, and why."""
 
     name: str
     path: str
     error: str
 
 
+Loader = Callable[[], tuple[ModuleType, Provider]]
+
+
 @dataclass
 class Plugins:
-    """Everything that was loaded, by name, and everything that was not, with the reason.
+    """What was loaded, by name, and what was not, with the reason.
 
     Attributes:
-        formats: YAML files of formats that were found.
+        formats: YAML files of formats.
         folders: the working folder, and the config's. Plugins there do not run unless they are
-            named; an error about a template that is not found names them.
+            named; the error about an unknown template names them.
     """
 
     manager: pluggy.PluginManager
@@ -68,17 +70,16 @@ class Plugins:
 
     @cached_property
     def templates(self) -> dict[str, tuple[Template, Provider]]:
-        found = self._collect("register_templates", Template)
+        templates = self._collect("register_templates", Template)
         for file in self.formats:
             try:
                 template = read_format(file)
             except FasttuneError as error:
-                self.problems.append(
-                    Problem(file.stem, str(file), f"{error.message} ({error.where})")
-                )
-                continue
-            self._add(found, template, Provider(file.stem, file), Template)
-        return found
+                problem = f"{error.message} ({error.where})"
+                self.problems.append(Problem(file.stem, str(file), problem))
+            else:
+                _add(templates, template, Provider(file.stem, file), Template)
+        return templates
 
     @cached_property
     def metrics(self) -> dict[str, tuple[Metric, Provider]]:
@@ -89,15 +90,15 @@ class Plugins:
         return self._collect("register_exporters", Exporter)
 
     def template(self, name: str) -> Template:
-        """The template of that name, or of that YAML file.
+        """The template of a name or a YAML file."""
+        return self.look_up(name)[0]
+
+    def look_up(self, name: str) -> tuple[Template, Provider]:
+        """The template of a name or a YAML file, and where it came from.
 
         Raises:
             FasttuneError: there is none, or the file holds none.
         """
-        return self.found(name)[0]
-
-    def found(self, name: str) -> tuple[Template, Provider]:
-        """The template of a name or a YAML file, and where it came from; see `template`."""
         if is_format_file(name):
             file = Path(name).expanduser()
             return read_format(file), Provider(file.stem, file.absolute())
@@ -106,9 +107,9 @@ class Plugins:
         return self.templates[name]
 
     def facts(self, name: str) -> TemplateFacts:
-        """What a run keeps of a template: the declaration itself, or of a format whose text is
-        computed which plugin it needs."""
-        template, provider = self.found(name)
+        """What a run keeps of a template: its declaration, and the plugin that a computed format
+        needs."""
+        template, provider = self.look_up(name)
         return {
             "name": template.name,
             "identity": template.identity,
@@ -137,11 +138,16 @@ class Plugins:
         callbacks: list[Any] = []
         for implementation in self.manager.hook.training_callbacks.get_hookimpls():
             provider = self.providers[implementation.plugin_name]
-            arguments = {"run": run}
-            function: Callable[..., Any] = implementation.function
             try:
-                made = function(*(arguments[name] for name in implementation.argnames))
-                callbacks += _checked_callbacks(list(made))
+                function: Callable[..., Any] = implementation.function
+                things = list(function(*[run] * len(implementation.argnames)))
+                if things:
+                    from transformers import TrainerCallback
+                for thing in things:
+                    if not isinstance(thing, TrainerCallback):
+                        raise TypeError(
+                            f"it returned {thing!r:.100}, which is not a TrainerCallback"
+                        )
             except Exception as error:
                 raise blame(
                     error,
@@ -150,11 +156,12 @@ class Plugins:
                     str(provider),
                     "fix it, or leave it out with FASTTUNE_PLUGINS=name,name",
                 ) from error
+            callbacks += things
         return callbacks
 
     @contextmanager
     def blaming(self) -> Iterator[None]:
-        """An exception out of a plugin's own file becomes an error that names file and line."""
+        """Turn an exception from a plugin's file into an error that names file and line."""
         try:
             yield
         except (FasttuneError, OSError):
@@ -168,21 +175,18 @@ class Plugins:
 
     def provided(self) -> dict[str, list[str]]:
         """Provider name -> what it provides, as "template reasoning"."""
-        found: dict[str, list[str]] = {name: [] for name in self.providers}
-        for kind, things in (
-            ("template", self.templates),
-            ("metric", self.metrics),
-            ("exporter", self.exporters),
-        ):
+        provided: dict[str, list[str]] = {name: [] for name in self.providers}
+        kinds = ("template", self.templates), ("metric", self.metrics), ("exporter", self.exporters)
+        for kind, things in kinds:
             for thing, (_, provider) in things.items():
-                found.setdefault(provider.name, []).append(f"{kind} {thing}")
+                provided.setdefault(provider.name, []).append(f"{kind} {thing}")
         for implementation in self.manager.hook.training_callbacks.get_hookimpls():
-            found[implementation.plugin_name].append("training callbacks")
-        return found
+            provided[implementation.plugin_name].append("training callbacks")
+        return provided
 
     def _collect(self, hook: str, kind: type[Any]) -> dict[str, tuple[Any, Provider]]:
         """Call a registering hook plugin by plugin, so that one failing does not stop the rest."""
-        found: dict[str, tuple[Any, Provider]] = {}
+        collected: dict[str, tuple[Any, Provider]] = {}
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             provider = self.providers[implementation.plugin_name]
             try:
@@ -195,25 +199,16 @@ class Plugins:
                 self._failed(provider.name, str(provider.path), error)
                 continue
             for thing in things:
-                self._add(found, thing, provider, kind)
-        return found
-
-    def _add(self, found: dict[str, Any], thing: Any, provider: Provider, kind: type) -> None:
-        if thing.name in found:
-            raise FasttuneError(
-                f"the {kind.__name__.lower()} '{thing.name}' is provided twice",
-                f"{found[thing.name][1]}\n{provider}",
-                "rename one, or choose plugins with FASTTUNE_PLUGINS=name,name",
-            )
-        found[thing.name] = (thing, provider)
+                _add(collected, thing, provider, kind)
+        return collected
 
     def _failed(self, name: str, path: str, error: BaseException) -> None:
-        found = blame(error, "it", Path(path))
-        said = found.message.removeprefix("it fails: ")
-        where = "" if found.where == path else found.where.removeprefix(f"{path}, ")
-        self.problems.append(Problem(name, path, f"{said} ({where})" if where else said))
+        blamed = blame(error, "it", Path(path))
+        problem = blamed.message.removeprefix("it fails: ")
+        where = "" if blamed.where == path else blamed.where.removeprefix(f"{path}, ")
+        self.problems.append(Problem(name, path, f"{problem} ({where})" if where else problem))
 
-    def add(self, name: str, path: str, load: Callable[[], tuple[ModuleType, Provider]]) -> None:
+    def add(self, name: str, path: str, load: Loader) -> None:
         """Load and register one plugin; whatever goes wrong is kept as its problem."""
         try:
             require_name(name, "a plugin", path)
@@ -228,14 +223,14 @@ class Plugins:
         self.providers[name] = provider
 
 
-def _checked_callbacks(things: list[Any]) -> list[Any]:
-    if things:
-        from transformers import TrainerCallback
-
-        for thing in things:
-            if not isinstance(thing, TrainerCallback):
-                raise TypeError(f"it returned {thing!r:.100}, which is not a TrainerCallback")
-    return things
+def _add(collected: dict[str, Any], thing: Any, provider: Provider, kind: type) -> None:
+    if thing.name in collected:
+        raise FasttuneError(
+            f"the {kind.__name__.lower()} '{thing.name}' is provided twice",
+            f"{collected[thing.name][1]}\n{provider}",
+            "rename one, or choose plugins with FASTTUNE_PLUGINS=name,name",
+        )
+    collected[thing.name] = (thing, provider)
 
 
 def plugin_files(folder: Path) -> list[Path]:
@@ -245,14 +240,14 @@ def plugin_files(folder: Path) -> list[Path]:
 
 
 def _holding(name: str, folders: Sequence[Path]) -> list[Path]:
-    """The files near here that seem to declare a template of that name."""
-    places = [folder / inner for folder in folders for inner in ("", "plugins")]
-    files = [file for place in places for file in plugin_files(place)]
+    """The files in and below the folders that seem to declare a template of that name."""
+    files = [file for folder in folders for file in plugin_files(folder)]
+    files += [file for folder in folders for file in plugin_files(folder / "plugins")]
     files += [file for folder in folders for file in sorted(folder.glob("*.y*ml"))]
-    found = []
+    declaring = []
     for file in {file.resolve(): file for file in files[:200] if file.is_file()}.values():
         with suppress(OSError), file.open(encoding="utf-8", errors="replace") as stream:
             text = stream.read(2**16)
             if re.search(rf"\bname\s*[=:]\s*[\"']?{re.escape(name)}\b", text):
-                found.append(file)
-    return found
+                declaring.append(file)
+    return declaring
