@@ -6,9 +6,8 @@ from dataclasses import replace
 from itertools import islice
 
 from fasttune.config import RunConfig, load_config
-from fasttune.data.check import column_names
-from fasttune.data.columns import propose_columns
-from fasttune.data.load import LOOKAHEAD, load
+from fasttune.data.check import column_names, propose_columns
+from fasttune.data.load import LOOKAHEAD, load_rows
 from fasttune.data.sources import reader
 from fasttune.files import absolute
 from fasttune.inspection.survey import default_template
@@ -37,7 +36,7 @@ def propose(
     lines = [f"columns: {', '.join(names)}"]
     lines += [f"{ours} is taken from {theirs}" for ours, theirs in columns.items()]
     if template is None:
-        start = load(config.data.train, columns=columns, limit=LOOKAHEAD)
+        start = load_rows(config.data.train, columns=columns, limit=LOOKAHEAD)
         template = default_template(start.rows)
     data = replace(config.data, train=absolute(config.data.train), columns=columns)
     config = replace(config, template=template, data=data)

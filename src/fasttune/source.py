@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttune.config import ModelConfig
-from fasttune.data.load import load as load_rows
+from fasttune.data.load import load_rows
 from fasttune.data.rows import Rows
 from fasttune.errors import FasttuneError
 from fasttune.formats.template import Template

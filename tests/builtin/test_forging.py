@@ -10,7 +10,7 @@ from fasttune_plugins.reasoning import REASONING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttune.data.check import check, require_prompt
+from fasttune.data.check import check_record, require_prompt
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from tests.conftest import REASONING_ROW
@@ -21,7 +21,7 @@ templates = pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: 
 
 
 def problems(template, row):
-    return check(1, row, template, {}, template.required).problems
+    return check_record(1, row, template, {}, template.required).problems
 
 
 def read_by(template):

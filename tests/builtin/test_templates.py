@@ -7,7 +7,7 @@ from fasttune_plugins import multilingual
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fasttune.data.check import check
+from fasttune.data.check import check_record
 from fasttune.encoding.encode import encode, encode_prompt
 from fasttune.formats.template import tags_in
 from fasttune.plugins.discovery import load_plugins
@@ -92,7 +92,7 @@ def test_multilingual_in_every_language(code):
     text = f"<|system|>{SYSTEM_TEXTS[code]}\n<|instruction|>{question}\n<|response|>"
     by_column = {"instruction": question, "language": code}
     assert template.prompt(by_column) == text
-    read = check(1, {"instruction": question}, template, {}, ["instruction"]).row
+    read = check_record(1, {"instruction": question}, template, {}, ["instruction"]).row
     assert read.language == code and template.prompt(read) == text
     assert template.render(by_column | {"output": "5"}) == f"{text}5"
 

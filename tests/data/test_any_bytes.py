@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttune.config import SETTINGS, RunConfig, dump_config, load_config, parse_override
-from fasttune.data.load import load
+from fasttune.data.load import load_rows
 from fasttune.encoding.encode import encode_many
 from fasttune.errors import FasttuneError
 from fasttune.formats.parts import Segment
@@ -47,7 +47,7 @@ def test_rows(ending, content):
         file = Path(folder) / f"rows.{ending}"
         file.write_bytes(content)
         try:
-            loaded = load(file)
+            loaded = load_rows(file)
         except FasttuneError as error:
             require_told(error)
         else:

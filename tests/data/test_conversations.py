@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttune.data.conversations import from_messages, readable
-from fasttune.data.load import load, load_divided, parse_columns
+from fasttune.data.load import load_divided, load_rows, parse_columns
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from tests.conftest import cli, write_rows
@@ -48,7 +48,7 @@ ROW = Row([HI, {"instruction": "Add 2 and 3.", "output": "5"}], "Be brief.")
     ],
 )
 def test_each_form_gives_the_same_row(tmp_path, record, form):
-    loaded = load(write_rows(tmp_path / "a.jsonl", [record]), CHATML)
+    loaded = load_rows(write_rows(tmp_path / "a.jsonl", [record]), CHATML)
     assert loaded.rows == [ROW]
     assert loaded.forms == {form: 1}
     assert loaded.findings == []
@@ -57,7 +57,7 @@ def test_each_form_gives_the_same_row(tmp_path, record, form):
 def test_forms_stand_side_by_side_and_a_conversation_repeated_in_another_form_is_found(tmp_path):
     plain = {"instruction": "Add 2 and 3.", "output": "5"}
     records = [{"messages": TALK}, plain, {"conversations": SHAREGPT, "id": "7"}]
-    loaded = load(write_rows(tmp_path / "a.jsonl", records), CHATML)
+    loaded = load_rows(write_rows(tmp_path / "a.jsonl", records), CHATML)
     assert [len(row.turns) for row in loaded.rows] == [2, 1, 2]
     assert loaded.rows[2] == ROW.with_turn({"id": "7"})
     assert [(f.row, f.message) for f in loaded.findings] == [(3, "repeats row 1")]
@@ -70,8 +70,8 @@ def test_parquet_and_csv(tmp_path):
     table = pyarrow.Table.from_pylist([{"messages": TALK}])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     (tmp_path / "a.csv").write_text('messages\n"' + json.dumps(TALK).replace('"', '""') + '"\n')
-    assert load(tmp_path / "a.parquet", CHATML).rows == [ROW]
-    assert load(tmp_path / "a.csv", CHATML).rows == [ROW]
+    assert load_rows(tmp_path / "a.parquet", CHATML).rows == [ROW]
+    assert load_rows(tmp_path / "a.csv", CHATML).rows == [ROW]
 
 
 def message(role, content="x", **more):
@@ -106,7 +106,7 @@ USER, BOT, SYSTEM = message("user"), message("assistant"), message("system")
 )
 def test_what_is_no_conversation_is_refused_with_the_number_of_the_row(tmp_path, talk, reason):
     records = [{"messages": TALK}, {"messages": talk}]
-    loaded = load(write_rows(tmp_path / "a.jsonl", records), CHATML)
+    loaded = load_rows(write_rows(tmp_path / "a.jsonl", records), CHATML)
     assert loaded.rows == [ROW]
     [finding] = loaded.findings
     assert (finding.row, finding.column, finding.fatal) == (2, "messages", True)
@@ -117,7 +117,7 @@ def test_a_tag_or_a_nul_in_an_earlier_turn_is_found(tmp_path):
     forged = [message("user", 'Say "<|im_start|>".'), BOT, USER, BOT]
     nul = [message("user", "a\0b"), BOT, USER, BOT]
     records = [{"messages": TALK}, {"messages": forged}, {"messages": nul}]
-    loaded = load(write_rows(tmp_path / "a.jsonl", records), CHATML)
+    loaded = load_rows(write_rows(tmp_path / "a.jsonl", records), CHATML)
     assert [str(f) for f in loaded.findings] == [
         "row 2, messages: contains the template's tag <|im_start|>",
         "row 3, messages: holds a NUL character",
@@ -128,29 +128,29 @@ def test_two_forms_in_one_row_need_a_choice(tmp_path):
     both = {"messages": TALK, "instruction": "Which?", "output": "This."}
     file = write_rows(tmp_path / "a.jsonl", [both])
     with pytest.raises(FasttuneError, match="no row can be used") as caught:
-        load(file, CHATML)
+        load_rows(file, CHATML)
     assert "--map messages=messages" in caught.value.where
-    assert load(file, CHATML, {"messages": "messages"}).rows[0]["output"] == "5"
-    assert load(file, CHATML, {"instruction": "instruction"}).rows[0]["output"] == "This."
+    assert load_rows(file, CHATML, {"messages": "messages"}).rows[0]["output"] == "5"
+    assert load_rows(file, CHATML, {"instruction": "instruction"}).rows[0]["output"] == "This."
 
 
 def test_text_that_is_called_messages_is_a_column_like_any_other(tmp_path):
     row = {"instruction": "a", "output": "b", "messages": "three", "history": "long"}
-    assert load(write_rows(tmp_path / "a.jsonl", [row]), CHATML).rows == [row]
+    assert load_rows(write_rows(tmp_path / "a.jsonl", [row]), CHATML).rows == [row]
 
 
 def test_a_format_of_one_turn_refuses_more_or_takes_the_first_by_name(tmp_path):
     file = write_rows(tmp_path / "a.jsonl", [{"messages": TALK[:3]}, {"messages": TALK}])
-    loaded = load(file, ALPACA)
+    loaded = load_rows(file, ALPACA)
     [finding] = loaded.findings
     assert finding.row == 2 and finding.fatal
     assert "holds 2 exchanges, and the format 'alpaca' holds one" in finding.message
     assert "data.turns=first" in finding.message and "chatml" in finding.message
-    first = load(file, ALPACA, take="first")
+    first = load_rows(file, ALPACA, take="first")
     assert [(row["instruction"], row["output"]) for row in first.rows] == [("Hi.", "Hello.")] * 2
     assert first.cut == 1
     asked = [{"instruction": "a", "output": "b", "history": [["c", "d"]]}]
-    one = load(write_rows(tmp_path / "b.jsonl", asked), ALPACA, take="first")
+    one = load_rows(write_rows(tmp_path / "b.jsonl", asked), ALPACA, take="first")
     assert (one.rows[0]["instruction"], one.rows[0]["output"], one.cut) == ("c", "d", 1)
 
 
@@ -166,7 +166,7 @@ def test_the_setting_reaches_a_run(tmp_path):
 
 def test_other_histories_are_other_rows(tmp_path):
     other = [*TALK[:2], message("assistant", "Good day."), *TALK[3:]]
-    loaded = load(write_rows(tmp_path / "a.jsonl", [{"messages": TALK}, {"messages": other}]))
+    loaded = load_rows(write_rows(tmp_path / "a.jsonl", [{"messages": TALK}, {"messages": other}]))
     assert loaded.digests[0] != loaded.digests[1]
 
 
@@ -186,10 +186,10 @@ def test_other_histories_are_other_rows(tmp_path):
 def test_a_mapping_is_proposed_and_works(tmp_path, row, proposed):
     file = write_rows(tmp_path / "a.jsonl", [row])
     with pytest.raises(FasttuneError, match="no column") as caught:
-        load(file)
+        load_rows(file)
     assert f"perhaps {proposed};" in caught.value.hint
     columns = parse_columns(proposed.replace("--map ", "").split())
-    assert load(file, CHATML, columns).bad_rows == 0
+    assert load_rows(file, CHATML, columns).bad_rows == 0
 
 
 def test_fasttune_data_names_the_form_and_takes_chatml(tmp_path, phi2_tokenizer):

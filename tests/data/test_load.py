@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fasttune import Row, Template, given, learn
 from fasttune.config import DataConfig
-from fasttune.data.load import Finding, load, load_divided, parse_columns, shipped
+from fasttune.data.load import Finding, load_divided, load_rows, parse_columns, shipped
 from fasttune.data.split import data_hash, digest, divide
 from fasttune.errors import FasttuneError
 from fasttune.inspection.survey import default_template, histogram, scripts, spread, survey
@@ -62,13 +62,17 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
 # Sources
 
 
+def numbers(loaded):
+    return [loaded.rows.number(place) for place in range(len(loaded.rows))]
+
+
 @pytest.mark.parametrize(
     "name", ["a.json", "a.jsonl", "a.ndjson", "a.csv", "a.tsv", "a.parquet", "A.JSONL"]
 )
 def test_every_format_gives_the_rows_back(tmp_path, name):
     path = tmp_path / name
     write(path.with_suffix(path.suffix.lower()), ROWS).rename(path)
-    loaded = load(path)
+    loaded = load_rows(path)
     assert loaded.rows == ROWS
     assert loaded.source == str(path)
     assert loaded.findings == []
@@ -76,16 +80,16 @@ def test_every_format_gives_the_rows_back(tmp_path, name):
 
 
 def test_numbers_are_lines_in_text_files_and_rows_elsewhere(tmp_path):
-    assert load(write(tmp_path / "a.jsonl", ROWS)).numbers.tolist() == [1, 2, 3]
-    assert load(write(tmp_path / "a.json", ROWS)).numbers.tolist() == [1, 2, 3]
+    assert numbers(load_rows(write(tmp_path / "a.jsonl", ROWS))) == [1, 2, 3]
+    assert numbers(load_rows(write(tmp_path / "a.json", ROWS))) == [1, 2, 3]
     # the header is line 1, and the second row has a line break in a cell of each
-    assert load(write(tmp_path / "a.csv", ROWS)).numbers.tolist() == [2, 4, 6]
+    assert numbers(load_rows(write(tmp_path / "a.csv", ROWS))) == [2, 4, 6]
 
 
 def test_object_with_data_list(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"version": 1, "data": ROWS}))
-    assert load(path).rows == ROWS
+    assert load_rows(path).rows == ROWS
 
 
 @pytest.mark.parametrize(
@@ -103,14 +107,14 @@ def test_json_files_without_rows(tmp_path, text, message):
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(FasttuneError, match=message) as caught:
-        load(path)
+        load_rows(path)
     assert str(path) in caught.value.where
 
 
 def test_json_lines_under_a_wrong_name(tmp_path):
     path = write_jsonl(tmp_path / "a.json", ROWS)
     with pytest.raises(FasttuneError) as caught:
-        load(path)
+        load_rows(path)
     assert "line 2" in caught.value.where
     assert ".jsonl" in caught.value.hint
 
@@ -123,18 +127,18 @@ def test_saved_dataset_and_its_splits(tmp_path):
     datasets.DatasetDict(train=dataset, test=dataset.select([2])).save_to_disk(
         str(tmp_path / "two")
     )
-    assert load(str(tmp_path / "one")).rows == ROWS
-    assert load(tmp_path / "two", split="test").rows == ROWS[2:]
+    assert load_rows(str(tmp_path / "one")).rows == ROWS
+    assert load_rows(tmp_path / "two", split="test").rows == ROWS[2:]
     with pytest.raises(FasttuneError, match="no split 'tset'") as caught:
-        load(tmp_path / "two", split="tset")
+        load_rows(tmp_path / "two", split="tset")
     assert "did you mean 'test'" in caught.value.hint
     with pytest.raises(FasttuneError, match="folder holds no data set"):
-        load(tmp_path)
+        load_rows(tmp_path)
 
 
 def test_hub_that_cannot_be_reached():
     with pytest.raises(FasttuneError) as caught:
-        load("nobody/nothing-here")
+        load_rows("nobody/nothing-here")
     assert "nobody/nothing-here" in caught.value.message
     assert "Hub" in caught.value.message
     assert "connection" in caught.value.hint and "path" in caught.value.hint
@@ -150,8 +154,8 @@ def test_a_data_set_on_the_hub_with_a_configuration(monkeypatch):
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert load("openai/gsm8k:main", split="test").rows == ROWS
-    assert load("owner/name").rows == ROWS
+    assert load_rows("openai/gsm8k:main", split="test").rows == ROWS
+    assert load_rows("owner/name").rows == ROWS
     assert asked == [
         (("openai/gsm8k", "main"), {"split": "test"}),
         (("owner/name", None), {"split": "train"}),
@@ -161,25 +165,25 @@ def test_a_data_set_on_the_hub_with_a_configuration(monkeypatch):
 def test_typo_in_a_path_names_the_close_file(tmp_path):
     write(tmp_path / "train.jsonl", ROWS)
     with pytest.raises(FasttuneError, match="no such file") as caught:
-        load(str(tmp_path / "tarin.jsonl"))
+        load_rows(str(tmp_path / "tarin.jsonl"))
     assert "train.jsonl" in caught.value.hint
 
 
 @pytest.mark.parametrize("source", ["nowhere.csv", "./nowhere", "nowhere/at/all.jsonl", Path("x")])
 def test_what_looks_like_a_path_never_asks_the_hub(source):
     with pytest.raises(FasttuneError, match="no such file"):
-        load(source)
+        load_rows(source)
 
 
 def test_a_relative_name_without_a_suffix_is_a_hub_name():
     with pytest.raises(FasttuneError, match="Hub"):
-        load("data/train")
+        load_rows("data/train")
 
 
 def test_unknown_format(tmp_path):
     (tmp_path / "a.txt").write_text("hello")
     with pytest.raises(FasttuneError, match="format") as caught:
-        load(tmp_path / "a.txt")
+        load_rows(tmp_path / "a.txt")
     assert ".jsonl" in caught.value.hint
 
 
@@ -187,23 +191,23 @@ def test_unknown_format(tmp_path):
 def test_empty_file(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(FasttuneError) as caught:
-        load(tmp_path / name)
+        load_rows(tmp_path / name)
     assert name in caught.value.where
 
 
 def test_csv_of_only_a_header(tmp_path):
     (tmp_path / "a.csv").write_text("instruction,output\n")
     with pytest.raises(FasttuneError, match="no rows"):
-        load(tmp_path / "a.csv")
+        load_rows(tmp_path / "a.csv")
 
 
 def test_limit_looks_at_the_first_rows_only(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [*ROWS, b"{broken"])
-    assert load(path, limit=2).rows == ROWS[:2]
-    assert load(path, limit=3).findings == []
-    assert len(load(path, limit=4).findings) == 1
+    assert load_rows(path, limit=2).rows == ROWS[:2]
+    assert load_rows(path, limit=3).findings == []
+    assert len(load_rows(path, limit=4).findings) == 1
     with pytest.raises(FasttuneError):
-        load(path, limit=0)
+        load_rows(path, limit=0)
 
 
 def test_importing_needs_nothing_heavy():
@@ -223,9 +227,9 @@ def test_importing_needs_nothing_heavy():
 def test_one_broken_line_is_reported_and_the_others_are_kept(tmp_path):
     broken = b'{"instruction": "x", "output": }'
     path = write_jsonl(tmp_path / "a.jsonl", [ROWS[0], broken, b"", *ROWS[1:]])
-    loaded = load(path)
+    loaded = load_rows(path)
     assert loaded.rows == ROWS
-    assert loaded.numbers.tolist() == [1, 4, 5]
+    assert numbers(loaded) == [1, 4, 5]
     assert loaded.findings == [
         Finding(2, "", "is not JSON: Expecting value at position 32", fatal=True)
     ]
@@ -249,7 +253,7 @@ def test_all_kinds_of_bad_rows_at_once(tmp_path):
             b"1" * 5000,
         ],
     )
-    loaded = load(path)
+    loaded = load_rows(path)
     assert loaded.rows == [good]
     found = [(f.row, f.column, f.message.partition(":")[0]) for f in loaded.findings]
     assert found[:-1] == [
@@ -279,24 +283,24 @@ def test_numbers_in_parquet_are_not_text_either(tmp_path):
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     # a number in a column that nothing reads is none of our business
-    loaded = load(tmp_path / "a.parquet")
+    loaded = load_rows(tmp_path / "a.parquet")
     assert loaded.rows == [{"instruction": "q", "output": "a"}, {"instruction": "q", "output": "b"}]
     with pytest.raises(FasttuneError, match="no row can be used") as caught:
-        load(tmp_path / "a.parquet", columns={"output": "id"})
+        load_rows(tmp_path / "a.parquet", columns={"output": "id"})
     assert 'row 1, output: is a number, not text: write "1"' in caught.value.where
 
 
 def test_parquet_that_is_none(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 but no")
     with pytest.raises(FasttuneError, match="not Parquet"):
-        load(tmp_path / "a.parquet")
+        load_rows(tmp_path / "a.parquet")
 
 
 def test_optional_fields_may_be_absent_null_or_empty(tmp_path):
     rows = [
         {"instruction": "q", "output": "a", **more} for more in ({}, {"input": None}, {"input": ""})
     ]
-    loaded = load(write_jsonl(tmp_path / "a.jsonl", rows))
+    loaded = load_rows(write_jsonl(tmp_path / "a.jsonl", rows))
     assert loaded.rows == [
         {"instruction": "q", "output": "a"},
         {"instruction": "q", "output": "a"},
@@ -306,7 +310,7 @@ def test_optional_fields_may_be_absent_null_or_empty(tmp_path):
 
 def test_invalid_utf8_in_jsonl(tmp_path):
     bad = b'{"instruction": "caf\xe9", "output": "a"}'
-    loaded = load(write_jsonl(tmp_path / "a.jsonl", [ROWS[0], ROWS[1], bad, ROWS[2]]))
+    loaded = load_rows(write_jsonl(tmp_path / "a.jsonl", [ROWS[0], ROWS[1], bad, ROWS[2]]))
     assert loaded.rows == ROWS
     assert loaded.findings == [Finding(3, "", "is not UTF-8: byte 0xe9 at position 21", fatal=True)]
 
@@ -314,9 +318,9 @@ def test_invalid_utf8_in_jsonl(tmp_path):
 def test_invalid_utf8_in_csv_does_not_put_quoting_out_of_step(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'instruction,output\n"one\ntw\xe9","x,\ny"\nq,a\n')
-    loaded = load(path)
+    loaded = load_rows(path)
     assert loaded.rows == [{"instruction": "q", "output": "a"}]
-    assert loaded.numbers.tolist() == [5]
+    assert numbers(loaded) == [5]
     assert [(f.row, f.message) for f in loaded.findings] == [
         (3, "is not UTF-8: byte 0xe9 at position 3")
     ]
@@ -325,7 +329,7 @@ def test_invalid_utf8_in_csv_does_not_put_quoting_out_of_step(tmp_path):
 def test_invalid_utf8_in_json_names_the_line(tmp_path):
     (tmp_path / "a.json").write_bytes(b'[\n{"instruction": "\xff"}]')
     with pytest.raises(FasttuneError, match="not UTF-8") as caught:
-        load(tmp_path / "a.json")
+        load_rows(tmp_path / "a.json")
     assert "line 2" in caught.value.where
 
 
@@ -333,13 +337,13 @@ def test_invalid_utf8_in_json_names_the_line(tmp_path):
 def test_byte_order_mark_is_accepted(tmp_path, name):
     path = write(tmp_path / name, ROWS)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert load(path).rows == ROWS
+    assert load_rows(path).rows == ROWS
 
 
 def test_csv_rows_with_too_many_or_too_few_cells(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('instruction,output\nq,a\nq\n\nq,a,b\n"q,a\n')
-    loaded = load(path)
+    loaded = load_rows(path)
     assert loaded.rows == [{"instruction": "q", "output": "a"}]
     assert [(f.row, f.message) for f in loaded.findings] == [
         (3, "has 1 cell, the header has 2"),
@@ -351,18 +355,18 @@ def test_csv_rows_with_too_many_or_too_few_cells(tmp_path):
 def test_csv_header_that_names_a_column_twice(tmp_path):
     (tmp_path / "a.csv").write_text("instruction,output,output\nq,a,b\n")
     with pytest.raises(FasttuneError, match="twice"):
-        load(tmp_path / "a.csv")
+        load_rows(tmp_path / "a.csv")
 
 
 def test_csv_keeps_line_ends_and_long_cells(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'instruction,output\r\n"a\r\nb",' + b"x" * 200_000 + b"\r\n")
-    assert load(path).rows == [{"instruction": "a\r\nb", "output": "x" * 200_000}]
+    assert load_rows(path).rows == [{"instruction": "a\r\nb", "output": "x" * 200_000}]
 
 
 def test_duplicates_are_a_warning(tmp_path):
     twin = {**ROWS[0], "id": "other"}
-    loaded = load(write_jsonl(tmp_path / "a.jsonl", [ROWS[0], ROWS[1], twin, ROWS[0]]))
+    loaded = load_rows(write_jsonl(tmp_path / "a.jsonl", [ROWS[0], ROWS[1], twin, ROWS[0]]))
     assert loaded.findings == [
         Finding(3, "", "repeats row 1", fatal=False),
         Finding(4, "", "repeats row 1", fatal=False),
@@ -379,14 +383,14 @@ def test_tag_in_a_field_the_template_reads(tmp_path, templates):
         {"instruction": "q", "output": "a", "reasoning": "r", "text": "<|response|>"},
         {"instruction": "q", "output": "a", "reasoning": "r", "system": "<|context|>"},
     ]
-    loaded = load(write_jsonl(tmp_path / "a.jsonl", rows), templates["reasoning"])
+    loaded = load_rows(write_jsonl(tmp_path / "a.jsonl", rows), templates["reasoning"])
     assert [(f.row, f.column, f.message) for f in loaded.findings if f.fatal] == [
         (2, "instruction", "contains the template's tag <|response|>"),
         (2, "reasoning", "contains the template's tag <|system|>"),
         (4, "system", "contains the template's tag <|context|>"),
     ]
     # the other template has other tags, and nothing but tags is wrong with the rows
-    assert load(tmp_path / "a.jsonl", templates["alpaca"]).bad_rows == 0
+    assert load_rows(tmp_path / "a.jsonl", templates["alpaca"]).bad_rows == 0
 
 
 TITLED = Template(
@@ -408,7 +412,7 @@ def test_a_template_decides_which_columns_are_checked(tmp_path):
         {"title": "t", "note": ["x"], "output": "a"},
         {"title": "t", "note": "n", "output": "a"},
     ]
-    loaded = load(write_jsonl(tmp_path / "a.jsonl", rows), TITLED)
+    loaded = load_rows(write_jsonl(tmp_path / "a.jsonl", rows), TITLED)
     assert loaded.rows == [{"title": "t", "output": "a"}, rows[4]]
     assert [(f.row, f.column, f.message) for f in loaded.findings] == [
         (2, "title", 'is a number, not text: write "3"'),
@@ -420,20 +424,20 @@ def test_a_template_decides_which_columns_are_checked(tmp_path):
 def test_require_clean_lists_the_first_problems(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [ROWS[0], *({"instruction": "q"} for _ in range(25))])
     with pytest.raises(FasttuneError, match=r"25 of 26 rows .* \(25 problems\)") as caught:
-        load(path).require_clean(skip_bad_rows=False)
+        load_rows(path).require_clean(skip_bad_rows=False)
     lines = caught.value.where.splitlines()
     assert lines[0] == str(path)
     assert lines[1] == "row 2, output: is missing"
     assert len(lines) == 12
     assert lines[-1] == "and 15 more"
     assert "data.skip_bad_rows=true" in caught.value.hint
-    load(path).require_clean(skip_bad_rows=True)
+    load_rows(path).require_clean(skip_bad_rows=True)
 
 
 def test_nothing_usable(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [b"no", b"json"])
     with pytest.raises(FasttuneError, match="no row can be used") as caught:
-        load(path)
+        load_rows(path)
     assert "row 2: is not JSON" in caught.value.where
 
 
@@ -443,16 +447,16 @@ def test_nothing_usable(tmp_path):
 def test_mapping_renames_and_keeps_other_text(tmp_path):
     rows = [{"question": "q", "answer": "a", "output": "raw", "id": "7", "n": 7}]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    loaded = load(path, columns={"instruction": "question", "output": "answer"})
+    loaded = load_rows(path, columns={"instruction": "question", "output": "answer"})
     assert loaded.rows == [{"instruction": "q", "output": "a", "id": "7"}]
-    swapped = load(path, columns={"instruction": "output", "output": "question"})
+    swapped = load_rows(path, columns={"instruction": "output", "output": "question"})
     assert swapped.rows == [{"instruction": "raw", "output": "q", "answer": "a", "id": "7"}]
 
 
 def test_mapped_column_that_does_not_exist(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "output": "a"}])
     with pytest.raises(FasttuneError, match="no column 'qestion'") as caught:
-        load(path, columns={"instruction": "qestion"})
+        load_rows(path, columns={"instruction": "qestion"})
     assert "did you mean 'question'" in caught.value.hint
     assert "output" in caught.value.hint
 
@@ -460,11 +464,11 @@ def test_mapped_column_that_does_not_exist(tmp_path):
 def test_required_column_that_no_row_has_is_one_error(tmp_path, templates):
     path = write_jsonl(tmp_path / "a.jsonl", [{"instruction": "q", "output": "a"}] * 3)
     with pytest.raises(FasttuneError, match="no column 'reasoning'.*'reasoning' needs") as caught:
-        load(path, templates["reasoning"])
+        load_rows(path, templates["reasoning"])
     assert "--map reasoning=" in caught.value.hint
     # a column that was mapped away is gone
     with pytest.raises(FasttuneError, match="no column 'output'"):
-        load(path, columns={"input": "output"})
+        load_rows(path, columns={"input": "output"})
 
 
 def test_parse_columns():
@@ -594,11 +598,11 @@ def test_what_was_detected_is_no_part_of_a_row():
 
 
 def test_shipped_rows_suit_every_built_in_template(templates):
-    parts = {part: load(shipped(part)) for part in ("train", "heldout")}
+    parts = {part: load_rows(shipped(part)) for part in ("train", "heldout")}
     for part, loaded in parts.items():
         assert loaded.findings == [], part
         for template in templates.values():
-            assert load(shipped(part), template).bad_rows == 0
+            assert load_rows(shipped(part), template).bad_rows == 0
     train = {(row["instruction"], row["input"]) for row in parts["train"].rows}
     assert not any((row["instruction"], row["input"]) in train for row in parts["heldout"].rows)
 
@@ -709,7 +713,7 @@ def test_the_language_is_detected_once_while_reading(tmp_path, templates, monkey
     ]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     with listening() as said:
-        loaded = load(path, templates["multilingual"])
+        loaded = load_rows(path, templates["multilingual"])
     assert asked == [ROWS[2]["instruction"]] * 2 + ["5 + 5?", "日本"]
     assert [row.language for row in loaded.rows] == ["ja", "", "ja", ""]
     assert said == [
@@ -725,7 +729,7 @@ def test_the_language_is_detected_once_while_reading(tmp_path, templates, monkey
     assert loaded.rows == flat(rows[:4]) and len(asked) == 4  # rendering asks for nothing
     assert loaded.digests[0] == loaded.digests[2]
     with listening() as said:
-        other = load(path, templates["reasoning"], required=("instruction", "output"))
+        other = load_rows(path, templates["reasoning"], required=("instruction", "output"))
     assert len(asked) == 4 and said == [] and {row.language for row in other.rows} == {""}
 
 

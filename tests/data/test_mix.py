@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttune.config import RunConfig, SourceConfig, dump_config, in_full, load_config
-from fasttune.data.load import load_divided
-from fasttune.data.mix import amounts, order
+from fasttune.data.load import amounts, interleaved, load_divided
 from fasttune.errors import FasttuneError
 from fasttune.inspection.near import near_duplicates
 from fasttune.inspection.survey import survey
@@ -72,10 +71,11 @@ def test_weights_are_met_as_nearly_as_whole_rows_can(pairs):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=4))
 def test_every_beginning_holds_the_shares(counts):
-    sources, places = order(counts)
-    assert Counter(sources) == dict(enumerate(counts))
+    rows = [(source, place) for source, count in enumerate(counts) for place in range(count)]
+    order = [rows[at] for at in interleaved(counts)]
+    assert Counter(source for source, _ in order) == dict(enumerate(counts))
     seen = Counter()
-    for length, (source, place) in enumerate(zip(sources, places, strict=True), 1):
+    for length, (source, place) in enumerate(order, 1):
         assert place == seen[source]  # each in its own order
         seen[source] += 1
         for each, count in enumerate(counts):
@@ -151,7 +151,8 @@ def write_config(folder, **data):
         ([{"name": "a.jsonl", "weight": 100}, {"name": "c.jsonl", "weight": 0.1}], {},
          "no row of the source is left at this weight"),
         (["a.jsonl"], {"train": "b.jsonl"}, "data.train and data.sources are both given"),
-        (["a.jsonl"], {"eval_split": "test"}, "a split of several sources is none"),
+        (["a.jsonl"], {"eval_split": "test"},
+         "data.eval_split cannot be combined with data.sources"),
         (["none.jsonl"], {}, "no such file"),
     ],
 )  # fmt: skip
@@ -269,7 +270,8 @@ def test_exact_repeats_are_left_out_on_request(files, alpaca):
         once = loaded(train="twice.jsonl", drop_duplicates=True)
     assert [r["instruction"] for r in once.train] == ["c 0", "c 1", "c 2", "d 0", "d 1"]
     assert said == ["twice.jsonl: 1 rows that repeat earlier ones are left out"]
-    assert once.sources[0].findings == [] and [*once.sources[0].numbers] == [1, 2, 3, 4, 5]
+    assert once.sources[0].findings == []
+    assert [once.train.number(at) for at in range(5)] == [1, 2, 3, 4, 5]
     several = loaded(sources=["c.jsonl", "twice.jsonl"], drop_duplicates=True)
     assert Counter(r["from"] for r in several.train) == {"c": 7, "d": 2}
     with pytest.raises(FasttuneError, match="every row repeats"):

@@ -1,4 +1,4 @@
-"""What is wrong with a record as a row for a template."""
+"""What is wrong with a record as a row for a template, and with the columns of its source."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fasttune.data.columns import propose_columns
 from fasttune.data.conversations import (
+    COLUMNS,
     GIVEN,
-    Conversation,
+    Exchanges,
     Turns,
+    conversation_column,
     has_conversations,
     read_conversation,
 )
@@ -19,6 +20,38 @@ from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.row import TURN_COLUMNS, Row
 from fasttune.formats.template import Template, tags_in
 from fasttune.text.languages import detect_language
+
+OTHER_NAMES = {
+    "messages": ("conversation", "dialogue", "dialog", "chat"),
+    "instruction": ("question", "prompt", "query", "problem", "task", "user", "human"),
+    "input": ("context", "passage"),
+    "reasoning": ("rationale", "thought", "thinking", "chain_of_thought", "cot"),
+    "output": ("answer", "response", "completion", "target", "solution", "assistant", "reply"),
+}
+"""Our column -> what others often call it, the likeliest first."""
+
+
+def propose_columns(
+    names: Sequence[str], columns: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Our column -> the one of `names` that is likely to hold it, where none is called as ours. A
+    conversation needs no other column.
+
+    Args:
+        columns: our column -> the source's, as a person mapped them.
+    """
+    taken = columns or {}
+    if has_conversations(names, taken):
+        return {}
+    lower = {name.lower(): name for name in reversed(names) if name not in taken.values()}
+    proposed = {
+        ours: next(lower[other] for other in (ours, *others) if other in lower)
+        for ours, others in OTHER_NAMES.items()
+        if ours not in (*names, *taken) and any(other in lower for other in (ours, *others))
+    }
+    talk = proposed.pop(COLUMNS[0], None)
+    lacking = not {"instruction", "output"} <= {*names, *taken, *proposed}
+    return {COLUMNS[0]: talk} if talk and lacking else proposed
 
 
 def column_names(records: Iterable[Record]) -> list[str]:
@@ -67,20 +100,14 @@ def require_columns(
 
 
 class Checked(NamedTuple):
-    """What a record is as a row.
-
-    Attributes:
-        row: None where there are problems.
-        problems: fatal findings.
-        conversation: what the record holds of one, if anything.
-    """
+    """A record as a row, or None with what is wrong with it."""
 
     row: Row | None
     problems: list[Finding]
-    conversation: Conversation | None = None
+    talk: Exchanges | None = None
 
 
-def check(
+def check_record(
     number: int,
     record: object,
     template: Template | None,
@@ -101,11 +128,14 @@ def check(
     moved = {*columns, *columns.values()}
     values = {name: value for name, value in record.items() if name not in moved}
     values |= {ours: record.get(theirs) for ours, theirs in columns.items()}
-    talk = read_conversation(values, columns, "output" in required, take)
-    if talk and (wrong := talk.problems or _too_many_turns(talk, template, take)):
-        found = [Finding(number, talk.column, problem, fatal=True) for problem in wrong]
-        return Checked(None, found, talk)
-    values |= talk.last if talk else {}
+    talk = None
+    if talk_column := conversation_column(values, columns):
+        try:
+            talk = read_conversation(talk_column, values, columns, "output" in required, take)
+            _require_room(talk, template, take)
+        except ValueError as error:
+            return Checked(None, [Finding(number, talk_column, str(error), fatal=True)])
+        values |= talk.last
     texts = {name: value for name, value in values.items() if isinstance(value, str)}
     row = Row.of(texts, talk.earlier if talk else ())
     row = _in_its_language(row, template) if template else row
@@ -118,29 +148,23 @@ def check(
         if isinstance(name, str) and (problem := _unfit(name)):
             problems.append(("", f"the name {name!a} {problem}"))
     if talk:  # as the source calls it
-        problems = [(talk.column if c in talk.last else c, what) for c, what in problems]
-    problems = list(dict.fromkeys(problems))
-    found = [Finding(number, column, problem, fatal=True) for column, problem in problems]
-    return Checked(None if found else row, found, talk)
+        problems = [(talk_column if c in talk.last else c, what) for c, what in problems]
+    findings = [Finding(number, *problem, fatal=True) for problem in dict.fromkeys(problems)]
+    return Checked(None if findings else row, findings, talk)
 
 
-def _too_many_turns(talk: Conversation, template: Template | None, take: Turns) -> list[str]:
-    if take == "first" or not template or template.conversations or talk.exchanges == 1:
-        return []
-    return [
-        f"holds {talk.exchanges} exchanges, and the format '{template.name}' holds one: take "
-        "another, as chatml, or the first exchange alone with data.turns=first"
-    ]
-
-
-Problem = tuple[str, str]
-"""A column, "" for none, and what is wrong with it."""
+def _require_room(talk: Exchanges, template: Template | None, take: Turns) -> None:
+    if take == "all" and template and not template.conversations and talk.exchanges > 1:
+        raise ValueError(
+            f"holds {talk.exchanges} exchanges, and the format '{template.name}' holds one: take "
+            "another, as chatml, or the first exchange alone with data.turns=first"
+        )
 
 
 def _of_values(
     values: Mapping[str, Any], names: Sequence[str], required: Sequence[str]
-) -> list[Problem]:
-    """What is missing, blank or not text."""
+) -> list[tuple[str, str]]:
+    """(column, what is missing, blank or not text)."""
     return [
         (column, problem)
         for column in dict.fromkeys(names)
@@ -148,11 +172,11 @@ def _of_values(
     ]
 
 
-def _of_texts(row: Row, template: Template | None) -> list[Problem]:
-    """Texts that cannot be stored, or that could forge a section."""
-    found = [(column, problem) for column, text in row.texts() if (problem := _unfit(text))]
+def _of_texts(row: Row, template: Template | None) -> list[tuple[str, str]]:
+    """(column, why its text cannot be stored or could forge a section)."""
+    unfit = [(column, problem) for column, text in row.texts() if (problem := _unfit(text))]
     tagged = tags_in(template, row) if template else []
-    return found + [(column, f"contains the template's tag {tag}") for column, tag in tagged]
+    return unfit + [(column, f"contains the template's tag {tag}") for column, tag in tagged]
 
 
 def _problem(value: object, required: bool) -> str:
@@ -174,15 +198,14 @@ def _unfit(text: str) -> str:
 
 
 def require_prompt(row: Mapping[str, str], template: Template, eos: str = "") -> Row:
-    """The row as it is asked, its language detected if the format chooses by it. A row that could
-    not be trained on is refused: a text that holds a tag of the template, and so could forge a
-    section, or the end of text, or lacks what the prompt is made of.
+    """The row as it is asked, its language detected if the format chooses by it.
 
     Args:
         eos: the tokenizer's end of text; "" where it is not known.
 
     Raises:
-        FasttuneError: it names the column.
+        FasttuneError: the row could not be trained on: a column is missing, or its text holds the
+            end of text or a tag of the template, and so could forge a section.
     """
     row = Row.of(row)
     if len(row.turns) > 1 and not template.conversations:
@@ -196,11 +219,11 @@ def require_prompt(row: Mapping[str, str], template: Template, eos: str = "") ->
     asked = row.without([*targets])
     required = [column for column in template.required if column not in targets]
     problems = [*_of_values(asked, required, required), *_of_texts(asked, template)]
-    found = [Finding(1, *problem, fatal=True) for problem in problems] + ending(1, asked, eos)
-    if found:
+    findings = [Finding(0, *problem, fatal=True) for problem in problems] + ending(0, asked, eos)
+    if findings:
         raise FasttuneError(
             "this cannot be asked: training refuses such a row, too",
-            "\n".join(str(problem).removeprefix("row 1, ") for problem in found),
+            "\n".join(map(str, findings)),
             "take it out of the text, or fill in what is missing",
         )
     return _in_its_language(asked, template)
@@ -228,7 +251,6 @@ def ending(number: int, row: Row, eos: str) -> list[Finding]:
 def _kind(value: object) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    for kind, name in ((int | float, "a number"), (str, "a string"), (list, "a list")):
-        if isinstance(value, kind):
-            return name
-    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+    kinds = ((int | float, "a number"), (str, "a string"), (list, "a list"), (dict, "an object"))
+    names = (name for kind, name in kinds if isinstance(value, kind))
+    return next(names, f"a {type(value).__name__}")

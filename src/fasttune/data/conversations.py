@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
 
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
@@ -28,29 +28,20 @@ ROLES = {
 TOOLS = ("tool", "function", "function_call", "observation", "ipython")
 
 
-@dataclass
-class Conversation:
-    """What a record says of its turns.
+class Exchanges(NamedTuple):
+    """The turns in a record.
 
     Attributes:
-        form: how it is written, for people.
-        column: that it is in, for messages.
-        last: columns of the row that it makes: those of the last turn, and the system text.
+        form: how they are written, for people.
+        last: the columns of the last turn, and the system text.
         earlier: the turns before the last one.
         exchanges: how many there are in the file.
-        problems: what is wrong with it; then there are no turns.
     """
 
     form: str
-    column: str
-    last: dict[str, str] = field(default_factory=dict)
-    earlier: list[dict[str, str]] = field(default_factory=list)
-    exchanges: int = 1
-    problems: list[str] = field(default_factory=list)
-
-
-class _Wrong(Exception):
-    """What is wrong with a conversation."""
+    last: dict[str, str]
+    earlier: list[dict[str, str]]
+    exchanges: int
 
 
 def has_conversations(names: Iterable[str], columns: Mapping[str, str]) -> bool:
@@ -59,30 +50,45 @@ def has_conversations(names: Iterable[str], columns: Mapping[str, str]) -> bool:
     return any(column in left for column in COLUMNS)
 
 
-def read_conversation(
-    values: dict[str, Any], columns: Mapping[str, str], answered: bool, take: Turns
-) -> Conversation | None:
-    """The conversation in a record, whose columns are taken out of it; None where it holds none.
+def conversation_column(values: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    """The column of a record that holds a conversation; "" for none.
 
     Args:
         values: the record, columns mapped.
         columns: our column -> theirs, as a person mapped them: decides where there are two forms.
+    """
+    beside = values.get("instruction") is not None
+    for column in () if "instruction" in columns else COLUMNS:
+        messages = _listed(values.get(column))
+        if isinstance(messages, list) or (
+            messages is not None and (not beside or column in columns)
+        ):
+            return column
+    return "history" if isinstance(values.get("history"), list) else ""
+
+
+def read_conversation(
+    column: str,
+    values: dict[str, Any],
+    columns: Mapping[str, str],
+    answered: bool,
+    take: Turns,
+) -> Exchanges:
+    """Take the conversation in a column out of a record; see `conversation_column`.
+
+    Args:
         answered: whether it has to end with the assistant's turn.
         take: all exchanges or the first one.
+
+    Raises:
+        ValueError: it is no conversation; the message reads on from the column.
     """
-    for column in COLUMNS:
-        found = _listed(values.get(column))
-        beside = values.get("instruction") is not None and column not in columns
-        if found is None or "instruction" in columns or (beside and not isinstance(found, list)):
-            continue
-        if beside:
-            what = f"stands beside 'instruction': say which one counts, as --map {column}={column}"
-            return Conversation("", column, problems=[what])
-        del values[column]
-        return _made(column, found, answered, take)
-    if isinstance(values.get("history"), list):
-        return _with_history(values.pop("history"), values, take)
-    return None
+    if column == "history":
+        return _with_history(values.pop(column), take)
+    if values.get("instruction") is not None and column not in columns:
+        which = f"--map {column}={column}"
+        raise ValueError(f"stands beside 'instruction': say which one counts, as {which}")
+    return _from_list(column, _listed(values.pop(column)), answered, take)
 
 
 def from_messages(messages: Sequence[Mapping[str, Any]], answered: bool = False) -> Row:
@@ -94,106 +100,90 @@ def from_messages(messages: Sequence[Mapping[str, Any]], answered: bool = False)
     Raises:
         FasttuneError: they are no conversation.
     """
-    made = _made("messages", list(messages), answered, "all")
-    if made.problems:
+    try:
+        talk = _from_list("messages", list(messages), answered, "all")
+    except ValueError as error:
         raise FasttuneError(
-            f"these messages are no conversation: one {made.problems[0]}",
+            f"these messages are no conversation: one {error}",
             "",
             "write them as [{'role': 'user', 'content': ...}, {'role': 'assistant', ...}, ...]",
-        )
-    return Row.of(made.last, made.earlier)
+        ) from error
+    return Row.of(talk.last, talk.earlier)
 
 
 def _listed(value: Any) -> Any:
     """A cell's JSON list as a list: a CSV file has nothing but text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
+        with suppress(ValueError, RecursionError):
             return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
     return value
 
 
-def _made(column: str, found: Any, answered: bool, take: Turns) -> Conversation:
-    try:
-        form, system, exchanges = _exchanges(found, answered)
-    except _Wrong as wrong:
-        return Conversation("", column, problems=[str(wrong)])
-    made = Conversation(f"{column} ({form})", column, exchanges=len(exchanges))
-    kept = exchanges[:1] if take == "first" else exchanges
-    made.last, made.earlier = {**system, **kept[-1]}, kept[:-1]
-    return made
-
-
-def _exchanges(found: Any, answered: bool) -> tuple[str, dict[str, str], list[dict[str, str]]]:
-    """The keys of the messages, the system text as a column, and the exchanges."""
-    if not isinstance(found, list):
-        raise _Wrong("is no list of messages")
-    if not found:
-        raise _Wrong("has no message")
+def _from_list(column: str, messages: Any, answered: bool, take: Turns) -> Exchanges:
+    if not isinstance(messages, list):
+        raise ValueError("is no list of messages")
+    if not messages:
+        raise ValueError("has no message")
     system: dict[str, str] = {}
     exchanges: list[dict[str, str]] = []
     form = ""
-    for number, message in enumerate(found, start=1):
+    for number, message in enumerate(messages, start=1):
         keys, role, text = _message(number, message)
-        form = form or ", ".join(keys)
+        form = form or f"{column} ({', '.join(keys)})"
         if role == "system":
             if number > 1:
-                raise _Wrong(f"has a system text in message {number}: it may only be the first")
+                raise ValueError(f"has a system text in message {number}: it may only be the first")
             system = {"system": text} if text.strip() else {}
             continue
         if not text.strip():
-            raise _Wrong(f"has an empty message {number}, from the {role}")
+            raise ValueError(f"has an empty message {number}, from the {role}")
         due = "assistant" if exchanges and "output" not in exchanges[-1] else "user"
         if role != due:
-            raise _Wrong(f"has message {number} from the {role}, where the {due}'s is due")
+            raise ValueError(f"has message {number} from the {role}, where the {due}'s is due")
         if role == "user":
             exchanges.append({"instruction": text})
         else:
             exchanges[-1]["output"] = text
     if not exchanges:
-        raise _Wrong("has a system text alone")
+        raise ValueError("has a system text alone")
     if answered and "output" not in exchanges[-1]:
         none = "has no assistant turn" if len(exchanges) == 1 else "ends with the user's turn"
-        raise _Wrong(f"{none}: there is nothing to learn from it")
-    return form, system, exchanges
+        raise ValueError(f"{none}: there is nothing to learn from it")
+    kept = exchanges[:1] if take == "first" else exchanges
+    return Exchanges(form, {**system, **kept[-1]}, kept[:-1], len(exchanges))
 
 
 def _message(number: int, message: Any) -> tuple[tuple[str, str], str, str]:
     """The keys, the role and the text of a message."""
     keys = next((keys for keys in KEYS if isinstance(message, dict) and keys[0] in message), None)
     if keys is None:
-        raise _Wrong(f"has a message {number} without 'role' or 'from'")
-    said, text = message[keys[0]], message.get(keys[1])
-    role = ROLES.get(said) if isinstance(said, str) else None
-    if said in TOOLS or message.get("tool_calls"):
-        raise _Wrong(f"has a tool's part in message {number}: tool calls cannot be trained")
+        raise ValueError(f"has a message {number} without 'role' or 'from'")
+    name, text = message[keys[0]], message.get(keys[1])
+    role = ROLES.get(name) if isinstance(name, str) else None
+    if name in TOOLS or message.get("tool_calls"):
+        raise ValueError(f"has a tool's part in message {number}: tool calls cannot be trained")
     if role is None:
         known = ", ".join(ROLES)
-        raise _Wrong(f"has the role {said!r} in message {number}; known: {known}")
+        raise ValueError(f"has the role {name!r} in message {number}; known: {known}")
     if not isinstance(text, str):
         what = "no" if text is None else f"a {type(text).__name__} for its"
-        raise _Wrong(f"has {what} text in message {number}, under '{keys[1]}'")
+        raise ValueError(f"has {what} text in message {number}, under '{keys[1]}'")
     if message.get("weight", 1) in (0, False) or message.get("train", True) is False:
-        raise _Wrong(f"leaves message {number} out of the loss: every assistant turn is learned")
+        raise ValueError(f"leaves message {number} out of the loss: every answer is learned")
     return keys, role, text
 
 
-def _with_history(earlier: Any, values: Mapping[str, Any], take: Turns) -> Conversation:
+def _with_history(earlier: Any, take: Turns) -> Exchanges:
     """LLaMA-Factory's: [question, answer] pairs before the row's own instruction and output."""
-    made = Conversation("instruction, output, history", "history", exchanges=len(earlier) + 1)
     exchanges = []
     for number, pair in enumerate(earlier, start=1):
         texts = isinstance(pair, list | tuple) and all(isinstance(text, str) for text in pair)
         if not texts or len(pair) != 2 or not all(text.strip() for text in pair):
-            made.problems = [f"has an exchange {number} that is no [question, answer]"]
-            return made
+            raise ValueError(f"has an exchange {number} that is no [question, answer]")
         exchanges.append(dict(zip(GIVEN, pair, strict=True)))
-    if take == "first" and exchanges:
-        made.last = {"input": "", "reasoning": "", **exchanges[0]}
-    else:
-        made.earlier = exchanges
-    return made
+    last = {"input": "", "reasoning": "", **exchanges[0]} if take == "first" and exchanges else {}
+    form = "instruction, output, history"
+    return Exchanges(form, last, [] if last else exchanges, len(exchanges) + 1)
 
 
 def readable(row: Row) -> dict[str, Any]:

@@ -7,16 +7,15 @@ keys and gives no line in its errors.
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TextIO
 
 from fasttune.errors import FasttuneError
 
 CHUNK = 2**20
-"""Bytes to read at a time; a longer value doubles it."""
+"""Characters to read at a time; a longer value doubles it."""
 CUT = 16
 """An error this close to the end of the buffer may be an incomplete value, such as "tru"."""
 BLANKS = " \t\n\r"
@@ -24,6 +23,21 @@ AFTER = (*BLANKS, *",:]}")
 """Characters that can follow a complete value."""
 
 Pairs = list[tuple[str, Any]]
+
+
+def decoded_lines(path: Path) -> Iterator[tuple[int, str, str]]:
+    """The number, from 1, and the text of each line, and why it is not UTF-8, if it is not.
+
+    Undecodable bytes are replaced, so that CSV stays in step.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            try:
+                yield number, line.decode(), ""
+            except UnicodeDecodeError as error:
+                place = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
+                yield number, line.decode(errors="replace"), f"is not UTF-8: {place}"
 
 
 def rows_of(path: Path, make: Callable[[Pairs], dict[str, Any]]) -> Iterator[Any]:
@@ -35,7 +49,7 @@ def rows_of(path: Path, make: Callable[[Pairs], dict[str, Any]]) -> Iterator[Any
     Raises:
         FasttuneError: the file is not UTF-8, not JSON, or has no list of rows.
     """
-    with path.open("rb") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         text = _Text(file, path, make)
         start = text.peek()
         if not start:
@@ -65,13 +79,11 @@ def rows_of(path: Path, make: Callable[[Pairs], dict[str, Any]]) -> Iterator[Any
 class _Text:
     """A parser over a buffer; text that is parsed leaves the buffer."""
 
-    def __init__(self, file: BinaryIO, path: Path, make: Callable[[Pairs], dict[str, Any]]) -> None:
+    def __init__(self, file: TextIO, path: Path, make: Callable[[Pairs], dict[str, Any]]) -> None:
         self.file, self.path = file, path
         self.scan = json.JSONDecoder(object_pairs_hook=make).raw_decode
-        self.decode = codecs.getincrementaldecoder("utf-8-sig")()
         self.buffer, self.at = "", 0
         self.line, self.column = 1, 1
-        self.ended = False
 
     def peek(self) -> str:
         """The next character that is not blank, or "" at the end."""
@@ -143,16 +155,17 @@ class _Text:
 
     def _more(self) -> bool:
         """Read the next chunk, as long as the buffer; False at the end of the file."""
-        if self.ended:
-            return False
-        self._drop()
-        chunk = self.file.read(max(CHUNK, len(self.buffer)))
-        self.ended = not chunk
         try:
-            self.buffer += self.decode.decode(chunk, final=not chunk)
+            chunk = self.file.read(max(CHUNK, len(self.buffer)))
         except UnicodeDecodeError as error:
-            raise self._no_utf8(error) from error
-        return True
+            lines = ((number, problem) for number, _, problem in decoded_lines(self.path))
+            number, problem = next(line for line in lines if line[1])
+            where = f"{self.path}: line {number} {problem}"
+            raise FasttuneError("the file is not UTF-8", where, "save it as UTF-8") from error
+        if chunk:
+            self._drop()
+            self.buffer += chunk
+        return bool(chunk)
 
     def _drop(self) -> None:
         """Remove the parsed text from the buffer."""
@@ -161,16 +174,3 @@ class _Text:
         self.line += newlines
         self.column = len(parsed) - parsed.rfind("\n") if newlines else self.column + len(parsed)
         self.buffer, self.at = self.buffer[self.at :], 0
-
-    def _no_utf8(self, error: UnicodeDecodeError) -> FasttuneError:
-        left = self.file.tell() - len(error.object) + error.start  # bytes before the bad one
-        self.file.seek(0)
-        line = position = 1
-        while block := self.file.read(min(left, CHUNK)):
-            left -= len(block)
-            line += block.count(b"\n")
-            position = len(block) - block.rfind(b"\n") if b"\n" in block else position + len(block)
-        what = f"is not UTF-8: byte 0x{error.object[error.start]:02x} at position {position}"
-        return FasttuneError(
-            "the file is not UTF-8", f"{self.path}: line {line} {what}", "save it as UTF-8"
-        )

@@ -6,20 +6,25 @@ import logging
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
 from fasttune.config import DataConfig, SourceConfig
-from fasttune.data.check import Checked, check, column_names, require_columns, required_of
-from fasttune.data.columns import propose_columns
+from fasttune.data.check import (
+    check_record,
+    column_names,
+    propose_columns,
+    require_columns,
+    required_of,
+)
 from fasttune.data.conversations import Turns
-from fasttune.data.mix import MixedRows, amounts
-from fasttune.data.rows import ChosenRows, Rows, StoredRows
-from fasttune.data.sources import Finding, count, reader
-from fasttune.data.split import digest, divide
+from fasttune.data.rows import ChosenRows, JoinedRows, Rows, StoredRows
+from fasttune.data.sources import Finding, reader
+from fasttune.data.split import digest, divide, spread
 from fasttune.errors import FasttuneError
 from fasttune.formats.template import Template
 
@@ -39,26 +44,21 @@ class Loaded:
     Attributes:
         source: as it was given.
         rows: the good rows, columns mapped, text exactly as it is in the source; columns that the
-            template reads are checked, other columns are kept where they hold text. They lie on
-            disk where they are many.
-        numbers: the row number in the source of each good row.
-        findings: all problems, in row order.
+            template reads are checked, other columns are kept where they hold text.
         digests: of each good row, see `split.digest`.
+        findings: all problems, in row order.
         forms: how the good rows are written -> how many are.
         cut: how many of them are the first exchange of more.
         proposed: our column -> theirs, where a column looks like one of ours that there is not.
-        detected: in how many of the good rows the language was detected.
     """
 
     source: str
     rows: Rows
-    numbers: Sequence[int]
-    findings: list[Finding]
     digests: Sequence[int]
-    forms: Mapping[str, int] = field(default_factory=dict)
-    cut: int = 0
-    proposed: Mapping[str, str] = field(default_factory=dict)
-    detected: int = 0
+    findings: list[Finding]
+    forms: Mapping[str, int]
+    cut: int
+    proposed: Mapping[str, str]
 
     @property
     def bad_rows(self) -> int:
@@ -79,16 +79,17 @@ class Loaded:
             shown.append(f"and {len(fatal) - SHOWN} more")
         where = "\n".join([self.source, *shown])
         if not self.rows:
-            raise FasttuneError("no row can be used", where, "put the rows right")
+            raise FasttuneError("no row can be used", where, "fix these rows")
         total = len(self.rows) + self.bad_rows
         raise FasttuneError(
-            f"{self.bad_rows} of {total} rows cannot be used ({count(fatal, 'problem')})",
+            f"{self.bad_rows} of {total} rows cannot be used "
+            f"({len(fatal)} problem{'s' * (len(fatal) != 1)})",
             where,
-            "put them right, or leave them out with data.skip_bad_rows=true",
+            "fix these rows, or skip them with data.skip_bad_rows=true",
         )
 
 
-def load(
+def load_rows(
     source: str | Path,
     template: Template | None = None,
     columns: Mapping[str, str] | None = None,
@@ -120,7 +121,10 @@ def load(
     name, columns = str(source), columns or {}
     if required is None:
         required = template.required if template else ("instruction", "output")
-    read = _Read(seed, take)
+    rows, digests = StoredRows(), array("Q")
+    findings: list[Finding] = []
+    forms: Counter[str] = Counter()
+    cut = detected = 0
     try:
         records = islice(reader(source, split), limit)
         start = list(islice(records, LOOKAHEAD))
@@ -132,68 +136,38 @@ def load(
             names = column_names(islice(reader(source, split), limit))
         require_columns(name, names, template, columns, required)
         for number, record in chain(start, records):
-            read.add(number, check(number, record, template, columns, required, take))
+            row, problems, talk = check_record(number, record, template, columns, required, take)
+            findings += problems
+            if row is not None:
+                forms[talk.form if talk else "instruction, output"] += 1
+                cut += take == "first" and talk is not None and talk.exchanges > 1
+                detected += bool(row.language)
+                rows.append(row, number)
+                digests.append(digest(row, seed))
     except OSError as error:
         raise FasttuneError(
             "cannot read the file",
             f"{name}: {error.strerror or error}",
             "check the path, and who may read it",
         ) from error
-    loaded = read.loaded(name, propose_columns(names, columns))
+    findings += _repeats(rows, digests)
+    findings.sort(key=lambda finding: finding.row)
+    proposed = propose_columns(names, columns)
+    loaded = Loaded(name, rows, digests, findings, forms, cut, proposed)
     loaded.require_clean(skip_bad_rows=True)
-    if loaded.cut:
+    if cut:
         log.info(
-            "%s: data.turns takes the first exchange alone of %d of %d rows",
-            name, loaded.cut, len(loaded.rows),
-        )  # fmt: skip
-    if loaded.detected:
+            "%s: data.turns takes the first exchange alone of %d of %d rows", name, cut, len(rows)
+        )
+    if detected:
         log.info(
             "%s: the language of %d of %d rows was detected: they have no column 'language'",
-            name, loaded.detected, len(loaded.rows),
+            name, detected, len(rows),
         )  # fmt: skip
     return loaded
 
 
-class _Read:
-    """What was read of a source so far: the good rows, and what is wrong with the others."""
-
-    def __init__(self, seed: int, take: Turns) -> None:
-        self.seed, self.take = seed, take
-        self.rows, self.numbers, self.digests = StoredRows(), array("q"), array("Q")
-        self.findings: list[Finding] = []
-        self.forms: Counter[str] = Counter()
-        self.cut = self.detected = 0
-
-    def add(self, number: int, found: Checked) -> None:
-        """Take down a row, or what is wrong with it."""
-        if found.row is None:
-            self.findings.extend(found.problems)
-            return
-        talk = found.conversation
-        self.forms[talk.form if talk else "instruction, output"] += 1
-        self.cut += self.take == "first" and talk is not None and talk.exchanges > 1
-        self.detected += bool(found.row.language)
-        self.rows.append(found.row, number)
-        self.numbers.append(number)
-        self.digests.append(digest(found.row, self.seed))
-
-    def loaded(self, name: str, proposed: Mapping[str, str]) -> Loaded:
-        """All of it, repeats among the findings."""
-        found = [*self.findings, *_repeats(self.numbers, self.digests)]
-        return Loaded(
-            name,
-            self.rows,
-            self.numbers,
-            sorted(found, key=lambda finding: finding.row),
-            self.digests,
-            dict(self.forms),
-            self.cut,
-            proposed,
-            self.detected,
-        )
-
-
-def _repeats(numbers: Sequence[int], digests: array[int]) -> Iterator[Finding]:
+def _repeats(rows: Rows, digests: array[int]) -> Iterator[Finding]:
     """A warning for each row that repeats an earlier one.
 
     A set of a million digests takes 100 MB, sorting them takes 16 bytes a row. That two of a
@@ -206,9 +180,10 @@ def _repeats(numbers: Sequence[int], digests: array[int]) -> Iterator[Finding]:
     alike = values[order[1:]] == values[order[:-1]]
     seen: dict[int, int] = {}
     for at in np.union1d(order[:-1][alike], order[1:][alike]).tolist():
-        first = seen.setdefault(digests[at], numbers[at])
-        if first != numbers[at]:
-            yield Finding(numbers[at], "", f"repeats row {first}", fatal=False)
+        number = rows.number(at)
+        first = seen.setdefault(digests[at], number)
+        if first != number:
+            yield Finding(number, "", f"repeats row {first}", fatal=False)
 
 
 @dataclass(frozen=True)
@@ -235,23 +210,18 @@ class Divided:
         return sum(digest in trained for digest in self.sources[1].digests)
 
     def notes(self, fraction: float) -> list[str]:
-        """What a reader of held-out figures has to know.
-
-        Args:
-            fraction: data.eval_fraction.
-        """
-        found, count = [], len(self.eval)
+        """What a reader of held-out figures has to know; `fraction` is data.eval_fraction."""
+        notes, count = [], len(self.eval)
         if overlap := self.overlap:
-            found.append(f"{overlap} of {count} held-out rows are training rows as well")
+            notes.append(f"{overlap} of {count} held-out rows are training rows as well")
         if count < FEW:
             rows = len(self.train) + count
             wanted = min(0.5, math.ceil(100 * FEW / rows) / 100)
             more = f"data.eval_fraction={wanted:g} holds out about {round(wanted * rows)}"
             advice = more if len(self.sources) == 1 and wanted > fraction else "use more rows"
-            said = f"only {count} row{'s are' if count > 1 else ' is'} held out"
-            said = said if count else "no row is held out"
-            found.append(f"{said}: {advice}")
-        return found
+            few = f"only {count} row{'s are' if count > 1 else ' is'} held out"
+            notes.append(f"{few if count else 'no row is held out'}: {advice}")
+        return notes
 
 
 def load_divided(data: DataConfig, template: Template) -> Divided:
@@ -262,7 +232,7 @@ def load_divided(data: DataConfig, template: Template) -> Divided:
     hash of the row.
 
     Raises:
-        FasttuneError: as `load` and `divide`; rows that cannot be used are left to
+        FasttuneError: as `load_rows` and `divide`; rows that cannot be used are left to
             `Loaded.require_clean`.
     """
     train, held_out, split = data.train, data.eval, data.eval_split or "train"
@@ -276,14 +246,16 @@ def load_divided(data: DataConfig, template: Template) -> Divided:
         held_out = train
         if train is None:
             raise FasttuneError(
-                "a split of several sources is none", "data.eval_split", "name one with data.eval"
+                "data.eval_split cannot be combined with data.sources",
+                data.eval_split,
+                "name the held-out rows with data.eval",
             )
 
     def read(source: SourceConfig, limit: int | None = None) -> Loaded:
         columns = source.columns or data.columns
         seed = data.split_seed
         chosen = source.split or data.split
-        return load(source.name, template, columns, chosen, limit, None, seed, data.turns)
+        return load_rows(source.name, template, columns, chosen, limit, None, seed, data.turns)
 
     if train is not None:
         loaded = read(SourceConfig(train), data.limit)
@@ -313,45 +285,96 @@ def without_repeats(sources: Sequence[Loaded]) -> list[Loaded]:
         seen = np.concatenate([seen, digests[first]])
         if dropped := len(digests) - len(first):
             log.info("%s: %d rows that repeat earlier ones are left out", loaded.source, dropped)
-        places = array("q", first.tolist())
-        kept.append(_chosen(loaded, places))
-        if not places:
+        if not first.size:
             raise FasttuneError(
                 "every row repeats one of the sources before", loaded.source, "leave it out"
             )
+        fatal = [finding for finding in loaded.findings if finding.fatal]
+        kept.append(replace(_chosen(loaded, first.tolist()), findings=fatal))
     return kept
 
 
-def _chosen(loaded: Loaded, places: Sequence[int]) -> Loaded:
-    """Some of the rows, without the remarks on repeats."""
-    return replace(
-        loaded,
-        rows=ChosenRows(loaded.rows, places),
-        numbers=array("q", (loaded.numbers[at] for at in places)),
-        digests=array("Q", (loaded.digests[at] for at in places)),
-        findings=[each for each in loaded.findings if each.fatal],
-    )
+def _chosen(loaded: Loaded, places: Iterable[int]) -> Loaded:
+    chosen = array("q", places)
+    digests = array("Q", (loaded.digests[place] for place in chosen))
+    return replace(loaded, rows=ChosenRows(loaded.rows, chosen), digests=digests)
 
 
 def mix(sources: Sequence[SourceConfig], loads: Sequence[Loaded]) -> Loaded:
     """Several sources as one; a problem names its source.
 
+    The rows of each source stand at equal distances, both in their source and in the mix.
+
     Raises:
         FasttuneError: as `amounts`.
     """
     taken = amounts(sources, [len(loaded.rows) for loaded in loads])
-    rows = MixedRows([each.rows for each in loads], taken, [each.source for each in loads])
-    pairs = list(zip(rows.source, rows.place, strict=True))
-    named = ", ".join(f"{each.source} ({n} rows)" for each, n in zip(loads, taken, strict=True))
-    return Loaded(
-        named,
+    rows = JoinedRows([each.rows for each in loads], [each.source for each in loads])
+    joined = Loaded(
+        ", ".join(f"{each.source} ({n} rows)" for each, n in zip(loads, taken, strict=True)),
         rows,
-        array("q", (loads[source].numbers[place] for source, place in pairs)),
+        array("Q", chain.from_iterable(each.digests for each in loads)),
         [replace(each, source=of.source) for of in loads for each in of.findings],
-        array("Q", (loads[source].digests[place] for source, place in pairs)),
-        sum((Counter(loaded.forms) for loaded in loads), Counter()),
-        sum(loaded.cut for loaded in loads),
+        sum((Counter(each.forms) for each in loads), Counter()),
+        sum(each.cut for each in loads),
+        {},
     )
+    places = [
+        start + at
+        for start, each, n in zip(rows.starts, loads, taken, strict=False)
+        for at in spread(range(len(each.rows)), n)
+    ]
+    return _chosen(joined, (places[at] for at in interleaved(taken)))
+
+
+def amounts(sources: Sequence[SourceConfig], available: Sequence[int]) -> list[int]:
+    """How many rows to take of each source.
+
+    With weights as many as their shares allow without taking a row twice: no other whole numbers of
+    that sum are nearer to the shares (largest remainders). A count is taken as it is; without
+    either all rows are.
+
+    Raises:
+        FasttuneError: there are fewer rows than a count, or a weight leaves none of a source.
+    """
+    pairs = list(zip(sources, available, strict=True))
+    if sources[0].weight is None:
+        for source, have in pairs:
+            if source.count is not None and source.count > have:
+                raise FasttuneError(
+                    f"there are {have} good rows, and {source.count} are to be taken",
+                    f"data.sources: {source.name}",
+                    "lower its count",
+                )
+        return [have if source.count is None else source.count for source, have in pairs]
+    weights = [Fraction(source.weight or 0) for source in sources]
+    shares = [weight / sum(weights) for weight in weights]
+    total = min(math.floor(have / share) for have, share in zip(available, shares, strict=True))
+    taken = [math.floor(total * share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda at: (taken[at] - total * shares[at], at))
+    for at in by_remainder[: total - sum(taken)]:
+        taken[at] += 1
+    if 0 in taken:
+        raise FasttuneError(
+            "no row of the source is left at this weight",
+            f"data.sources: {sources[taken.index(0)].name}, of {total} rows in all",
+            "give it a larger weight, or counts instead of weights",
+        )
+    return taken
+
+
+def interleaved(amounts: Sequence[int]) -> list[int]:
+    """The places of `amounts` rows of each source, joined, in an order in which those of each
+    source stand at equal distances.
+
+    So every beginning holds all sources in their shares, to within as many rows as there are
+    sources.
+    """
+    import numpy as np
+
+    where = np.concatenate([(np.arange(amount) + 0.5) / amount for amount in amounts])
+    order: list[int] = where.argsort(kind="stable").tolist()
+    return order
 
 
 def shipped(part: Literal["train", "heldout"]) -> Path:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import marshal
 from abc import abstractmethod
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from tempfile import SpooledTemporaryFile
 from typing import TypeVar, overload
 
@@ -90,6 +92,31 @@ class StoredRows(Rows):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+
+class JoinedRows(Rows):
+    """The rows of several sources, one source behind the other."""
+
+    def __init__(self, sources: Sequence[Rows], names: Sequence[str]) -> None:
+        self._sources, self._names = sources, names
+        self.starts = [*accumulate(map(len, sources), initial=0)]
+
+    def _source(self, place: int) -> int:
+        return bisect_right(self.starts, place) - 1
+
+    def row(self, place: int) -> Row:
+        source = self._source(place)
+        return self._sources[source].row(place - self.starts[source])
+
+    def number(self, place: int) -> int:
+        source = self._source(place)
+        return self._sources[source].number(place - self.starts[source])
+
+    def origin(self, place: int) -> str:
+        return self._names[self._source(place)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
 
 
 class ChosenRows(Rows):

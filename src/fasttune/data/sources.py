@@ -8,14 +8,14 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fasttune import hub
-from fasttune.data.json_list import rows_of
+from fasttune.data.json_list import decoded_lines, rows_of
 from fasttune.errors import FasttuneError, did_you_mean, reason
 from fasttune.quiet import quiet
 
@@ -98,35 +98,18 @@ def _no_such_file(path: Path) -> FasttuneError:
     return FasttuneError("no such file", str(path), hint)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str, Finding | None]]:
-    """The lines with their ends; undecodable bytes are replaced, so that CSV stays in step."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            try:
-                yield number, raw.decode(), None
-            except UnicodeDecodeError as error:
-                what = f"is not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}"
-                text = raw.decode(errors="replace")
-                yield number, text, Finding(number, "", what, fatal=True)
-
-
 def _jsonl(path: Path) -> Iterator[Record]:
-    for number, line, problem in _lines(path):
-        if problem:
-            yield number, problem
-            continue
+    for number, line, problem in decoded_lines(path):
         if not line.strip():
             continue
+        value = None
         try:
-            yield number, json.loads(line, object_pairs_hook=_object)
+            value = None if problem else json.loads(line, object_pairs_hook=_object)
+        except json.JSONDecodeError as error:
+            problem = f"is not JSON: {error.msg} at position {error.pos + 1}"
         except (ValueError, RecursionError) as error:
-            place = (
-                f" at position {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
-            )
-            what = f"is not JSON: {getattr(error, 'msg', error)}{place}"
-            yield number, Finding(number, "", what, fatal=True)
+            problem = f"is not JSON: {error}"
+        yield number, Finding(number, "", problem, fatal=True) if problem else value
 
 
 def _json(path: Path) -> Iterator[Record]:
@@ -135,57 +118,53 @@ def _json(path: Path) -> Iterator[Record]:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON. Of a key that is there twice, a reader would take one and tell nobody."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    if len(values := dict(pairs)) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {max(keys, key=keys.count)!r} is there twice")
-    return made
+    return values
 
 
 def _csv(path: Path) -> Iterator[Record]:
-    header: list[str] = []
-    for number, cells in _csv_rows(path, "\t" if path.suffix.lower() == ".tsv" else ","):
-        if header:
-            yield number, _csv_row(number, cells, header)
-        elif isinstance(cells, Finding) or len(set(cells)) < len(cells):
-            what = cells.message if isinstance(cells, Finding) else "names a column twice"
-            raise FasttuneError(
-                f"the header {what}", f"{path}: line {number}", "put the first line right"
-            )
-        else:
-            header = cells
-
-
-def _csv_row(number: int, cells: list[str] | Finding, header: list[str]) -> object:
-    if isinstance(cells, Finding) or len(cells) == len(header):
-        return cells if isinstance(cells, Finding) else dict(zip(header, cells, strict=True))
-    what = f"has {count(cells, 'cell')}, the header has {len(header)}"
-    return Finding(number, "", what, fatal=True)
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str] | Finding]]:
     csv.field_size_limit(2**31 - 1)  # the default, 128 kB a cell, is for spreadsheets
-    problems: dict[int, Finding] = {}
+    undecodable: list[tuple[int, str]] = []
 
     def lines() -> Iterator[str]:
-        for number, line, problem in _lines(path):
+        for number, line, problem in decoded_lines(path):
             if problem:
-                problems[number] = problem
+                undecodable.append((number, problem))
             yield line
 
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+    header: list[str] = []
     while True:
-        start = reader.line_num + 1
+        start = number = rows.line_num + 1
+        problem = ""
+        undecodable.clear()
         try:
-            cells = next(reader)
+            cells = next(rows)
+            if undecodable:
+                number, problem = undecodable[0]
         except StopIteration:
             return
         except csv.Error as error:
-            yield start, Finding(start, "", f"is not CSV: {error}", fatal=True)
-            continue
-        undecodable = [n for n in range(start, reader.line_num + 1) if n in problems]
-        if undecodable or cells:  # an empty list is an empty line
-            yield start, problems[undecodable[0]] if undecodable else cells
+            cells, problem = [], f"is not CSV: {error}"
+        if not cells and not problem:
+            continue  # an empty line
+        if header:
+            if not problem and len(cells) != len(header):
+                noun = "cell" if len(cells) == 1 else "cells"
+                problem = f"has {len(cells)} {noun}, the header has {len(header)}"
+            row = dict(zip(header, cells, strict=False))
+            yield start, Finding(number, "", problem, fatal=True) if problem else row
+        elif problem or len(set(cells)) < len(cells):
+            raise FasttuneError(
+                f"the header {problem or 'names a column twice'}",
+                f"{path}: line {number}",
+                "fix the first line",
+            )
+        else:
+            header = cells
 
 
 def _parquet(path: Path) -> Iterator[Record]:
@@ -233,12 +212,12 @@ def _hub(name: str, split: str) -> Iterator[Record]:
         with silence:
             rows = datasets.load_dataset(repository, configuration or None, split=split)
     except Exception as error:  # datasets, huggingface_hub and the network each have their own
-        said = f"{type(error).__name__}: {reason(error)}"
+        why = f"{type(error).__name__}: {reason(error)}"
         if hub.lacks(repository, error):
-            said = f"{hub.why_offline()}, and the cache does not hold the data set"
+            why = f"{hub.why_offline()}, and the cache does not hold the data set"
         raise FasttuneError(
             f"'{name}' is no file here, and loading it from the Hub failed",
-            f"split {split}: {said}",
+            f"split {split}: {why}",
             "for a file, check the path; for the Hub, check the name, the configuration (as in "
             "owner/name:configuration), the split and the connection",
         ) from error
@@ -253,8 +232,3 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".tsv": _csv,
     ".parquet": _parquet,
 }
-
-
-def count(things: Sequence[object], noun: str) -> str:
-    """The number with its noun: 3 rows, 1 row."""
-    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"

@@ -18,8 +18,8 @@ def digest(row: Row, seed: int = 0) -> int:
     """The first 64 bits of SHA-256 over the seed and what makes a row itself: its instruction,
     input, reasoning and output, and the turns before them, or all of its columns where it has no
     instruction."""
-    found = hashlib.sha256(f"{seed}\n{_content(row)}".encode()).digest()
-    return int.from_bytes(found[:8], "big")
+    sha256 = hashlib.sha256(f"{seed}\n{_content(row)}".encode())
+    return int.from_bytes(sha256.digest()[:8], "big")
 
 
 def divide(digests: Iterable[int], eval_fraction: float) -> tuple[Sequence[int], Sequence[int]]:
@@ -36,8 +36,8 @@ def divide(digests: Iterable[int], eval_fraction: float) -> tuple[Sequence[int],
             "the eval fraction is not in [0, 1)", str(eval_fraction), "give for instance 0.05"
         )
     sides = (array("q"), array("q"))
-    for index, found in enumerate(digests):
-        sides[found < eval_fraction * 2**64].append(index)
+    for index, of_row in enumerate(digests):
+        sides[of_row < eval_fraction * 2**64].append(index)
     return sides
 
 
@@ -49,10 +49,10 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 def data_hash(rows: Iterable[Row]) -> str:
     """SHA-256 of the rows: their order counts, the order of their columns does not."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for row in rows:
-        found.update(json.dumps(row.as_json(), sort_keys=True).encode() + b"\n")
-    return found.hexdigest()
+        sha256.update(json.dumps(row.as_json(), sort_keys=True).encode() + b"\n")
+    return sha256.hexdigest()
 
 
 def _content(row: Row) -> str:

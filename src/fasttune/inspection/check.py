@@ -13,7 +13,7 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal
 
-from fasttune.data.load import load
+from fasttune.data.load import load_rows
 from fasttune.encoding.encode import IGNORED, encode, encode_prompt
 from fasttune.errors import FasttuneError
 from fasttune.formats.examples import examples
@@ -79,7 +79,7 @@ def check_template(
     rows = {f"example {number}": row for number, row in enumerate(examples(template), 1)}
     results: list[CheckResult] = []
     if data is not None:
-        loaded = load(data, template, columns)
+        loaded = load_rows(data, template, columns)
         rows |= {f"row {loaded.rows.number(at)}": row for at, row in enumerate(loaded.rows)}
         promise = f"every row of {data} can be used ({len(loaded.rows)} can)"
         unusable = [("", str(finding)) for finding in loaded.findings if finding.fatal]

@@ -72,7 +72,7 @@ def near_duplicates(loaded: Loaded) -> Near:
 
 
 def _named(loaded: Loaded, place: int) -> str:
-    return f"{loaded.rows.origin(place)} {loaded.numbers[place]}".strip()
+    return f"{loaded.rows.origin(place)} {loaded.rows.number(place)}".strip()
 
 
 def _first_places(loaded: Loaded) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fasttune.config import RunConfig
 from fasttune.data.check import ending, ends_early
-from fasttune.data.load import Divided, Loaded, load, load_divided, shipped
+from fasttune.data.load import Divided, Loaded, load_divided, load_rows, shipped
 from fasttune.data.rows import ChosenRows
 from fasttune.data.sources import Finding
 from fasttune.encoding.encode import Encoded, encode_many
@@ -165,7 +165,7 @@ def survey_run(
 def _template_for(config: RunConfig) -> str:
     data = config.data
     source, split = (data.train, data.split) if data.train else (shipped("train"), "train")
-    return default_template(load(source, None, data.columns, split, take=data.turns).rows)
+    return default_template(load_rows(source, None, data.columns, split, take=data.turns).rows)
 
 
 def default_template(rows: Iterable[Row]) -> str:
@@ -194,7 +194,7 @@ def survey(
     ended = [
         replace(each, source=loaded.rows.origin(at))
         for at in sorted(bad)
-        for each in ending(loaded.numbers[at], loaded.rows[at], eos)
+        for each in ending(loaded.rows.number(at), loaded.rows[at], eos)
     ]
     unread = _left_out(loaded, template)
     findings = sorted(
@@ -235,7 +235,7 @@ def _left_out(loaded: Loaded, template: Template) -> Iterator[Finding]:
             continue
         if template.opening(row.with_turn({"input": ""})) == template.opening(row):
             what = "has one character, and the template leaves that out of the prompt"
-            yield Finding(loaded.numbers[at], "input", what, False, loaded.rows.origin(at))
+            yield Finding(loaded.rows.number(at), "input", what, False, loaded.rows.origin(at))
 
 
 def spread(values: Sequence[int]) -> Spread:
