@@ -168,13 +168,7 @@ class RunConfig:
 
 
 class Override(NamedTuple):
-    """A setting from outside the file.
-
-    Attributes:
-        key: dotted, such as "train.epochs".
-        value: text is converted to the type of the setting.
-        origin: where it was given, for errors, such as "--model phi" or "train.epochs=2".
-    """
+    """A setting from outside the file. `origin` says where it was given, such as "--model phi"."""
 
     key: str
     value: Any
@@ -192,10 +186,6 @@ def load_config(
         path: a YAML file of nested mappings.
         overrides: "KEY=VALUE" as on the command line, or (key, value).
         base: settings instead of a file's, such as those of a run.
-
-    Raises:
-        FasttuneError: the file cannot be read, or a key or value is wrong. The error names the
-            file and the line, or the override.
     """
     values, lines = (base.as_dict() if base else {}), dict[str, int]()
     if path is not None:
@@ -240,17 +230,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def in_full(config: RunConfig) -> RunConfig:
     """Return the config with absolute paths, so that it does not depend on the current folder."""
+    model, data, replace = config.model, config.data, dataclasses.replace
     name, train, held_out = (
-        path and absolute(path) for path in (config.model.name, config.data.train, config.data.eval)
+        path and absolute(path) for path in (model.name, data.train, data.eval)
     )
-    sources = tuple(
-        dataclasses.replace(source, name=absolute(source.name)) for source in config.data.sources
-    )
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, name=name),
-        data=dataclasses.replace(config.data, train=train, eval=held_out, sources=sources),
-    )
+    sources = tuple(replace(source, name=absolute(source.name)) for source in data.sources)
+    data = replace(data, train=train, eval=held_out, sources=sources)
+    return replace(config, model=replace(model, name=name), data=data)
 
 
 def parse_override(text: str) -> Override:
@@ -316,7 +302,7 @@ SETTINGS = tuple(flatten(RunConfig().as_dict()))
 """The dotted key of each setting."""
 
 
-def _place(places: Mapping[str, str], key: str) -> str:
+def _origin(places: Mapping[str, str], key: str) -> str:
     """Return where a setting, or the closest group around it, comes from."""
     while key not in places:
         key = key.rpartition(".")[0]
@@ -330,12 +316,11 @@ def _build(
 
     Args:
         places: dotted key -> where it was set; "" for keys that are not in it.
-        prefix: the group of the keys, with its dot.
     """
     hints, converted = _hints(kind), {}
     for name, value in values.items():
         key = f"{prefix}{name}"
-        where = _place(places, key)
+        where = _origin(places, key)
         if name not in hints:
             raise FasttuneError(f"there is no setting '{key}'", where, _suggest(str(name), kind))
         if key == "data.sources":
@@ -371,12 +356,12 @@ def _suggest(name: str, kind: type) -> str:
 
 def _sources(value: Any, places: Mapping[str, str]) -> tuple[SourceConfig, ...]:
     """Build the sources of the rows. A text alone is the name of a source."""
-    key, sources, wanted = "data.sources", list[SourceConfig](), ""
-    where, example = _place(places, key), "{name: rows.jsonl, weight: 2}"
+    key, example, sources = "data.sources", "{name: rows.jsonl, weight: 2}", list[SourceConfig]()
+    where = _origin(places, key)
     if not isinstance(value, (list, tuple)):
         raise refused(key, value, where, f"a list, as [{example}, other.jsonl]")
     for number, item in enumerate(value):
-        place = _place(places, f"{key}.{number}")
+        place = _origin(places, f"{key}.{number}")
         fields = {"name": item} if isinstance(item, str) else item
         fields = vars(item) if isinstance(item, SourceConfig) else fields
         if not isinstance(fields, Mapping):
@@ -388,6 +373,6 @@ def _sources(value: Any, places: Mapping[str, str]) -> tuple[SourceConfig, ...]:
         wanted = "a count or a weight for a source, not both"
     elif len({source.weight is None for source in sources}) > 1:
         wanted = "a weight for each source, or for none"
-    if wanted:
-        raise refused(key, [source.name for source in sources], where, wanted)
-    return tuple(sources)
+    else:
+        return tuple(sources)
+    raise refused(key, [source.name for source in sources], where, wanted)

@@ -7,7 +7,7 @@ from itertools import islice
 
 from fasttune.config import RunConfig, load_config
 from fasttune.data.check import column_names, propose_columns
-from fasttune.data.load import LOOKAHEAD, load_rows
+from fasttune.data.load import load_rows
 from fasttune.data.sources import reader
 from fasttune.files import absolute
 from fasttune.inspection.survey import default_template
@@ -15,6 +15,9 @@ from fasttune.job import prepare
 from fasttune.logs import muted
 from fasttune.planning.plan import plan
 from fasttune.plugins.registry import Plugins
+
+LOOKAHEAD = 1000
+"""Rows by which columns and a template are chosen."""
 
 
 def propose(

@@ -48,7 +48,6 @@ class DataFacts(TypedDict):
     Attributes:
         train_sha256: of the rows before any was left out for its length.
         trained_sha256: of which of the training rows were short enough.
-        heldout_sha256: of the held-out rows.
     """
 
     source: str
@@ -112,12 +111,7 @@ RESTORE = "restore it from a copy, or move the folder away"
 
 
 def read_json(file: Path, kind: Any, hint: str = RESTORE) -> Any:
-    """Read the value in a JSON file, and check that it has a type.
-
-    Args:
-        kind: the type; a `TypedDict` may have more keys.
-        hint: what to do if the file is damaged.
-    """
+    """Read the value in a JSON file of a type; a `TypedDict` may have more keys."""
     with _reading(file, str(file), hint):
         value = json.loads(file.read_bytes().decode())  # unlike msgspec's, it takes NaN
         msgspec.convert(value, kind)

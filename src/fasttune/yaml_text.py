@@ -36,8 +36,7 @@ def read_yaml(text: str) -> tuple[Any, dict[str, int]]:
         list items are counted from 0: "parts.2.text".
 
     Raises:
-        ValueError: the text is not YAML, repeats a key, has an alias, or nests more than NESTING
-            deep.
+        ValueError: the text is not YAML, repeats a key, has an alias, or nests too deep.
     """
     import yaml
 
@@ -52,11 +51,7 @@ def read_yaml(text: str) -> tuple[Any, dict[str, int]]:
 
 
 def read_yaml_file(path: Path, what: str) -> tuple[Any, dict[str, int]]:
-    """Read a YAML file of at most FILE_BYTES; see `read_yaml`.
-
-    Args:
-        what: the file's role, for errors, such as "the config".
-    """
+    """Read a YAML file; see `read_yaml`. `what` is its role in errors, such as "the config"."""
     try:
         with path.open("rb") as file:
             content = file.read(FILE_BYTES + 1)

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from fasttune.config import DataConfig
 from fasttune.data.load import Finding, load_divided, load_rows, parse_columns, shipped
 from fasttune.data.split import data_hash, digest, divide
 from fasttune.errors import FasttuneError
-from fasttune.inspection.survey import default_template, histogram, scripts, spread, survey
+from fasttune.inspection.survey import Spread, default_template, histogram, scripts, survey
 from fasttune.plugins.discovery import load_plugins
 from tests.conftest import listening, rows
 
@@ -611,10 +612,10 @@ def test_shipped_rows_suit_every_built_in_template(templates):
 
 
 def test_spread():
-    figures = spread([5, 1, 2, 4])
+    figures = Spread.of([5, 1, 2, 4])
     assert (figures.min, figures.median, figures.p95, figures.max) == (1, 3, 5, 5)
-    assert spread(list(range(1, 101))).p95 == 95
-    assert spread([7]).p95 == 7
+    assert Spread.of(list(range(1, 101))).p95 == 95
+    assert Spread.of([7]).p95 == 7
 
 
 @forall(st.lists(st.integers(1, 5000), min_size=1))
@@ -661,7 +662,7 @@ def test_survey_counts_tokens_as_training_does(tmp_path, templates, phi2_tokeniz
     assert figures.scripts == {"Latin": 3, "Han": 1, "Kana": 1}
     assert figures.columns["input"].rows == 1
     assert figures.columns["output"].characters.max == 6
-    json.dumps(figures.as_dict())
+    json.dumps(asdict(figures))
 
 
 # What reading does not do: render, or lay the run's system text over rows

@@ -317,10 +317,10 @@ def test_an_input_of_one_character_is_a_warning(tmp_path, name, phi2_tokenizer):
     figures = survey(
         load_divided(config(train=str(file)).data, template), template, phi2_tokenizer, 1024, 0.05
     )
-    assert [(p["row"], p["column"], p["fatal"]) for p in figures.problems] == [
+    assert [(p.row, p.column, p.fatal) for p in figures.problems] == [
         (1, "input", False), (4, "input", False),
     ]  # fmt: skip
-    assert "leaves that out of the prompt" in figures.problems[0]["message"]
+    assert "leaves that out of the prompt" in figures.problems[0].message
 
 
 def test_a_template_that_takes_one_character_gives_no_warning(tmp_path, phi2_tokenizer):

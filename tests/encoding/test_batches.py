@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from fasttune.encoding.batches import (
     Collator,
-    alike,
     best_fit,
+    equal_packs,
     left_pad,
     pack,
     pad,
@@ -267,7 +267,7 @@ def test_best_fit_takes_the_tightest_pack():
 
 @given(st.lists(st.integers(1, 60), max_size=40), st.integers(20, 100), st.integers(2, 3))
 def test_packs_side_by_side_are_within_the_budget_and_alike(lengths, budget, multiple):
-    packs = alike(lengths, budget, multiple)
+    packs = equal_packs(lengths, budget, multiple)
     assert sorted(index for pack in packs for index in pack) == list(range(len(lengths)))
     assert all(pack == sorted(pack) and pack for pack in packs)
     assert len(packs) % multiple == 0 or len(packs) == len(lengths)
@@ -279,10 +279,10 @@ def test_packs_side_by_side_are_within_the_budget_and_alike(lengths, budget, mul
 
 
 def test_packs_side_by_side_are_no_more_than_they_must_be():
-    assert alike([5, 7, 3, 4, 6], 14, 2) == [[1, 2, 3], [0, 4]]
-    assert alike([5, 7, 3, 4, 6], 13, 2) == [[1], [4], [0], [2, 3]]
-    assert alike([5], 12, 2) == [[0]]
-    assert alike([], 12, 2) == []
+    assert equal_packs([5, 7, 3, 4, 6], 14, 2) == [[1, 2, 3], [0, 4]]
+    assert equal_packs([5, 7, 3, 4, 6], 13, 2) == [[1], [4], [0], [2, 3]]
+    assert equal_packs([5], 12, 2) == [[0]]
+    assert equal_packs([], 12, 2) == []
 
 
 def test_a_step_has_the_same_rows_whatever_the_packs(encoded, names):

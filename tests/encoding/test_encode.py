@@ -23,8 +23,8 @@ from fasttune.encoding.encode import (
     encode_many,
     encode_prompt,
     eos_id,
+    limit_lengths,
 )
-from fasttune.encoding.limit import limit_lengths
 from fasttune.encoding.spans import Tokens, lay, tokenize
 from fasttune.formats.parts import Segment
 from tests.conftest import build_phi2_tokenizer

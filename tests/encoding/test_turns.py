@@ -22,10 +22,10 @@ from fasttune.encoding.encode import (
     IGNORED,
     encode,
     encode_prompt,
+    limit_lengths,
     response_tokens,
     without_eos,
 )
-from fasttune.encoding.limit import limit_lengths
 from fasttune.formats.parts import END, Segment
 from fasttune.formats.row import Row
 from fasttune.formats.template import split_turns

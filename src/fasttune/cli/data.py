@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -78,14 +79,14 @@ def data(
     choose = settings.template is None and file is None
     figures = survey_run(load_config(file, given), plugins(context, file), choose, near)
     if as_json:
-        print_json(figures.as_dict())
+        print_json(asdict(figures))
     else:
         _show(console(), figures)
     figures.require_clean()
 
 
 def _show(out: Console, figures: Survey) -> None:
-    findings = figures.findings
+    findings = figures.problems
     out.print(facts(_facts(figures)), "", _lengths(figures), "")
     out.print(_bars(out, figures.tokens.histogram))
     if findings:

@@ -34,12 +34,8 @@ OTHER_NAMES = {
 def propose_columns(
     names: Sequence[str], columns: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Our column -> the one of `names` that is likely to hold it, where none is called as ours. A
-    conversation needs no other column.
-
-    Args:
-        columns: our column -> the source's, as a person mapped them.
-    """
+    """Our column -> the one of `names` that is likely to hold it, where none is called as ours or
+    mapped to it by `columns`. A conversation needs no other column."""
     taken = columns or {}
     if has_conversations(names, taken):
         return {}
@@ -58,14 +54,6 @@ def column_names(records: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(name for _, row in records if isinstance(row, dict) for name in row))
 
 
-def required_of(
-    names: Iterable[str], columns: Mapping[str, str], required: Sequence[str]
-) -> list[str]:
-    """The required columns that a source has to have: a conversation holds two of them."""
-    given = GIVEN if has_conversations(names, columns) else ()
-    return [column for column in required if column not in given]
-
-
 def require_columns(
     source: str,
     names: list[str],
@@ -81,7 +69,10 @@ def require_columns(
             raise FasttuneError(
                 f"no column '{theirs}' to take '{ours}' from", source, did_you_mean(theirs, names)
             )
-    for column in required_of(names, columns, required):
+    given = GIVEN if has_conversations(names, columns) else ()
+    for column in required:
+        if column in given:
+            continue
         if column not in columns and column in columns.values():
             taken = next(ours for ours, theirs in columns.items() if theirs == column)
             raise FasttuneError(
@@ -115,11 +106,7 @@ def check_record(
     required: Sequence[str],
     take: Turns = "all",
 ) -> Checked:
-    """Map a record's columns and check it.
-
-    Args:
-        take: all exchanges of a conversation, or the first one.
-    """
+    """Map a record's columns and check it; `take` is about the exchanges of a conversation."""
     if isinstance(record, Finding):
         return Checked(None, [record])
     if not isinstance(record, dict):

@@ -29,14 +29,8 @@ TOOLS = ("tool", "function", "function_call", "observation", "ipython")
 
 
 class Exchanges(NamedTuple):
-    """The turns in a record.
-
-    Attributes:
-        form: how they are written, for people.
-        last: the columns of the last turn, and the system text.
-        earlier: the turns before the last one.
-        exchanges: how many there are in the file.
-    """
+    """The turns in a record: how they are written, for people; the columns of the last one, and the
+    system text; the turns before it; and how many there are in the file."""
 
     form: str
     last: dict[str, str]
@@ -68,11 +62,7 @@ def conversation_column(values: Mapping[str, Any], columns: Mapping[str, str]) -
 
 
 def read_conversation(
-    column: str,
-    values: dict[str, Any],
-    columns: Mapping[str, str],
-    answered: bool,
-    take: Turns,
+    column: str, values: dict[str, Any], columns: Mapping[str, str], answered: bool, take: Turns
 ) -> Exchanges:
     """Take the conversation in a column out of a record; see `conversation_column`.
 
@@ -92,14 +82,7 @@ def read_conversation(
 
 
 def from_messages(messages: Sequence[Mapping[str, Any]], answered: bool = False) -> Row:
-    """Messages as a row.
-
-    Args:
-        answered: whether they have to end with the assistant's turn.
-
-    Raises:
-        FasttuneError: they are no conversation.
-    """
+    """Messages as a row; if `answered`, they have to end with the assistant's turn."""
     try:
         talk = _from_list("messages", list(messages), answered, "all")
     except ValueError as error:

@@ -26,10 +26,8 @@ Pairs = list[tuple[str, Any]]
 
 
 def decoded_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """The number, from 1, and the text of each line, and why it is not UTF-8, if it is not.
-
-    Undecodable bytes are replaced, so that CSV stays in step.
-    """
+    """The number, from 1, and the text of each line, and why it is not UTF-8, or "". Undecodable
+    bytes are replaced, so that CSV stays in step."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -45,9 +43,6 @@ def rows_of(path: Path, make: Callable[[Pairs], dict[str, Any]]) -> Iterator[Any
 
     Args:
         make: turns the pairs of a JSON object into a dict; may raise ValueError.
-
-    Raises:
-        FasttuneError: the file is not UTF-8, not JSON, or has no list of rows.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         text = _Text(file, path, make)

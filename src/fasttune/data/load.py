@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from fasttune.config import DataConfig, SourceConfig
-from fasttune.data.check import (
-    check_record,
-    column_names,
-    propose_columns,
-    require_columns,
-    required_of,
-)
+from fasttune.data.check import check_record, propose_columns, require_columns
 from fasttune.data.conversations import Turns
 from fasttune.data.rows import ChosenRows, JoinedRows, Rows, StoredRows
 from fasttune.data.sources import Finding, reader
@@ -33,8 +27,6 @@ log = logging.getLogger(__name__)
 SHOWN = 10
 FEW = 20
 """Below so many held-out rows, figures on them say little."""
-LOOKAHEAD = 1000
-"""Rows in which the columns are looked for before the whole source is."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +58,7 @@ class Loaded:
         return len({(each.source, each.row) for each in self.findings if each.fatal})
 
     def require_clean(self, skip_bad_rows: bool) -> None:
-        """Insist on a source without fatal findings, or, under `skip_bad_rows`, on one good row.
-
-        Raises:
-            FasttuneError: there is a fatal finding, or no row is left.
-        """
+        """Refuse a source with a fatal finding, unless `skip_bad_rows`, or without a good row."""
         fatal = [finding for finding in self.findings if finding.fatal]
         if self.rows and (skip_bad_rows or not fatal):
             return
@@ -102,40 +90,32 @@ def load_rows(
     """Read and check a source, row by row.
 
     Args:
-        source: a .json, .jsonl, .ndjson, .csv, .tsv or .parquet file, a folder written by
-            `save_to_disk`, or the name of a dataset on the Hub.
+        source: a file, a folder written by `save_to_disk`, or the name of a data set on the Hub.
         template: what the rows are for; without it `instruction` and `output` are required.
         columns: our column -> the source's column.
-        split: which split of a saved DatasetDict or a Hub dataset; files have none.
-        limit: look at no more than this many rows, from the start.
+        limit: the number of rows to look at, from the start.
         required: columns that must not be blank, instead of the template's; prompts need fewer.
         seed: of the digests.
         take: all exchanges of a conversation, or the first one.
 
     Raises:
-        FasttuneError: there is no such source, it cannot be read, it lacks a mapped or required
-            column altogether, or none of its rows can be used.
+        FasttuneError: the source cannot be read, it lacks a mapped or required column altogether,
+            or none of its rows can be used.
     """
     if limit is not None and limit < 1:
         raise FasttuneError("nothing is to be loaded", f"limit: {limit}", "give 1 or more")
     name, columns = str(source), columns or {}
     if required is None:
         required = template.required if template else ("instruction", "output")
+    seen: dict[str, None] = {}
     rows, digests = StoredRows(), array("Q")
     findings: list[Finding] = []
     forms: Counter[str] = Counter()
     cut = detected = 0
     try:
-        records = islice(reader(source, split), limit)
-        start = list(islice(records, LOOKAHEAD))
-        if not start:
-            raise FasttuneError("there are no rows", name, "give a file with at least one row")
-        names = column_names(start)
-        needed = required_of(names, columns, required)
-        if not {*columns.values(), *(set(needed) - columns.keys())} <= {*names}:
-            names = column_names(islice(reader(source, split), limit))
-        require_columns(name, names, template, columns, required)
-        for number, record in chain(start, records):
+        for number, record in islice(reader(source, split), limit):
+            if isinstance(record, dict):
+                seen |= dict.fromkeys(record)
             row, problems, talk = check_record(number, record, template, columns, required, take)
             findings += problems
             if row is not None:
@@ -150,6 +130,10 @@ def load_rows(
             f"{name}: {error.strerror or error}",
             "check the path, and who may read it",
         ) from error
+    if not rows and not findings:
+        raise FasttuneError("there are no rows", name, "give a file with at least one row")
+    names = list(seen)
+    require_columns(name, names, template, columns, required)
     findings += _repeats(rows, digests)
     findings.sort(key=lambda finding: finding.row)
     proposed = propose_columns(names, columns)
@@ -188,14 +172,8 @@ def _repeats(rows: Rows, digests: array[int]) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class Divided:
-    """The rows of a run.
-
-    Attributes:
-        train: rows to train on.
-        eval: rows held out.
-        sources: what the rows are from, the source of the training rows first; the other, if there
-            is one, is a held-out part of its own.
-    """
+    """The rows of a run, and what they are from: `sources` holds the source of the training rows,
+    and that of the held-out rows if it is another."""
 
     train: Rows
     eval: Rows
@@ -231,9 +209,7 @@ def load_divided(data: DataConfig, template: Template) -> Divided:
     or `data.eval_split` is the held-out part, or `data.eval_fraction` of the rows are, chosen by a
     hash of the row.
 
-    Raises:
-        FasttuneError: as `load_rows` and `divide`; rows that cannot be used are left to
-            `Loaded.require_clean`.
+    Rows that cannot be used are left to `Loaded.require_clean`.
     """
     train, held_out, split = data.train, data.eval, data.eval_split or "train"
     if data.sources and train is not None:
@@ -245,17 +221,13 @@ def load_divided(data: DataConfig, template: Template) -> Divided:
     if held_out is None and data.eval_split is not None:
         held_out = train
         if train is None:
-            raise FasttuneError(
-                "data.eval_split cannot be combined with data.sources",
-                data.eval_split,
-                "name the held-out rows with data.eval",
-            )
+            what = "data.eval_split cannot be combined with data.sources"
+            raise FasttuneError(what, data.eval_split, "name the held-out rows with data.eval")
 
     def read(source: SourceConfig, limit: int | None = None) -> Loaded:
-        columns = source.columns or data.columns
-        seed = data.split_seed
-        chosen = source.split or data.split
-        return load_rows(source.name, template, columns, chosen, limit, None, seed, data.turns)
+        columns, chosen = source.columns or data.columns, source.split or data.split
+        seed, take = data.split_seed, data.turns
+        return load_rows(source.name, template, columns, chosen, limit, seed=seed, take=take)
 
     if train is not None:
         loaded = read(SourceConfig(train), data.limit)
@@ -271,10 +243,8 @@ def load_divided(data: DataConfig, template: Template) -> Divided:
 
 
 def without_repeats(sources: Sequence[Loaded]) -> list[Loaded]:
-    """The sources without the rows that repeat an earlier one, of their own or of a source before.
-
-    A digest stands for the row, see `Loaded.digests`.
-    """
+    """The sources without the rows whose digest repeats that of an earlier one, of their own or of
+    a source before."""
     import numpy as np
 
     kept, seen = [], np.zeros(0, np.uint64)
@@ -301,13 +271,8 @@ def _chosen(loaded: Loaded, places: Iterable[int]) -> Loaded:
 
 
 def mix(sources: Sequence[SourceConfig], loads: Sequence[Loaded]) -> Loaded:
-    """Several sources as one; a problem names its source.
-
-    The rows of each source stand at equal distances, both in their source and in the mix.
-
-    Raises:
-        FasttuneError: as `amounts`.
-    """
+    """Several sources as one; the rows of each stand at equal distances, both in their source and
+    in the mix. A problem names its source."""
     taken = amounts(sources, [len(loaded.rows) for loaded in loads])
     rows = JoinedRows([each.rows for each in loads], [each.source for each in loads])
     joined = Loaded(
@@ -364,12 +329,9 @@ def amounts(sources: Sequence[SourceConfig], available: Sequence[int]) -> list[i
 
 
 def interleaved(amounts: Sequence[int]) -> list[int]:
-    """The places of `amounts` rows of each source, joined, in an order in which those of each
-    source stand at equal distances.
-
-    So every beginning holds all sources in their shares, to within as many rows as there are
-    sources.
-    """
+    """Order the places of `amounts` rows of each source, joined, so that those of each stand at
+    equal distances: every beginning holds all sources in their shares, to within as many rows as
+    there are sources."""
     import numpy as np
 
     where = np.concatenate([(np.arange(amount) + 0.5) / amount for amount in amounts])
@@ -383,11 +345,7 @@ def shipped(part: Literal["train", "heldout"]) -> Path:
 
 
 def parse_columns(options: Sequence[str]) -> dict[str, str]:
-    """["instruction=question"] -> {"instruction": "question"}.
-
-    Raises:
-        FasttuneError: an option has no "=", an empty side, or a column that was mapped before.
-    """
+    """["instruction=question"] -> {"instruction": "question"}."""
     columns: dict[str, str] = {}
     for option in options:
         ours, _, theirs = option.partition("=")

@@ -70,11 +70,7 @@ class StoredRows(Rows):
         self._numbers = array("q")
 
     def append(self, row: Mapping[str, str], number: int | None = None) -> None:
-        """Add a row at the end.
-
-        Args:
-            number: in its source; by default that of its place here.
-        """
+        """Add a row; its number in its source is by default that of its place here."""
         self._numbers.append(len(self) + 1 if number is None else number)
         row = Row.of(row)
         written = marshal.dumps((row.as_json(), row.language))

@@ -25,10 +25,9 @@ class Finding:
     """One problem.
 
     Attributes:
-        row: 1-based row number in its source; in JSONL, CSV and TSV the line where the row begins;
-            0 for the whole file.
+        row: from 1; in JSONL, CSV and TSV the line where the row begins; 0 for the whole file.
         column: our name of the column, "" if it is about none.
-        message: what is wrong, reading on from row and column.
+        message: reads on from row and column.
         fatal: False for a warning, such as a duplicate: the row is used.
         source: of several, the one that the row is in; else "".
     """
@@ -49,11 +48,7 @@ Record = tuple[int, Any]
 
 
 def reader(source: str | Path, split: str) -> Iterator[Record]:
-    """The records of a source, in order.
-
-    Raises:
-        FasttuneError: there is no such source, or its format is unknown.
-    """
+    """The records of a source, in order."""
     if not str(source).strip() or "\0" in str(source):
         raise FasttuneError(
             "this is no name of a file or data set", repr(str(source)), "give a path or a Hub name"
@@ -79,7 +74,7 @@ def reader(source: str | Path, split: str) -> Iterator[Record]:
         return READERS[files[0].suffix.lower()](files[0]) if files else _saved(path, split)
     if path.exists() or str(source) == "-":
         raise FasttuneError(
-            "rows are read from a file: they are read twice, and the name tells the format",
+            "rows are read from a file, whose name tells the format",
             f"{source}: a pipe or a device",
             "write them to a file first, as rows.jsonl",
         )

@@ -17,9 +17,14 @@ T = TypeVar("T")
 def digest(row: Row, seed: int = 0) -> int:
     """The first 64 bits of SHA-256 over the seed and what makes a row itself: its instruction,
     input, reasoning and output, and the turns before them, or all of its columns where it has no
-    instruction."""
-    sha256 = hashlib.sha256(f"{seed}\n{_content(row)}".encode())
-    return int.from_bytes(sha256.digest()[:8], "big")
+    instruction. So duplicates are equal, whatever their ids are."""
+    *earlier, last = row.turns
+    if "instruction" in last:
+        before = [json.dumps([*map(dict, earlier)], ensure_ascii=False)] if earlier else []
+        content = json.dumps([*(last.get(column, "") for column in TURN_COLUMNS), *before])
+    else:
+        content = json.dumps(dict(row), sort_keys=True)
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{content}".encode()).digest()[:8], "big")
 
 
 def divide(digests: Iterable[int], eval_fraction: float) -> tuple[Sequence[int], Sequence[int]]:
@@ -27,9 +32,6 @@ def divide(digests: Iterable[int], eval_fraction: float) -> tuple[Sequence[int],
 
     A row's side is decided by its `digest` alone. So order does not matter, rows and columns added
     later move nothing, and duplicates stay together; the fraction is met on average.
-
-    Raises:
-        FasttuneError: `eval_fraction` is not in [0, 1).
     """
     if not 0 <= eval_fraction < 1:
         raise FasttuneError(
@@ -53,12 +55,3 @@ def data_hash(rows: Iterable[Row]) -> str:
     for row in rows:
         sha256.update(json.dumps(row.as_json(), sort_keys=True).encode() + b"\n")
     return sha256.hexdigest()
-
-
-def _content(row: Row) -> str:
-    """What makes a row itself: equal for duplicates, whatever their ids are."""
-    *earlier, last = row.turns
-    if "instruction" in last:
-        before = [json.dumps([*map(dict, earlier)], ensure_ascii=False)] if earlier else []
-        return json.dumps([*(last.get(column, "") for column in TURN_COLUMNS), *before])
-    return json.dumps(dict(row), sort_keys=True)

@@ -5,15 +5,14 @@ A packed batch is one sequence of rows without padding. transformers keeps the r
 each other and the loss would hardly change, so the tests compare logits. On a CPU each row attends
 by itself (models/fast/attention.py), and tokens that all rows begin with are stored once.
 
-A batch says where its learned tokens are (`places`), what they are (`targets`) and to which section
-they belong (`owners`). Computing this on the CPU saves a GPU from waiting.
+Where the learned tokens are is computed here, on the CPU, so that a GPU does not wait for it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -68,19 +67,22 @@ def shared_beginning(rows: Sequence[Encoded]) -> int:
     return max(0, min(common, first - 1))
 
 
+def worth_sharing(rows: Sequence[Encoded]) -> int:
+    """`shared_beginning`, or 0 if sharing it saves less than MINIMAL_SAVING of the tokens."""
+    shared = shared_beginning(rows)
+    saved = shared * (len(rows) - 1)
+    return shared if saved and saved >= MINIMAL_SAVING * sum(map(len, rows)) else 0
+
+
 def _learned(
     rows: Sequence[Encoded], sections: Sequence[str], starts: Iterable[int]
 ) -> dict[str, torch.Tensor]:
-    """The learned tokens of a batch.
+    """The learned tokens of a batch, each of shape [learned]: `places`, flat indices into [rows,
+    tokens] of the hidden states that predict them; `targets`, their ids; `owners`, the indices of
+    their sections.
 
     Args:
-        starts: for each row the flat index in the batch that its first token has, or would have
-            without sharing.
-
-    Returns:
-        `places`: flat indices into [rows, tokens] of the hidden states that predict a learned
-        token; `targets`: the ids of these tokens; `owners`: the indices of their sections. Each
-        has shape [learned].
+        starts: the flat index that each row's first token has, or would have without sharing.
     """
     places: list[int] = []
     targets: list[int] = []
@@ -116,6 +118,7 @@ def pack(rows: Sequence[Encoded], sections: Sequence[str], shared: int = 0) -> d
     }
 
 
+@dataclass
 class Collator:
     """Divides the rows of one optimiser step into batches that fit into memory.
 
@@ -123,41 +126,37 @@ class Collator:
     decreasing). If several packs are computed side by side, each gets a part of the budget and all
     are about equally long. The rows of a step do not depend on how they are divided.
 
-    Args:
+    Attributes:
         batch_size: rows in a batch; a pack may have more if they are short.
-        max_length: the budget is `batch_size` rows of this many tokens.
-        packing: whether to pack or to pad.
+        max_length: a pack's budget is `batch_size` rows of this many tokens.
         share: whether packs may store the rows' common beginning once.
         sections: the names of the learned spans; a token's owner is an index into them.
         side_by_side: how many packs are computed at the same time.
-
-    Attributes:
         limit: the largest batch: tokens in a pack, or rows in a padded batch.
     """
 
-    def __init__(
-        self,
-        batch_size: int,
-        max_length: int,
-        packing: bool,
-        share: bool,
-        pad_id: int,
-        sections: Sequence[str],
-        side_by_side: int = 1,
-    ) -> None:
-        self.limit = batch_size * max_length // side_by_side if packing else batch_size
-        self.side_by_side = side_by_side
-        self.packing = packing
-        self.share = share
-        self.pad_id = pad_id
-        self.sections = sections
+    batch_size: int
+    max_length: int
+    packing: bool
+    share: bool
+    pad_id: int
+    sections: Sequence[str]
+    side_by_side: int = 1
+    limit: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        budget = self.batch_size * self.max_length // self.side_by_side
+        self.limit = budget if self.packing else self.batch_size
 
     def __call__(self, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
         """The batches, see `pack` and `pad`."""
         members = [[rows[index] for index in batch] for batch in self._divide(rows)]
-        if self.packing:
-            return [pack(batch, self.sections, self._shared(batch)) for batch in members]
-        return [pad(batch, self.sections, self.pad_id) for batch in members]
+        if not self.packing:
+            return [pad(batch, self.sections, self.pad_id) for batch in members]
+        return [
+            pack(batch, self.sections, worth_sharing(batch) if self.share else 0)
+            for batch in members
+        ]
 
     def halve(self, rows: Sequence[Encoded]) -> bool:
         """Halve the limit, starting from the largest batch that these rows need; change nothing and
@@ -169,18 +168,12 @@ class Collator:
 
     def _divide(self, rows: Sequence[Encoded]) -> list[list[int]]:
         """The indices of the rows in each batch."""
-        if self.packing:
-            lengths = [len(row) for row in rows]
-            if self.side_by_side == 1:
-                return best_fit(lengths, self.limit)
-            return alike(lengths, self.limit, self.side_by_side)
-        return [*batches(range(len(rows)), self.limit)]
-
-    def _shared(self, rows: Sequence[Encoded]) -> int:
-        """How many tokens of a pack's rows are stored once."""
-        shared = shared_beginning(rows) if self.share and len(rows) > 1 else 0
-        worth_it = shared * (len(rows) - 1) >= MINIMAL_SAVING * sum(map(len, rows))
-        return shared if worth_it else 0
+        lengths = [len(row) for row in rows]
+        if not self.packing:
+            return [*batches(range(len(rows)), self.limit)]
+        if self.side_by_side == 1:
+            return best_fit(lengths, self.limit)
+        return equal_packs(lengths, self.limit, self.side_by_side)
 
 
 def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -203,7 +196,7 @@ def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return [sorted(members) for members in packs]
 
 
-def alike(lengths: Sequence[int], budget: int, multiple: int) -> list[list[int]]:
+def equal_packs(lengths: Sequence[int], budget: int, multiple: int) -> list[list[int]]:
     """Packs of about equal length: the longest row left goes into the shortest pack (Graham 1969).
 
     The number of packs is a multiple of `multiple`, or one per row, and as small as the budget

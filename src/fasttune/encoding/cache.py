@@ -22,8 +22,14 @@ from fasttune.config import RunConfig
 from fasttune.data.check import ends_early
 from fasttune.data.rows import ChosenRows, Lazy, Rows
 from fasttune.data.split import data_hash
-from fasttune.encoding.encode import Encoded, Span, batches, encode_many, without_eos
-from fasttune.encoding.limit import limit_lengths
+from fasttune.encoding.encode import (
+    Encoded,
+    Span,
+    batches,
+    encode_many,
+    limit_lengths,
+    without_eos,
+)
 from fasttune.encoding.spans import eos_id, whole_text_backend
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_path, cache_dir, sha256, write_json
@@ -39,7 +45,7 @@ A_DAY = 24 * 3600.0
 """Seconds for which another process may still write an incomplete file."""
 HERE = Path(__file__).parent
 CODE = [
-    *(HERE / name for name in ("cache.py", "encode.py", "limit.py", "spans.py")),
+    *(HERE / name for name in ("cache.py", "encode.py", "spans.py")),
     *(HERE.parent / "formats" / name for name in ("parts.py", "row.py", "template.py")),
 ]
 """The files whose code decides the encoded rows."""
@@ -49,9 +55,9 @@ class EncodedRows(Lazy[Encoded]):
     """Encoded rows in an Arrow file, of which one batch is in memory at a time.
 
     Attributes:
-        tokens: number of tokens of all rows.
+        tokens: of all rows.
         sections: the names of the learned spans in order of appearance.
-        counts: number of rows that were dropped and truncated.
+        counts: rows that were "dropped" and "truncated".
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
@@ -73,9 +79,8 @@ class EncodedRows(Lazy[Encoded]):
     @property
     def lengths(self) -> list[int]:
         """The number of tokens of each row."""
-        return [
-            n for batch in self._batches() for n in batch["input_ids"].value_lengths().to_pylist()
-        ]
+        lists = (batch["input_ids"] for batch in self._batches())
+        return [length for ids in lists for length in ids.value_lengths().to_pylist()]
 
     @property
     def places(self) -> list[int]:
@@ -105,9 +110,16 @@ def without_ending(rows: Rows, tokenizer: Any, config: RunConfig) -> Rows:
     contains EOS."""
     if not config.data.skip_bad_rows:
         return rows  # else it would have refused them
-    eos = tokenizer.eos_token
-    places = array("q", (at for at, row in enumerate(rows) if not ends_early(row, eos)))
-    return rows if len(places) == len(rows) else ChosenRows(rows, places)
+    usable, ended = _by_ending(rows, tokenizer.eos_token)
+    return ChosenRows(rows, usable) if ended else rows
+
+
+def _by_ending(rows: Rows, eos: str) -> tuple[array[int], array[int]]:
+    """The places of the rows without and with EOS in their text."""
+    usable, ended = array("q"), array("q")
+    for at, row in enumerate(rows):
+        (ended if ends_early(row, eos) else usable).append(at)
+    return usable, ended
 
 
 def encode_rows(
@@ -119,20 +131,18 @@ def encode_rows(
         what: the rows' role, such as "training", for the log and for errors.
 
     Raises:
-        FasttuneError: a row's text contains EOS, and `data.skip_bad_rows` is off; a row is too long
-            under the policy "error"; or all are too long.
+        FasttuneError: a row contains EOS, and `data.skip_bad_rows` is off; a row is too long under
+            the policy "error"; or all are too long.
     """
-    eos_id(tokenizer)
+    eos_id(tokenizer)  # refuses a tokenizer without EOS
     eos = tokenizer.eos_token
-    usable, ended = array("q"), array("q")
-    for at, row in enumerate(rows):
-        (ended if ends_early(row, eos) else usable).append(at)
+    usable, ended = _by_ending(rows, eos)
     if ended and not config.data.skip_bad_rows:
         raise FasttuneError(
             f"{len(ended)} of {len(rows)} {what} rows hold the text {eos}, which would end a row "
             "early",
             f"the first: {rows[ended[0]].get('instruction', '')[:80]!r}",
-            "remove it, or leave these rows out with data.skip_bad_rows=true",
+            "remove it, or skip these rows with data.skip_bad_rows=true",
         )
     if ended:
         log.info(
@@ -140,19 +150,17 @@ def encode_rows(
         )
     chosen = ChosenRows(rows, usable)
     limit, overlong = config.model.max_length, config.data.overlong
-    learn_eos = config.train.learn_eos
-    key = cache_key(
-        tokenizer, template.identity, _rows_hash(template, chosen), [*ended], limit, overlong,
-        learn_eos,
-    )  # fmt: skip
+    policy = (limit, overlong, config.train.learn_eos)
+    rows_hash = _rows_hash(template, chosen)
+    key = cache_key(tokenizer, template.identity, rows_hash, [*ended], *policy)
     encoded = cached(key)
     if encoded:
         log.info(f"{len(encoded):,} {what} rows from the cache")
     if encoded is None:
         counts = Counter(dropped=0, truncated=0)
-        all_ = zip(usable, encode_many(template, chosen, tokenizer), strict=True)
-        kept = limit_lengths(all_, limit, overlong, counts)
-        if not learn_eos:
+        placed = zip(usable, encode_many(template, chosen, tokenizer), strict=True)
+        kept = limit_lengths(placed, limit, overlong, counts)
+        if not config.train.learn_eos:
             kept = ((at, without_eos(row)) for at, row in kept)
         encoded = store(key, kept, counts)
     for done, number in encoded.counts.items():

@@ -46,11 +46,7 @@ class Tokens(NamedTuple):
 
 
 def tokenize(parts: Sequence[Sequence[Segment]], tokenizer: Any, special: bool) -> list[Tokens]:
-    """The tokens of each part, tokenized as one string.
-
-    Args:
-        special: whether the tokenizer adds its own special tokens, such as BOS.
-    """
+    """The tokens of each part, tokenized as one string, with BOS and the like if `special`."""
     if not getattr(tokenizer, "is_fast", False):
         raise FasttuneError(
             "the tokenizer gives no offsets, which the loss mask is made from",
@@ -74,8 +70,7 @@ def tokenize(parts: Sequence[Sequence[Segment]], tokenizer: Any, special: bool) 
 
 
 def _covered(encoding: Any, token: int) -> tuple[int, int]:
-    covered: tuple[int, int] | None = encoding.token_to_chars(token)
-    return covered or (0, 0)
+    return encoding.token_to_chars(token) or (0, 0)
 
 
 def lay(segments: Sequence[Segment], tokens: Tokens, shift: int) -> list[Span]:

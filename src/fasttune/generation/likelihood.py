@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from fasttune.encoding.batches import MINIMAL_SAVING, pad, section_names, shared_beginning
+from fasttune.encoding.batches import pad, section_names, worth_sharing
 from fasttune.encoding.encode import Encoded, batches, encode_many, response_tokens
 from fasttune.formats.row import Row
 from fasttune.generation.decoding import plain_cache
@@ -107,8 +107,8 @@ def _beginning(generator: Generator, rows: Sequence[Encoded]) -> DynamicCache | 
     """Keys and values of the tokens that all rows begin with; None where that saves nothing, or
     where the model's cache is not a plain one."""
     cache = plain_cache(generator.model)
-    shared = shared_beginning(rows) if len(rows) > 1 else 0
-    if cache is None or shared * (len(rows) - 1) < MINIMAL_SAVING * sum(map(len, rows)):
+    shared = worth_sharing(rows)
+    if cache is None or not shared:
         return None
     device = next(generator.model.parameters()).device
     with generator.choices.autocasting(device.type):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from itertools import chain
 
 from fasttune.data.load import Loaded
 from fasttune.errors import FasttuneError
@@ -21,12 +22,8 @@ NEAR_ROWS = 50_000
 
 @dataclass(frozen=True)
 class Near:
-    """Rows that are like an earlier one without being the same.
-
-    Attributes:
-        examples: such a row and the earlier one, for a few: the number of each, behind its source
-            where there are several.
-    """
+    """Rows that are like an earlier one without being the same, and a few examples: the numbers of
+    both rows, behind their sources where there are several."""
 
     rows: int
     examples: list[tuple[str, str]]
@@ -39,11 +36,7 @@ def can_count() -> bool:
 
 def near_duplicates(loaded: Loaded) -> Near:
     """Count the rows that are like an earlier row, but for exact repeats. Pairs that are just alike
-    enough may be missed; none is counted that is not.
-
-    Raises:
-        FasttuneError: datasketch is not installed.
-    """
+    enough may be missed; none is counted that is not."""
     if not can_count():
         raise FasttuneError(
             "near-duplicates are counted by datasketch, which is not installed",
@@ -52,10 +45,10 @@ def near_duplicates(loaded: Loaded) -> Near:
         )
     from datasketch import MinHash, MinHashLSH
 
-    found = 0
-    examples: list[tuple[str, str]] = []
+    pairs: list[tuple[int, int]] = []
     index = MinHashLSH(threshold=LIKENESS, num_perm=PERMUTATIONS)
-    places = _first_places(loaded)
+    firsts = {digest: place for place, digest in reversed([*enumerate(loaded.digests)])}
+    places = sorted(firsts.values())  # of the rows that repeat none exactly
     texts = (_shingles(loaded.rows[place]) for place in places)
     for place, sketch in zip(places, MinHash.generator(texts, num_perm=PERMUTATIONS), strict=True):
         candidates = sorted(index.query(sketch))
@@ -63,22 +56,12 @@ def near_duplicates(loaded: Loaded) -> Near:
         for other in candidates:
             theirs = _shingles(loaded.rows[other])
             if len(shingles & theirs) >= LIKENESS * len(shingles | theirs):
-                found += 1
-                if len(examples) < EXAMPLES:
-                    examples.append((_named(loaded, place), _named(loaded, other)))
+                pairs.append((place, other))
                 break
         index.insert(place, sketch)
-    return Near(found, examples)
-
-
-def _named(loaded: Loaded, place: int) -> str:
-    return f"{loaded.rows.origin(place)} {loaded.rows.number(place)}".strip()
-
-
-def _first_places(loaded: Loaded) -> list[int]:
-    """The places of the rows that repeat none exactly."""
-    firsts = {digest: place for place, digest in reversed([*enumerate(loaded.digests)])}
-    return sorted(firsts.values())
+    rows = loaded.rows
+    names = {at: f"{rows.origin(at)} {rows.number(at)}".strip() for at in chain(*pairs[:EXAMPLES])}
+    return Near(len(pairs), [(names[place], names[other]) for place, other in pairs[:EXAMPLES]])
 
 
 def _shingles(row: Row) -> set[bytes]:

@@ -158,11 +158,7 @@ def preview(job: Job, row: int = 1) -> Preview:
 def preview_row(
     template: Template, row: Row, tokenizer: Any, *, number: int, model: str, max_length: int
 ) -> Preview:
-    """Encode a row and name every token.
-
-    Raises:
-        FasttuneError: the row cannot be encoded (see `encode`).
-    """
+    """Encode a row and name every token."""
     encoded = encode(template, row, tokenizer)
     sections = []
     for name, start, end, train in encoded.spans:
@@ -187,11 +183,7 @@ def preview_rows(
     config: RunConfig, template: Template, first: int, count: int = 1, run: Run | None = None
 ) -> list[Preview]:
     """Preview up to `count` usable rows of a config's data, or of those that a run trains on, from
-    the `first`-th on.
-
-    Raises:
-        FasttuneError: there is no such row, or it cannot be encoded.
-    """
+    the `first`-th on."""
     if run is not None:
         picked = pick(run.training_rows(), str(run.folder), first, count)
     else:
@@ -210,11 +202,7 @@ def preview_rows(
 
 
 def pick(rows: Rows, source: str, first: int, count: int = 1) -> list[tuple[int, Row]]:
-    """(number, row) of up to `count` usable rows from the `first`-th on, numbered from 1.
-
-    Raises:
-        FasttuneError: there is no such row.
-    """
+    """(number, row) of up to `count` usable rows from the `first`-th on, numbered from 1."""
     if not 1 <= first <= len(rows):
         raise FasttuneError(f"there is no row {first}", source, f"give a row from 1 to {len(rows)}")
     return list(enumerate(rows[first - 1 : first - 1 + count], first))

@@ -8,7 +8,7 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -37,6 +37,13 @@ class Spread:
     median: float
     p95: int
     max: int
+
+    @classmethod
+    def of(cls, values: Sequence[int]) -> Spread:
+        """The four figures of a non-empty sequence."""
+        ordered = sorted(values)
+        p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+        return cls(ordered[0], statistics.median(ordered), p95, ordered[-1])
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,11 @@ class Survey:
     Attributes:
         languages: rows by their `language` column; empty if no row has one.
         scripts: rows in which a script occurs, so a Japanese row counts for Han and for Kana.
-        forms: how the good rows are written, as "messages (role, content)" -> how many are.
+        forms: see `Loaded`.
         exchanges: of a row, a question and its answer each; None where every row has one.
         first_only: rows of which the first exchange was taken alone.
-        proposed: our column -> theirs, where a column looks like one of ours that there is not.
-        columns: a column's name -> its figures, in the order of the source.
+        proposed: see `Loaded`.
+        columns: in the order of the source.
         eval_source: where the held-out rows are from if not from among these; else "", and
             `eval_fraction` was aimed at.
         notes: what is to be known of the held-out rows.
@@ -109,27 +116,14 @@ class Survey:
     eval_source: str
     train_rows: int
     eval_rows: int
-    problems: list[dict[str, Any]]
+    problems: list[Finding]
     notes: list[str]
     near: Near | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """The survey as JSON values."""
-        return asdict(self)
-
-    @property
-    def findings(self) -> list[Finding]:
-        """The problems as they are printed."""
-        return [Finding(**problem) for problem in self.problems]
-
     def require_clean(self) -> None:
-        """Refuse rows that a run would refuse.
-
-        Raises:
-            FasttuneError: a row cannot be used.
-        """
+        """Refuse rows that a run would refuse."""
         if self.bad_rows:
-            first = next(finding for finding in self.findings if finding.fatal)
+            first = next(finding for finding in self.problems if finding.fatal)
             raise FasttuneError(
                 f"{self.bad_rows} of {self.good_rows + self.bad_rows} rows cannot be used",
                 f"{self.source}, the first: {first}",
@@ -145,12 +139,12 @@ def survey_run(
     Args:
         choose: choose the template by the rows, in place of the config's.
         near: count near-duplicates; by default if datasketch is installed and the rows are few.
-
-    Raises:
-        FasttuneError: there is no such template or model, or no row can be used.
     """
     if choose:
-        config = replace(config, template=_template_for(config))
+        data = config.data
+        source, split = (data.train, data.split) if data.train else (shipped("train"), "train")
+        loaded = load_rows(source, None, data.columns, split, take=data.turns)
+        config = replace(config, template=default_template(loaded.rows))
     template = plugins.template(config.template).with_system(config.system)
     divided = load_divided(config.data, template)
     tokenizer = load_tokenizer(config.model.name, template.end)
@@ -162,33 +156,23 @@ def survey_run(
     return replace(result, near=near_duplicates(divided.sources[0])) if near else result
 
 
-def _template_for(config: RunConfig) -> str:
-    data = config.data
-    source, split = (data.train, data.split) if data.train else (shipped("train"), "train")
-    return default_template(load_rows(source, None, data.columns, split, take=data.turns).rows)
-
-
 def default_template(rows: Iterable[Row]) -> str:
     """The built-in template that suits the rows: chatml where a row has several turns, reasoning
     where one has some, else alpaca."""
-    found = "alpaca"
+    template = "alpaca"
     for row in rows:
         if len(row.turns) > 1:
             return "chatml"
         if row.get("reasoning", "").strip():
-            found = "reasoning"
-    return found
+            template = "reasoning"
+    return template
 
 
 def survey(
-    found: Divided, template: Template, tokenizer: Any, max_length: int, eval_fraction: float
+    divided: Divided, template: Template, tokenizer: Any, max_length: int, eval_fraction: float
 ) -> Survey:
-    """Take all figures of the first source of a run's rows.
-
-    Raises:
-        FasttuneError: the template or the tokenizer cannot encode the rows.
-    """
-    loaded, *held_out = found.sources
+    """Take all figures of the first source of a run's rows."""
+    loaded, *held_out = divided.sources
     eos = tokenizer.eos_token or ""
     bad = {at for at, row in enumerate(loaded.rows) if ends_early(row, eos)}
     ended = [
@@ -203,6 +187,7 @@ def survey(
     if len(bad) == len(loaded.rows):
         raise FasttuneError("no row can be used", f"{loaded.source}\n{ended[0]}", "fix these rows")
     rows = ChosenRows(loaded.rows, [at for at in range(len(loaded.rows)) if at not in bad])
+    exchanges = array("q", (len(row.turns) for row in rows))
     return Survey(
         source=loaded.source,
         template=template.name,
@@ -213,17 +198,17 @@ def survey(
         languages=_ranked(row["language"] for row in rows if row.get("language")),
         scripts=_ranked(s for row in rows for s in scripts("".join(t for _, t in row.texts()))),
         forms=dict(loaded.forms),
-        exchanges=_exchanges(rows),
+        exchanges=Spread.of(exchanges) if max(exchanges) > 1 else None,
         first_only=loaded.cut,
         proposed=dict(loaded.proposed),
         columns=_columns(rows),
         tokens=_tokens(encode_many(template, rows, tokenizer), max_length),
         eval_fraction=eval_fraction,
         eval_source=held_out[0].source if held_out else "",
-        train_rows=sum(not ends_early(row, eos) for row in found.train),
-        eval_rows=sum(not ends_early(row, eos) for row in found.eval),
-        problems=[asdict(finding) for finding in findings],
-        notes=found.notes(eval_fraction),
+        train_rows=sum(not ends_early(row, eos) for row in divided.train),
+        eval_rows=sum(not ends_early(row, eos) for row in divided.eval),
+        problems=findings,
+        notes=divided.notes(eval_fraction),
     )
 
 
@@ -236,13 +221,6 @@ def _left_out(loaded: Loaded, template: Template) -> Iterator[Finding]:
         if template.opening(row.with_turn({"input": ""})) == template.opening(row):
             what = "has one character, and the template leaves that out of the prompt"
             yield Finding(loaded.rows.number(at), "input", what, False, loaded.rows.origin(at))
-
-
-def spread(values: Sequence[int]) -> Spread:
-    """The four figures of a non-empty sequence."""
-    ordered = sorted(values)
-    p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
-    return Spread(ordered[0], statistics.median(ordered), p95, ordered[-1])
 
 
 def histogram(values: Sequence[int]) -> list[Bin]:
@@ -282,11 +260,6 @@ def _script(char: str) -> str:
     return word.title()
 
 
-def _exchanges(rows: Iterable[Row]) -> Spread | None:
-    counts = array("q", (len(row.turns) for row in rows))
-    return spread(counts) if max(counts) > 1 else None
-
-
 def _columns(rows: Iterable[Row]) -> dict[str, Column]:
     lengths: dict[str, array[int]] = {}
     for row in rows:
@@ -296,7 +269,7 @@ def _columns(rows: Iterable[Row]) -> dict[str, Column]:
         for name, size in sizes.items():
             lengths.setdefault(name, array("q")).append(size)
     return {
-        name: Column(sum(length > 0 for length in column), spread(column))
+        name: Column(sum(length > 0 for length in column), Spread.of(column))
         for name, column in lengths.items()
     }
 
@@ -309,7 +282,7 @@ def _tokens(rows: Iterable[Encoded], max_length: int) -> TokenFigures:
     return TokenFigures(
         total=sum(lengths),
         trained_share=trained / sum(lengths),
-        per_row=spread(lengths),
+        per_row=Spread.of(lengths),
         histogram=histogram(lengths),
         max_length=max_length,
         overlong=sum(length > max_length for length in lengths),
