@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import islice
 
 from fasttune.config import RunConfig, load_config
-from fasttune.data.check import column_names, propose_columns
+from fasttune.data.check import propose_columns
 from fasttune.data.load import load_rows
 from fasttune.data.sources import reader
 from fasttune.files import absolute
@@ -34,7 +34,8 @@ def propose(
         the settings, and lines that explain them to people.
     """
     assert config.data.train is not None, "there are rows"
-    names = column_names(islice(reader(config.data.train, "train"), LOOKAHEAD))
+    records = islice(reader(config.data.train, "train"), LOOKAHEAD)
+    names = list(dict.fromkeys(name for _, row in records if isinstance(row, dict) for name in row))
     columns = config.data.columns or propose_columns(names)
     lines = [f"columns: {', '.join(names)}"]
     lines += [f"{ours} is taken from {theirs}" for ours, theirs in columns.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fasttune.data.conversations import (
@@ -15,7 +15,7 @@ from fasttune.data.conversations import (
     has_conversations,
     read_conversation,
 )
-from fasttune.data.sources import Finding, Record
+from fasttune.data.sources import Finding
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.row import TURN_COLUMNS, Row
 from fasttune.formats.template import Template, tags_in
@@ -50,10 +50,6 @@ def propose_columns(
     return {COLUMNS[0]: talk} if talk and lacking else proposed
 
 
-def column_names(records: Iterable[Record]) -> list[str]:
-    return list(dict.fromkeys(name for _, row in records if isinstance(row, dict) for name in row))
-
-
 def require_columns(
     source: str,
     names: list[str],
@@ -71,16 +67,16 @@ def require_columns(
             )
     given = GIVEN if has_conversations(names, columns) else ()
     for column in required:
-        if column in given:
+        if column in given or column in columns:
             continue
-        if column not in columns and column in columns.values():
+        if column in columns.values():
             taken = next(ours for ours, theirs in columns.items() if theirs == column)
             raise FasttuneError(
                 f"no column '{column}' is left: it is mapped to '{taken}'",
                 source,
                 f"map another one to '{taken}', or one to '{column}': {', '.join(sorted(names))}",
             )
-        if column not in columns and column not in names:
+        if column not in names:
             alike = " ".join(f"--map {o}={t}" for o, t in propose_columns(names, columns).items())
             of = did_you_mean(column, names)
             raise FasttuneError(
