@@ -31,7 +31,7 @@ from fasttune.yaml_text import (
     read_yaml_file,
     refused,
     setting,
-    shown,
+    shortened,
 )
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -365,7 +365,7 @@ def _sources(value: Any, places: Mapping[str, str]) -> tuple[SourceConfig, ...]:
         fields = {"name": item} if isinstance(item, str) else item
         fields = vars(item) if isinstance(item, SourceConfig) else fields
         if not isinstance(fields, Mapping):
-            raise FasttuneError(f"'{key}' holds {shown(item)}", place, f"write {example}")
+            raise FasttuneError(f"'{key}' holds {shortened(item)}", place, f"write {example}")
         sources.append(_build(SourceConfig, fields, {"": place}, f"{key}."))
     if not all(source.name.strip() for source in sources):
         wanted = f"sources that have a name, as {example}"

@@ -123,11 +123,11 @@ def setting(key: str, value: Any, hint: Any, where: str) -> Any:
 
 def refused(key: str, value: Any, where: str, wanted: str) -> FasttuneError:
     """Return the error for a value that a setting does not take."""
-    text = "null" if value is None else shown(value)
+    text = "null" if value is None else shortened(value)
     return FasttuneError(f"'{key}' is {text}", where, f"it takes {wanted}")
 
 
-def shown(value: Any) -> str:
+def shortened(value: Any) -> str:
     """Shorten a value for an error."""
     huge = isinstance(value, int) and abs(value) >= 10**100
     text = "a number of more than 100 digits" if huge else repr(value)

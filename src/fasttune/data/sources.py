@@ -20,7 +20,7 @@ from fasttune.errors import FasttuneError, did_you_mean, reason
 from fasttune.quiet import quiet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One problem.
 
