@@ -25,7 +25,7 @@ from fasttune.encoding.batches import (
     shared_beginning,
 )
 from fasttune.encoding.encode import IGNORED, Encoded, Span, encode
-from fasttune.models.fast.attention import attend_by_row
+from fasttune.models.fast.attention import attention_obstacle, use_packed_attention
 from fasttune.models.head import token_losses
 from fasttune.plugins.discovery import load_plugins
 
@@ -177,7 +177,8 @@ def by_row(request):
     """A model in fp32 whose packed rows attend one by one."""
     folder = request.getfixturevalue(request.param)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    assert attend_by_row(model)
+    assert not attention_obstacle(model)
+    use_packed_attention(model)
     return model
 
 
@@ -340,7 +341,8 @@ def test_rows_in_bf16_are_as_near_to_fp32_as_those_of_transformers(
     with torch.no_grad():
         expected = torch.cat([alone(exact, row) for row in encoded])
         reference = torch.cat([alone(model, row) for row in encoded])
-        assert attend_by_row(model)
+        assert not attention_obstacle(model)
+        use_packed_attention(model)
         logits = model.lm_head(hidden_states(model, batch))[0]
         shared = batch["row_layout"].shared
         parts = [(logits[:shared], logits[a:b]) for a, b in batch["row_layout"].rows]

@@ -9,7 +9,7 @@ import torch
 from transformers.activations import NewGELUActivation
 
 from fasttune.config import ModelConfig
-from fasttune.models.activation import fuse_gelu
+from fasttune.models.fast.fused import fuse_gelu
 from tests.conftest import choices_for, load_model
 
 

@@ -173,8 +173,8 @@ def test_on_a_cpu_rows_of_different_lengths_leave_holes_in_the_heap():
 @pytest.mark.parametrize("kind", ["llama", "phi"])
 def test_widths_are_what_autograd_keeps(kind, path):
     """Tensors saved by a block with LoRA, by the difference of two depths."""
-    from fasttune.models.activation import fuse_gelu
     from fasttune.models.fast.fast import speed_up
+    from fasttune.models.fast.fused import fuse_gelu
 
     # isort: split
     from peft import LoraConfig, get_peft_model

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fasttune.errors import FasttuneError
-from fasttune.models.limits import CACHED_ROWS, CHUNK
+from fasttune.models.choices import CACHED_ROWS, CHUNK
 
 
 def causal_lm(model: Any) -> Any:

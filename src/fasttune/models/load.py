@@ -12,9 +12,9 @@ import torch
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.errors import FasttuneError
 from fasttune.machine import tensor_device, this_device, threads
-from fasttune.models.activation import fuse_gelu
 from fasttune.models.choices import Choices, decide_for_generation
 from fasttune.models.dropout import switch_dropout_off
+from fasttune.models.fast.fused import fuse_gelu
 from fasttune.models.head import decoder
 from fasttune.models.heap import loading, release_mapped_files
 from fasttune.models.lora import Coverage, choose_targets, coverage, linear_names

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fasttune.machine import CONTEXT, GB, Device
-from fasttune.models.limits import CHUNK, SHORT
+from fasttune.models.choices import CHUNK, SHORT
 from fasttune.planning.shape import BYTES, Shape
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -42,7 +42,7 @@ context, which it does not know about. So a plan's peak counts what `machine.pea
 
 PHI_WIDTHS = 16.5
 """Widths that a block of transformers' Phi keeps for its backward pass, with an MLP of 4 h and
-`models.activation.fuse_gelu`. Counted on NF4 layers with LoRA. The MLP keeps 8 of them: the input
+`models.fast.fused.fuse_gelu`. Counted on NF4 layers with LoRA. The MLP keeps 8 of them: the input
 of gelu, and its result for fc2."""
 
 CPU_SLACK = 1.2

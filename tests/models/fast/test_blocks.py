@@ -32,9 +32,8 @@ from fasttune.encoding.encode import IGNORED, Encoded, Span
 from fasttune.errors import FasttuneError
 from fasttune.machine import Device
 from fasttune.models.choices import decide
-from fasttune.models.fast import blocks
-from fasttune.models.fast.attention import ROW_ATTENTION
-from fasttune.models.fast.blocks import BLOCK_ATTENTION
+from fasttune.models.fast import attention as attentions
+from fasttune.models.fast.attention import PACKED_ATTENTION
 from fasttune.models.fast.fast import FastPath, check_packing, speed_up
 from fasttune.models.load import add_lora
 from fasttune.planning.devices import GPUS
@@ -144,8 +143,8 @@ def test_the_attention_of_a_device(device, precision, expected, model, xformers_
     fast = speed_up(get_peft_model(model, PeftConfig(r=2)), choices_of(device, precision))
     assert (fast.attention, fast.why) == (expected, "")
     assert fast.by_row == (expected == "rows")
-    names = {"memory_efficient": BLOCK_ATTENTION, "rows": ROW_ATTENTION}
-    assert model.config._attn_implementation == names.get(expected, "sdpa")
+    name = "sdpa" if expected == "mask" else PACKED_ATTENTION
+    assert model.config._attn_implementation == name
 
 
 def test_without_xformers_kernel_there_is_a_mask_and_the_reason(model):
@@ -190,7 +189,7 @@ def test_flash_attention_finds_the_rows_itself(model):
 def test_the_bias_is_our_layout():
     layout = pack(EXAMPLES, ["response"])["row_layout"]
     tokens = layout.rows[-1][1]
-    bias = blocks._bias(tuple(end - start for start, end in layout.rows), torch.device("cpu"))
+    bias = attentions._bias(tuple(end - start for start, end in layout.rows), torch.device("cpu"))
     assert torch.equal(bias.materialize((tokens, tokens)) == 0, allowed(layout))
 
 
@@ -233,9 +232,9 @@ def test_no_mask_over_the_pack_is_made_for_xformers(model, xformers_kernel, monk
 
     def spy(module, query, key, value, attention_mask, **kwargs):
         shapes.append(tuple(attention_mask.shape))
-        return blocks.block_attention(module, query, key, value, attention_mask, **kwargs)
+        return attentions.packed_attention(module, query, key, value, attention_mask, **kwargs)
 
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, BLOCK_ATTENTION, spy)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, PACKED_ATTENTION, spy)
     with torch.no_grad():
         logits(model, pack(EXAMPLES, ["response"]), fast)
     assert shapes == [(1, 1, 1, 1)] * model.config.num_hidden_layers
@@ -347,7 +346,7 @@ def test_rows_that_see_each_other_are_refused(model, dtype):
     choices = choices_of(CPU)
     for attention in ("mask", "rows"):
         check_packing(model, FastPath(attention), choices)
-        model.config._attn_implementation = ROW_ATTENTION
+        model.config._attn_implementation = PACKED_ATTENTION
     with pytest.raises(FasttuneError) as caught:
         check_packing(model, Leaky("mask"), choices)
     assert "packed rows see each other" in caught.value.message

@@ -8,7 +8,7 @@ import torch
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from fasttune.models.fast.norm import fuse_norms
+from fasttune.models.fast.fused import fuse_norms
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""What makes a training step fast, put onto a model with fresh adapters.
+"""What makes a training step fast, applied to a model with fresh adapters.
 
-On CUDA that is the attention of packed rows, and with `model.fast_path=on` Phi's layers (those of
-Llama and its kin are Unsloth's own there); the rest of the model is as Unsloth has made it.
+On CUDA that is the attention of packed rows, and with `model.fast_path=on` Phi's layers (Unsloth
+has its own for Llama and its kin); the rest of the model is as Unsloth made it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from fasttune.encoding.batches import Layout, pack
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.models.choices import Attention, Choices
-from fasttune.models.fast.attention import attend_by_row, attention_obstacle
-from fasttune.models.fast.blocks import attend_by_length, attend_in_blocks
+from fasttune.models.fast.attention import switch_attention
+from fasttune.models.fast.fused import fuse_norms
 from fasttune.models.fast.grouped import group_lora
 from fasttune.models.fast.layers import layer_obstacle, rewrite_layers
-from fasttune.models.fast.norm import fuse_norms
 from fasttune.models.head import causal_lm, decoder
 from fasttune.models.heap import keep_freed_memory
 
@@ -27,7 +26,7 @@ LEAK = 0.1
 """Share of its length by which a row's state may change with its neighbours. Rounding in 16 bits
 makes up to 0.01, a leak 0.4 in a tiny Gemma and above 1 in others."""
 
-SAID = {
+IN_WORDS = {
     "rows": "rows attend one by one",
     "varlen": "variable-length attention",
     "memory_efficient": "xformers' attention in blocks",
@@ -37,15 +36,15 @@ SAID = {
 
 @dataclass(frozen=True)
 class FastPath:
-    """Which parts of the fast path a model takes.
+    """Which parts of the fast path are on for a model.
 
     Attributes:
         attention: how the rows of a pack are kept apart, see `Choices.attention`.
-        why: what stood against the attention that was chosen; empty where that one is on.
-        layers: how many decoder layers have a forward of our own.
-        groups: how many groups of LoRA layers are computed together in the others.
-        plain: whose the layers are otherwise, and what stood against both; empty where one is on.
-        norms: how many RMSNorms are fused.
+        why: why it is not the chosen one; "" if it is.
+        layers: number of decoder layers with fasttune's forward.
+        groups: number of groups of LoRA layers that are computed together in the others.
+        plain: what computes the layers if both are 0, and why.
+        norms: number of fused RMSNorms.
     """
 
     attention: Attention
@@ -61,33 +60,33 @@ class FastPath:
         return self.attention == "rows"
 
     def row_inputs(self, layout: Layout | None) -> dict[str, Any]:
-        """What the decoder must be given beside ids and restarting positions.
+        """The decoder's inputs beside ids and restarting positions.
 
         Args:
-            layout: of the pack; None for padded rows, whose mask is all they need.
+            layout: of the pack; None for padded rows, which need only their mask.
         """
         if layout is None or self.attention == "mask":
             return {}
-        if self.attention == "rows":
+        if self.by_row:
             rows: dict[str, Any] = {"row_layout": layout}
         else:
             # On the CPU: Unsloth reads the longest without waiting for the GPU.
             lengths = [end - start for start, end in layout.rows]
             rows = {"packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32)}
         if self.attention != "varlen":
-            # transformers makes no mask of its own where it is given one in 4D; none is read.
+            # transformers makes no mask of its own if it gets one in 4D; none is read.
             rows["attention_mask"] = torch.empty(1, 1, 1, 1)
         return rows
 
     def __str__(self) -> str:
-        said = [SAID[self.attention] + (f" ({self.why})" if self.why else "")]
-        if self.layers:
-            said.append(f"{self.layers} layers in few functions each")
-        elif self.groups:
-            said.append(f"LoRA in {self.groups} groups")
-        elif self.plain:
-            said.append(self.plain)
-        return ", ".join([*said, *([f"{self.norms} norms fused"] if self.norms else [])])
+        parts = [
+            IN_WORDS[self.attention] + (f" ({self.why})" if self.why else ""),
+            f"{self.layers} layers in few functions each" if self.layers else "",
+            f"LoRA in {self.groups} groups" if self.groups else "",
+            self.plain,
+            f"{self.norms} norms fused" if self.norms else "",
+        ]
+        return ", ".join(filter(None, parts))
 
 
 def speed_up(model: Any, choices: Choices) -> FastPath:
@@ -97,50 +96,32 @@ def speed_up(model: Any, choices: Choices) -> FastPath:
         model: with PEFT's adapters.
     """
     inner = causal_lm(model)
-    on, why = _switch_attention(inner, choices)
+    attention, why = switch_attention(inner, choices)
     cpu = choices.kind == "cpu"
     if cpu and not inner.is_gradient_checkpointing:
         keep_freed_memory()
     norms = fuse_norms(inner) if cpu and choices.fast_path else 0
-    stands = choices.why_plain or layer_obstacle(inner)
-    if not stands:
-        layers = rewrite_layers(inner, getattr(torch, choices.dtype), choices.nf4_copy)
-        return FastPath(on, why, layers=len(layers), norms=norms)
-    if not cpu:  # its own for many architectures, compiled for the others
-        return FastPath(on, why, plain=f"layers as loaded ({stands})")
-    if choices.why_plain:
-        return FastPath(on, why, plain=f"LoRA layer by layer ({stands})", norms=norms)
-    groups = group_lora(model, choices.nf4_copy)
-    return FastPath(on, why, groups=len(groups), norms=norms)
-
-
-def _switch_attention(model: Any, choices: Choices) -> tuple[Attention, str]:
-    """Put a model's packed rows onto the chosen attention: what is on then, and why another."""
-    chosen = choices.attention
-    if decoder(model).forward.__module__.startswith("unsloth."):
-        return "varlen", ""  # Llama and its kin in Unsloth's own layers, on every GPU
-    if model.config._attn_implementation.startswith("flash_attention"):
-        return "varlen", ""  # transformers finds the rows by their positions
-    if chosen == "mask":
-        return chosen, ""
-    why = attention_obstacle(model, windows=chosen == "varlen")
-    if not why and chosen == "varlen":
-        why = attend_by_length()
-    elif not why and chosen == "memory_efficient":
-        why = attend_in_blocks(model, getattr(torch, choices.dtype))
-    elif not why:
-        attend_by_row(model)
-    return ("mask", why) if why else (chosen, "")
+    layers, groups, plain = 0, 0, ""
+    obstacle = choices.why_plain or layer_obstacle(inner)
+    if not obstacle:
+        layers = len(rewrite_layers(inner, getattr(torch, choices.dtype), choices.nf4_copy))
+    elif not cpu:  # Unsloth's own for many architectures, compiled for the others
+        plain = f"layers as loaded ({obstacle})"
+    elif choices.why_plain:
+        plain = f"LoRA layer by layer ({obstacle})"
+    else:
+        groups = len(group_lora(model, choices.nf4_copy))
+    return FastPath(attention, why, layers, groups, plain, norms)
 
 
 @torch.no_grad()
 def check_packing(model: Any, fast: FastPath, choices: Choices) -> None:
-    """Make sure that rows of a pack do not see each other, with the kernels that train them.
+    """Check that rows of a pack do not see each other, with the kernels that train them.
 
-    Two rows change places, and the first one's last token is another: all other states stay.
+    Two rows change places, and the first one's last token changes: all other states must stay.
 
     Raises:
-        FasttuneError: they do not. Some architectures carry a state on from row to row.
+        FasttuneError: they see each other. Some architectures carry a state from row to row.
     """
     run = decoder(model)
     device = next(run.parameters()).device
@@ -156,7 +137,7 @@ def check_packing(model: Any, fast: FastPath, choices: Choices) -> None:
         return [hidden[start:end].float() for start, end in layout.rows]
 
     training = model.training
-    model.eval()  # two passes with dropout would be two functions
+    model.eval()  # dropout would differ between the two passes
     first, second = states(long, short)
     second_again, first_again = states(short, [*long[:-1], 41])
     model.train(training)
@@ -166,6 +147,6 @@ def check_packing(model: Any, fast: FastPath, choices: Choices) -> None:
     if not worst < LEAK:
         raise FasttuneError(
             f"packed rows see each other in this architecture: states change by {worst:.0%}",
-            f"model type '{causal_lm(model).config.model_type}', {SAID[fast.attention]}",
+            f"model type '{causal_lm(model).config.model_type}', {IN_WORDS[fast.attention]}",
             "train.packing=false gives each row a place of its own",
         )

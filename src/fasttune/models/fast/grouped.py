@@ -1,9 +1,8 @@
 """LoRA layers that read the same input, computed together.
 
-PEFT computes x A^T and (x A^T) B^T for each layer, in the adapter's dtype. On a CPU, these small
+PEFT computes x A^T and (x A^T) B^T for each layer, in the adapter's dtype; on a CPU, these small
 products cost more than their arithmetic. Here layers that read the same input (q, k and v; gate and
-up) share one product with their stacked A, the product with B is added in place, and the backward
-pass keeps one input for all of them. The formula is LoRA's (arXiv:2106.09685):
+up) share one product with their stacked A, and keep one input. LoRA (arXiv:2106.09685):
 y = x W^T + b + s (x A^T) B^T.
 """
 
@@ -125,47 +124,28 @@ def lora_linears(
 
 
 def switched_off(layer: Any) -> bool:
-    """Whether a LoRA layer's adapter is merged or disabled, which only PEFT's forward handles."""
+    """Whether a layer's adapter is merged or disabled, which only PEFT's forward handles."""
     return bool(layer.merged or layer.disable_adapters)
 
 
-class _Outputs(threading.local):
-    """A thread's outputs that the layers have not returned yet, by index, and their input."""
+def _share_input(layers: list[Any]) -> None:
+    """Let the first layer that a thread calls compute the outputs of all of them."""
+    originals = [layer.forward for layer in layers]
+    thread = threading.local()  # .outputs: an input, and its outputs by index, until returned
 
-    input: torch.Tensor | None = None
-
-    def __init__(self) -> None:
-        self.ready: dict[int, torch.Tensor] = {}
-
-
-class Group:
-    """PEFT's LoRA layers that read the same input. In each thread, the first one that is called
-    computes the outputs of all."""
-
-    def __init__(self, layers: list[Any]) -> None:
-        self.layers = layers
-        self._originals = [layer.forward for layer in layers]
-        self._outputs = _Outputs()
-        for index, layer in enumerate(layers):
-            layer.forward = partial(self._forward, index)
-
-    def release(self) -> None:
-        """Restore PEFT's forwards."""
-        for layer in self.layers:
-            del layer.forward
-
-    def _forward(self, index: int, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if switched_off(self.layers[index]):
-            result: torch.Tensor = self._originals[index](x, *args, **kwargs)
+    def forward(index: int, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if switched_off(layers[index]):
+            result: torch.Tensor = originals[index](x, *args, **kwargs)
             return result
-        outputs = self._outputs
-        if outputs.input is not x or index not in outputs.ready:
-            outputs.ready = dict(enumerate(lora_linears(x, self.layers)))
-            outputs.input = x
-        output = outputs.ready.pop(index)
-        if not outputs.ready:
-            outputs.input = None
+        source, ready = getattr(thread, "outputs", (None, {}))
+        if source is not x or index not in ready:
+            ready = dict(enumerate(lora_linears(x, layers)))
+        output: torch.Tensor = ready.pop(index)
+        thread.outputs = (x, ready) if ready else (None, {})
         return output
+
+    for index, layer in enumerate(layers):
+        layer.forward = partial(forward, index)
 
 
 def weight_of(base: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -196,11 +176,14 @@ def keep_dequantized(base: Any, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def group_lora(model: Any, nf4_copy: bool = True) -> list[Group]:
-    """Group the model's LoRA layers by the input that they read in a pass over two tokens.
+def group_lora(model: Any, nf4_copy: bool = True) -> list[list[Any]]:
+    """Compute LoRA layers that read the same input, in a pass over two tokens, together.
 
     Args:
         nf4_copy: dequantize 4-bit weights once and keep the copy, instead of in every pass.
+
+    Returns:
+        The layers of each group.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -221,4 +204,6 @@ def group_lora(model: Any, nf4_copy: bool = True) -> list[Group]:
         groups.setdefault(id(source), []).append(layer)
         if nf4_copy:  # later, between activations, the copies would fragment the heap
             keep_dequantized(layer.get_base_layer(), source.dtype)
-    return [Group(layers) for layers in groups.values()]
+    for layers in groups.values():
+        _share_input(layers)
+    return list(groups.values())

@@ -12,13 +12,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from fasttune.models.fast.grouped import keep_dequantized, lora_linears, switched_off
 from fasttune.models.head import decoder
+
+HEADS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 Attend = Callable[..., torch.Tensor]
 """Queries, keys and values -> the input of o_proj or dense, [rows, tokens, heads x head size]."""
@@ -30,18 +32,21 @@ class FastLayer(ABC):
     While an adapter is merged or disabled, the layer's original forward runs.
 
     Attributes:
+        names: of the layer's matrices.
         layer: transformers' layer.
-        matrices: its LoRA layers, in the order in which `compute` reads them.
+        matrices: its LoRA layers, in the order of `names`.
     """
+
+    names: ClassVar[tuple[str, ...]]
 
     def __init__(self, layer: Any) -> None:
         self.layer, self._original = layer, layer.forward
         self.matrices = self.find_matrices(layer)
         layer.forward = self
 
-    def release(self) -> None:
-        """Restore the layer's original forward."""
-        del self.layer.forward
+    @classmethod
+    def find_matrices(cls, layer: Any) -> tuple[Any, ...]:
+        return tuple(map(layer.get_submodule, cls.names))
 
     def __call__(self, hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """[rows, tokens, hidden] in and out; `inputs` are what transformers passes to a layer."""
@@ -49,11 +54,6 @@ class FastLayer(ABC):
             result: torch.Tensor = self._original(hidden_states, **inputs)
             return result
         return self.compute(hidden_states, partial(_attend, self.layer.self_attn, **inputs))
-
-    @staticmethod
-    @abstractmethod
-    def find_matrices(layer: Any) -> tuple[Any, ...]:
-        """The layer's matrices, in the order in which `compute` reads them."""
 
     @staticmethod
     @abstractmethod
@@ -68,11 +68,7 @@ class FastLayer(ABC):
 class PhiLayer(FastLayer):
     """Attention and MLP in parallel, after one LayerNorm."""
 
-    @staticmethod
-    def find_matrices(layer: Any) -> tuple[Any, ...]:
-        attention, mlp = layer.self_attn, layer.mlp
-        reading_one = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.fc1)
-        return (*reading_one, attention.dense, mlp.fc2)
+    names = (*HEADS, "mlp.fc1", "self_attn.dense", "mlp.fc2")
 
     @staticmethod
     def obstacle(layer: Any) -> str:
@@ -93,11 +89,7 @@ class PhiLayer(FastLayer):
 class LlamaLayer(FastLayer):
     """Attention, then a gated MLP, each after an RMSNorm."""
 
-    @staticmethod
-    def find_matrices(layer: Any) -> tuple[Any, ...]:
-        attention, mlp = layer.self_attn, layer.mlp
-        heads = (attention.q_proj, attention.k_proj, attention.v_proj)
-        return (*heads, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    names = (*HEADS, "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
     @staticmethod
     def obstacle(layer: Any) -> str:
