@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 # isort: split
 import pytest
 
+from fasttune.benchmark import arms
+from fasttune.benchmark.arms import ARMS, Spec
 from fasttune.benchmark.figures import BenchStep, compare_arms
-from fasttune.benchmark.pipe import Spec, Worker
-from fasttune.benchmark.turns import Outcome, make_spec, resolved, run_arms
+from fasttune.benchmark.turns import Outcome, Worker, make_spec, resolved, run_arms
 from fasttune.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
@@ -92,13 +92,10 @@ def test_a_benchmark_takes_whole_steps_and_more_than_one_block():
 
 
 def test_an_arm_has_the_fast_path_on(monkeypatch, tmp_path):
-    from fasttune.benchmark.arms import fasttune
-    from fasttune.benchmark.arms.__main__ import train_arm
-
     given = []
-    monkeypatch.setattr(fasttune, "train", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr(arms, "train_fasttune", lambda *arguments: given.append(arguments))
     spec = Spec(RunConfig(), [], 3, False)
-    train_arm("fast_path", spec, "pace", tmp_path)
+    ARMS["fast_path"](spec, "pace", tmp_path)
     [(found, *others)] = given
     assert found.config.model == ModelConfig(fast_path="on") and others == ["pace", tmp_path]
     assert (found.rows, found.steps) == ([], 3)
@@ -127,11 +124,11 @@ def test_all_arms_have_the_same_dropouts(arm, dropout, tiny_phi, monkeypatch, tm
         found = {n: m.p for n, m in model.named_modules() if type(m) is torch.nn.Dropout}
         raise Seen(sorted((name.rpartition("layers.")[2], p) for name, p in found.items()))
 
-    monkeypatch.setattr(f"fasttune.benchmark.arms.{arm}.start_adapters", see)
+    monkeypatch.setattr(arms, "start_adapters", see)
     model = ModelConfig(str(tiny_phi), quantization="none", precision="fp32", dropout=dropout)
     config = RunConfig(model=model, lora=LoraConfig(r=2, targets=("fc1", "fc2"), dropout=0.05))
     with pytest.raises(Seen) as seen:
-        import_module(f"fasttune.benchmark.arms.{arm}").train(resolved_spec(config), None, tmp_path)
+        ARMS[arm](resolved_spec(config), None, tmp_path)
     [found] = seen.value.args
     own = 0.0 if dropout == "off" else 0.1
     assert found == sorted(
@@ -170,7 +167,7 @@ class FakeWorker:
 @pytest.fixture
 def events(monkeypatch) -> list[str]:
     found: list[str] = []
-    monkeypatch.setattr("fasttune.benchmark.turns.Worker", lambda arm, _: FakeWorker(arm, found))
+    monkeypatch.setattr("fasttune.benchmark.turns.Worker", lambda arm, *_: FakeWorker(arm, found))
     return found
 
 
@@ -231,10 +228,11 @@ def test_a_benchmark_started_as_several_processes_is_refused(tiny_llama, data, m
 
 
 def test_an_arm_that_dies_is_one_error_with_its_last_words(tmp_path):
-    with Worker("plain", tmp_path / "none.json") as worker, pytest.raises(FasttuneError) as caught:
+    spec = Spec(RunConfig(model=ModelConfig(str(tmp_path / "none"), precision="fp32")), [], 1)
+    with Worker("plain", spec, tmp_path) as worker, pytest.raises(FasttuneError) as caught:
         worker.receive()
     assert "the plain arm ended early (exit status 1)" in caught.value.message
-    assert "none.json" in caught.value.where.splitlines()[-1]
+    assert str(tmp_path / "none") in caught.value.where.splitlines()[-1]
 
 
 @pytest.fixture

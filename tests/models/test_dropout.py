@@ -12,8 +12,7 @@ from transformers import GPTNeoXConfig, LlamaConfig, PhiConfig
 from fasttune.config import LoraConfig, ModelConfig
 from fasttune.encoding.batches import pack
 from fasttune.encoding.encode import Encoded
-from fasttune.models.dropout import base_dropout
-from fasttune.models.load import add_lora
+from fasttune.models.load import add_lora, base_dropout
 from tests.conftest import choices_for, load_model
 
 ROWS = [[*range(100, 140)], [*range(300, 325)], [*range(500, 533)]]

@@ -170,7 +170,7 @@ def test_unsloth_is_imported_before_what_it_patches():
 
 
 def test_other_packages_import_neither_unsloth_nor_what_it_patches():
-    names = begun("benchmark.arms.__main__", "benchmark.arms.plain", "models.fast.fast")
+    names = begun("benchmark.arms", "models.fast.fast")
     names += begun("exports.export", "inspection.survey", "losses", "start", "source")
     assert "torch" in names and not {"unsloth", "transformers", "trl", "peft"} & set(names)
 

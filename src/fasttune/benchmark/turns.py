@@ -8,15 +8,20 @@ bench.png   seconds per step, tokens per second and losses
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import torch
+
+from fasttune.benchmark.arms import Spec, run_arm
 from fasttune.benchmark.figures import BenchStep, compare_arms, plot, tokens_per_second
-from fasttune.benchmark.pipe import Spec, Worker
 from fasttune.benchmark.rounds import result_folder
 from fasttune.config import PRECISIONS, RunConfig, steps, with_training
 from fasttune.encoding.cache import encode_rows
@@ -179,38 +184,103 @@ def make_spec(
     return Spec(with_training(config, max_steps=count), kept, count, notebook_checkpointing)
 
 
+LAST_LINES = 8
+"""Lines of an arm's log that the error shows if the arm ends early."""
+
+
+class Worker:
+    """The process of one arm. Leaving the `with` block kills it.
+
+    Args:
+        folder: for the arm's log and its files.
+    """
+
+    def __init__(self, arm: str, spec: Spec, folder: Path) -> None:
+        self.arm, self._log = arm, folder / f"{arm}.log"
+        context = get_context("spawn")
+        self._pipe, other_end = context.Pipe()
+        self._process = context.Process(target=run_arm, args=(arm, spec, other_end, folder))
+        # The number of threads is the same for every arm, all the time.
+        environment = {"OMP_NUM_THREADS": str(torch.get_num_threads()), **os.environ}
+        with patch.dict(os.environ, environment):
+            self._process.start()
+        other_end.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def send(self, steps: int) -> None:
+        """Let the arm take steps.
+
+        Raises:
+            FasttuneError: the arm has ended.
+        """
+        try:
+            self._pipe.send(steps)
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for the arm's next report: `parameters` once its model is loaded, `seconds` and
+        `loss` of each step, `peak_memory` in bytes at the end.
+
+        Raises:
+            FasttuneError: the arm failed or has ended.
+        """
+        try:
+            report: dict[str, Any] | FasttuneError = self._pipe.recv()
+        except EOFError:
+            raise self._ended() from None
+        if isinstance(report, FasttuneError):
+            what = f"the {self.arm} arm failed: {report.message}"
+            raise FasttuneError(what, report.where, report.hint)
+        return report
+
+    def _ended(self) -> FasttuneError:
+        self._process.join()
+        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return FasttuneError(
+            f"the {self.arm} arm ended early (exit status {self._process.exitcode})",
+            "\n".join(lines[-LAST_LINES:]),
+            "see the last lines of its log above; --arms can leave the arm out",
+        )
+
+
 def run_arms(arms: Sequence[str], spec: Spec, block: int, together: bool) -> dict[str, Outcome]:
     """Train the arms: in turns if all fit into memory together, else one after the other.
 
     Raises:
         FasttuneError: an arm ended with an error. All processes have ended then.
     """
-    with tempfile.TemporaryDirectory(prefix="fasttune-bench-") as folder:
-        spec_file = Path(folder) / "spec.json"
-        spec.write(spec_file)
-        outcomes: dict[str, Outcome] = {}
-        for group in [arms] if together else [[arm] for arm in arms]:
-            outcomes |= _in_turns(group, spec, spec_file, block)
-        return outcomes
+    outcomes: dict[str, Outcome] = {}
+    for group in [arms] if together else [[arm] for arm in arms]:
+        outcomes |= _in_turns(group, spec, block)
+    return outcomes
 
 
-def _in_turns(arms: Sequence[str], spec: Spec, spec_file: Path, block: int) -> dict[str, Outcome]:
+def _in_turns(arms: Sequence[str], spec: Spec, block: int) -> dict[str, Outcome]:
     """Load all arms, then let each train a block of steps at a time. The order rotates."""
     per_step = _rows_per_step(spec.config)
     lengths = [len(row) for row in spec.rows]
     starts = range(0, spec.steps, block)
     steps_of: dict[str, list[BenchStep]] = {arm: [] for arm in arms}
     with ExitStack() as stack:
+        temporary = tempfile.TemporaryDirectory(prefix="fasttune-bench-")
+        folder = Path(stack.enter_context(temporary))
         workers, parameters = {}, {}
         for arm in arms:
-            workers[arm] = stack.enter_context(Worker(arm, spec_file))
+            workers[arm] = stack.enter_context(Worker(arm, spec, folder))
             parameters[arm] = int(workers[arm].receive()["parameters"])
             log.info(f"{arm}: loaded")
         for number, start in enumerate(starts):
             first_arm = number % len(arms)
             for arm in [*arms[first_arm:], *arms[:first_arm]]:
                 places = range(start, min(start + block, spec.steps))
-                workers[arm].send(steps=len(places))
+                workers[arm].send(len(places))
                 for place in places:
                     report = workers[arm].receive()
                     row = place * per_step % len(lengths)
@@ -222,7 +292,7 @@ def _in_turns(arms: Sequence[str], spec: Spec, spec_file: Path, block: int) -> d
                     f"{tokens_per_second(own):.0f} tokens/s  loss {own[-1].loss:.4f}"
                 )
         for worker in workers.values():
-            worker.send(steps=0)
+            worker.send(0)
         return {
             arm: Outcome(steps_of[arm], parameters[arm], worker.receive()["peak_memory"])
             for arm, worker in workers.items()

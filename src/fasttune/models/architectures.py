@@ -12,10 +12,10 @@ class Family:
     """Matrices and norms of an architecture's decoder block.
 
     Attributes:
-        qkv: names of the matrices of queries, keys and values, or of a single one for all three.
-        output: name of the attention's output matrix.
-        mlp: names of the MLP's matrices; a gated MLP has three.
-        biases: names of the matrices with a bias.
+        qkv: the matrices of queries, keys and values, or a single one for all three.
+        output: the attention's output matrix.
+        mlp: the MLP's matrices; a gated MLP has three.
+        biases: the matrices with a bias.
         norms: number of norms in a block.
         norm_bias: norms have a bias beside their weight, as LayerNorm does.
         head_norms: queries and keys are normalized per head.
@@ -37,8 +37,7 @@ class Family:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The layers that LoRA adapts: every linear layer of a block. Unsloth's default list has
-        Llama's names, which silently reach only q, k and v of Phi."""
+        """The layers that LoRA adapts: every linear layer of a block."""
         return (*self.qkv, self.output, *self.mlp)
 
 

@@ -1,16 +1,16 @@
-"""How a run computes on a device: precision, kernels, optimizer, checkpointing.
+"""How a run computes on a device: precision, kernels and their sizes, optimizer, checkpointing.
 
 `decide` replaces each "auto" in the settings by a value. Loader, trainer, generator and planner
-read these values and never ask for the device's type. The run prints them and keeps them in its
-manifest. They can be decided for another device: tests run a T4's choices on a CPU's tensors.
+read these values and never ask for the device's type. They can be decided for another device: tests
+run a T4's choices on a CPU's tensors.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fasttune.config import DTYPES, ModelConfig, RunConfig
+from fasttune.config import DTYPES, PRECISIONS, ModelConfig, RunConfig
 from fasttune.errors import FasttuneError
 from fasttune.machine import Device, Kind
 
@@ -79,8 +79,7 @@ class Choices:
     @property
     def mixed_precision(self) -> str:
         """The autocast dtype by its name in accelerate."""
-        names = {"bfloat16": "bf16", "float16": "fp16"}
-        return names[self.dtype] if self.autocast else "no"
+        return PRECISIONS[self.dtype] if self.autocast else "no"
 
     @property
     def unsloth_checkpointing(self) -> str | bool:
@@ -95,19 +94,16 @@ class Choices:
         return torch.autocast(device, dtype=dtype, enabled=self.autocast)
 
     def __str__(self) -> str:
-        products = "autocast" if self.autocast else "no autocast"
         parts = [
             f"{'NF4' if self.quantized else 'unquantised'} in {self.dtype}",
-            f"{products} and loss scaling" if self.loss_scaling else products,
-            *(["NF4 weights kept dequantised"] if self.nf4_copy else []),
+            ("autocast" if self.autocast else "no autocast")
+            + (" and loss scaling" if self.loss_scaling else ""),
+            "NF4 weights kept dequantised" if self.nf4_copy else "",
             self.optimizer,
             f"checkpointing {self.checkpointing}",
-            *([f"{self.side_by_side} packs side by side"] if self.side_by_side > 1 else []),
+            f"{self.side_by_side} packs side by side" if self.side_by_side > 1 else "",
         ]
-        return ", ".join(parts)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return ", ".join(filter(None, parts))
 
 
 def decide(config: RunConfig, device: Device) -> Choices:
@@ -115,26 +111,29 @@ def decide(config: RunConfig, device: Device) -> Choices:
 
     The defaults: 4 bits on CUDA only. bf16 if the hardware supports it, else fp16 on CUDA and fp32
     on a CPU, where emulated bf16 is several times slower. AdamW, on CUDA with states in 8 bits.
-    `planning.fit.decide_memory` decides checkpointing and the copy of NF4 weights before this; for
-    a model that it cannot plan, Unsloth's checkpointing on CUDA and none on a CPU, and a copy on a
-    CPU.
+    For a model that the planner knows, `planning.fit.decide_memory` has put checkpointing and the
+    copy of NF4 weights into the config; for another one, Unsloth's checkpointing on CUDA and none
+    on a CPU, and a copy on a CPU.
 
     Raises:
         FasttuneError: the device does not support the precision in the settings.
     """
-    cuda = device.kind == "cuda"
-    asked, chosen = config.model, config.train
-    default_dtype = "bfloat16" if device.bf16 else "float16" if cuda else "float32"
-    require_precision(asked, device)
-    dtype = DTYPES.get(asked.precision, default_dtype)
-    nf4 = cuda if asked.quantization == "auto" else asked.quantization == "nf4"
-    fast = not cuda if asked.fast_path == "auto" else asked.fast_path == "on"
-    why_plain = _why_plain(config, fast)
-    copy = nf4 and not cuda and not why_plain and asked.nf4_copy != "off"
-    optimizer = "adamw_8bit" if cuda else "adamw_torch"
+    require_precision(config.model, device)
+    cuda, model, train = device.kind == "cuda", config.model, config.train
+    dtype = "bfloat16" if device.bf16 else "float16" if cuda else "float32"
+    dtype = DTYPES.get(model.precision, dtype)
+    nf4 = cuda if model.quantization == "auto" else model.quantization == "nf4"
+    default_optimizer = "adamw_8bit" if cuda else "adamw_torch"
+    why_plain = _why_plain(config, device)
+    copy = nf4 and not cuda and not why_plain and model.nf4_copy != "off"
     checkpointing: Checkpointing = "unsloth" if cuda else "off"
-    if chosen.gradient_checkpointing != "auto":
-        checkpointing = chosen.gradient_checkpointing
+    if train.gradient_checkpointing != "auto":
+        checkpointing = train.gradient_checkpointing
+    # Two packs of half a batch's size need no more memory than the batch. Two threads would draw
+    # random numbers in another order in each run.
+    random = config.lora.dropout or model.dropout != "off" or train.neftune_noise_alpha
+    paired = train.packing and train.batch_size > 1 and not cuda and device.cores > 1
+    paired = paired and checkpointing == "off" and nf4 == copy and not random
     return Choices(
         kind=device.kind,
         quantization="nf4" if nf4 else "none",
@@ -142,12 +141,12 @@ def decide(config: RunConfig, device: Device) -> Choices:
         autocast=cuda and dtype != "float32",
         loss_scaling=dtype == "float16",
         attention=_attention(device, dtype),
-        fast_path=fast,
+        fast_path=_fast_path(model, device),
         why_plain=why_plain,
         nf4_copy=copy,
-        optimizer=optimizer if chosen.optimizer == "auto" else chosen.optimizer,
+        optimizer=default_optimizer if train.optimizer == "auto" else train.optimizer,
         checkpointing=checkpointing,
-        side_by_side=1 if checkpointing != "off" or nf4 != copy else _side_by_side(config, device),
+        side_by_side=2 if paired else 1,
     )
 
 
@@ -180,26 +179,18 @@ def require_precision(model: ModelConfig, device: Device) -> None:
         )
 
 
-def _why_plain(config: RunConfig, fast: bool) -> str:
+def _fast_path(model: ModelConfig, device: Device) -> bool:
+    return device.kind == "cpu" if model.fast_path == "auto" else model.fast_path == "on"
+
+
+def _why_plain(config: RunConfig, device: Device) -> str:
     """Which settings disable the fused LoRA layers; "" if none does."""
-    if not fast:
-        off = "model.fast_path is off"
-        return off if config.model.fast_path == "off" else f"{off} by default on a GPU"
+    if not _fast_path(config.model, device):
+        default = " by default on a GPU" if config.model.fast_path == "auto" else ""
+        return f"model.fast_path is off{default}"
     if config.lora.dropout:
         return "lora.dropout gives each layer another input"
     return "DoRA" if config.lora.dora else ""
-
-
-def _side_by_side(config: RunConfig, device: Device) -> int:
-    """Packs computed at the same time: two, on a CPU with a core for each, else one.
-
-    Two packs of half a batch's size need no more memory than the batch. With random numbers it is
-    one: two threads would draw them in another order in each run.
-    """
-    train = config.train
-    random = config.lora.dropout or config.model.dropout != "off" or train.neftune_noise_alpha
-    cores = device.cores if device.kind == "cpu" else 1
-    return 2 if cores > 1 and train.packing and train.batch_size > 1 and not random else 1
 
 
 def _attention(device: Device, dtype: str) -> Attention:

@@ -80,12 +80,9 @@ def _tokenizer(gguf_file: Path) -> Any:
     kinds = fields["tokenizer.ggml.token_type"].contents()
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
     backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False),
-        ]
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, split])
     backend.decoder = decoders.ByteLevel()
     special = (t for t, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL)
     backend.add_special_tokens([AddedToken(token, special=True) for token in special])

@@ -1,8 +1,7 @@
 """Cross entropy of the learned tokens, computed from hidden states.
 
-The logits of all tokens of a step over a vocabulary of 50,000 would be the largest tensor in
-training, and most of them belong to prompt tokens, which have no loss. Here the head sees only the
-positions whose next token is learned, CHUNK of them at a time.
+The logits of all tokens of a step would be the largest tensor in training. Here the head sees only
+the positions whose next token is learned, CHUNK of them at a time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Memory on Linux that this process holds without using it: when to return it and when to keep it.
-
-These functions do nothing with a C library other than glibc, or on another system.
-"""
+"""Return unused memory to the kernel, or keep it; on Linux with glibc only."""
 
 from __future__ import annotations
 
@@ -34,11 +31,8 @@ def loading() -> Iterator[None]:
 
 
 def release_mapped_files() -> None:
-    """Return the pages of the model's files to the kernel.
-
-    Weights that have been quantized are not read again. Embeddings are read from the mapped file,
-    so their pages come back. Pages that were written to are private, and stay.
-    """
+    """Return the pages of the model's files to the kernel: quantized weights are not read again.
+    Pages of the embeddings come back when they are read."""
     maps = Path("/proc/self/maps")
     if not maps.is_file():
         return
@@ -50,11 +44,8 @@ def release_mapped_files() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory for the next step instead of returning it to the kernel.
-
-    The kernel fills returned memory with zeros again: 5 % of a step's processor time, 2.5 % with
-    this.
-    """
+    """Keep freed memory for the next step. The kernel fills returned memory with zeros: 5 % of a
+    step's processor time, 2.5 % with this."""
     _set(M_MMAP_THRESHOLD, 2**30)
     _set(M_TRIM_THRESHOLD, 2**31 - 1)
 

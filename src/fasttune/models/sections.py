@@ -8,9 +8,8 @@ import torch
 
 
 class SectionLoss:
-    """Sums of cross entropy (in nats) and counts of tokens per section.
-
-    They are kept where the losses are: reading them is what waits for a GPU.
+    """Sums of cross entropy (in nats) and counts of tokens per section, on the losses' device:
+    reading them waits for a GPU.
 
     Args:
         names: the sections, in the order of the indices in a batch's `owners`.
@@ -35,16 +34,11 @@ class SectionLoss:
 
     def means(self) -> dict[str, float]:
         """Section -> mean loss per token, for the sections that occurred."""
-        return {
-            name: total / count
-            for name, total, count in zip(
-                self.names, self.sums.tolist(), self.counts.tolist(), strict=True
-            )
-            if count
-        }
+        sections = zip(self.names, self.sums.tolist(), self.counts.tolist(), strict=True)
+        return {name: total / count for name, total, count in sections if count}
 
     def include(self, other: SectionLoss) -> None:
-        """Add what another one, of the same sections, has taken up."""
+        """Add the losses of another one with the same sections."""
         self.sums = self.sums.to(other.sums.device) + other.sums
         self.counts = self.counts.to(other.counts.device) + other.counts
 

@@ -1,4 +1,4 @@
-"""Resolving a model's name, refusing what cannot be loaded, and loading its tokenizer."""
+"""Resolve a model's name, refuse a model that cannot be loaded, and load its tokenizer."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ CUDA_DEFAULT = "microsoft/phi-2"
 
 
 def resolve_model(name: str | None) -> str:
-    """The model to load: `name` itself, or this machine's default for None.
-
-    The default is microsoft/phi-2 if torch sees CUDA, and the demo model otherwise.
+    """The model to load: `name`, or for None microsoft/phi-2 on CUDA and the demo model elsewhere.
 
     Raises:
         FasttuneError: the demo model is needed but not installed; or `name` is a folder without a
@@ -121,7 +119,9 @@ def require_no_code(model: str) -> None:
             continue  # loading the model reports the damage
         if not isinstance(settings, dict) or not settings.get("auto_map"):
             continue
-        if name == "config.json" and _architecture_known(settings.get("model_type")):
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        if name == "config.json" and settings.get("model_type") in CONFIG_MAPPING_NAMES:
             log.info("%s: its own code is not run, because transformers has this model", model)
             continue
         raise FasttuneError(
@@ -129,12 +129,6 @@ def require_no_code(model: str) -> None:
             f"{file}: auto_map",
             "choose a model whose architecture is part of transformers, with a tokenizer.json",
         )
-
-
-def _architecture_known(model_type: object) -> bool:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    return model_type in CONFIG_MAPPING_NAMES
 
 
 def not_in_cache(model: str) -> FasttuneError:
@@ -152,19 +146,24 @@ def cannot_load(model: str, error: Exception) -> FasttuneError:
     if hub.lacks(model, error):
         return not_in_cache(model)
     message = str(error)
-    for pattern, cause, hint in PLAIN_CAUSES:
-        if re.search(pattern, message, re.I):
-            return FasttuneError(f"cannot load the model '{model}'", cause, hint)
     # Unsloth tries the folder as a model and as an adapter; the model's error is the relevant one.
     of_model = re.search(r"^AutoConfig error: *(\S.*)", message, re.M)
     cause = (of_model[1] if of_model else reason(error)).removeprefix("Unsloth: ")
-    if not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):
+    hint = "check its files for damage; --traceback shows where loading failed"
+    if isinstance(error, ImportError):
+        hint = "`fasttune doctor` checks the libraries that training needs"
+    elif isinstance(error, (OSError, ValueError)):
+        hint = "give a local folder, or a Hub name while the Hub can be reached"
+    elif not isinstance(error, RuntimeError):
         cause = f"{type(error).__name__}: {cause}"
-    hints = (hint for pattern, hint in HINTS if re.search(pattern, message, re.I))
-    return FasttuneError(f"cannot load the model '{model}'", cause, next(hints, _hint(error)))
+    for pattern, known_cause, known_hint in KNOWN_FAILURES:
+        if re.search(pattern, message, re.I):
+            cause, hint = known_cause or cause, known_hint
+            break
+    return FasttuneError(f"cannot load the model '{model}'", cause, hint)
 
 
-PLAIN_CAUSES = (
+KNOWN_FAILURES = (
     (
         "ignore_mismatched_sizes|size mismatch",
         "the shapes of its tensors do not match its config.json, or the base model",
@@ -175,38 +174,32 @@ PLAIN_CAUSES = (
         "a pickle file in it holds more than tensors; it could run code, so it is not loaded",
         "choose a model in safetensors",
     ),
-)
-"""Pattern in a library's message -> a plain cause in its place, and a hint."""
-HINTS = (
     (
         "trust_remote_code",
+        "",
         "fasttune never runs a model's own code; choose an architecture that is part of "
         "transformers",
     ),
-    ("out of memory", "use settings that `fasttune plan` says fit, or stop other GPU programs"),
+    ("out of memory", "", "use settings that `fasttune plan` says fit, or stop other GPU programs"),
     (
         "this architecture|configuration class|not supported yet in .transformers|"
         "unrecognized model|unsupported architecture|architecture .*not supported",
+        "",
         "choose a causal language model that the installed transformers knows, such as a Phi or a "
         "Llama; for a newer one, pip install --upgrade transformers",
     ),
     (
         "pip install|no module named|package metadata|is not installed",
+        "",
         "install or upgrade the named library; `fasttune doctor` checks those that training needs",
     ),
     (
         r"need a gpu|no (nvidia |cuda )?(gpus?\b|driver)|compiled with cuda|torch accelerator|"
         "cuda error",
+        "",
         "`fasttune doctor` says why torch does not see the GPU; to load on a CPU, set "
         "model.quantization=none",
     ),
 )
-"""Pattern in a library's message -> hint; the first match counts."""
-
-
-def _hint(error: Exception) -> str:
-    if isinstance(error, ImportError):
-        return "`fasttune doctor` checks the libraries that training needs"
-    if isinstance(error, (OSError, ValueError)):
-        return "give a local folder, or a Hub name while the Hub can be reached"
-    return "check its files for damage; --traceback shows where loading failed"
+"""Pattern in a library's message -> a plain cause in its place or "", and a hint; the first match
+counts."""

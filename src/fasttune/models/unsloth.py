@@ -53,8 +53,7 @@ def import_unsloth() -> Any:
 
 
 def import_unsloth_on_gpu() -> None:
-    """Import Unsloth before generating, except on a CPU: there it would not be used, and importing
-    it takes longer than answering a short question."""
+    """Import Unsloth to generate, except on a CPU, where it is not used."""
     hide_broken_torchvision()
     if this_device().kind != "cpu":
         import_unsloth()
@@ -85,10 +84,8 @@ def hide_broken_torchvision() -> None:
 def settle_compilation() -> None:
     """Switch modules that Unsloth could not compile to eager execution. Unsloth itself does this at
     the beginning of a step, in a patch of the method that fasttune's trainer overrides."""
-    try:
-        from unsloth_zoo.temporary_patches.utils import apply_pending_eager_fallbacks
-    except ImportError:  # this release of Unsloth does not have it
-        return
+    from unsloth_zoo.temporary_patches.utils import apply_pending_eager_fallbacks
+
     apply_pending_eager_fallbacks()
 
 

@@ -1,7 +1,5 @@
-"""Finding damaged files in a model or adapter folder before a library loads them.
-
-Each library raises its own type of error for a damaged file, and none of them names the file.
-"""
+"""Find damaged files in a model or adapter folder before a library loads them: libraries raise
+errors of many types for a damaged file, and none names the file."""
 
 from __future__ import annotations
 
@@ -58,8 +56,8 @@ def require_whole(folder: Path) -> None:
         FasttuneError: names the first damaged file and what is wrong with it.
     """
     settings = {name: read_object(folder / name) for name in JSON_FILES if (folder / name).exists()}
-    if adapter := settings.get("adapter_config.json"):
-        _require_adapter(folder, adapter)
+    if "adapter_config.json" in settings:
+        _require_adapter(folder)
     tensors = {file.name: tensors_of(file) for file in sorted(folder.glob("*.safetensors"))}
     names: Iterable[str] | None = tensors.get("model.safetensors")
     if (index := settings.get(INDEX)) is not None:
@@ -76,8 +74,8 @@ def require_whole(folder: Path) -> None:
         _require_layers(folder, settings.get("config.json", {}), names)
 
 
-def _require_adapter(folder: Path, config: Mapping[str, Any]) -> None:
-    read_json(folder / "adapter_config.json", AdapterConfig, RECOPY)
+def _require_adapter(folder: Path) -> None:
+    config = read_json(folder / "adapter_config.json", AdapterConfig, RECOPY)
     if config["peft_type"] != "LORA" or (folder / "adapter_model.safetensors").exists():
         return
     pickled = folder / "adapter_model.bin"
@@ -90,10 +88,8 @@ def _require_adapter(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _require_layers(folder: Path, config: Mapping[str, Any], names: Iterable[str]) -> None:
     """Refuse weights that do not match the config, for known architectures without quantization.
-
-    transformers initializes a missing matrix at random and ignores blocks beyond the config's
-    number, in both cases without an error.
-    """
+    transformers fills a missing matrix with random numbers, and ignores blocks beyond the config's
+    number."""
     family, blocks = FAMILIES.get(str(config.get("model_type"))), config.get("num_hidden_layers")
     if family is None or not isinstance(blocks, int) or "quantization_config" in config:
         return

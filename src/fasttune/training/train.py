@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,9 @@ from fasttune.machine import (
     versions,
 )
 from fasttune.models.choices import Choices, decide, require_precision
-from fasttune.models.dropout import base_dropout
 from fasttune.models.fast.fast import check_packing, speed_up
 from fasttune.models.head import check_head
-from fasttune.models.load import add_lora, load_base
+from fasttune.models.load import add_lora, base_dropout, load_base
 from fasttune.models.lora import Coverage
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.models.unsloth import import_unsloth
@@ -188,7 +187,7 @@ def _facts(job: Job, ready: Ready, held_out: Rows) -> dict[str, Any]:
         "model": job.model,
         "quantization": choices.quantization,
         "dtype": choices.dtype,
-        "choices": choices.as_dict(),
+        "choices": asdict(choices),
         "lora": {
             "layers": ready.coverage.adapted,
             "left_out": ready.coverage.left_out,

@@ -1,1 +1,0 @@
-"""The arms of a training benchmark: one process each, which trains on command."""
