@@ -37,26 +37,18 @@ class BenchStep:
 
 
 def compare_arms(steps: Mapping[str, Sequence[BenchStep]], block: int) -> dict[str, dict[str, Any]]:
-    """Compute the figures of every arm from its steps.
+    """Compute the figures of every arm from its steps; docs/performance.md explains them.
 
-    The first block of steps warms up: its losses count, its times do not.
-
-    tokens_per_second: median over the counted blocks.
-    tokens_per_second_overall: tokens / seconds of all counted steps.
-    seconds_per_step: median over the counted steps.
-    warmup_seconds: of the first block, including any compilation.
-    speedup: the reference's seconds (see `reference_of`) over the arm's for each block, so for the
-        same rows; median, lowest and highest.
-    first_loss: of the first step, before any update.
-    final_loss: mean over the last quarter of the steps.
-    final_loss_difference: relative to the plain arm; None without one.
-    largest_loss_difference: the largest of a single step, relative to the plain arm.
+    The first block of steps warms up: its losses count, its times do not. Speedups are ratios of
+    seconds for the same rows, to the arm of `reference_of`. Loss differences are relative to the
+    plain arm; None without one.
     """
-    reference = _blocks(steps[reference_of(list(steps))], block)
+    reference, plain = _blocks(steps[reference_of(list(steps))], block), steps.get("plain")
     compared: dict[str, dict[str, Any]] = {}
     for arm, own in steps.items():
         blocks, counted = _blocks(own, block), own[block:]
         ratios = [seconds_of(a) / seconds_of(b) for a, b in zip(reference, blocks, strict=True)]
+        differences = [abs(a.loss / b.loss - 1) for a, b in zip(own, plain or own, strict=True)]
         compared[arm] = {
             "tokens_per_second": median(map(tokens_per_second, blocks)),
             "tokens_per_second_overall": tokens_per_second(counted),
@@ -65,7 +57,8 @@ def compare_arms(steps: Mapping[str, Sequence[BenchStep]], block: int) -> dict[s
             "speedup": {"median": median(ratios), "low": min(ratios), "high": max(ratios)},
             "first_loss": own[0].loss,
             "final_loss": _final_loss(own),
-            **_loss_differences(own, steps.get("plain")),
+            "final_loss_difference": _final_loss(own) / _final_loss(plain) - 1 if plain else None,
+            "largest_loss_difference": max(differences) if plain else None,
         }
     return compared
 
@@ -92,23 +85,10 @@ def _final_loss(steps: Sequence[BenchStep]) -> float:
     return fmean(step.loss for step in steps[-max(1, len(steps) // 4) :])
 
 
-def _loss_differences(
-    steps: Sequence[BenchStep], plain: Sequence[BenchStep] | None
-) -> dict[str, float | None]:
-    if plain is None:
-        return {"final_loss_difference": None, "largest_loss_difference": None}
-    differences = (abs(a.loss / b.loss - 1) for a, b in zip(steps, plain, strict=True))
-    return {
-        "final_loss_difference": _final_loss(steps) / _final_loss(plain) - 1,
-        "largest_loss_difference": max(differences),
-    }
-
-
 def plot(result: Mapping[str, Any], target: Path) -> None:
     """Draw a result's seconds per step, tokens per second and losses, and save them as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     arms, block = result["arms"], result["block"]
     figure = Figure(figsize=(14, 4.4), layout="constrained", dpi=120)
@@ -119,19 +99,14 @@ def plot(result: Mapping[str, Any], target: Path) -> None:
         for axes, key in ((times, "seconds"), (losses, "loss")):
             points = [step[key] for step in values["steps"]]
             axes.plot(numbers, points, color=COLOURS[arm], label=arm, marker=".", linewidth=1)
-    times.axvspan(0.5, block + 0.5, color="black", alpha=0.07, linewidth=0)
-    times.annotate(
-        "warm-up", (block / 2 + 0.5, 0.98), xycoords=("data", "axes fraction"),
-        ha="center", va="top", fontsize=8, color="0.4",
-    )  # fmt: skip
-    times.set(title="seconds per step (lower is better)", ylabel="seconds")
+    times.axvspan(0.5, block + 0.5, color="black", alpha=0.07, linewidth=0, label="warm-up")
+    times.set(title="seconds per step (lower is better)", xlabel="step", ylabel="seconds")
     times.set_ylim(bottom=0)
-    losses.set(title="training loss", ylabel="nats per learned token")
+    losses.set(title="training loss", xlabel="step", ylabel="nats per learned token")
     for axes in (times, losses):
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
-    losses.legend(frameon=False)
+        axes.legend(frameon=False)
     _draw_speeds(speeds, arms, block)
     figure.suptitle(
         f"{result['template']}, {Path(result['model']).name}, {result['quantization']}, "
@@ -143,8 +118,7 @@ def plot(result: Mapping[str, Any], target: Path) -> None:
 
 def _draw_speeds(axes: Axes, arms: Mapping[str, Any], block: int) -> None:
     """Draw a bar for each arm's median and a mark for each block."""
-    reference = reference_of(list(arms))
-    labels = []
+    reference, labels = reference_of(list(arms)), []
     for place, (arm, values) in enumerate(arms.items()):
         speed = values["tokens_per_second"]
         axes.barh(place, speed, color=COLOURS[arm], alpha=0.5, height=0.6)

@@ -4,9 +4,8 @@ pipeline  a loop that calls transformers' text-generation pipeline with one prom
 batches   transformers' `generate` on left-padded batches, in the order of the rows
 fasttune  `Generator.answers`, as `fasttune answer` uses it
 
-bf16 rounds matrices of other shapes differently, so greedy answers may differ where two tokens are
-close. The result counts the answers that equal the pipeline's. The adapter is new, with small
-random weights, and costs the same time as a trained one.
+In bf16, greedy answers may differ where two tokens are close; the result counts those that equal
+the pipeline's. The adapter is new, and costs the same time as a trained one.
 """
 
 from __future__ import annotations
@@ -90,9 +89,8 @@ def _arms(
             with generator.choices.autocasting(model.device.type):
                 output = model.generate(**inputs, generation_config=config)
             new_ids = output[:, inputs["input_ids"].shape[1] :].tolist()
-            texts += [
-                generator.read(row, ids).text for row, ids in zip(batch, new_ids, strict=True)
-            ]
+            answers = map(generator.read, batch, new_ids)
+            texts += [answer.text for answer in answers]
         return texts
 
     def by_fasttune(rows: Sequence[Row]) -> list[str]:

@@ -1,8 +1,5 @@
-"""What all benchmarks share, and benchmarks that run every arm once per round in this process.
-
-The result folder of the latter:
-bench.json  settings, versions, the seconds of every arm in every round, and the comparison
-"""
+"""The result folder of a benchmark, and benchmarks that run every arm once per round in this
+process."""
 
 from __future__ import annotations
 
@@ -26,11 +23,7 @@ T = TypeVar("T")
 
 
 def result_folder(target: Path | None, what: str, job: Job) -> Path:
-    """Choose the result folder: `target`, or one below bench/ named after the job and the time.
-
-    Raises:
-        FasttuneError: it exists, or this is one of several processes.
-    """
+    """Choose the result folder: `target`, or one below bench/ named after the job and the time."""
     require_one("a benchmark")
     if target is None:
         words = (what, job.template.name, Path(job.model).name)
@@ -38,6 +31,16 @@ def result_folder(target: Path | None, what: str, job: Job) -> Path:
     if target.exists():
         raise FasttuneError("the result folder exists", str(target), "choose another with --output")
     return target
+
+
+def circumstances(job: Job) -> dict[str, Any]:
+    """What bench.json of any benchmark says of the job and the machine."""
+    return {
+        "template": job.template.name,
+        "model": job.model,
+        "device": device_name(),
+        "versions": versions(),
+    }
 
 
 def bench_rounds(
@@ -62,10 +65,7 @@ def bench_rounds(
     target = result_folder(target, what, job)
     result = {
         "what": what,
-        "template": job.template.name,
-        "model": job.model,
-        "device": device_name(),
-        "versions": versions(),
+        **circumstances(job),
         "data": {"source": job.source, "rows": len(job.train)},
         "arms": measure(job, rounds),
         "config": job.config.as_dict(),
@@ -78,10 +78,7 @@ def bench_rounds(
 def run_rounds(
     arms: Mapping[str, Callable[[], T]], rounds: int, prepare: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, list[float]], dict[str, T]]:
-    """Run every arm once in each round.
-
-    Args:
-        prepare: runs before each round, untimed.
+    """Run every arm once in each round, after `prepare`, which is not timed.
 
     Returns:
         The seconds of each arm, and its last result.
@@ -99,10 +96,8 @@ def run_rounds(
 
 
 def compare_rounds(seconds: Mapping[str, list[float]], rows: int) -> dict[str, dict[str, Any]]:
-    """Compute each arm's rows per second and speedup.
-
-    Both are medians over the rounds. The speedup is relative to the first arm in the same round.
-    """
+    """Compute the medians of each arm's rows per second, and of its speedup over the first arm in
+    the same round."""
     reference = next(iter(seconds.values()))
     return {
         name: {

@@ -1,9 +1,4 @@
-"""Benchmark the same training by several programs, in turns, on the same machine.
-
-The result folder:
-bench.json  settings, versions, the comparison, and every step's seconds, tokens and loss
-bench.png   seconds per step, tokens per second and losses
-"""
+"""Benchmark the same training by several programs, in turns, on the same machine."""
 
 from __future__ import annotations
 
@@ -22,14 +17,14 @@ import torch
 
 from fasttune.benchmark.arms import Spec, run_arm
 from fasttune.benchmark.figures import BenchStep, compare_arms, plot, tokens_per_second
-from fasttune.benchmark.rounds import result_folder
+from fasttune.benchmark.rounds import circumstances, result_folder
 from fasttune.config import PRECISIONS, RunConfig, steps, with_training
 from fasttune.encoding.cache import encode_rows
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, write_json
 from fasttune.job import Job
-from fasttune.machine import device_name, this_device, versions
+from fasttune.machine import this_device
 from fasttune.models.choices import Choices, decide, require_precision
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.planning.forecast import foresee
@@ -42,13 +37,8 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit")
 
 @dataclass(frozen=True)
 class Outcome:
-    """The training of one arm.
-
-    Attributes:
-        steps: in order.
-        parameters: number of trainable parameters.
-        peak_memory: of its process, in bytes.
-    """
+    """The training of one arm: its steps, number of trainable parameters and peak memory in
+    bytes."""
 
     steps: list[BenchStep]
     parameters: int
@@ -112,17 +102,10 @@ def _result(
             "steps": [vars(step) for step in outcome.steps],
         }
     return {
-        "template": job.template.name,
-        "model": job.model,
+        **circumstances(job),
         "quantization": config.model.quantization,
         "precision": config.model.precision,
-        "device": device_name(),
-        "versions": versions(),
-        "data": {
-            "source": job.source,
-            "rows": len(spec.rows),
-            "tokens": sum(map(len, spec.rows)),
-        },
+        "data": {"source": job.source, "rows": len(spec.rows), "tokens": sum(map(len, spec.rows))},
         "steps": spec.steps,
         "rows_per_step": _rows_per_step(config),
         "block": block,
@@ -134,11 +117,7 @@ def _result(
 
 
 def resolved(config: RunConfig, model: str, choices: Choices) -> RunConfig:
-    """Replace every "auto" in the config with the value that `fasttune run` uses here.
-
-    Raises:
-        FasttuneError: an arm lacks the optimiser.
-    """
+    """Replace every "auto" in the config. Refuse an optimizer that an arm lacks."""
     known = OPTIMIZERS if choices.kind == "cuda" else OPTIMIZERS[:-1]
     if choices.optimizer not in known:
         raise FasttuneError(
@@ -146,13 +125,12 @@ def resolved(config: RunConfig, model: str, choices: Choices) -> RunConfig:
             "train.optimizer",
             f"use one of {', '.join(known)}",
         )
-    settings: dict[str, Any] = {
-        "name": model,
-        "quantization": choices.quantization,
-        "precision": PRECISIONS[choices.dtype],
-    }
+    precision: Any = PRECISIONS[choices.dtype]
+    settings = replace(
+        config.model, name=model, quantization=choices.quantization, precision=precision
+    )
     return with_training(
-        replace(config, model=replace(config.model, **settings)),
+        replace(config, model=settings),
         optimizer=choices.optimizer,
         gradient_checkpointing=choices.checkpointing,
         log_steps=1,  # arms report a step when its loss is logged
@@ -162,11 +140,7 @@ def resolved(config: RunConfig, model: str, choices: Choices) -> RunConfig:
 def make_spec(
     rows: Sequence[Encoded], config: RunConfig, block: int, notebook_checkpointing: bool
 ) -> Spec:
-    """Make the task of the arms: whole steps, more than one block of them.
-
-    Raises:
-        FasttuneError: there are too few rows.
-    """
+    """Make the task of the arms: whole steps, more than one block of them."""
     per_step = _rows_per_step(config)
     kept = list(rows[: len(rows) // per_step * per_step])
     if len(kept) < len(rows):
@@ -189,11 +163,8 @@ LAST_LINES = 8
 
 
 class Worker:
-    """The process of one arm. Leaving the `with` block kills it.
-
-    Args:
-        folder: for the arm's log and its files.
-    """
+    """The process of one arm, with its log and files in a folder. Leaving the `with` block kills
+    it."""
 
     def __init__(self, arm: str, spec: Spec, folder: Path) -> None:
         self.arm, self._log = arm, folder / f"{arm}.log"
@@ -214,11 +185,7 @@ class Worker:
         self._process.join()
 
     def send(self, steps: int) -> None:
-        """Let the arm take steps.
-
-        Raises:
-            FasttuneError: the arm has ended.
-        """
+        """Let the arm take steps."""
         try:
             self._pipe.send(steps)
         except BrokenPipeError:
@@ -251,11 +218,7 @@ class Worker:
 
 
 def run_arms(arms: Sequence[str], spec: Spec, block: int, together: bool) -> dict[str, Outcome]:
-    """Train the arms: in turns if all fit into memory together, else one after the other.
-
-    Raises:
-        FasttuneError: an arm ended with an error. All processes have ended then.
-    """
+    """Train the arms: in turns if all fit into memory together, else one after the other."""
     outcomes: dict[str, Outcome] = {}
     for group in [arms] if together else [[arm] for arm in arms]:
         outcomes |= _in_turns(group, spec, block)
