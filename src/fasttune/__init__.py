@@ -29,15 +29,14 @@ from fasttune.text.languages import detect_language
 from fasttune.text.repetition import longest_repeat, split_words
 
 if TYPE_CHECKING:
-    from fasttune.comparison.compare import compare
-    from fasttune.comparison.evaluation import evaluate
+    from fasttune.comparison.compare import compare, evaluate
     from fasttune.comparison.plan import Measuring
     from fasttune.config import load_config
     from fasttune.exports.export import export
     from fasttune.inspection.check import check_template
     from fasttune.inspection.preview import preview
     from fasttune.job import prepare
-    from fasttune.planning.plan import plan
+    from fasttune.planning.forecast import plan
     from fasttune.plugins.discovery import load_plugin
     from fasttune.runs.index import find_run as open_run
     from fasttune.serving.serve import serve
@@ -90,13 +89,13 @@ _VERBS = {
     "Measuring": "comparison.plan:Measuring",
     "check_template": "inspection.check:check_template",
     "compare": "comparison.compare:compare",
-    "evaluate": "comparison.evaluation:evaluate",
+    "evaluate": "comparison.compare:evaluate",
     "export": "exports.export:export",
     "load": "source:load",
     "load_config": "config:load_config",
     "load_plugin": "plugins.discovery:load_plugin",
     "open_run": "runs.index:find_run",
-    "plan": "planning.plan:plan",
+    "plan": "planning.forecast:plan",
     "prepare": "job:prepare",
     "preview": "inspection.preview:preview",
     "serve": "serving.serve:serve",

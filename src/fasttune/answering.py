@@ -107,12 +107,12 @@ def answer_file(
             write({**readable(row), **({"answers": plain} if plain[1:] else {"answer": plain[0]})})
     if not score:
         return None
-    from fasttune.comparison.result import Arm, compare_arms
+    from fasttune.comparison.result import Arm, measure_arms
     from fasttune.generation.likelihood import with_likelihoods
 
     label, metrics = source.template.name, [metric for metric, _ in source.plugins.metrics.values()]
     scored = with_likelihoods(generator, scored, asking.batch_size)
-    return compare_arms({}, [Arm(label, label, None, scored)], metrics, [])
+    return measure_arms({}, [Arm(label, label, None, scored)], metrics, [])
 
 
 @contextmanager

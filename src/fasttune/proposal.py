@@ -13,7 +13,7 @@ from fasttune.files import absolute
 from fasttune.inspection.survey import default_template
 from fasttune.job import prepare
 from fasttune.logs import muted
-from fasttune.planning.plan import plan
+from fasttune.planning.forecast import plan
 from fasttune.plugins.registry import Plugins
 
 LOOKAHEAD = 1000

@@ -7,7 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from fasttune.comparison.bootstrap import DRAWS, Sample, _counts, _student, difference, interval
+from fasttune.comparison.bootstrap import (
+    DRAWS,
+    Sample,
+    _counts,
+    _student,
+    difference_interval,
+    interval,
+)
 
 
 def sample(values, seeds=(1,)) -> Sample:
@@ -43,7 +50,7 @@ def test_a_few_lucky_seeds_make_no_difference(seeds):
             sample([rows + luck for luck in random.normal(0, 1, len(seeds))], seeds)
             for _ in range(2)
         )
-        wrong += difference(left, right).excludes_zero
+        wrong += difference_interval(left, right).excludes_zero
     assert wrong / 300 <= 0.08
 
 
@@ -52,7 +59,7 @@ def test_a_share_does_not_leave_its_range():
     found = interval(sample(shares, (1, 2)))
     assert found.high == 1 and 0 <= found.low < 0.95
     nothing = sample(np.zeros((2, 20)), (1, 2))
-    assert difference(sample(shares, (1, 2)), nothing).high == 1
+    assert difference_interval(sample(shares, (1, 2)), nothing).high == 1
 
 
 def test_students_quantiles():
@@ -63,11 +70,11 @@ def test_students_quantiles():
 def test_the_same_rows_are_drawn_on_both_sides():
     """Two sides that differ by a constant differ by it in every draw, however the rows scatter."""
     values = np.random.default_rng(2).normal(0, 5, 50)
-    found = difference(sample(values + 0.1), sample(values))
+    found = difference_interval(sample(values + 0.1), sample(values))
     assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1), abs=1e-6)
     assert found.excludes_zero
     shuffled = np.random.default_rng(3).permutation(values)
-    assert not difference(sample(shuffled + 0.1), sample(values)).excludes_zero
+    assert not difference_interval(sample(shuffled + 0.1), sample(values)).excludes_zero
 
 
 def test_a_ratio_weighs_its_rows():
@@ -87,10 +94,10 @@ def test_seeds_are_paired_where_both_sides_ran_with_them():
     rows = np.zeros(20)
     left = sample([rows - 1, rows, rows + 1], (1, 2, 3))
     right = sample([rows - 1.1, rows - 0.1, rows + 0.9], (1, 2, 3))
-    paired = difference(left, right)
+    paired = difference_interval(left, right)
     assert (paired.low, paired.high) == pytest.approx((0.1, 0.1), abs=1e-6)
     other = sample([rows - 1.1, rows - 0.1, rows + 0.9], (4, 5, 6))
-    assert not difference(left, other).excludes_zero
+    assert not difference_interval(left, other).excludes_zero
 
 
 def test_rows_that_do_not_count():

@@ -12,9 +12,9 @@ from dataclasses import replace
 import pytest
 
 from fasttune import Answer, Metric
-from fasttune.comparison.charts import COLOURS
-from fasttune.comparison.page import _number, to_html
-from fasttune.comparison.result import Arm, compare_arms, split
+from fasttune.comparison.charts import LABEL_COLOURS
+from fasttune.comparison.page import _number, report_html
+from fasttune.comparison.result import Arm, measure_arms, split
 from fasttune.text.repetition import longest_repeat
 from tests.comparison.arms import ARABIC, EVIL, JAPANESE, LONG, LOOP, METRICS, ROWS, answers, logged
 from tests.comparison.pages import Page, table
@@ -37,12 +37,12 @@ def comparison(five_rows_are_enough):
         Arm("alpaca, untuned", "alpaca", None, answers(False, likely=False)),
     ]
     about = {"model": "a <model>", "rows": "5"}
-    return compare_arms(about, arms, METRICS, ["Mind <this>."])
+    return measure_arms(about, arms, METRICS, ["Mind <this>."])
 
 
 @pytest.fixture(scope="module")
 def text(comparison):
-    return to_html(comparison)
+    return report_html(comparison)
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +77,9 @@ def test_names_are_escaped_too():
         for name in ("a", "b")
         for seed in (1, 2, None)
     ]
-    result = compare_arms({EVIL: EVIL}, arms, metrics, [EVIL])
+    result = measure_arms({EVIL: EVIL}, arms, metrics, [EVIL])
     result = replace(result, groups={EVIL: split(result, EVIL)})
-    page = Page(to_html(result)).root
+    page = Page(report_html(result)).root
     assert {"img", "image"}.isdisjoint(node.tag for node in page.find())
     assert len(list(page.find("script"))) == 1
     assert not [n for n in page.find() if any(name.startswith("on") for name in n.attributes)]
@@ -88,7 +88,7 @@ def test_names_are_escaped_too():
 
 
 def test_the_same_comparison_gives_the_same_page(comparison, text):
-    assert to_html(comparison) == text
+    assert report_html(comparison) == text
 
 
 def test_title_notes_and_verdict(comparison, page):
@@ -137,7 +137,7 @@ def test_best_is_marked_only_where_a_difference_says_so(comparison, page):
     assert starred == {d.metric for d in found if d.better == LONG} >= {"bits_per_byte"}
     assert not any("★" in row[0] + row[2] for row in table(page, "figures").values())
     same = [Arm(name, name, 1, answers(True)) for name in ("a", "b")]
-    assert "★</span>" not in to_html(compare_arms({}, same, METRICS, []))
+    assert "★</span>" not in report_html(measure_arms({}, same, METRICS, []))
 
 
 def test_differences(comparison, page):
@@ -159,7 +159,7 @@ def test_numbers(value, shown):
 
 
 def test_figures_of_the_rows_with_each_value_of_a_column(comparison):
-    page = Page(to_html(replace(comparison, groups={"task": split(comparison, "task")}))).root
+    page = Page(report_html(replace(comparison, groups={"task": split(comparison, "task")}))).root
     assert "By task" in [heading.text for heading in page.find("h2")]
     assert "capital, 1 row" in [heading.text for heading in page.find("h3")]
     assert list(page.find(**{"aria-label": "figures, task capital"}))
@@ -175,9 +175,9 @@ def test_charts(comparison, page):
     ]
     losses, reasoning, lengths, stops = (next(f.find("svg", "chart")) for f in figures.values())
     drawn = str([node.attributes for node in losses.find("path")])
-    assert COLOURS[0] in drawn and COLOURS[1] in drawn
+    assert LABEL_COLOURS[0] in drawn and LABEL_COLOURS[1] in drawn
     drawn = str([node.attributes for node in reasoning.find("path")])
-    assert COLOURS[0] not in drawn and COLOURS[1] in drawn
+    assert LABEL_COLOURS[0] not in drawn and LABEL_COLOURS[1] in drawn
     assert "alpaca: 8 eos, 1 length, 1 loop" in stops.attributes["aria-label"]
     assert "alpaca: 8 eos, 1 length, 1 loop" in stops.text
     assert "median" in lengths.text
@@ -242,7 +242,7 @@ def test_repetition_across_sections_and_what_a_section_is_called():
     lost = Answer(ROWS[0], "shouting", {"x": "SHOUTING", "y": ""}, "eos", 9)
     long = Answer(ROWS[0], "no no no no no no", {"x": "no no no", "y": "no no no"}, "eos", 9)
     arms = [Arm(str(n), "t", n, [a]) for n, a in enumerate((answer, looped, lost, long))]
-    cards = list(Page(to_html(compare_arms({}, arms, METRICS, []))).root.find("article"))
+    cards = list(Page(report_html(measure_arms({}, arms, METRICS, []))).root.find("article"))
     assert not list(cards[0].find("mark"))  # four words
     texts = [[node.text for node in card.find(css="text")] for card in cards]
     assert texts[0] == ["a b a b", "\n<|response|>", "a b"]
@@ -264,7 +264,7 @@ def test_languages_are_said(page):
 
 def test_one_seed_and_no_base_leave_their_controls_out():
     arms = [Arm(name, name, 1, answers(True)) for name in ("a", "b")]
-    page = Page(to_html(compare_arms({}, arms, METRICS, []))).root
+    page = Page(report_html(measure_arms({}, arms, METRICS, []))).root
     ids = {node.attributes.get("id") for node in page.find()}
     assert {"search", "differ", "loops"} <= ids and not {"seed", "base"} & ids
 

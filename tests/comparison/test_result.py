@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fasttune import Answer, Metric
-from fasttune.comparison.result import Arm, compare_arms, split
+from fasttune.comparison.result import Arm, measure_arms, split
 
 STOPS = Metric("stops", "", lambda answer: answer.stop == "eos", "higher")
 LOOPS = Metric("loops", "", lambda answer: answer.stop == "length", "lower")
@@ -30,7 +30,7 @@ def compared():
         Arm("bad", "bad", 2, answers(11, 20)),
         Arm("bad, untuned", "bad", None, answers(0, 30)),
     ]
-    return compare_arms({}, arms, METRICS, [])
+    return measure_arms({}, arms, METRICS, [])
 
 
 def test_figures_of_a_label_and_of_its_seeds():
@@ -42,11 +42,11 @@ def test_figures_of_a_label_and_of_its_seeds():
 
 def test_how_many_rows_a_metric_counts():
     odd = Metric("odd", "", lambda answer: 1.0 if answer.tokens % 2 else None)
-    found = compare_arms({}, [Arm("one", "one", 1, answers(20, 10))], [STOPS, odd], [])
+    found = measure_arms({}, [Arm("one", "one", 1, answers(20, 10))], [STOPS, odd], [])
     assert found.counted("stops") == "" and found.counted("odd") == "20 of 40 rows"
     none = Metric("none", "", lambda answer: 1.0 if answer.stop == "eos" else None)
     arms = [Arm("one", "one", 1, answers(20, 10)), Arm("two", "two", 1, answers(5, 10))]
-    assert compare_arms({}, arms, [none], []).counted("none") == "5 to 20 of 40 rows"
+    assert measure_arms({}, arms, [none], []).counted("none") == "5 to 20 of 40 rows"
 
 
 def test_a_metric_that_means_nothing_here_is_left_out():
@@ -78,7 +78,7 @@ def test_the_verdict_names_rows_and_seeds_what_is_better_and_what_is_not_signifi
 
 def test_the_verdict_when_nothing_is_certain():
     arms = [Arm(label, label, 1, answers(20, 10)) for label in ("left", "right")]
-    [only] = compare_arms({}, arms, [STOPS], []).sentences()
+    [only] = measure_arms({}, arms, [STOPS], []).sentences()
     assert only == (
         "On 40 rows with one seed: no significant difference between left and right. "
         "Not significant: stops."
@@ -89,7 +89,7 @@ def test_the_verdict_names_the_seeds_of_each_side_if_they_differ():
     arms = [
         Arm(label, label, seed, answers(20, 10)) for label, seed in (("a", 1), ("a", 2), ("b", 1))
     ]
-    [only] = compare_arms({}, arms, [STOPS], []).sentences()
+    [only] = measure_arms({}, arms, [STOPS], []).sentences()
     assert only.startswith("On 40 rows with 2 seeds of a and one seed of b: ")
 
 
@@ -106,7 +106,7 @@ def test_too_few_rows_are_said_to_be_too_few():
         Arm(name, name, 1, [Answer({}, "", {}, stop, tokens) for tokens in range(5, 45)])
         for name, stop in (("left", "eos"), ("right", "length"))
     ]
-    result = compare_arms({}, arms, [first], [])
+    result = measure_arms({}, arms, [first], [])
     [found] = result.differences
     assert found.rows == 7 and found.interval.excludes_zero and found.better is None
     [only] = result.sentences()
@@ -124,7 +124,7 @@ def test_a_split_compares_the_rows_of_each_value_alone():
         Arm("right", "right", 1, [*mixed("odd"), unknown]),
         Arm("left, untuned", "left", None, [*mixed(""), unknown]),
     ]
-    groups = split(compare_arms({}, arms, [STOPS], []), "kind")
+    groups = split(measure_arms({}, arms, [STOPS], []), "kind")
     assert {value: group.rows for value, group in groups.items()} == {"even": 20, "odd": 20}
     better = {value: group.between("left", "right")[0].better for value, group in groups.items()}
     assert better == {"even": "left", "odd": "right"}

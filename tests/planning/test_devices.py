@@ -157,11 +157,11 @@ def test_a_plan_and_the_measured_peak_count_the_same_of_a_gpu(cuda, monkeypatch)
     planned = cost.memory(work, "cuda")
     tensors = planned.weights + planned.training
     # what the allocator holds at the peak: tensors, and what of its blocks they do not fill
-    reserved = int(tensors + cost.RESERVED)
+    reserved = int(tensors + cost.ALLOCATED)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: reserved)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: int(tensors))
     assert machine.peak_memory() == pytest.approx(planned.peak, abs=2)
-    assert planned.process == CONTEXT + cost.RESERVED
+    assert planned.process == CONTEXT + cost.ALLOCATED
 
 
 def test_the_help_names_every_card(capsys):

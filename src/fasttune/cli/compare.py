@@ -105,9 +105,7 @@ def compare(
         say("interrupted; the same command resumes")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
-        from fasttune.comparison.work import to_json
-
-        print_json({"folder": str(comparison.folder), **to_json(comparison)})
+        print_json({"folder": str(comparison.folder), **comparison.as_dict()})
     else:
         show_figures(comparison)
         console().print(f"report: {comparison.report}", markup=False)
@@ -238,7 +236,7 @@ def evaluate(
         if not as_json:
             _show_tasks(figures)
     if data is not None or not words(tasks):
-        from fasttune.comparison.evaluation import evaluate as evaluate_run
+        from fasttune.comparison.compare import evaluate as evaluate_run
         from fasttune.comparison.plan import Measuring
         from fasttune.data.load import parse_columns
 
@@ -254,9 +252,7 @@ def evaluate(
             plugins=loaded,
             force=force,
         )
-        from fasttune.comparison.work import to_json  # after Unsloth, which evaluating imports
-
-        printed |= {"folder": str(result.folder), **to_json(result)}
+        printed |= {"folder": str(result.folder), **result.as_dict()}
         if not as_json:
             show_figures(result)
             console().print(f"report: {result.report}", markup=False)

@@ -31,8 +31,7 @@ def plan(
     """
     from fasttune.job import prepare
     from fasttune.models.tokenizer import CUDA_DEFAULT
-    from fasttune.planning.plan import largest_batches
-    from fasttune.planning.plan import plan as plan_run
+    from fasttune.planning.forecast import plan as plan_run
 
     resolved = settings.load()
     if gpu is not None and resolved.model.name is None:
@@ -42,7 +41,7 @@ def plan(
     job = prepare(resolved, plugins(context, settings.config)) if counted else resolved
     forecast = plan_run(job, gpu)
     if as_json:
-        print_json({**forecast.as_dict(), "largest_batch": largest_batches(forecast)})
+        print_json({**forecast.as_dict(), "largest_batch": forecast.largest_batches()})
     else:
         _show(forecast)
     forecast.require_fit()
@@ -53,13 +52,12 @@ def _show(forecast: Forecast) -> None:
 
     from fasttune.planning import cost
     from fasttune.planning.forecast import spell
-    from fasttune.planning.plan import largest_batches
 
     out, work, device = console(), forecast.workload, forecast.device
     shape, base = work.shape, "NF4" if work.quantized else f"{8 * work.number_bytes} bits"
     out.print(
         f"{shape.name}: {shape.parameters / 1e6:,.1f} M parameters, base in {base}, "
-        f"LoRA {cost.lora_parameters(work) / 1e6:.2f} M",
+        f"LoRA {work.lora_parameters / 1e6:.2f} M",
         markup=False,
     )
     rows = "rows" if forecast.rows is None else f"of {forecast.rows} rows"
@@ -81,7 +79,7 @@ def _show(forecast: Forecast) -> None:
     out.print(Group(*_step(forecast)))
     out.print("\n[bold]largest batch that fits[/bold], with a tenth of the memory to spare")
     headings = ("tokens a row", "no checkpointing", "checkpointing")
-    batches = [list(map(str, line.values())) for line in largest_batches(forecast)]
+    batches = [list(map(str, line.values())) for line in forecast.largest_batches()]
     out.print(table(headings, batches, right=headings))
     if forecast.steps is not None and forecast.time is not None:
         bound, expected = (

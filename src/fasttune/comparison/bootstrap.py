@@ -96,7 +96,7 @@ def interval(sample: Sample) -> Interval:
     return _interval(sample.value(), sample.draws(), sample.rows, reach, sample.bounds)
 
 
-def difference(left: Sample, right: Sample) -> Interval:
+def difference_interval(left: Sample, right: Sample) -> Interval:
     """left - right on the same rows: each draw takes the same rows on both sides."""
     rows = min(left.rows, right.rows)
     value, draws = left.value() - right.value(), left.draws() - right.draws()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Each has a contrast of at least 3.5 to the page's background, light and dark.
-COLOURS = (
+LABEL_COLOURS = (
     "#2f7ec9", "#c8650a", "#23905a", "#a855c8", "#cf4055", "#7d7f1e", "#0f8c9c", "#8a6a4f"
 )  # fmt: skip
 ENDINGS = {"eos": "#1f9254", "length": "#b8860b", "loop": "#d9434f"}
@@ -38,20 +38,13 @@ _TITLE_WIDTH = 56
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the report.
-
-    Attributes:
-        drawing: the content of an `<svg>` element, without the element itself.
-        size: width and height of the drawing.
-        description: what the chart shows, for screen readers.
-        note: how to read the chart.
-    """
+    """A chart of the report."""
 
     title: str
-    drawing: str
+    drawing: str  # the content of an `<svg>` element
     size: tuple[float, float]
-    description: str
-    note: str
+    description: str  # for screen readers
+    note: str  # how to read the chart
 
 
 def label_colours(comparison: Comparison) -> dict[str, str]:
@@ -61,7 +54,7 @@ def label_colours(comparison: Comparison) -> dict[str, str]:
     colours = {}
     for arm in comparison.arms:
         label = arm.label if arm.tuned else tuned.get(arm.base, arm.label)
-        colours[arm.label] = COLOURS[order.index(label) % len(COLOURS)]
+        colours[arm.label] = LABEL_COLOURS[order.index(label) % len(LABEL_COLOURS)]
     return colours
 
 
@@ -84,11 +77,10 @@ def _losses(comparison: Comparison, colours: Mapping[str, str], number: int, sec
     axes = figure.subplots()
     for arm in comparison.arms:
         width = 1.0 if len(comparison.arms_of(arm.label)) > 1 else 1.7
-        steps, losses = _series(arm.metrics, f"loss_{section}")
         colour = colours[arm.label]
+        steps, losses = _series(arm.metrics, f"loss_{section}")
         axes.plot(steps, smooth(losses), linewidth=width, color=colour)
-        held_out = _series(arm.metrics, f"eval_loss_{section}")
-        axes.plot(*held_out, "o", markersize=4, color=colour)
+        axes.plot(*_series(arm.metrics, f"eval_loss_{section}"), "o", markersize=4, color=colour)
     axes.set(xlabel="step", ylabel="nats per token")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

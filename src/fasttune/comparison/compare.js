@@ -15,11 +15,11 @@
     filter();
   };
 
-  const shown = (row, what) => [...row.querySelectorAll(what)].filter(found => !found.hidden);
+  const shown = (row, what) => [...row.querySelectorAll(what)].filter(element => !element.hidden);
 
   const contains = (row, words) => {
     const texts = [...row.querySelectorAll(".asked .text"), ...shown(row, ".card")];
-    return texts.some(found => found.textContent.toLowerCase().includes(words));
+    return texts.some(text => text.textContent.toLowerCase().includes(words));
   };
 
   const differs = row => {
@@ -30,18 +30,18 @@
 
   const filter = () => {
     const words = search.value.trim().toLowerCase();
-    let found = 0;
+    let visible = 0;
     for (const row of rows) {
       row.hidden = (words && !contains(row, words))
         || (differ.checked && !differs(row))
         || (loops.checked && !shown(row, ".outcome").some(outcome => outcome.querySelector(".loop")));
-      found += !row.hidden;
+      visible += !row.hidden;
     }
-    count.textContent = found === rows.length ? `${found} rows` : `${found} of ${rows.length} rows`;
+    count.textContent = visible === rows.length ? `${visible} rows` : `${visible} of ${rows.length} rows`;
   };
 
   const open = () => {
-    const row = rows.find(found => `#${found.id}` === location.hash);
+    const row = rows.find(each => `#${each.id}` === location.hash);
     if (!row) return;
     row.hidden = false;
     row.open = true;

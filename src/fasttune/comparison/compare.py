@@ -1,9 +1,10 @@
-"""Which prompt format is better, on the same rows and the same budget?"""
+"""The verbs `compare` and `evaluate`: formats, runs and models measured on the same rows."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,26 +14,31 @@ from fasttune.comparison.plan import (
     Format,
     Measuring,
     Plan,
+    job_of,
     make_plan,
     plan_runs,
     require_different,
     require_several,
 )
 from fasttune.config import Override, RunConfig, load_config, steps, with_training
-from fasttune.data.rows import ChosenRows, Rows
+from fasttune.data.rows import ChosenRows, Rows, StoredRows
+from fasttune.data.split import digest
 from fasttune.encoding.cache import encode_rows
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.job import Job, prepare
 from fasttune.logs import muted
-from fasttune.models.tokenizer import load_tokenizer
+from fasttune.models.tokenizer import load_tokenizer, resolve_model
 from fasttune.models.unsloth import import_unsloth
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
+from fasttune.source import find
 
 if TYPE_CHECKING:
     from fasttune.comparison.result import Comparison
+
+log = logging.getLogger(__name__)
 
 Sweep = tuple[str, Sequence[Any]]
 """A setting by its dotted key, and its values."""
@@ -54,7 +60,7 @@ def compare(
     output: str | Path | None = None,
     plugins: Plugins | None = None,
 ) -> Comparison:
-    """Which prompt format is better, on the same rows and the same budget?
+    """Tell which prompt format is better, on the same rows and the same budget.
 
     What the folder of the comparison holds already is not computed again.
 
@@ -87,6 +93,78 @@ def compare(
         else:
             seeds = [config.seed] if seeds is None else seeds
             plan = plan_templates(config, names, seeds, budget, measuring, plugins, without, sweep)
+    return _run(plan, by, output)
+
+
+def evaluate(
+    name: str | Run,
+    data: str | Path | None = None,
+    *,
+    template: str | None = None,
+    system: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    measuring: Measuring = Measuring(rows=0, max_new_tokens=256, include_base=False),
+    by: Sequence[str] = (),
+    output: str | Path | None = None,
+    plugins: Plugins | None = None,
+    force: bool = False,
+) -> Comparison:
+    """Compute every metric, with its interval, on rows that have their reference response.
+
+    What the folder holds already is not computed again.
+
+    Args:
+        name: a run, or a base model; see `find`.
+        data: a file, a folder or a Hub name; by default the rows that the run holds out.
+        columns: our column -> theirs.
+        measuring: how the rows are answered.
+        by: columns of the rows; figures are taken for each of their values, too.
+        output: the folder; by default below evaluations/, named after what is measured.
+        force: use the loaded template if it differs from the run's.
+
+    Raises:
+        FasttuneError: as `find`, or there are no rows, or the file cannot be read or holds a row
+            that cannot be used.
+    """
+    source = find(name, template, system, plugins or installed_plugins(), force)
+    run, chosen = source.run, source.template
+    rows: Rows
+    if data is not None:
+        rows = source.read(data, columns or {}, labelled=True)
+    elif not run or not (rows := run.held_out()):
+        raise FasttuneError(
+            "there is nothing to evaluate on",
+            f"{run.folder if run else name} holds no rows out",
+            "give a file of labelled rows with --data, or tasks of lm-eval with --tasks",
+        )
+    about = {"rows": f"{data or 'held-out rows'}: {len(rows)}"}
+    notes: list[str] = []
+    if run:
+        job = job_of(run, source.plugins, chosen, rows)
+        about["runs"] = run.name
+        trained = {digest(row) for row in run.training_rows()}
+        if seen := sum(digest(row) in trained for row in rows):
+            notes = [f"The run was trained on {seen} of these {len(rows)} rows."]
+            log.warning("warning: %s", notes[0])
+    else:
+        job = Job(
+            config=RunConfig(template=chosen.name, model=source.model),
+            plugins=source.plugins,
+            template=chosen,
+            facts=source.plugins.facts(chosen.name),
+            model=resolve_model(source.model.name),
+            source=str(data),
+            train=StoredRows(),
+            eval=rows,
+        )
+        measuring = replace(measuring, include_base=True)
+    runs = {run.config.seed: run} if run else {}
+    measured = Format(chosen.name, chosen.name, job, runs)
+    plan = make_plan([measured], measuring, {"model": job.model, **about}, notes)
+    return _run(plan, by, output)
+
+
+def _run(plan: Plan, by: Sequence[str], output: str | Path | None) -> Comparison:
     import_unsloth()  # before transformers, TRL and PEFT
     from fasttune.comparison.work import run_comparison
 

@@ -14,6 +14,7 @@ from fasttune.config import flatten
 from fasttune.data.rows import Rows, StoredRows
 from fasttune.data.split import data_hash, spread
 from fasttune.errors import FasttuneError
+from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.job import Job
 from fasttune.plugins.registry import Plugins
@@ -27,9 +28,9 @@ class Measuring:
 
     Attributes:
         rows: at most this many held-out rows, evenly spaced; 0 takes all.
-        max_new_tokens: an answer that does not stop is cut off here.
+        max_new_tokens: where an answer that does not stop is cut off.
         batch_size: rows answered at a time.
-        include_base: whether the untuned model is measured under every format too.
+        include_base: measure the untuned model under every format too.
     """
 
     rows: int = 200
@@ -63,7 +64,7 @@ class Plan:
         folder: named after everything that decides the result, so that the same command finds its
             own folder again.
         fingerprint: hash of that.
-        places: which of the held-out rows are answered.
+        rows: those of the held-out rows that are answered.
         about: what is compared, for the reader.
         notes: caveats for the reader.
     """
@@ -71,7 +72,7 @@ class Plan:
     folder: Path
     fingerprint: str
     formats: Sequence[Format]
-    places: Sequence[int]
+    rows: Sequence[Row]
     measuring: Measuring
     about: Mapping[str, str]
     notes: Sequence[str]
@@ -82,8 +83,8 @@ def make_plan(
 ) -> Plan:
     """Return the plan for formats that have the same rows."""
     held_out = formats[0].job.eval
-    places = spread(range(len(held_out)), measuring.rows or len(held_out))
-    answers = f"{len(places)} held-out rows, greedy, at most {measuring.max_new_tokens} tokens"
+    rows = spread(held_out, measuring.rows or len(held_out))
+    answers = f"{len(rows)} held-out rows, greedy, at most {measuring.max_new_tokens} tokens"
     if any(len(each.runs) == 1 for each in formats):
         both = " Give --seeds 1,2,3 for both." if len(formats) > 1 else ""
         notes = [
@@ -108,7 +109,7 @@ def make_plan(
     parent = Path("comparisons" if len(formats) > 1 else "evaluations")
     folder = parent / "-".join([*(slug(each.label) for each in formats), fingerprint[:8]])
     about = {**about, "answers": answers}
-    return Plan(folder, fingerprint, formats, places, measuring, about, notes)
+    return Plan(folder, fingerprint, formats, rows, measuring, about, notes)
 
 
 def slug(name: str) -> str:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, compress
 from pathlib import Path
 from typing import Any
 
-from fasttune.comparison.bootstrap import Interval, Sample, difference, interval
+from fasttune.comparison.bootstrap import (
+    Interval,
+    Sample,
+    as_json,
+    difference_interval,
+    interval,
+)
 from fasttune.notebook import framed
-from fasttune.plugins.metric import Answer, Metric
+from fasttune.plugins.metric import Answer, Metric, as_dict
 
 REPORT = "report.html"
 ENOUGH = 8
@@ -23,12 +29,12 @@ class Arm:
     """One measured model: a format trained with one seed, or its untuned base.
 
     Attributes:
-        label: name of the arm; all seeds of a format share it.
+        label: its name, which all seeds of a format share.
         base: label of the format whose untuned model this arm started from, usually its own.
-        seed: seed of the training; None for the untuned base.
+        seed: of the training; None for the untuned base.
         answers: one per held-out row, in row order, with likelihoods.
         metrics: the training log, as `Run.metrics` returns it; empty for the base.
-        facts: figures about the training, such as {"steps": 90, "trained tokens": 61000}.
+        facts: figures about the training, such as {"steps": 90}.
     """
 
     label: str
@@ -36,7 +42,7 @@ class Arm:
     seed: int | None
     answers: Sequence[Answer]
     metrics: Sequence[Mapping[str, Any]] = ()
-    facts: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tuned(self) -> bool:
@@ -45,13 +51,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric of one label.
-
-    Attributes:
-        interval: the value over all seeds, with its confidence interval.
-        seeds: the value of each seed.
-        rows: number of rows the metric counts.
-    """
+    """A metric of one label: over all seeds, of each seed, and the number of rows it counts."""
 
     interval: Interval
     seeds: dict[str, float]
@@ -85,7 +85,7 @@ class Comparison:
     """The whole result.
 
     Attributes:
-        about: what was compared, for the reader: model, data, budget and so on, in order.
+        about: what was compared, for the reader, such as the model and the rows.
         arms: all arms, grouped by label.
         metrics: the metrics that at least one arm has a value for.
         figures: label -> metric name -> figure.
@@ -128,16 +128,18 @@ class Comparison:
         return f"{' to '.join(map(str, counts[:1] + counts[1:][-1:]))} of {self.rows} rows"
 
     def pairs(self, *, tuned: bool | None = None) -> list[tuple[str, str]]:
-        """Return the (left, right) pairs of labels that have differences, in order.
-
-        Args:
-            tuned: True for the pairs of two tuned labels only, False for the others only.
-        """
+        """Return the (left, right) pairs of labels that have differences, in order: those of two
+        tuned labels (True), the others (False), or all (None)."""
         pairs = dict.fromkeys((each.left, each.right) for each in self.differences)
         return [pair for pair in pairs if tuned in (None, {*pair} <= {*self.tuned_labels})]
 
     def between(self, left: str, right: str) -> list[Difference]:
         return [each for each in self.differences if (each.left, each.right) == (left, right)]
+
+    def differences_in(self, metric: str, tuned: bool) -> list[Difference]:
+        """Return a metric's differences between tuned labels, or those from an untuned base."""
+        pairs = self.pairs(tuned=tuned)
+        return [d for d in self.differences if d.metric == metric and (d.left, d.right) in pairs]
 
     @property
     def verdict(self) -> str:
@@ -145,15 +147,11 @@ class Comparison:
         return "\n\n".join(self.sentences())
 
     def sentences(self, tuned_only: bool = False) -> list[str]:
-        """Return the result in plain sentences, one paragraph per pair of labels.
-
-        Args:
-            tuned_only: leave out the pairs with an untuned base.
-        """
+        """Return the verdict's paragraphs, or only those without an untuned base."""
         return [self.sentence(*pair) for pair in self.pairs(tuned=True if tuned_only else None)]
 
     def sentence(self, left: str, right: str) -> str:
-        """Return the result for one pair of labels in plain sentences."""
+        """Return the verdict on one pair of labels."""
         directed = {metric.name for metric in self.metrics if metric.better}
         judged = [each for each in self.between(left, right) if each.metric in directed]
         parts = [
@@ -193,6 +191,45 @@ class Comparison:
         """The HTML report; None if the comparison was not saved."""
         return self.folder and self.folder / REPORT
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the whole result as JSON values: figures with intervals, per seed and per row."""
+        return {
+            "about": dict(self.about),
+            "notes": list(self.notes),
+            "verdict": self.sentences(),
+            "metrics": [
+                {"name": each.name, "description": each.description, "better": each.better}
+                for each in self.metrics
+            ],
+            **self._measured(),
+            "by": {
+                column: {
+                    value: {"rows": group.rows, **group._measured()}
+                    for value, group in groups.items()
+                }
+                for column, groups in self.groups.items()
+            },
+            "rows": [dict(answer.row) for answer in self.arms[0].answers],
+            "arms": [
+                {
+                    "label": arm.label,
+                    "seed": arm.seed,
+                    **arm.facts,
+                    "answers": [*map(as_dict, arm.answers)],
+                }
+                for arm in self.arms
+            ],
+        }
+
+    def _measured(self) -> dict[str, Any]:
+        return {
+            "figures": {
+                label: {name: as_json(figure) for name, figure in figures.items()}
+                for label, figures in self.figures.items()
+            },
+            "differences": [*map(as_json, self.differences)],
+        }
+
     def __repr__(self) -> str:
         return f"<Comparison of {', '.join(self.labels)} on {self.rows} rows: {self.verdict}>"
 
@@ -202,7 +239,7 @@ class Comparison:
         return framed(self.report.read_text(encoding="utf-8"))
 
 
-def compare_arms(
+def measure_arms(
     about: Mapping[str, str],
     arms: Sequence[Arm],
     metrics: Sequence[Metric],
@@ -210,14 +247,16 @@ def compare_arms(
     folder: Path | None = None,
 ) -> Comparison:
     """Compute every metric on every arm, with intervals and differences."""
-    samples: dict[str, dict[str, Sample]] = {}
-    for label in dict.fromkeys(arm.label for arm in arms):
-        group = [arm for arm in arms if arm.label == label]
-        seeds = [arm.seed for arm in group]
-        samples[label] = {
-            metric.name: Sample([metric.amounts(arm.answers) for arm in group], seeds)
-            for metric in metrics
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(arm.label, []).append(arm)
+    samples = {
+        label: {
+            m.name: Sample([m.amounts(arm.answers) for arm in group], [arm.seed for arm in group])
+            for m in metrics
         }
+        for label, group in groups.items()
+    }
     used = [
         metric
         for metric in metrics
@@ -228,7 +267,9 @@ def compare_arms(
         for label, of_label in samples.items()
     }
     differences = [
-        _difference(metric, left, right, samples) for left, right in _pairs(arms) for metric in used
+        _difference(metric, left, right, samples[left][metric.name], samples[right][metric.name])
+        for left, right in _pairs(arms)
+        for metric in used
     ]
     return Comparison(about, arms, used, figures, differences, notes, folder)
 
@@ -242,12 +283,10 @@ def split(comparison: Comparison, column: str) -> dict[str, Comparison]:
     groups = {}
     for value in sorted({value for value in values if value}):
         arms = [
-            replace(
-                arm, answers=[a for a, of in zip(arm.answers, values, strict=True) if of == value]
-            )
+            replace(arm, answers=[*compress(arm.answers, (each == value for each in values))])
             for arm in comparison.arms
         ]
-        groups[value] = compare_arms({}, arms, comparison.metrics, [])
+        groups[value] = measure_arms({}, arms, comparison.metrics, [])
     return groups
 
 
@@ -264,11 +303,8 @@ def _pairs(arms: Sequence[Arm]) -> list[tuple[str, str]]:
     return [*combinations(tuned, 2), *against_base]
 
 
-def _difference(
-    metric: Metric, left: str, right: str, samples: Mapping[str, Mapping[str, Sample]]
-) -> Difference:
-    ours, theirs = samples[left][metric.name], samples[right][metric.name]
-    bounds, rows = difference(ours, theirs), min(ours.rows, theirs.rows)
+def _difference(metric: Metric, left: str, right: str, ours: Sample, theirs: Sample) -> Difference:
+    bounds, rows = difference_interval(ours, theirs), min(ours.rows, theirs.rows)
     better = None
     if metric.better and bounds.excludes_zero and rows >= ENOUGH:
         better = left if (bounds.value > 0) == (metric.better == "higher") else right

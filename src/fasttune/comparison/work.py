@@ -21,10 +21,9 @@ from typing import Any
 
 import msgspec
 
-from fasttune.comparison.bootstrap import as_json
-from fasttune.comparison.page import to_html
+from fasttune.comparison.page import report_html
 from fasttune.comparison.plan import Format, Plan, slug
-from fasttune.comparison.result import REPORT, Arm, Comparison, compare_arms, split
+from fasttune.comparison.result import REPORT, Arm, Comparison, measure_arms, split
 from fasttune.config import ModelConfig, RunConfig, in_full
 from fasttune.errors import FasttuneError
 from fasttune.files import write_json, write_text
@@ -59,18 +58,17 @@ def run_comparison(
     require_one("a comparison")
     if folder is not None:
         plan = replace(plan, folder=Path(folder))
-    held_out = plan.formats[0].job.eval
-    require_group_columns(by, [held_out[at] for at in plan.places], "--by")
+    require_group_columns(by, plan.rows, "--by")
     _claim(plan)
     log.info("comparison: %s", plan.folder)
     work = _Work(plan)
     bases = work.bases()
     arms = [*work.tuned(), *bases]
     metrics = [metric for metric, _ in plan.formats[0].job.plugins.metrics.values()]
-    comparison = compare_arms(plan.about, arms, metrics, plan.notes, plan.folder)
+    comparison = measure_arms(plan.about, arms, metrics, plan.notes, plan.folder)
     comparison = replace(comparison, groups={name: split(comparison, name) for name in by})
-    write_json(plan.folder / "comparison.json", to_json(comparison))
-    write_text(plan.folder / REPORT, to_html(comparison))
+    write_json(plan.folder / "comparison.json", comparison.as_dict())
+    write_text(plan.folder / REPORT, report_html(comparison))
     return comparison
 
 
@@ -150,9 +148,8 @@ class _Work:
     ) -> list[Answer]:
         """Return an arm's answers, from its file if they are there and still true."""
         self.begun += 1
-        rows = [each.job.eval[place] for place in self.plan.places]
         file = self.plan.folder / "answers" / f"{slug(name)}.json"
-        template, measuring = each.job.template, self.plan.measuring
+        template, measuring, rows = each.job.template, self.plan.measuring, self.plan.rows
         if file.is_file():
             try:
                 saved = json.loads(file.read_text(encoding="utf-8"))
@@ -174,7 +171,7 @@ class _Work:
             lambda done: log.info("  %d/%d", done, len(rows)),
         )
         gc.collect()
-        write_json(file, {"run": run and run.name, "answers": [*map(_as_dict, answers)]})
+        write_json(file, {"run": run and run.name, "answers": [*map(as_dict, answers)]})
         return answers
 
 
@@ -185,47 +182,3 @@ def _is_of(run: Run, config: RunConfig) -> bool:
     except FasttuneError as error:
         log.warning("warning: skipping %s: %s (%s)", run.name, error.message, error.where)
         return False
-
-
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """Return the whole result for scripts: figures with intervals, per seed and per row."""
-    return {
-        "about": dict(comparison.about),
-        "notes": list(comparison.notes),
-        "verdict": comparison.sentences(),
-        "metrics": [
-            {"name": m.name, "description": m.description, "better": m.better}
-            for m in comparison.metrics
-        ],
-        **_figures(comparison),
-        "by": {
-            column: {
-                value: {"rows": group.rows, **_figures(group)} for value, group in groups.items()
-            }
-            for column, groups in comparison.groups.items()
-        },
-        "rows": [dict(answer.row) for answer in comparison.arms[0].answers],
-        "arms": [
-            {
-                "label": arm.label,
-                "seed": arm.seed,
-                **(arm.facts or {}),
-                "answers": [*map(_as_dict, arm.answers)],
-            }
-            for arm in comparison.arms
-        ],
-    }
-
-
-def _figures(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "figures": {
-            label: {name: as_json(figure) for name, figure in figures.items()}
-            for label, figures in comparison.figures.items()
-        },
-        "differences": [*map(as_json, comparison.differences)],
-    }
-
-
-def _as_dict(answer: Answer) -> dict[str, Any]:
-    return {**as_dict(answer), "likelihood": msgspec.to_builtins(answer.likelihood)}

@@ -28,16 +28,13 @@ EFFICIENCY = 0.4
 # The constants below are calibrated, not derived. `tools/check_plan.py` compares those of a CPU
 # with measurements.
 
-RESERVED = 0.5 * GB
+ALLOCATED = 0.5 * GB
 """GPU memory that torch's allocator reserves beyond the tensors, for workspaces and fragmentation.
 An estimate."""
 
-PROCESS = {"cuda": CONTEXT + RESERVED, "cpu": 0.75 * GB}
-"""Memory of the process besides tensors. CPU: the libraries, 0.61 GB by
-    python -c "import fasttune.training.train, resource as r;
-    print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"
-and the trainer with the kernels' own buffers. CUDA: everything the allocator reserves, and the
-context, which it does not know about. So a plan's peak counts what `machine.peak_memory` measures.
+PROCESS = {"cuda": CONTEXT + ALLOCATED, "cpu": 0.75 * GB}
+"""Memory of the process besides tensors. CPU: the imported libraries (0.61 GB measured) and the
+trainer with the kernels' own buffers. So a plan's peak counts what `machine.peak_memory` measures.
 """
 
 PHI_WIDTHS = 16.5
@@ -61,56 +58,37 @@ sizes come and go. Fitted to the demo model and a Llama; the value differs from 
 
 @dataclass(frozen=True)
 class Workload:
-    """What the costs of a training step depend on.
-
-    Attributes:
-        quantized: the blocks' matrices are held in NF4.
-        dtype: the compute dtype, a key of `planning.shape.BYTES`.
-        optimizer_bytes: bytes of optimiser state per trained parameter.
-        checkpointing: the backward pass computes the blocks a second time.
-        peak_tokens: tokens of the largest batch in one forward pass, with padding.
-        step_tokens: tokens of a mean optimiser step.
-        attended: tokens in a token's row, averaged over tokens: T for rows of equal length, sum T^2
-            / sum T otherwise.
-        masked: tokens of a mean pack with one dense mask; 0 where each row attends separately.
-        batches: forward passes in an optimiser step.
-        rank: LoRA's rank.
-        targets: names of LoRA's matrices; empty for all.
-        varied: the rows differ in length.
-        copied: a CPU also holds the NF4 weights dequantised.
-        fast: the fast path computes the layers; on CUDA only Phi's.
-        eval_tokens: tokens of the largest evaluation batch; 0 without evaluation.
-        answered: prompts answered together, before and after training.
-        prompt_tokens: tokens of the longest of these prompts.
-        new_tokens: maximum tokens of an answer.
-        side_by_side: packs computed at the same time; `peak_tokens` counts all of them.
-    """
+    """What the costs of a training step depend on."""
 
     shape: Shape
-    quantized: bool
-    dtype: str
-    optimizer_bytes: int
-    checkpointing: bool
-    peak_tokens: int
-    step_tokens: float
-    attended: float
-    masked: float = 0.0
-    batches: int = 1
+    quantized: bool  # the blocks' matrices are held in NF4
+    dtype: str  # the compute dtype, a key of `planning.shape.BYTES`
+    optimizer_bytes: int  # of optimiser state per trained parameter
+    checkpointing: bool  # the backward pass computes the blocks a second time
+    peak_tokens: int  # of the largest batch in one forward pass, with padding
+    step_tokens: float  # of a mean optimiser step
+    attended: float  # tokens in a token's row, averaged over tokens: sum T^2 / sum T
+    masked: float = 0.0  # tokens of a mean pack with one dense mask; 0: each row attends separately
+    batches: int = 1  # forward passes in an optimiser step
     rank: int = 16
-    targets: tuple[str, ...] = ()
-    varied: bool = False
-    copied: bool = True
-    fast: bool = False
-    eval_tokens: int = 0
-    answered: int = 0
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    side_by_side: int = 1
+    targets: tuple[str, ...] = ()  # names of LoRA's matrices; empty for all
+    varied: bool = False  # the rows differ in length
+    copied: bool = True  # a CPU also holds the NF4 weights dequantised
+    fast: bool = False  # the fast path computes the layers; on CUDA only Phi's
+    eval_tokens: int = 0  # of the largest evaluation batch; 0 without evaluation
+    answered: int = 0  # prompts answered together, before and after training
+    prompt_tokens: int = 0  # of the longest of these prompts
+    new_tokens: int = 0  # at most in an answer
+    side_by_side: int = 1  # packs computed at the same time; `peak_tokens` counts all of them
 
     @property
     def number_bytes(self) -> int:
         """Bytes of a number in the compute dtype."""
         return BYTES[self.dtype]
+
+    @property
+    def lora_parameters(self) -> int:
+        return self.shape.lora_parameters(self.rank, self.targets)
 
     @property
     def scored(self) -> float:
@@ -121,33 +99,20 @@ class Workload:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of training, by part.
-
-    Attributes:
-        weights: the base model.
-        adapters: LoRA's parameters, their gradients and the optimiser's state.
-        activations: tensors kept from the forward to the backward pass.
-        working: the larger of the loss (a chunk of logits, the gradient of the hidden states) and
-            one block's backward pass (its recomputed activations, its dequantised weights); on a
-            CPU the sum of both.
-        process: the process itself.
-        loading: memory of loading besides weights and process, before the first batch.
-        evaluation: memory of an evaluation, which keeps no activations.
-        answers: memory of answering before and after training, mostly keys and values.
-    """
+    """Bytes at the peak of training, by part."""
 
     weights: float
-    adapters: float
-    activations: float
-    working: float
+    adapters: float  # LoRA's parameters, their gradients and the optimiser's state
+    activations: float  # tensors kept from the forward to the backward pass
+    working: float  # of the loss and of one block's backward pass: see `memory`
     process: float
-    loading: float
+    loading: float  # besides weights and process, before the first batch
     evaluation: float = 0.0
-    answers: float = 0.0
+    answers: float = 0.0  # before and after training, mostly keys and values
 
     @property
     def training(self) -> float:
-        """Memory of training besides the weights and the process."""
+        """Bytes of training besides the weights and the process."""
         return self.adapters + self.activations + self.working
 
     @property
@@ -157,15 +122,15 @@ class Memory:
         return sum(self.parts().values())
 
     @property
-    def needed(self) -> float:
-        """The memory that a device must have."""
-        return self.unmapped.peak
-
-    @property
     def unmapped(self) -> Memory:
         """The same without the files that loading maps. The kernel reclaims their pages when memory
         is short."""
         return replace(self, loading=0.0)
+
+    @property
+    def needed(self) -> float:
+        """The memory that a device must have."""
+        return self.unmapped.peak
 
     def parts(self) -> dict[str, float]:
         """The parts that add up to the peak."""
@@ -225,7 +190,9 @@ def memory(work: Workload, kind: str) -> Memory:
     4 bytes, 4 for the gradients of each pack computed at the same time, and the optimiser's state.
     Activations: h * bytes * tokens * L * k. With checkpointing the inputs of the blocks, h * bytes
     * tokens * L, and k for one block at a time; on a CPU also `HOLES`. A dense mask becomes a
-    tensor of bytes * tokens^2 in every block that keeps its activations.
+    tensor of bytes * tokens^2 in every block that keeps its activations. Working: the larger of the
+    loss (a chunk of logits, the gradient of the hidden states) and one block's backward pass (its
+    recomputed activations, its dequantised weights).
     """
     shape, number = work.shape, work.number_bytes
     cuda = kind == "cuda"
@@ -252,7 +219,7 @@ def memory(work: Workload, kind: str) -> Memory:
     gradients = 4 * (work.side_by_side - 1)
     return Memory(
         weights=weights,
-        adapters=float(lora_parameters(work) * (8 + gradients + work.optimizer_bytes)),
+        adapters=float(work.lora_parameters * (8 + gradients + work.optimizer_bytes)),
         activations=float(activations),
         # glibc keeps what the loss frees, and a block's backward pass does not fit into the holes.
         working=float(max(loss, backward) if cuda else loss + backward),
@@ -325,21 +292,12 @@ def dequantized_held(work: Workload, kind: str) -> float:
     return float(shape.linear_weights / shape.layers * blocks * work.number_bytes)
 
 
-def lora_parameters(work: Workload) -> int:
-    return work.shape.lora_parameters(work.rank, work.targets)
-
-
 def flops_per_token(work: Workload) -> float:
-    """Floating point operations of training on one token.
-
-    With a the width of the queries and S the keys per query: forward 2P + 4SaL + 2 LoRA + 2hV;
-    backward 2P + 10SaL + 4 LoRA + 2hV, since the frozen weights take no gradient. Checkpointing
-    repeats the forward pass without the head. S is `Workload.scored`.
-    """
+    """Floating point operations of training on one token, by the formulas in docs/plan.md."""
     shape = work.shape
     matrices, head = 2 * shape.linear_weights, 2 * shape.hidden * shape.vocab
     attention = work.scored * shape.attention * shape.layers
-    lora = lora_parameters(work)
+    lora = work.lora_parameters
     blocks = matrices + 4 * attention + 2 * lora
     backward = matrices + 10 * attention + 4 * lora
     return blocks + head + backward + head + (blocks if work.checkpointing else 0)
@@ -356,7 +314,7 @@ def dequantized_bytes(work: Workload, kind: str) -> float:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Minimum seconds of an optimiser step, with each part at the device's peak."""
+    """Minimum seconds of an optimiser step: each part at the device's peak."""
 
     matmul: float
     dequantisation: float
@@ -372,11 +330,9 @@ class StepTime:
 
 
 def step_time(work: Workload, device: Device) -> StepTime | None:
-    """Work out the minimum time of an optimiser step.
+    """Work out the minimum time of an optimiser step; None if the device's speed is not known.
 
-    Matrix products run at the device's peak. Dequantisation reads NF4 and writes the compute dtype
-    at the peak of the memory. Returns None if the device's speed is not known. A GPU's speed is
-    known in 16 bits only.
+    A GPU's speed is known in 16 bits only. Dequantisation reads NF4 and writes the compute dtype.
     """
     if device.matmul is None or (device.kind == "cuda" and work.number_bytes == 4):
         return None

@@ -10,8 +10,7 @@ from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.machine import GB, Device
 
 # TFLOP/s: dense products in 16 bits with accumulation in fp32, which training computes in.
-# Datasheets print twice as much, "with sparsity"; whitepapers give both ("165.2/330.4"). GeForce
-# cards and the A10G accumulate in fp32 at half the rate of fp16.
+# GeForce cards and the A10G accumulate in fp32 at half the rate of fp16.
 #
 # The driver's name is a pattern for `torch.cuda.get_device_name`, without maker and family. It must
 # match the whole name: an RTX 3090 Ti, a laptop's 4090 and a slice of an A100 (MIG) are other
@@ -38,18 +37,10 @@ _CARDS = (
 )
 # fmt: on
 
-_VOLTA = "NVIDIA V100 datasheet, specifications: tensor performance of "
-_AMPERE = (
-    "NVIDIA A100 datasheet (memory, bandwidth); "
-    "NVIDIA A100 whitepaper, peak FP16 tensor TFLOPS with FP32 accumulate: 312/624"
-)
-_HOPPER = "NVIDIA H100 datasheet, specifications: {} TFLOPS in BF16 with sparsity, half without"
 _SOURCES = {
     "t4": "NVIDIA T4 datasheet: 65 TFLOPS mixed precision; "
     "NVIDIA T4 product brief, table 2: up to 320 GB/s",
-    "v100": _VOLTA + "NVLink",
-    "v100-32gb": _VOLTA + "NVLink",
-    "v100-pcie": _VOLTA + "PCIe",
+    "v100": "NVIDIA V100 datasheet, specifications: tensor performance of NVLink and of PCIe",
     "l4": "NVIDIA L4 datasheet: 242 TFLOPS in FP16 with sparsity, half without",
     "a10": "NVIDIA A10 datasheet: BF16 125 TFLOPS, 250 with sparsity",
     "a10g": "NVIDIA A10G datasheet for AWS (2022-02-17): BF16 70 TFLOPS, 140 with sparsity",
@@ -58,12 +49,12 @@ _SOURCES = {
     "4090": "NVIDIA Ada whitepaper, appendix A, table 2: "
     "peak BF16 tensor TFLOPS with FP32 accumulate 165.2/330.4",
     "l40s": "NVIDIA L40S datasheet: BF16 362.05 TFLOPS, 733 with sparsity",
-    "a100": _AMPERE,
-    "a100-80gb": _AMPERE,
-    "a100-80gb-pcie": _AMPERE,
-    "h100": _HOPPER.format("1,979"),
-    "h100-pcie": _HOPPER.format("1,513"),
+    "a100": "NVIDIA A100 datasheet (memory, bandwidth); "
+    "NVIDIA A100 whitepaper, peak FP16 tensor TFLOPS with FP32 accumulate: 312/624",
+    "h100": "NVIDIA H100 datasheet, specifications: 1,979 (SXM) and 1,513 (PCIe) TFLOPS in BF16 "
+    "with sparsity, half without",
 }
+"""The documents of the figures, by the key's first word."""
 
 GPUS = {
     key: Device(
@@ -73,7 +64,7 @@ GPUS = {
         matmul=tflops * 1e12,
         bandwidth=bandwidth * 1e9,
         bf16=capability >= (8, 0),
-        source=_SOURCES[key],
+        source=_SOURCES[key.partition("-")[0]],
         capability=capability,
     )
     for key, name, memory, tflops, bandwidth, capability, _ in _CARDS
@@ -121,10 +112,8 @@ def with_figures(device: Device) -> Device:
 
 
 def known_card(device: Device) -> Device | None:
-    """Find a GPU's entry in `GPUS` by its name and, where cards share a name, by its memory.
-
-    Returns None if no entry or more than one matches.
-    """
+    """Find a GPU's entry in `GPUS` by its name and, where cards share a name, by its memory; None
+    unless exactly one matches."""
     if device.kind == "cpu":
         return None
     name = _without_family(device.name).strip()

@@ -1,5 +1,4 @@
-"""Find settings that fit a device: the step of a config, the fastest way to save memory, and what
-to change if a run does not fit."""
+"""Find settings that fit a device."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ def workload_of(
     """Work out the step of a run, with `train.gradient_checkpointing: auto` as off and
     `model.nf4_copy: auto` as on.
 
-    Memory follows from the largest batch or pack, the longest rows together. Time follows from the
-    mean one.
+    Memory follows from the longest rows together, time from the mean step.
 
     Args:
         lengths: tokens of the training rows; None: all have `model.max_length`.

@@ -1,4 +1,4 @@
-"""Forecast a run's memory and time on a device, and find settings that fit."""
+"""Forecast a run's memory and time on a device, without loading the model."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any
 
+from fasttune import machine
 from fasttune.config import RunConfig, steps, with_training
+from fasttune.encoding.cache import encode_rows
 from fasttune.errors import FasttuneError
+from fasttune.job import Job
 from fasttune.machine import GB, Device
 from fasttune.models.choices import decide
+from fasttune.models.demo import DEMO_MODEL
+from fasttune.models.tokenizer import CUDA_DEFAULT, load_tokenizer
 from fasttune.planning import cost
 from fasttune.planning.cost import Memory, StepTime, Workload
-from fasttune.planning.devices import measured_matmul, with_figures
-from fasttune.planning.fit import decide_memory, suggest, workload_of
+from fasttune.planning.devices import find_device, measured_matmul, with_figures
+from fasttune.planning.fit import decide_memory, largest_batch, suggest, workload_of
 from fasttune.planning.shape import Shape, UnknownArchitecture, read_shape
 
 log = logging.getLogger(__name__)
+
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+"""Lengths in tokens for which `Forecast.largest_batches` counts rows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,9 +35,9 @@ class Forecast:
 
     Attributes:
         config: with "auto" replaced in `train.gradient_checkpointing` and `model.nf4_copy`.
-        rows: number of training rows; None if not counted, with `model.max_length` tokens each.
+        rows: number of training rows; None if they were not counted.
         steps: optimiser steps; None if neither rows nor `train.max_steps` are known.
-        suggestion: settings with which a run that does not fit would; empty if none was found.
+        suggestion: settings with which a run that does not fit would; empty if none is known.
     """
 
     config: RunConfig
@@ -39,7 +47,7 @@ class Forecast:
     time: StepTime | None
     rows: int | None
     steps: int | None
-    suggestion: tuple[str, ...]
+    suggestion: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -99,22 +107,35 @@ class Forecast:
         )
 
     def smaller(self) -> tuple[str, ...]:
-        """Suggest settings that take a tenth less memory than one row at a time; empty if none was
-        found."""
+        """Suggest settings that take a tenth less memory than one row at a time, if any do."""
         rows = self.config.train.batch_size * self.config.train.gradient_accumulation
         config = with_training(self.config, batch_size=1, gradient_accumulation=rows)
         shape, lengths = self.workload.shape, [config.model.max_length]
         memory = cost.memory(workload_of(config, shape, self.device, lengths), self.device.kind)
         return suggest(config, shape, replace(self.device, memory=memory.needed), lengths)
 
+    def largest_batches(self) -> list[dict[str, int]]:
+        """Count the rows in the largest batch that fits, for each length in tokens, without ("off")
+        and with checkpointing ("on")."""
+        shape = self.workload.shape
+        return [
+            {
+                "tokens": length,
+                "off": largest_batch(self.config, shape, self.device, length, False),
+                "on": largest_batch(self.config, shape, self.device, length, True),
+            }
+            for length in LENGTHS
+            if length <= shape.max_length
+        ]
+
     def as_dict(self) -> dict[str, Any]:
-        """JSON values: bytes, FLOPs, seconds."""
+        """Return JSON values: bytes, FLOPs, seconds."""
         work, time = self.workload, self.time
         flops = cost.flops_per_token(work)
         return {
             "model": work.shape.name,
             "parameters": work.shape.parameters,
-            "lora_parameters": cost.lora_parameters(work),
+            "lora_parameters": work.lora_parameters,
             "device": asdict(self.device),
             "quantization": "nf4" if work.quantized else "none",
             "number_bytes": work.number_bytes,
@@ -135,6 +156,35 @@ class Forecast:
             "seconds_per_step": time
             and {"bound": time.bound, "expected": time.expected, "efficiency": cost.EFFICIENCY},
         }
+
+
+def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
+    """Forecast the memory, arithmetic and minimum time of a run, and whether it fits.
+
+    Args:
+        job: its rows are counted in tokens. For a config, each row counts as `model.max_length`.
+        gpu: a name, as t4, or a memory, as 16GB; by default this machine.
+
+    Raises:
+        FasttuneError: there is no such GPU, or the planner does not know the model's shape.
+    """
+    config = job if isinstance(job, RunConfig) else job.config
+    device = find_device(gpu) if gpu is not None else with_figures(machine.this_device())
+    name = config.model.name or (CUDA_DEFAULT if device.kind == "cuda" else DEMO_MODEL)
+    shape = read_shape(name)
+    lengths = None if isinstance(job, RunConfig) else _lengths(job, name)
+    return forecast(config, shape, device, lengths)
+
+
+def _lengths(job: Job, model: str) -> list[int] | None:
+    """Count the tokens of the training rows. Returns None if the tokenizer cannot be loaded."""
+    try:
+        tokenizer = load_tokenizer(job.model if model == DEMO_MODEL else model, job.template.end)
+    except FasttuneError as error:
+        reason = error.where or error.message
+        log.info("rows not counted, taken as model.max_length tokens: %s", reason)
+        return None
+    return encode_rows(job.template, job.train, tokenizer, job.config, "training").lengths
 
 
 def spell(seconds: float) -> str:
@@ -160,7 +210,7 @@ def forecast(
     if device.kind == "cpu" and device.matmul is None:
         device = replace(device, matmul=measured_matmul(bf16=work.number_bytes == 2))
     counted = lengths is not None or config.train.max_steps is not None
-    plan = Forecast(
+    result = Forecast(
         config=decided,
         device=device,
         workload=work,
@@ -168,17 +218,16 @@ def forecast(
         time=cost.step_time(work, device),
         rows=None if lengths is None else len(lengths),
         steps=steps(len(lengths or ()), config, device.processes) if counted else None,
-        suggestion=(),
     )
-    return plan if plan.fits else replace(plan, suggestion=suggest(decided, shape, device, lengths))
+    if result.fits:
+        return result
+    return replace(result, suggestion=suggest(decided, shape, device, lengths))
 
 
 def foresee(
     config: RunConfig, model: str, lengths: Sequence[int], device: Device
 ) -> Forecast | None:
-    """Forecast a run and log the short form.
-
-    Returns None for an architecture that the planner does not know, and logs that.
+    """Forecast a run and log the short form, or log that the planner does not know the model.
 
     Raises:
         FasttuneError: the model has no matrix named like a LoRA target.
@@ -188,6 +237,6 @@ def foresee(
     except UnknownArchitecture as error:
         log.info("no plan: %s", error.message)
         return None
-    plan = forecast(config, shape, with_figures(device), lengths)
-    log.info(plan.line())
-    return plan
+    result = forecast(config, shape, with_figures(device), lengths)
+    log.info(result.line())
+    return result

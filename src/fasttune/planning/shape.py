@@ -77,41 +77,28 @@ class Linear:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes from which memory and arithmetic follow.
-
-    Attributes:
-        attention: width of the queries, heads * head_dim.
-        keys: width of the keys and of the values, key-value heads * head_dim.
-        gated: the MLP multiplies two projections (SwiGLU) instead of activating one.
-        linears: the matrices of one block.
-        norms: parameters of all norms.
-        head_bias: the output head has a bias.
-        tied: the output head is the embedding matrix.
-        max_length: the largest number of positions.
-        stored: the dtype of the parameters in the files, by the config.
-    """
+    """The sizes from which memory and arithmetic follow."""
 
     name: str
     model_type: str
     hidden: int
     layers: int
     heads: int
-    attention: int
-    keys: int
+    attention: int  # width of the queries, heads * head_dim
+    keys: int  # width of the keys and of the values, key-value heads * head_dim
     intermediate: int
     vocab: int
-    gated: bool
-    linears: tuple[Linear, ...]
-    norms: int
-    head_bias: bool
-    tied: bool
-    max_length: int
-    stored: str
+    gated: bool  # the MLP multiplies two projections (SwiGLU) instead of activating one
+    linears: tuple[Linear, ...]  # the matrices of one block
+    norms: int  # parameters of all norms
+    head_bias: bool  # the output head has a bias
+    tied: bool  # the output head is the embedding matrix
+    max_length: int  # the largest number of positions
+    stored: str  # the dtype of the parameters in the files, by the config
 
     @property
     def linear_weights(self) -> int:
-        """Weights of all blocks' matrices, P in the formulas. 4-bit loading quantises these, and
-        every token is multiplied with them."""
+        """Weights of all blocks' matrices, P in the formulas. 4-bit loading quantises these."""
         return self.layers * sum(linear.weights for linear in self.linears)
 
     @property
@@ -127,8 +114,7 @@ class Shape:
 
     @property
     def in_unsloth(self) -> bool:
-        """Whether Unsloth has its own layers for the model on a GPU. It compiles transformers'
-        layers otherwise; of the models that can be planned for, only Phi's."""
+        """Whether Unsloth has its own layers for the model on a GPU, or compiles transformers'."""
         return self.model_type != "phi"
 
     def lora_parameters(self, rank: int, targets: Sequence[str] = ()) -> int:
@@ -153,12 +139,7 @@ class Shape:
 
 
 def read_shape(name: str) -> Shape:
-    """Read the shape of a model folder, a built-in model or a model on the Hub.
-
-    Raises:
-        UnknownArchitecture: the planner does not know it.
-        FasttuneError: there is no config.json, or it is incomplete.
-    """
+    """Read the shape of a model folder, a built-in model or a model on the Hub; see `shape_of`."""
     return shape_of(_read_config(name), name)
 
 
@@ -166,7 +147,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
     """Work out the shape that a config.json describes.
 
     Raises:
-        UnknownArchitecture: the planner does not know it.
+        UnknownArchitecture: the planner does not know the model.
         FasttuneError: a size is missing.
     """
     model_type = str(config.get("model_type"))

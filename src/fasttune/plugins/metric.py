@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -160,5 +160,9 @@ def vote(answers: Sequence[Answer]) -> Answer:
 
 def as_dict(answer: Answer) -> dict[str, Any]:
     """An answer without its row, for JSON."""
-    saved = {key: getattr(answer, key) for key in ("text", "sections", "stop", "tokens")}
-    return saved | ({"samples": list(answer.samples)} if answer.samples else {})
+    kept = {key: getattr(answer, key) for key in ("text", "sections", "stop", "tokens")}
+    if answer.samples:
+        kept["samples"] = list(answer.samples)
+    if answer.likelihood:
+        kept["likelihood"] = asdict(answer.likelihood)
+    return kept

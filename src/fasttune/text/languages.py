@@ -1,4 +1,4 @@
-"""Which language a text is in, by py3langid."""
+"""Detect the language of a text, by py3langid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LANGUAGES = (
 often taken for Wu, and a short European one for Volapuk."""
 
 CERTAIN = 0.5
-"""The least probability of a detection that counts."""
+"""Minimum probability of a detection that counts."""
 
 
 @cache
@@ -30,8 +30,7 @@ def _identifier() -> Any:
 
 @cache
 def detect_language(text: str) -> str | None:
-    """The ISO 639-1 code of a text's language; None where it holds too little to tell, such as a
-    number."""
+    """Return the ISO 639-1 code of a text's language; None if too little text is there to tell."""
     if sum(character.isalpha() for character in text) < 2:
         return None
     language, probability = _identifier().classify(text)

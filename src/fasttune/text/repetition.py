@@ -15,8 +15,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]|(?<=\s{{8}})\s")
 _LONGEST_WORD = 40
 
 LOOP_COPIES = 3
-"""How often a phrase follows on itself at the end of a text that counts as a loop, as in Holtzman
-et al., "The Curious Case of Neural Text Degeneration" (arXiv:1904.09751)."""
+"""How often a phrase is repeated at the end of a text that counts as a loop (Holtzman et al.,
+arXiv:1904.09751)."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,12 @@ class Word:
 
 @dataclass(frozen=True)
 class Repeat:
-    """A stretch of text in which one phrase follows on itself; the last copy may be cut short.
+    """A stretch of text, characters [start, end), in which one phrase follows on itself. The last
+    copy may be cut short.
 
     Attributes:
-        start: first character of the stretch.
-        end: the character after its last.
-        words: how many words it has.
-        period: how many words the phrase has; `words` is at least twice as many.
+        words: number of words in the stretch.
+        period: number of words in the phrase, at most half as many.
     """
 
     start: int
@@ -46,44 +45,40 @@ class Repeat:
 
 
 def split_words(text: str) -> list[Word]:
-    """The words of a text: runs of letters and digits, and every other sign by itself.
+    """Split a text into words: runs of letters and digits, and every other sign by itself.
 
-    One word per character is what a script without spaces gives, a run of more than _LONGEST_WORD
-    letters or digits, and white space after eight of it.
+    In scripts without spaces, in a run of more than _LONGEST_WORD letters or digits, and in white
+    space after eight of it, every character is a word.
     """
     words = []
     for match in _WORD.finditer(text):
         start, end = match.span()
         step = 1 if end - start > _LONGEST_WORD else end - start
-        for at in range(start, end, step):
-            words.append(Word(text[at : at + step].casefold(), at, at + step))
+        for place in range(start, end, step):
+            words.append(Word(text[place : place + step].casefold(), place, place + step))
     return words
 
 
 def longest_repeat(text: str) -> Repeat | None:
-    """The longest stretch in which a phrase of any length follows on itself; of two equally long
-    ones that with the shorter phrase. None where nothing does.
-
-    Takes time proportional to the square of the number of words.
-    """
+    """Find the longest stretch in which a phrase of any length follows on itself; of two equally
+    long ones the one with the shorter phrase. Takes time quadratic in the number of words."""
     words = split_words(text)
     texts = [word.text for word in words]
     best: Repeat | None = None
     for period in range(1, len(texts) // 2 + 1):
         run = 0
-        for at in range(period, len(texts)):
-            run = run + 1 if texts[at] == texts[at - period] else 0
+        for place in range(period, len(texts)):
+            run = run + 1 if texts[place] == texts[place - period] else 0
             if run >= period and (best is None or run + period > best.words):
-                first = words[at + 1 - run - period]
-                best = Repeat(first.start, words[at].end, run + period, period)
+                first = words[place + 1 - run - period]
+                best = Repeat(first.start, words[place].end, run + period, period)
     return best
 
 
 def ends_in_loop(text: str) -> bool:
-    """Whether a text that was cut off ends in a phrase that follows on itself LOOP_COPIES times.
+    """Tell whether a text that was cut off ends in a phrase that is repeated LOOP_COPIES times.
 
-    The phrase has two words or more; a single word counts as a phrase of two, so it takes twice as
-    many. The last word does not count: it may have been cut.
+    A single word counts as a phrase of two. The last word does not count: it may have been cut.
     """
     texts = [word.text for word in split_words(text)][:-1]
     for period in range(1, len(texts) // LOOP_COPIES + 1):
