@@ -16,7 +16,7 @@ import pytest
 import fasttune
 from fasttune.exports.verify import Exported
 from fasttune.serving import serve as serving
-from fasttune.serving.engines import ENGINES, Engine
+from fasttune.serving.serve import ENGINES, Engine
 from tests.conftest import cli, tiny_model
 from tests.exports.conftest import EOS, build_byte_tokenizer, make_run, plugins  # noqa: F401
 
@@ -122,14 +122,17 @@ def test_a_client_gets_the_answer_of_the_run(run, served, plugins):  # noqa: F81
     assert not of_group(child)
 
 
-def engine(script: str) -> Engine:
-    """A server made for the test, that begins with its port in `port`."""
-    code = f"import sys, os, time, signal, subprocess; port = int(sys.argv[1])\n{script}"
-    return Engine(
-        "mine", "merged", (), "",
-        lambda folder, at: [sys.executable, "-c", code, str(at.port)],
-        "/health", lambda ask, name, messages, variables: 1, True, {},
-    )  # fmt: skip
+@pytest.fixture
+def serves(monkeypatch, tmp_path):
+    """Makes the engine "mine" of a script, which has its port in `port`."""
+
+    def serve(script: str) -> None:
+        code = f"import sys, os, time, signal, subprocess; port = int(sys.argv[1])\n{script}"
+        (tmp_path / "mine_server.py").write_text(code)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.setitem(ENGINES, "mine", Engine("mine", "merged", (), "", "mine_server {port}"))
+
+    return serve
 
 
 ANSWERS = """
@@ -155,8 +158,8 @@ def standing(run, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_of_a_stubborn_server_is_left(run, standing, plugins, monkeypatch):  # noqa: F811
-    monkeypatch.setitem(ENGINES, "mine", engine(f"{ANSWERS}{STUBBORN}server.serve_forever()"))
+def test_nothing_of_a_stubborn_server_is_left(run, standing, plugins, serves, monkeypatch):  # noqa: F811
+    serves(f"{ANSWERS}{STUBBORN}server.serve_forever()")
     monkeypatch.setattr(serving, "_verify", lambda *args: "unseen")
     with (
         pytest.raises(KeyboardInterrupt),
@@ -170,8 +173,9 @@ def test_nothing_of_a_stubborn_server_is_left(run, standing, plugins, monkeypatc
 
 
 @pytest.mark.slow
-def test_other_prompts_are_refused(run, standing, plugins, monkeypatch):  # noqa: F811
-    monkeypatch.setitem(ENGINES, "mine", engine(f"{ANSWERS}server.serve_forever()"))
+def test_other_prompts_are_refused(run, standing, plugins, serves, monkeypatch):  # noqa: F811
+    serves(f"{ANSWERS}server.serve_forever()")
+    monkeypatch.setattr(serving.Server, "prompt_ids", lambda *args: 1)
     before = {*children(os.getpid())}
     with (
         pytest.raises(fasttune.FasttuneError, match="makes other prompts") as error,
@@ -183,8 +187,8 @@ def test_other_prompts_are_refused(run, standing, plugins, monkeypatch):  # noqa
 
 
 @pytest.mark.slow
-def test_what_ends_a_server_is_said(run, standing, plugins, monkeypatch):  # noqa: F811
-    monkeypatch.setitem(ENGINES, "mine", engine("print('no memory'); sys.exit(3)"))
+def test_what_ends_a_server_is_said(run, standing, plugins, serves, monkeypatch):  # noqa: F811
+    serves("print('no memory'); sys.exit(3)")
     with (
         pytest.raises(fasttune.FasttuneError, match="ended by itself, with status 3") as error,
         serving.serve(run, "mine", port=0, plugins=plugins),
@@ -194,7 +198,7 @@ def test_what_ends_a_server_is_said(run, standing, plugins, monkeypatch):  # noq
 
 
 @pytest.mark.slow
-def test_what_cannot_be_served(run, monkeypatch, tmp_path):
+def test_what_cannot_be_served(run, plugins, monkeypatch, tmp_path):  # noqa: F811
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -207,8 +211,10 @@ def test_what_cannot_be_served(run, monkeypatch, tmp_path):
     assert ended.status == 2 and "no module vllm" in ended.err and "pip install vllm" in ended.err
 
     failed = Exported(tmp_path, None, fasttune.FasttuneError("row 1: other ids"))
+    monkeypatch.setattr(serving, "standing", lambda *args: failed)
     with pytest.raises(fasttune.FasttuneError, match="not verified: row 1: other ids"):
-        serving._usable(failed)
+        serving.exported(run, "merged", plugins)
     (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(serving, "standing", lambda *args: Exported(tmp_path, None))
     with pytest.raises(fasttune.FasttuneError, match="has no chat template"):
-        serving._usable(Exported(tmp_path, None))
+        serving.exported(run, "merged", plugins)

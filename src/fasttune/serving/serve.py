@@ -1,18 +1,20 @@
-"""Export if need be, start a server, hold its prompts against the run's, and end it again."""
+"""Start a server on a run's export, compare its prompts with the run's, and end it again."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +23,9 @@ from typing import TYPE_CHECKING, Any
 from fasttune.encoding.encode import encode_prompt
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exports.export import export, standing
-from fasttune.exports.verify import Exported
 from fasttune.formats.examples import EXAMPLES, examples
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.runs import Run, find_run
-from fasttune.serving.engines import ENGINES, Address, Engine
 
 if TYPE_CHECKING:
     from fasttune.plugins.registry import Plugins
@@ -39,8 +39,67 @@ GRACE = 10
 LAST_LINES = 8
 """Of what a server wrote before it ended, for the error."""
 
-
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A server program.
+
+    Attributes:
+        form: the export that it takes.
+        modules: what must be installed, and `install` how.
+        command: the module with its options; see `serve` for the names in braces.
+        ready: the path that answers once the model is loaded.
+        tokenizes: whether it tells the ids of a prompt, and not only their number.
+        variables: whether requests may give the chat template variables.
+        greedy: what a request must say for the run's own, greedy answer.
+    """
+
+    name: str
+    form: str
+    modules: tuple[str, ...]
+    install: str
+    command: str
+    ready: str = "/health"
+    tokenizes: bool = False
+    variables: bool = True
+    greedy: tuple[tuple[str, float], ...] = (("temperature", 0),)
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Engine(
+            "transformers",
+            "merged",
+            ("fastapi", "uvicorn", "openai"),
+            "pip install 'fasttune[serve]'",
+            "fasttune.serving.transformers_server {name} {host} {port}",
+        ),
+        Engine(
+            "llamacpp",
+            "gguf",
+            ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context"),
+            "pip install 'fasttune[gguf]' 'llama-cpp-python[server]' (this compiles llama.cpp)",
+            "llama_cpp.server --model {gguf} --model_alias {name} --host {host} --port {port} "
+            "--n_ctx {context}",
+            ready="/v1/models",
+            variables=False,
+            # It penalises repetition unless a request says 1.
+            greedy=(("temperature", 0), ("repeat_penalty", 1)),
+        ),
+        Engine(
+            "vllm",
+            "merged",
+            ("vllm",),
+            "pip install vllm (it wants a GPU)",
+            "vllm.entrypoints.openai.api_server --model {folder} --served-model-name {name} "
+            "--host {host} --port {port}",
+            tokenizes=True,
+        ),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -70,11 +129,8 @@ class Server:
     @property
     def curl(self) -> str:
         """A command that asks it something."""
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": "What is the highest mountain in Japan?"}],
-            **self.engine.greedy,
-        }
+        question = {"role": "user", "content": "What is the highest mountain in Japan?"}
+        body = {"model": self.model, "messages": [question], **dict(self.engine.greedy)}
         return (
             f"curl {self.url}/chat/completions -H 'Content-Type: application/json' "
             f"-d '{json.dumps(body)}'"
@@ -95,6 +151,18 @@ class Server:
                 "--verbose shows more",
             ) from error
 
+    def prompt_ids(
+        self, messages: Sequence[Mapping[str, str]], variables: Mapping[str, str]
+    ) -> list[int] | int:
+        """The ids of a prompt, or their number if the engine tells no more."""
+        request: dict[str, Any] = {"model": self.model, "messages": messages}
+        if variables:
+            request["chat_template_kwargs"] = variables
+        if self.engine.tokenizes:
+            return list(self.ask("/tokenize", request | {"add_generation_prompt": True})["tokens"])
+        answer = self.ask("/v1/chat/completions", request | {"max_tokens": 1, "temperature": 0})
+        return int(answer["usage"]["prompt_tokens"])
+
     def wait(self) -> None:
         """Wait for an interrupt, or for an error if the server ends by itself."""
         self.process.wait()
@@ -110,11 +178,8 @@ class Server:
                 self.ask(self.engine.ready, seconds=5)
                 return
             time.sleep(0.2)
-        raise FasttuneError(
-            f"{self.engine.name} did not answer within {START} seconds",
-            self.root,
-            "give --verbose to watch it",
-        )
+        what = f"{self.engine.name} did not answer within {START} seconds"
+        raise FasttuneError(what, self.root, "give --verbose to watch it")
 
     def _ended(self) -> FasttuneError:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -146,23 +211,31 @@ def serve(
             prompts than the run.
     """
     if engine not in ENGINES:
-        raise FasttuneError(
-            f"there is no engine '{engine}'", "--engine", did_you_mean(engine, [*ENGINES])
-        )
-    run, plugins = find_run(run) if isinstance(run, str) else run, plugins or installed_plugins()
+        hint = did_you_mean(engine, [*ENGINES])
+        raise FasttuneError(f"there is no engine '{engine}'", "--engine", hint)
     chosen = ENGINES[engine]
-    chosen.require()
-    at = Address(
-        run.name, host, _free_port(host, port), max(2048, run.config.model.max_length + 256)
-    )
+    for module in chosen.modules:
+        if importlib.util.find_spec(module) is None:
+            what = f"the engine {engine} is not installed: there is no module {module}"
+            raise FasttuneError(what, f"--engine {engine}", chosen.install)
+    run, plugins = find_run(run) if isinstance(run, str) else run, plugins or installed_plugins()
+    port = _free_port(host, port)
     folder = exported(run, chosen.form, plugins)
+    values = {
+        "name": run.name,
+        "host": host,
+        "port": port,
+        "context": max(2048, run.config.model.max_length + 256),  # tokens, with the answer's
+        "folder": folder,
+        "gguf": next(iter(sorted(folder.glob("*.gguf"))), ""),
+    }
     with tempfile.TemporaryDirectory(prefix="fasttune-serve-") as here:
         written = Path(here) / "log"
-        (Path(here) / at.name).symlink_to(folder.absolute(), target_is_directory=True)
+        (Path(here) / run.name).symlink_to(folder.absolute(), target_is_directory=True)
         shown = log.isEnabledFor(logging.DEBUG)
         with written.open("wb") as out:
             process = subprocess.Popen(
-                chosen.command(folder, at),
+                [sys.executable, "-m", *(word.format(**values) for word in chosen.command.split())],
                 cwd=here,
                 stdin=subprocess.DEVNULL,
                 stdout=None if shown else out,
@@ -170,8 +243,8 @@ def serve(
                 env=os.environ | {"HF_HUB_OFFLINE": "1"},  # the model is here
                 start_new_session=True,  # Ctrl-C is for this process to pass on
             )
-        root = f"http://{f'[{host}]' if ':' in host else host}:{at.port}"
-        server = Server(chosen, at.name, root, process, written)
+        root = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        server = Server(chosen, run.name, root, process, written)
         try:
             log.info("starting %s", engine)
             server.wait_until_ready()
@@ -187,17 +260,13 @@ def exported(run: Run, form: str, plugins: Plugins) -> Path:
         log.info("exporting as %s", form)
         there = (run.folder / "exports" / form).exists()
         done = export(run, form, force=there, plugins=plugins)
-    return _usable(done)
-
-
-def _usable(done: Exported) -> Path:
+    folder = done.folder
     if done.failures:
         raise FasttuneError(
             f"the export is not verified: {done.failures[0]}",
-            str(done.folder),
+            str(folder),
             "export it again with what is missing, or with --no-verify, and then serve it",
         )
-    folder = done.folder
     if (folder / "config.json").is_file() and not (folder / "chat_template.jinja").is_file():
         raise FasttuneError(
             "the export has no chat template, so a server could not make the run's prompts",
@@ -208,8 +277,7 @@ def _usable(done: Exported) -> Path:
 
 
 def _free_port(host: str, port: int) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as trial:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((host, port))
@@ -219,37 +287,36 @@ def _free_port(host: str, port: int) -> int:
                 f"--host {host} --port {port}",
                 "choose another port, or 0 for any that is free",
             ) from error
-        found: int = trial.getsockname()[1]
-        return found
+        return int(trial.getsockname()[1])
 
 
 def _verify(run: Run, plugins: Plugins, server: Server) -> str:
-    """Send rows of every kind that the format tells apart, and compare the prompts' ids, or their
-    number if the engine tells no more."""
+    """Send rows of every kind that the format tells apart, and compare the prompts with the run's:
+    their ids, or their number if the engine tells no more."""
     from fasttune.exports.job import RunExport
 
     engine = server.engine
     job = RunExport(run, run.template(plugins), run.folder, {})
     chat, tokenizer = job.chat_format(), job.tokenizer()
-    compared, ids = 0, True
+    compared, unit = 0, "" if engine.tokenizes else " tokens"
     targets = [*job.template.targets.values()]
     for row in (each.without(targets) for each in examples(job.template)[: len(EXAMPLES)]):
         variables = chat.kwargs(row)
         if variables and not engine.variables:
             continue
-        expected = encode_prompt(job.template, row, tokenizer)
-        found = engine.prompt(server.ask, server.model, chat.messages(row), variables)
-        ids = isinstance(found, list)
-        if found != (expected if ids else len(expected)):
+        ids = encode_prompt(job.template, row, tokenizer)
+        expected = ids if engine.tokenizes else len(ids)
+        received = server.prompt_ids(chat.messages(row), variables)
+        if received != expected:
             raise FasttuneError(
                 f"{engine.name} makes other prompts than the run",
-                f"{row['instruction']!r}: {found}, the run has {expected if ids else len(expected)}"
-                f"{'' if ids else ' tokens'}",
+                f"{row['instruction']!r}: {received}, the run has {expected}{unit}",
                 "another release of it may do; the export itself was verified",
             )
         compared += 1
-    what = "the run's ids" if ids else "as many tokens as the run's; the ids it does not tell"
-    return f"{compared} prompts have {what}"
+    if engine.tokenizes:
+        return f"{compared} prompts have the run's ids"
+    return f"{compared} prompts have as many tokens as the run's; the ids it does not tell"
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -1,8 +1,5 @@
-"""`transformers serve` for one model, as a process of its own: python -m ... NAME HOST PORT.
-
-What its chat template refuses gets status 400 and the template's reason; transformers alone would
-say "internal server error".
-"""
+"""`transformers serve` for one model. What its chat template refuses gets status 400 and a reason,
+where transformers alone says "internal server error"."""
 
 from __future__ import annotations
 
