@@ -6,16 +6,14 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fasttune import processes
-from fasttune.config import RunConfig, steps
+from fasttune.config import RunConfig
 from fasttune.data.load import load_divided
 from fasttune.data.rows import Rows
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
-from fasttune.models.tokenizer import load_tokenizer, resolve_model
+from fasttune.models.tokenizer import resolve_model
 from fasttune.models.unsloth import hide_broken_torchvision
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
@@ -27,12 +25,11 @@ class Job:
     """What a run will do, before a model is loaded: settings, template, and checked rows.
 
     Attributes:
-        template: with the run's own system text.
-        facts: what a run keeps of the template.
+        template: with the run's own system text; `facts` is what a run keeps of it.
         model: the name or folder that will be loaded.
         source: where the rows came from, for messages.
         skipped: number of bad rows left out.
-        notes: what a reader of held-out figures has to know.
+        notes: what a reader of held-out figures must know.
     """
 
     config: RunConfig
@@ -54,12 +51,7 @@ class Job:
 
 
 def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> Job:
-    """Find the template, read and check the rows, and divide them; see `load_divided`. No model is
-    loaded.
-
-    Raises:
-        FasttuneError: the template, the model's name or the data cannot be used.
-    """
+    """Find the template, and read, check and divide the rows. No model is loaded."""
     config, plugins = config or RunConfig(), plugins or installed_plugins()
     template, facts = plugins.template(config.template), plugins.facts(config.template)
     template = template.with_system(config.system)
@@ -86,51 +78,8 @@ def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> 
     )
 
 
-@dataclass(frozen=True)
-class DryRun:
-    """What a job would train on.
-
-    Attributes:
-        lengths: tokens of each row to train on.
-        first_row: section, train, ids and text of each span of the first row.
-        processes: number of processes, each of which takes the steps.
-    """
-
-    job: Job
-    lengths: Sequence[int]
-    steps: int
-    first_row: list[dict[str, Any]]
-    processes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return {
-            "config": self.job.config.as_dict(),
-            "model": self.job.model,
-            "train_rows": len(self.lengths),
-            "eval_rows": len(self.job.eval),
-            "steps": self.steps,
-            "first_row": self.first_row,
-        }
-
-
-def dry_run(job: Job) -> DryRun:
-    """Encode the rows of a job and count its steps, without loading the model."""
-    from fasttune.encoding.cache import encode_rows
-
-    tokenizer = load_tokenizer(job.model, job.template.end)
-    encoded = encode_rows(job.template, job.train, tokenizer, job.config, "training")
-    spans = []
-    for span in encoded[0].spans:
-        ids = encoded[0].input_ids[span.start : span.end]
-        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        spans.append({"section": span.name, "train": span.train, "ids": ids, "text": text})
-    count = processes.count()
-    return DryRun(job, encoded.lengths, steps(len(encoded), job.config, count), spans, count)
-
-
 def check_packages(config: RunConfig) -> None:
-    """Refuse a tracker or an optimizer that is not installed, or not known."""
+    """Refuse a tracker or an optimizer that is unknown or not installed."""
     for name in config.train.report_to:
         if importlib.util.find_spec(name) is None:
             raise FasttuneError(
@@ -155,11 +104,11 @@ OPTIMIZER_PACKAGES = {
     "schedule_free": "schedulefree",
     "stable_adamw": "optimi",
 }
-"""The start of an optimiser's name -> the module it is in, where fasttune does not bring it."""
+"""The start of an optimizer's name -> the module it needs, which fasttune does not install."""
 
 
 def check_optimizer(name: str) -> None:
-    """Refuse an optimizer that transformers does not know, or whose package is not installed."""
+    """Refuse an optimizer that is unknown or not installed."""
     if name != "auto":
         hide_broken_torchvision()
         from transformers.training_args import OptimizerNames
@@ -181,6 +130,5 @@ def require_group_columns(names: Sequence[str], rows: Sequence[Row], where: str)
     """Refuse a column that the held-out rows shall be split by and that none of them has."""
     for name in names:
         if not any(row.get(name) for row in rows):
-            columns = list(dict.fromkeys(column for row in rows for column in row))
-            hint = did_you_mean(name, columns)
+            hint = did_you_mean(name, list({column: None for row in rows for column in row}))
             raise FasttuneError(f"no held-out row has a column '{name}'", where, hint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,10 +12,10 @@ from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json, say
 from fasttune.cli.options import expand, flag, option
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
-from fasttune.processes import first
+from fasttune.processes import count, first
 
 if TYPE_CHECKING:
-    from fasttune.job import DryRun, Job
+    from fasttune.job import Job
     from fasttune.runs import Run
 
 
@@ -66,39 +66,55 @@ def run(
 
 def _dry_run(job: Job, as_json: bool) -> None:
     from fasttune import machine
-    from fasttune.job import dry_run
+    from fasttune.config import steps
+    from fasttune.encoding.cache import encode_rows
+    from fasttune.models.tokenizer import load_tokenizer
     from fasttune.planning.forecast import foresee
 
-    rehearsed = dry_run(job)
-    plan = foresee(job.config, job.model, rehearsed.lengths, machine.this_device())
+    tokenizer = load_tokenizer(job.model, job.template.end)
+    encoded = encode_rows(job.template, job.train, tokenizer, job.config, "training")
+    spans = []
+    for span in encoded[0].spans:
+        ids = encoded[0].input_ids[span.start : span.end]
+        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        spans.append({"section": span.name, "train": span.train, "ids": ids, "text": text})
+    facts = {
+        "config": job.config.as_dict(),
+        "model": job.model,
+        "train_rows": len(encoded),
+        "eval_rows": len(job.eval),
+        "steps": steps(len(encoded), job.config, count()),
+        "first_row": spans,
+    }
+    plan = foresee(job.config, job.model, encoded.lengths, machine.this_device())
     if as_json:
-        print_json({**rehearsed.as_dict(), "plan": plan and plan.as_dict()})
+        print_json({**facts, "plan": plan and plan.as_dict()})
     else:
-        _show(rehearsed)
+        _show(job, facts)
     if plan is not None:
         plan.require_fit()
 
 
-def _show(dry: DryRun) -> None:
+def _show(job: Job, facts: dict[str, Any]) -> None:
     from rich.markup import escape
 
     from fasttune.config import dump_config
 
-    out, job = console(), dry.job
+    out, spans = console(), facts["first_row"]
     out.print(f"[bold]settings[/bold]\n{escape(dump_config(job.config))}", end="")
-    tokens = sum(len(span["ids"]) for span in dry.first_row)
+    tokens = sum(len(span["ids"]) for span in spans)
     out.print(f"\n[bold]first row[/bold], {tokens} tokens ([green]+[/green] learned)")
-    for span in dry.first_row:
+    for span in spans:
         mark, style = ("+", "green") if span["train"] else (" ", "dim")
         text = json.dumps(span["text"], ensure_ascii=False)
         out.print(f"{mark} {span['section']:<12} {text}", style=style, markup=False)
         out.print(f"  {'':<12} {span['ids']}", style="dim", markup=False)
     train = job.config.train
     out.print(
-        f"\n{len(dry.lengths)} rows to train on, {len(job.eval)} held out, "
-        f"{job.skipped} skipped; {dry.steps} steps of "
+        f"\n{facts['train_rows']} rows to train on, {len(job.eval)} held out, "
+        f"{job.skipped} skipped; {facts['steps']} steps of "
         f"{train.batch_size} x {train.gradient_accumulation} rows"
-        + (f" in each of {dry.processes} processes" if dry.processes > 1 else "")
+        + (f" in each of {count()} processes" if count() > 1 else "")
     )
     out.print(f"model: {job.model}", markup=False)
 
