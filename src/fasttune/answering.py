@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asking:
-    """How to answer each row.
-
-    Attributes:
-        samples: answers per row.
-        vote: keep one of the samples, with the response that most of them give.
-    """
+    """How to answer each row: with several samples, or with the response that most of them give."""
 
     sampling: Sampling
     samples: int = 1
@@ -50,15 +45,15 @@ class Asking:
         rows: Sequence[Mapping[str, str]],
         report: Callable[[int], None] = lambda done: None,
     ) -> Iterator[list[Answer]]:
-        """Yield the answers to each row, in order.
-
-        Args:
-            report: called with the number of answered rows after every batch.
-        """
-        for answers in generator.sampled(
-            rows, self.samples, self.sampling, self.batch_size, report
-        ):
-            yield [vote(answers)] if self.vote else answers
+        """Yield the answers to each row, in order; `report` gets the number of answered rows after
+        every batch."""
+        repeated = [row for row in rows for _ in range(self.samples)]
+        answers = generator.answers(
+            repeated, self.sampling, self.batch_size, lambda done: report(done // self.samples)
+        )
+        for _ in rows:
+            samples = list(islice(answers, self.samples))
+            yield [vote(samples)] if self.vote else samples
 
 
 def answer_file(
@@ -73,18 +68,13 @@ def answer_file(
     force: bool = False,
     report: Callable[[int, int], None] = lambda done, rows: None,
 ) -> Comparison | None:
-    """Answer every row of a file.
+    """Answer every row of a file, and return every metric of the answers with `score`.
 
     Args:
-        show: called with each row and its answer, unless `output` is given.
+        show: called with each row and its answer, unless they go to the JSON Lines of `output`.
         columns: our column -> theirs.
-        output: write the answers here as JSON Lines.
-        score: compute every metric; the rows have reference answers.
         force: replace `output`.
-        report: called with the answered rows and all rows, if the answers go to `output`.
-
-    Returns:
-        The metrics, with `score`.
+        report: called with the answered rows and all rows, if there is an `output`.
     """
     if score and asking.samples > 1 and not asking.vote:
         raise FasttuneError(
@@ -99,12 +89,21 @@ def answer_file(
     generator = source.load()
     progress = (lambda done: report(done, len(rows))) if output else (lambda done: None)
     scored: list[Answer] = []
-    with _writing(output, show) as write:
+
+    def lines() -> Iterator[dict[str, Any]]:
         for row, answers in zip(rows, asking.answers(generator, rows, progress), strict=True):
             if score:
-                scored += answers
+                scored.extend(answers)
             plain = [as_dict(answer) for answer in answers]
-            write({**readable(row), **({"answers": plain} if plain[1:] else {"answer": plain[0]})})
+            yield {**readable(row), **({"answers": plain} if plain[1:] else {"answer": plain[0]})}
+
+    if output is None:
+        for line in lines():
+            show(line)
+    else:
+        with atomic_path(output) as path, path.open("w", encoding="utf-8") as target:
+            for line in lines():
+                print(json.dumps(line, ensure_ascii=False), file=target)
     if not score:
         return None
     from fasttune.comparison.result import Arm, measure_arms
@@ -113,15 +112,3 @@ def answer_file(
     label, metrics = source.template.name, [metric for metric, _ in source.plugins.metrics.values()]
     scored = with_likelihoods(generator, scored, asking.batch_size)
     return measure_arms({}, [Arm(label, label, None, scored)], metrics, [])
-
-
-@contextmanager
-def _writing(
-    output: Path | None, show: Callable[[dict[str, Any]], None]
-) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give the function that takes each line. The file is there once all lines are."""
-    if output is None:
-        yield show
-        return
-    with atomic_path(output) as path, path.open("w", encoding="utf-8") as target:
-        yield lambda line: print(json.dumps(line, ensure_ascii=False), file=target)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fasttune.formats.row import Row
@@ -16,31 +17,24 @@ COMMANDS = "commands: /input TEXT, /reset, /base, /quit"
 ONE_TURN = "every question is a fresh prompt"
 
 
+@dataclass
 class Conversation:
-    """A conversation with a model.
+    """A conversation with a model. If its format holds one turn, each question is a fresh prompt.
 
-    If the template holds one turn, every question is a fresh prompt.
-
-    Args:
+    Attributes:
         show: called with each piece of an answer.
+        input: the context of the next question.
+        earlier: the turns before it.
+        last: the last question, with the turns before it.
     """
 
-    def __init__(
-        self,
-        generator: Generator,
-        template: Template,
-        sampling: Sampling,
-        show: Callable[[str], None],
-    ) -> None:
-        self.generator, self.template, self.sampling = generator, template, sampling
-        self.show = show
-        self.reset()
-
-    def reset(self) -> None:
-        """Start a new conversation."""
-        self.input = ""
-        self.earlier: list[dict[str, str]] = []
-        self.last: Row | None = None
+    generator: Generator
+    template: Template
+    sampling: Sampling
+    show: Callable[[str], None]
+    input: str = ""
+    earlier: Sequence[dict[str, str]] = ()
+    last: Row | None = None
 
     def take(self, line: str) -> str:
         """Carry out a command, or answer a question; return what to print afterwards."""
@@ -48,10 +42,14 @@ class Conversation:
         if command == "/input":
             self.input = rest.strip()
         elif command == "/reset":
-            self.reset()
+            self.input, self.earlier, self.last = "", (), None
             return "" if self.template.conversations else f"{ONE_TURN}: the format holds one turn"
         elif command == "/base":
-            return self._ask_untuned()
+            if self.last is None:
+                return "ask something first: /base repeats the last question to the untuned model"
+            with self.generator.untuned():
+                answer = self.generator.stream(self.last, self.sampling, self.show)
+            return f"\n[untuned, {answer.stop}, {answer.tokens} tokens]"
         elif command.startswith("/"):
             return COMMANDS
         elif command:
@@ -71,13 +69,5 @@ class Conversation:
         if tags_in(self.template, turn):
             what = "the answer contains a tag of the format: the conversation goes on without it"
             return f"{ended}\n[{what}]"
-        self.earlier.append(turn)
+        self.earlier = [*self.earlier, turn]
         return ended
-
-    def _ask_untuned(self) -> str:
-        """Have the untuned model answer the last question; the conversation does not keep it."""
-        if self.last is None:
-            return "ask something first: /base repeats the last question to the untuned model"
-        with self.generator.untuned():
-            answer = self.generator.stream(self.last, self.sampling, self.show)
-        return f"\n[untuned, {answer.stop}, {answer.tokens} tokens]"

@@ -31,7 +31,7 @@ def propose(
         gpu: see `plan`.
 
     Returns:
-        the settings, and lines that explain them to people.
+        the settings, and lines that explain them.
     """
     assert config.data.train is not None, "there are rows"
     records = islice(reader(config.data.train, "train"), LOOKAHEAD)

@@ -24,12 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What will answer: a run, or a base model under a template. Nothing is loaded yet.
+    """A run or a base model, before it is loaded.
 
     Attributes:
         template: with the system text that was asked for, or the run's own.
-        adapter: None for a base model.
-        run: None for a base model.
+        adapter: None for a base model, as `run`.
     """
 
     model: ModelConfig
@@ -39,18 +38,14 @@ class Source:
     run: Run | None = None
 
     def load(self) -> Generator:
-        """Load the model."""
         import_unsloth_on_gpu()  # before transformers and PEFT
         from fasttune.generation.generator import Generator
 
         return Generator.load(self.model, self.template, self.adapter)
 
     def read(self, file: str | Path, columns: Mapping[str, str], labelled: bool = False) -> Rows:
-        """Read the rows of a file to answer. They need only what a prompt is made of.
-
-        Args:
-            labelled: they need the reference response, too.
-        """
+        """Read the rows of a file to answer. They need only what a prompt is made of and, if they
+        are `labelled`, the reference response."""
         _, response = self.template.response
         unneeded = {*self.template.targets.values()} - ({response} if labelled else set())
         needed = [column for column in self.template.required if column not in unneeded]
@@ -60,7 +55,7 @@ class Source:
         return loaded.rows
 
 
-def find(
+def find_source(
     name: str | Run,
     template: str | None = None,
     system: str | None = None,
@@ -105,9 +100,5 @@ def load(
     plugins: Plugins | None = None,
     force: bool = False,
 ) -> Generator:
-    """A model that answers in a format: a run's, or a base model's under a template; see `find`.
-
-    Raises:
-        FasttuneError: as `find`, or the model cannot be loaded.
-    """
-    return find(name, template, system, plugins, force).load()
+    """A model that answers in a format; arguments and errors are those of `find_source`."""
+    return find_source(name, template, system, plugins, force).load()

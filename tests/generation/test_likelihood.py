@@ -19,9 +19,9 @@ from fasttune.config import ModelConfig
 from fasttune.encoding.encode import encode, response_tokens
 from fasttune.formats.row import Row
 from fasttune.generation import likelihood
+from fasttune.generation.decoding import LoopStop
 from fasttune.generation.generator import Generator, Sampling
-from fasttune.generation.likelihood import evaluate, with_likelihoods
-from fasttune.generation.loops import LoopStop
+from fasttune.generation.likelihood import answer_and_measure, with_likelihoods
 from fasttune.models.head import decoder
 from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.metric import Answer
@@ -159,7 +159,9 @@ def test_without_reasoning_both_likelihoods_are_the_same(generator):
 def test_evaluating_keeps_the_order_of_the_rows(generator):
     rows = [*ROWS, ROWS[0].with_turn({"instruction": "Add 4 and 5, " * 9}), ROWS[1]]
     done = []
-    answers = evaluate(generator, rows, max_new_tokens=6, batch_size=2, report=done.append)
+    answers = answer_and_measure(
+        generator, rows, max_new_tokens=6, batch_size=2, report=done.append
+    )
     assert [answer.row for answer in answers] == rows and done == [2, 4, 5]
     alone = list(generator.answers(rows, Sampling(max_new_tokens=6), batch_size=1))
     assert [a.text for a in answers] == [a.text for a in alone]
@@ -183,17 +185,17 @@ def test_a_phrase_is_a_loop_once_it_stands_there_three_times():
     phrase = list(range(1, 21))
     stop = LoopStop(1, 1, eos=0)
     said = feed(stop, [[99, *phrase * 4]])
-    assert stop.found == {0: 1 + 3 * 20}
+    assert stop.loops == {0: 1 + 3 * 20}
     assert said.index([True]) == 3 * 20  # the token that completes the third copy
 
 
 def test_a_short_ruler_is_no_loop():
     stop = LoopStop(1, 1, eos=0)
     feed(stop, [[7] * LoopStop.SHORTEST])
-    assert stop.found == {}
+    assert stop.loops == {}
     stop = LoopStop(1, 1, eos=0)
     feed(stop, [[7] * (LoopStop.SHORTEST + 1)])
-    assert stop.found == {0: LoopStop.SHORTEST + 1}
+    assert stop.loops == {0: LoopStop.SHORTEST + 1}
 
 
 def test_padding_after_eos_is_no_loop():
@@ -201,13 +203,13 @@ def test_padding_after_eos_is_no_loop():
     for pad in (0, 5):
         stop = LoopStop(2, 1, eos=0)
         feed(stop, [[1, 2, 0, *[pad] * 60], [*range(1, 64)]])
-        assert stop.found == {}
+        assert stop.loops == {}
 
 
 def test_the_prompt_does_not_count():
     stop = LoopStop(1, 30, eos=0)
     feed(stop, [[8] * 10], prompt=[8] * 30)
-    assert stop.found == {}
+    assert stop.loops == {}
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.plugins.metric import as_dict
 from fasttune.sampling import Sampling
-from fasttune.source import find
+from fasttune.source import find_source
 
 if TYPE_CHECKING:
     from fasttune.plugins.metric import Answer
@@ -55,7 +55,7 @@ def generate(
     `fasttune answer` answers the rows of a file.
     """
     asking = Asking(sampling, samples, vote)
-    source = find(run, template, system, plugins(context), force)
+    source = find_source(run, template, system, plugins(context), force)
     row = Row.of({"instruction": instruction, "input": input_})
     require_prompt(row, source.template)
     generator = source.load()
@@ -101,7 +101,7 @@ def answer(
 
     asking = Asking(sampling, samples, vote, batch_size)
     metrics = answer_file(
-        find(run, template, system, plugins(context), force),
+        find_source(run, template, system, plugins(context), force),
         file,
         asking,
         lambda line: print(json_text(line)),
@@ -157,7 +157,7 @@ def chat(
     /input TEXT sets the context of the next question, /reset starts a new conversation, /base
     repeats the last question to the untuned model, and /quit or Ctrl-D ends.
     """
-    source = find(run, template, system, plugins(context), force)
+    source = find_source(run, template, system, plugins(context), force)
     prompt = "> " if sys.stdin.isatty() else ""
     if prompt:  # before the model loads: the terminal keeps what is typed meanwhile
         remembers = "the conversation goes on until /reset"

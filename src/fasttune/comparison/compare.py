@@ -33,7 +33,7 @@ from fasttune.models.unsloth import import_unsloth
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
-from fasttune.source import find
+from fasttune.source import find_source
 
 if TYPE_CHECKING:
     from fasttune.comparison.result import Comparison
@@ -114,7 +114,7 @@ def evaluate(
     What the folder holds already is not computed again.
 
     Args:
-        name: a run, or a base model; see `find`.
+        name: a run, or a base model; see `find_source`.
         data: a file, a folder or a Hub name; by default the rows that the run holds out.
         columns: our column -> theirs.
         measuring: how the rows are answered.
@@ -123,10 +123,10 @@ def evaluate(
         force: use the loaded template if it differs from the run's.
 
     Raises:
-        FasttuneError: as `find`, or there are no rows, or the file cannot be read or holds a row
+        FasttuneError: as `find_source`, or there are no rows, or the file cannot be read or holds a row
             that cannot be used.
     """
-    source = find(name, template, system, plugins or installed_plugins(), force)
+    source = find_source(name, template, system, plugins or installed_plugins(), force)
     run, chosen = source.run, source.template
     rows: Rows
     if data is not None:

@@ -28,7 +28,7 @@ from fasttune.config import ModelConfig, RunConfig, in_full
 from fasttune.errors import FasttuneError
 from fasttune.files import write_json, write_text
 from fasttune.generation.generator import Generator
-from fasttune.generation.likelihood import evaluate
+from fasttune.generation.likelihood import answer_and_measure
 from fasttune.job import require_group_columns
 from fasttune.logs import muted
 from fasttune.plugins.metric import Answer, as_dict
@@ -163,7 +163,7 @@ class _Work:
             except (OSError, ValueError, LookupError, TypeError):
                 log.warning("warning: %s is damaged; its rows are answered again", file)
         log.info("[%d/%d] answering %d held-out rows: %s", self.begun, self.total, len(rows), name)
-        answers = evaluate(
+        answers = answer_and_measure(
             Generator.load(model, template, run.adapter if run else None),
             rows,
             measuring.max_new_tokens,

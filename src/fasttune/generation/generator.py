@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,15 @@ WINDOW = 8
 """Batches whose rows are sorted by length together."""
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Generator:
-    """A model, its tokenizer and a template: rows in, answers out.
+    """A model, its tokenizer and a template: rows in, answers out. `choices` say whether it runs
+    under autocast."""
 
-    Args:
-        choices: what the device decides; here, whether the model runs under autocast.
-    """
-
-    def __init__(self, model: Any, tokenizer: Any, template: Template, choices: Choices) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.template = template
-        self.choices = choices
+    model: Any
+    tokenizer: Any
+    template: Template
+    choices: Choices
 
     def __repr__(self) -> str:
         name = Path(self.model.config._name_or_path or "model").name
@@ -81,7 +79,7 @@ class Generator:
         return self.template.prompt(require_prompt(row, self.template))
 
     def _prompt_ids(self, row: Row) -> list[int]:
-        """The ids generation starts from; refuses what training would refuse."""
+        """The ids generation starts from. What training would refuse is refused."""
         asked = require_prompt(row, self.template, self.tokenizer.eos_token)
         return encode_prompt(self.template, asked, self.tokenizer)
 
@@ -92,14 +90,11 @@ class Generator:
         batch_size: int,
         report: Callable[[int], None] = lambda done: None,
     ) -> Iterator[Answer]:
-        """Answers in the order of the rows.
+        """Answers in the order of the rows; `report` gets their number after every batch.
 
         Rows of like length are batched, the longest first, within windows of WINDOW batches: a long
         file gives its first answers after one window. Greedy tokens are those of one row at a
         time, up to rounding; sampled ones depend on the seed and on the batch a row is in.
-
-        Args:
-            report: called with the number of answered rows after every batch.
         """
         asked = [Row.of(row) for row in rows]
         prompts = [self._prompt_ids(row) for row in asked]
@@ -114,20 +109,6 @@ class Generator:
                 report(window[0] + len(completions))
             for at in window:
                 yield self.read(asked[at], *completions[at])
-
-    def sampled(
-        self,
-        rows: Sequence[Mapping[str, str]],
-        samples: int,
-        sampling: Sampling,
-        batch_size: int,
-        report: Callable[[int], None] = lambda done: None,
-    ) -> Iterator[list[Answer]]:
-        """Several answers to each row, in the order of the rows; see `answers`."""
-        repeated = [row for row in rows for _ in range(samples)]
-        answers = self.answers(repeated, sampling, batch_size, lambda done: report(done // samples))
-        for _ in rows:
-            yield list(islice(answers, samples))
 
     @contextmanager
     def untuned(self) -> Iterator[None]:
@@ -144,8 +125,8 @@ class Generator:
         torch.manual_seed(sampling.seed)
         asked = Row.of(row)
         prompt = self._prompt_ids(asked)
-        most = getattr(self.model.config, "max_position_embeddings", None)
-        if most is not None and len(prompt) >= most:
+        most = getattr(self.model.config, "max_position_embeddings", None) or math.inf
+        if len(prompt) >= most:
             raise FasttuneError(
                 f"the prompt has {len(prompt)} tokens, and the model reads {most}",
                 str(self.model.config._name_or_path),
@@ -184,24 +165,20 @@ class _Streamer(BaseStreamer):
 
     def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
         self._tokenizer, self._show = tokenizer, show
-        self._eos = eos_id(tokenizer)
-        self._ids: list[int] = []
+        self._ids: list[int] | None = None
         self._shown = 0
-        self._prompt_seen = False
 
     def put(self, value: torch.Tensor) -> None:
-        if not self._prompt_seen:  # the first call brings the prompt
-            self._prompt_seen = True
+        if self._ids is None:  # the first call brings the prompt
+            self._ids = []
             return
-        self._ids += [token for token in value.reshape(-1).tolist() if token != self._eos]
-        text = _decode(self._tokenizer, self._ids)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._emit(text)
+        eos = eos_id(self._tokenizer)
+        self._ids += [token for token in value.reshape(-1).tolist() if token != eos]
+        if not _decode(self._tokenizer, self._ids).endswith("\N{REPLACEMENT CHARACTER}"):
+            self.end()
 
     def end(self) -> None:
-        self._emit(_decode(self._tokenizer, self._ids))
-
-    def _emit(self, text: str) -> None:
+        text = _decode(self._tokenizer, self._ids or [])
         if len(text) > self._shown:
             self._show(text[self._shown :])
             self._shown = len(text)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from fasttune.encoding.batches import pad, section_names, worth_sharing
 from fasttune.encoding.encode import Encoded, batches, encode_many, response_tokens
@@ -20,18 +20,15 @@ from fasttune.models.head import causal_lm, decoder, token_losses
 from fasttune.plugins.metric import Answer, Likelihood
 
 
-def evaluate(
+def answer_and_measure(
     generator: Generator,
     rows: Sequence[Mapping[str, str]],
     max_new_tokens: int,
     batch_size: int,
     report: Callable[[int], None] = lambda done: None,
 ) -> list[Answer]:
-    """Answer rows greedily, and compute the likelihood of their references.
-
-    Args:
-        report: called with the number of answered rows after every batch.
-    """
+    """Answer rows greedily, and compute the likelihood of their references; `report` gets the
+    number of answered rows after every batch."""
     sampling = Sampling(max_new_tokens=max_new_tokens)
     answers = list(generator.answers(rows, sampling, batch_size, report))
     return with_likelihoods(generator, answers, batch_size)
@@ -41,9 +38,9 @@ def with_likelihoods(
     generator: Generator, answers: Sequence[Answer], batch_size: int
 ) -> list[Answer]:
     """Add the likelihoods of their rows' references to answers."""
-    template = generator.template
-    _, response = template.response
-    before = {section: column for section, column in template.targets.items() if column != response}
+    _, response = generator.template.response
+    targets = generator.template.targets.items()
+    before = {section: column for section, column in targets if column != response}
     rows = [answer.row for answer in answers]
     own = [
         answer.row.with_turn({column: answer.sections.get(s, "") for s, column in before.items()})
@@ -51,26 +48,21 @@ def with_likelihoods(
     ]
     after_reference = _costs(generator, rows, batch_size)
     after_own = _costs(generator, own, batch_size) if before else after_reference
-    whole = [all(row.get(column, "").strip() for column in before.values()) for row in rows]
-    return [
-        replace(
-            answer,
-            likelihood=Likelihood(
-                bits=after_own[at][0],
-                bits_reference=after_reference[at][0] if whole[at] else None,
-                bytes=len(answer.row[response].encode()),
-                eos=after_reference[at][1] if whole[at] else None,
-            ),
-        )
-        for at, answer in enumerate(answers)
-    ]
+    measured = []
+    for answer, (bits, _), (reference, eos) in zip(
+        answers, after_own, after_reference, strict=True
+    ):
+        size = len(answer.row[response].encode())
+        likelihood = Likelihood(bits, reference, size, eos)
+        if not all(answer.row.get(column, "").strip() for column in before.values()):
+            likelihood = Likelihood(bits, None, size, None)
+        measured.append(replace(answer, likelihood=likelihood))
+    return measured
 
 
 def _costs(generator: Generator, rows: Sequence[Row], batch_size: int) -> list[tuple[float, float]]:
-    """For each row the bits of the response's text, and the probability of EOS after it.
-
-    Rows of like length are batched, and what all rows begin with goes through the model once.
-    """
+    """For each row the bits of the response's text, and the probability of EOS after it. Rows of
+    like length are batched, and what all rows begin with goes through the model once."""
     template, tokenizer = generator.template, generator.tokenizer
     encoded = list(encode_many(template, rows, tokenizer))
     beginning = _beginning(generator, encoded)
@@ -83,23 +75,6 @@ def _costs(generator: Generator, rows: Sequence[Row], batch_size: int) -> list[t
             bits = sum(own[place] for place in places) / math.log(2)
             costs[at] = bits, math.exp(-own[len(encoded[at]) - 1])
     return [costs[at] for at in range(len(rows))]
-
-
-class _ReadOnly(DynamicLayer):
-    """A layer's keys and values of a shared beginning, [1, heads, tokens, width]. Those of a batch
-    are appended to the result and not kept."""
-
-    def __init__(self, filled: DynamicLayer) -> None:
-        super().__init__()
-        self.lazy_initialization(filled.keys, filled.values)
-        self.keys, self.values = filled.keys, filled.values
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = len(key_states)
-        keys, values = (kept.expand(rows, -1, -1, -1) for kept in (self.keys, self.values))
-        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
 
 
 @torch.inference_mode()
@@ -117,7 +92,6 @@ def _beginning(generator: Generator, rows: Sequence[Encoded]) -> DynamicCache | 
             past_key_values=cache,
             use_cache=True,
         )
-    cache.layers = [_ReadOnly(layer) for layer in cache.layers]
     return cache
 
 
@@ -134,8 +108,10 @@ def _losses(
     ids = batch["input_ids"][:, begun:].to(device)
     reading: dict[str, Any] = {"use_cache": False}
     if beginning is not None:
+        cache = deepcopy(beginning)
+        cache.batch_repeat_interleave(len(rows))
         positions = torch.arange(begun, mask.shape[1], device=device).expand_as(ids)
-        reading = {"past_key_values": beginning, "position_ids": positions, "use_cache": True}
+        reading = {"past_key_values": cache, "position_ids": positions, "use_cache": True}
     with generator.choices.autocasting(device.type):
         hidden = decoder(model)(input_ids=ids, attention_mask=mask, **reading).last_hidden_state
     own = places - begun * (places // mask.shape[1] + 1)  # without the tokens of the beginning
