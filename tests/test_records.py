@@ -14,7 +14,8 @@ from fasttune.errors import FasttuneError
 from fasttune.files import SEAL, check_seal
 from fasttune.models.whole import require_whole
 from fasttune.records import Manifest, read_json, read_manifest, read_metrics
-from fasttune.runs import HELD_OUT, Run
+from fasttune.runs import Run
+from fasttune.runs.folder import HELD_OUT
 
 OLD = (Path(__file__).parent / "old_run" / "manifest.json").read_bytes()
 STATUSES = ("running", "interrupted", "failed", "nothing learned", "done")

@@ -58,7 +58,7 @@ def test_a_new_run_is_whole_from_the_beginning(tmp_path):
     run = create_run(config, "models/a model, mine", FACTS)
     assert valid_name(run.name) and run.name.startswith("reasoning-a-model-mine-")
     assert (run.manifest["status"], run.manifest["format"]) == ("running", 2)
-    assert run.config == run.config_file == config
+    assert run.config == load_config(run.folder / "config.yaml") == config
     assert run.metrics() == [] and last_checkpoint(run) is None
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.name]
     assert run.folder.stat().st_mode & 0o777 == Path(tmp_path / "runs").stat().st_mode & 0o777
@@ -72,7 +72,7 @@ def test_a_run_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
         written.append(target)
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr("fasttune.runs.folder.write_json", full)
+    monkeypatch.setattr("fasttune.runs.index.write_json", full)
     with pytest.raises(FasttuneError, match="cannot make the run folder"):
         create_run(config, "model", FACTS)
     assert written and not list((tmp_path / "runs").iterdir())
@@ -571,16 +571,6 @@ def test_damaged_held_out_rows_are_one_error(kind, run):
         str(run.folder / "heldout.jsonl"),
         "restore the file",
     ]
-
-
-def test_what_was_answered_before_is_taken_only_where_it_is_whole(run):
-    file = run.folder / "before.json"
-    assert run.answers_before(1) is None
-    file.write_text('[["a", "eos", 3]]')
-    assert run.answers_before(1) == [["a", "eos", 3]] and run.answers_before(2) is None
-    for broken in ("[", "{}", '[["a", "eos"]]', '[["a", "eos", "3"]]'):
-        file.write_text(broken)
-        assert run.answers_before(1) is None
 
 
 def test_paths_are_kept_in_full_and_shown_from_where_one_stands(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ loss.png         the losses
 samples.json     answers on held-out rows before and after training; samples.md shows them to people
 answers.png      how many of them are exact, by the columns in samples.by
 training.jsonl   the rows that it trains on
-heldout.jsonl    the held-out rows; a run that holds none out has no such file
+heldout.jsonl    the held-out rows, if there are any
 adapter/         the adapter, its tokenizer and template.json (the format)
 checkpoints/     what a resumed run starts from
 """
@@ -16,9 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -35,18 +32,16 @@ from fasttune.config import (
     RunConfig,
     build_config,
     dump_config,
-    load_config,
 )
 from fasttune.data.rows import Rows, StoredRows
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError
-from fasttune.files import check_seal, open_to_all, sync, write_json, write_text
+from fasttune.files import check_seal, write_json, write_text
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template, format_differences, from_declaration
 from fasttune.notebook import picture
 from fasttune.plugins.registry import Plugins
-from fasttune.records import FORMAT, Manifest, TemplateFacts, read_json, read_manifest, read_metrics
-from fasttune.runs.known import remember
+from fasttune.records import FORMAT, Manifest, TemplateFacts, read_manifest, read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +49,7 @@ HELD_OUT, TRAINING = "heldout.jsonl", "training.jsonl"
 ENTRIES = frozenset(
     (
         *("config.yaml", "manifest.json", "metrics.jsonl", "loss.png", "samples.json"),
-        *("samples.md", "answers.png", TRAINING, HELD_OUT, "before.json", "adapter", "checkpoints"),
+        *("samples.md", "answers.png", TRAINING, HELD_OUT, "adapter", "checkpoints"),
         *("exports", "tensorboard", ".lock"),
     )
 )
@@ -94,34 +89,19 @@ class Run:
 
     @property
     def manifest(self) -> Manifest:
-        """What manifest.json holds.
-
-        Raises:
-            FasttuneError: it is missing or damaged, or of a later fasttune.
-        """
         return read_manifest(self.folder / "manifest.json")
 
     @property
     def config(self) -> RunConfig:
-        """The settings the run was trained with, whatever became of config.yaml since.
-
-        Raises:
-            FasttuneError: they are damaged.
-        """
+        """The settings the run was trained with, whatever became of config.yaml since."""
         return build_config(self.manifest["config"], str(self.folder / "manifest.json"))
-
-    @property
-    def config_file(self) -> RunConfig:
-        """What config.yaml says now."""
-        return load_config(self.folder / "config.yaml")
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Merge values into the manifest."""
         write_json(self.folder / "manifest.json", {**self.manifest, **values})
 
     def stop(self, status: Literal["interrupted", "failed", "nothing learned"]) -> None:
-        """Note that training ended before its end; on a full disk within the room on it that the
-        manifest has already."""
+        """Note that training ended early: on a full disk, in the space that the manifest has."""
         try:
             self.update({"status": status})
         except OSError:
@@ -130,12 +110,7 @@ class Run:
                 file.truncate(file.write(text.encode()))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged, in order of steps. A last line that was cut off, as by a kill, does not
-        count.
-
-        Raises:
-            FasttuneError: another line is damaged.
-        """
+        """What was logged, in order of steps, without an incomplete last line."""
         return read_metrics(self.folder / "metrics.jsonl")[0]
 
     def log(self, values: Mapping[str, Any]) -> None:
@@ -148,25 +123,15 @@ class Run:
         write_text(self.folder / "config.yaml", dump_config(config))
         begun = {"format": FORMAT, "status": "running", "config": config.as_dict()}
         self.update({**facts, **begun, "data": self.manifest["data"]})
-        remember(self.folder)
 
     def training_rows(self) -> Rows:
-        """The rows that the run trains on.
-
-        Raises:
-            FasttuneError: the file is missing or damaged.
-        """
-        return self._kept(TRAINING, self.manifest["data"]["train_sha256"])
+        return self._stored("training", TRAINING, self.manifest["data"]["train_sha256"])
 
     def held_out(self) -> Rows:
-        """The rows that the run holds out; none if there are none.
+        return self._stored("held-out", HELD_OUT, self.manifest["data"]["heldout_sha256"])
 
-        Raises:
-            FasttuneError: the file is missing or damaged.
-        """
-        return self._kept(HELD_OUT, self.manifest["data"]["heldout_sha256"])
-
-    def _kept(self, name: str, digest: str) -> Rows:
+    def _stored(self, what: str, name: str, digest: str) -> Rows:
+        """Rows of the run; a missing or damaged file is an error."""
         file, rows = self.folder / name, StoredRows()
         if digest == data_hash([]):
             return rows
@@ -178,26 +143,14 @@ class Run:
         except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
             damaged = True
         if damaged:
-            what = "held-out" if name == HELD_OUT else "training"
             raise FasttuneError(
                 f"the run's {what} rows are missing or damaged", str(file), "restore the file"
             )
         return rows
 
-    def answers_before(self, rows: int) -> list[tuple[str, str, int]] | None:
-        """Text, reason of the stop and tokens of the answers given before training; None where they
-        are not there, or not whole."""
-        try:
-            saved: list[tuple[str, str, int]] = read_json(
-                self.folder / "before.json", list[tuple[str, str, int]]
-            )
-        except FasttuneError:
-            return None
-        return saved if len(saved) == rows else None
-
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training this run, or refuse if one does."""
+        """Keep other processes from training this run; refuse if one does."""
         lock = filelock.FileLock(self.folder / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -218,22 +171,37 @@ class Run:
         self, plugins: Plugins, force: bool = False
     ) -> tuple[Template, TemplateFacts]:
         """The run's format as it was declared, without the run's own system text. It needs no
-        plugin, unless its text is computed. If a loaded plugin declares something else under the
-        same name, the difference is logged.
+        plugin, unless its text is computed.
 
         Args:
-            force: use the plugin's in that case.
+            force: use the format of a loaded plugin if it differs.
 
         Raises:
             FasttuneError: the text is computed, and the plugin is not loaded or, without `force`,
                 has changed.
         """
         facts = self.manifest["template"]
-        name, declared = facts["name"], facts["declaration"]
+        name, path, package = facts["name"], facts["path"], facts["distribution"]
         loaded = plugins.templates.get(name, (None, None))[0]
-        if declared is None:
-            return self._computed(plugins, loaded, force)
-        own = from_declaration(declared)
+        if facts["declaration"] is None:
+            if loaded is None:
+                raise FasttuneError(
+                    f"the format '{name}' of run '{self.name}' computes its text, so it needs its "
+                    "plugin",
+                    f"it was in {path}",
+                    f"pip install {package}=={facts['version']}"
+                    if package
+                    else f"add --plugin {path}, or wherever the file is now",
+                )
+            if loaded.identity != facts["identity"] and not force:
+                raise FasttuneError(
+                    f"the code of template '{name}' has changed since '{self.name}' was trained",
+                    f"trained with {facts['identity']} ({path})\nnow loaded   {loaded.identity} "
+                    f"({plugins.templates[name][1].path})",
+                    "restore the plugin, or use --force to continue with it as it is",
+                )
+            return loaded, plugins.facts(name)
+        own = from_declaration(facts["declaration"])
         if loaded is None or loaded.identity == own.identity:
             return own, facts
         which = "the loaded one (--force)" if force else "the run's (--force uses the loaded one)"
@@ -243,36 +211,12 @@ class Run:
         )  # fmt: skip
         return (loaded, plugins.facts(name)) if force else (own, facts)
 
-    def _computed(
-        self, plugins: Plugins, loaded: Template | None, force: bool
-    ) -> tuple[Template, TemplateFacts]:
-        facts = self.manifest["template"]
-        name, path = facts["name"], facts["path"]
-        if loaded is None:
-            package = f"{facts['distribution']}=={facts['version']}"
-            raise FasttuneError(
-                f"the format '{name}' of run '{self.name}' computes its text, so it needs its "
-                "plugin",
-                f"it was in {path}",
-                f"pip install {package}"
-                if facts["distribution"]
-                else f"add --plugin {path}, or wherever the file is now",
-            )
-        if loaded.identity != facts["identity"] and not force:
-            raise FasttuneError(
-                f"the code of template '{name}' has changed since '{self.name}' was trained",
-                f"trained with {facts['identity']} ({path})\nnow loaded   {loaded.identity} "
-                f"({plugins.templates[name][1].path})",
-                "restore the plugin, or use --force to continue with it as it is",
-            )
-        return loaded, plugins.facts(name)
-
     def template(self, plugins: Plugins, force: bool = False) -> Template:
         """The run's format with the run's own system text; see `kept_template`."""
         return self.kept_template(plugins, force)[0].with_system(self.manifest["system"])
 
     def check_adapter(self) -> None:
-        """Refuse a run that has no adapter yet, or whose adapter is not what training wrote."""
+        """Refuse a run whose adapter is missing or is not what training wrote."""
         if not (self.adapter / "adapter_config.json").is_file():
             raise FasttuneError(
                 f"run '{self.name}' has no adapter; its status is {self.manifest['status']}",
@@ -283,7 +227,7 @@ class Run:
             self.adapter,
             "the adapter",
             f"restore it; or delete {self.adapter}, and `fasttune run --resume {self.folder}` "
-            "makes it anew from the last checkpoint",
+            "creates it again from the last checkpoint",
             self.manifest.get("adapter_sha256"),
         )
 
@@ -305,73 +249,9 @@ class Run:
         }
 
     @property
-    def side_by_side(self) -> int:
-        """How many packs of a step its training computes at the same time."""
-        return int(self.manifest.get("choices", {}).get("side_by_side", 1))
-
-    @property
     def model_config(self) -> ModelConfig:
         """The model settings with "auto" replaced by what the run really used."""
         return replace(self.config.model, **self.used)
-
-
-def create_run(
-    config: RunConfig,
-    model: str,
-    facts: Mapping[str, Any],
-    held_out: Rows | None = None,
-    train: Rows | None = None,
-) -> Run:
-    """A new run folder named after template, model and time, with its settings, its manifest and
-    its rows: all of it is there at once, or nothing.
-
-    Args:
-        facts: the manifest's, but for format, config, status and start.
-    """
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    named = re.sub(r"[^\w.-]+", "-", f"{facts['template']['name']}-{Path(model).name}")[:80]
-    parent = Path(config.output)
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{named}.", suffix=".tmp", dir=parent))
-        try:
-            write_text(aside / "config.yaml", dump_config(config))
-            begun = {"format": FORMAT, "status": "running", "started": now()}
-            write_json(aside / "manifest.json", {**begun, "config": config.as_dict(), **facts})
-            for name, rows in ((TRAINING, train), (HELD_OUT, held_out)):
-                if rows:
-                    _write_rows(aside / name, rows)
-            open_to_all(aside)
-            sync(aside)
-            for attempt in range(1, 1000):
-                folder = parent / (f"{named}-{stamp}" + (f"-{attempt}" if attempt > 1 else ""))
-                try:
-                    aside.rename(folder)
-                except OSError:
-                    if not folder.exists():
-                        raise
-                    continue  # another process was quicker
-                sync(parent)
-                remember(folder)
-                return Run(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise FasttuneError(
-            "cannot make the run folder",
-            f"{parent}: {error.strerror or error}",
-            "choose another with --output",
-        ) from error
-    raise FasttuneError("cannot find a free name for the run", str(parent), "clear the folder")
-
-
-def _write_rows(file: Path, rows: Rows) -> None:
-    """Keep rows, so that nothing needs their source again."""
-    with file.open("w", encoding="utf-8") as lines:
-        for at, row in enumerate(rows):
-            kept = [rows.number(at), row.language, row.as_json()]
-            lines.write(json.dumps(kept, ensure_ascii=False) + "\n")
-    sync(file)
 
 
 def now() -> str:

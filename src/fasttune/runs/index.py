@@ -1,29 +1,89 @@
-"""Finding, listing, comparing and removing runs."""
+"""Creating, finding, listing, comparing and removing runs."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fasttune.config import PRECISIONS, flatten
+from fasttune.config import RunConfig, dump_config, flatten
+from fasttune.data.rows import Rows
 from fasttune.errors import FasttuneError, did_you_mean, reason
-from fasttune.runs.folder import ENTRIES, Run
-from fasttune.runs.known import known_runs
+from fasttune.files import locked, open_to_all, state_dir, sync, write_json, write_text
+from fasttune.records import FORMAT, read_json
+from fasttune.runs.folder import ENTRIES, HELD_OUT, TRAINING, Run, now
 
 log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
+KNOWN = 1000
+"""Number of this user's recent runs to remember, in runs.json in the state folder."""
+
+
+def create_run(
+    config: RunConfig,
+    model: str,
+    facts: Mapping[str, Any],
+    held_out: Rows | None = None,
+    train: Rows | None = None,
+) -> Run:
+    """Create a run folder, named after template, model and time: all of it at once, or nothing.
+
+    Args:
+        facts: of the manifest, without format, config, status and start.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    named = re.sub(r"[^\w.-]+", "-", f"{facts['template']['name']}-{Path(model).name}")[:80]
+    parent = Path(config.output)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{named}.", suffix=".tmp", dir=parent))
+        try:
+            write_text(aside / "config.yaml", dump_config(config))
+            begun = {"format": FORMAT, "status": "running", "started": now()}
+            write_json(aside / "manifest.json", {**begun, "config": config.as_dict(), **facts})
+            for name, rows in ((TRAINING, train), (HELD_OUT, held_out)):
+                if rows:
+                    with (aside / name).open("w", encoding="utf-8") as file:
+                        for at, row in enumerate(rows):
+                            kept = [rows.number(at), row.language, row.as_json()]
+                            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+                    sync(aside / name)
+            open_to_all(aside)
+            sync(aside)
+            folder, attempt = parent / f"{named}-{stamp}", 1
+            while True:
+                try:
+                    aside.rename(folder)
+                    break
+                except OSError:
+                    if not folder.exists():
+                        raise
+                attempt += 1  # another process was quicker
+                folder = parent / f"{named}-{stamp}-{attempt}"
+            sync(parent)
+            _remember(folder)
+            return Run(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise FasttuneError(
+            "cannot make the run folder",
+            f"{parent}: {error.strerror or error}",
+            "choose another with --output",
+        ) from error
 
 
 def find_run(name: str = "last", parent: str | Path | None = None) -> Run:
-    """A run by its folder, by its name below `parent`, or "last" for the newest.
-
-    Args:
-        parent: by default runs/; "last" is then the newest run wherever this user wrote it.
+    """A run by its folder, by its name below `parent`, or "last" for the newest: without `parent`,
+    the newest run of this user, wherever it is.
 
     Raises:
         FasttuneError: there is no such run.
@@ -51,9 +111,28 @@ def find_run(name: str = "last", parent: str | Path | None = None) -> Run:
 def _with_known(runs: Sequence[Run]) -> list[Run]:
     """The runs, and those of this user that are elsewhere; oldest first."""
     here = {run.folder.resolve() for run in runs}
-    elsewhere = [path for path in known_runs() if path not in here]
-    others = [Run(folder) for folder in elsewhere if (folder / "manifest.json").is_file()]
+    elsewhere = [Run(folder) for folder in known_runs() if folder not in here]
+    others = [run for run in elsewhere if (run.folder / "manifest.json").is_file()]
     return sorted([*runs, *others], key=_started)
+
+
+def known_runs() -> list[Path]:
+    """The folders of this user's runs, newest last. Some may be gone."""
+    try:
+        return [Path(line) for line in read_json(state_dir() / "runs.json", list[str])]
+    except FasttuneError:
+        return []
+
+
+def _remember(folder: Path) -> None:
+    """Note where a run is, as the newest."""
+    file = state_dir() / "runs.json"
+    try:
+        with locked(file):
+            others = [path for path in known_runs() if path != folder.resolve()]
+            write_json(file, [*map(str, others), str(folder.resolve())][-KNOWN:])
+    except OSError as error:
+        log.warning("warning: cannot note this run in %s: %s", file, reason(error))
 
 
 def is_run(name: str) -> bool:
@@ -90,11 +169,9 @@ def compare_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     for run in runs:
         manifest = run.manifest
         settings = {k: v for k, v in flatten(run.config.as_dict()).items() if k != "output"}
+        settings |= {f"model.{name}": value for name, value in run.used.items()}
         versions = {f"version of {name}": n for name, n in manifest["versions"].items()}
         resolved = {
-            "model.name": manifest["model"],
-            "model.quantization": manifest["quantization"],
-            "model.precision": PRECISIONS[manifest["dtype"]],
             "format": manifest["template"]["identity"][:12],
             "rows": manifest["data"]["train_sha256"][:12],
             "held-out rows": manifest["data"]["heldout_sha256"][:12],
@@ -105,7 +182,7 @@ def compare_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return key -> a value from each of several settings, for the keys in which they differ."""
+    """Key -> its value in each of several settings, for the keys in which they differ."""
     keys = dict.fromkeys(key for each in settings for key in each)
     values = {key: [each.get(key) for each in settings] for key in keys}
     return {key: each for key, each in values.items() if any(v != each[0] for v in each)}
@@ -126,19 +203,12 @@ def remove_runs(runs: Sequence[Run]) -> None:
         aside = run.folder.with_name(f".{run.name}.old")
         try:
             run.folder.rename(aside)
-        except OSError as error:
-            raise FasttuneError(
-                f"cannot remove run '{run.name}'",
-                f"{run.folder}: {reason(error)}",
-                "nothing of it is gone; check who may write there",
-            ) from error
-        try:
             shutil.rmtree(aside)
         except OSError as error:
+            left = aside if aside.exists() else run.folder
+            hint = "check who may write there, then remove the folder by hand"
             raise FasttuneError(
-                f"run '{run.name}' is removed, but some of its files are left",
-                f"{aside}: {reason(error)}",
-                f"remove {aside} by hand",
+                f"cannot remove run '{run.name}'", f"{left}: {reason(error)}", hint
             ) from error
 
 

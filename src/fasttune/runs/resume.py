@@ -9,7 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
-from fasttune.config import RunConfig, flatten
+from fasttune.config import RunConfig, flatten, load_config
 from fasttune.errors import FasttuneError
 from fasttune.files import SEAL, check_seal, write_text
 from fasttune.records import TrainerState, read_json, read_metrics
@@ -29,12 +29,8 @@ CHECKPOINT_FILES = (
 
 
 def require_resumable(run: Run, force: bool = False) -> RunConfig:
-    """Return the settings to continue with. A run is refused if it is done, if its config.yaml was
-    edited, or if all its checkpoints are damaged.
-
-    Args:
-        force: continue with the settings as they are now.
-    """
+    """Return the settings to continue with. A run is refused if it is done, if all its checkpoints
+    are damaged or, without `force`, if its config.yaml was edited."""
     if run.manifest["status"] == "done" and run.adapter.is_dir():
         raise FasttuneError(
             f"run '{run.name}' is done", str(run.folder), "start a new run with more train.epochs"
@@ -42,7 +38,7 @@ def require_resumable(run: Run, force: bool = False) -> RunConfig:
     _newest_whole(run)
     began = run.config
     try:
-        config = run.config_file
+        config = load_config(run.folder / "config.yaml")
     except FasttuneError as error:
         if force:
             return began
@@ -62,8 +58,8 @@ def require_resumable(run: Run, force: bool = False) -> RunConfig:
 
 
 def last_checkpoint(run: Run) -> Path | None:
-    """Return the newest complete checkpoint, or None if there is none at all. A warning names newer
-    ones that are damaged; if all are, it is an error."""
+    """Return the newest complete checkpoint, or None if there is none at all, with a warning for
+    each newer one that is damaged. It is an error if all are."""
     folder, problems = _newest_whole(run)
     if folder is not None:
         for problem in problems:
@@ -80,7 +76,7 @@ def _newest_whole(run: Run) -> tuple[Path | None, list[FasttuneError]]:
         if not os.path.lexists(folder / SEAL):
             continue  # it was being written when the run ended
         try:
-            check_checkpoint(folder)
+            check_checkpoint(folder, "restore it, or delete it: --resume uses the one before")
         except FasttuneError as error:
             problems.append(error)
         else:
@@ -100,21 +96,19 @@ def _checkpoints(run: Run) -> list[Path]:
     return sorted(folders, key=step_of, reverse=True)
 
 
-def check_checkpoint(folder: Path) -> None:
+def check_checkpoint(folder: Path, hint: str) -> None:
     """Refuse a checkpoint that is incomplete, or from which a run would continue differently."""
-    hint = "restore it, or delete it: --resume uses the one before"
-    what = f"{folder.name} is damaged"
-    if not check_seal(folder, folder.name, hint):
-        raise FasttuneError(f"{what}: {SEAL} is missing", str(folder), hint)
+    missing = [] if check_seal(folder, folder.name, hint) else [SEAL]
     for pattern in CHECKPOINT_FILES:
         if not any(path.is_file() for path in folder.glob(pattern)):
-            name = pattern.replace("*", "")
-            raise FasttuneError(f"{what}: {name} is missing", str(folder), hint)
-    state: TrainerState = read_json(folder / "trainer_state.json", TrainerState)
-    if state["global_step"] != step_of(folder):
-        raise FasttuneError(
-            f"{what}: trainer_state.json is of step {state['global_step']}", str(folder), hint
-        )
+            missing.append(pattern.replace("*", ""))
+    damage = f"{missing[0]} is missing" if missing else ""
+    if not missing:
+        state: TrainerState = read_json(folder / "trainer_state.json", TrainerState)
+        if state["global_step"] != step_of(folder):
+            damage = f"trainer_state.json is of step {state['global_step']}"
+    if damage:
+        raise FasttuneError(f"{folder.name} is damaged: {damage}", str(folder), hint)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -124,8 +118,8 @@ def step_of(checkpoint: Path) -> int:
 
 
 def rewind(run: Run, step: int) -> None:
-    """Drop what the run holds of later steps, which it will take again, and the temporary files of
-    a killed process."""
+    """Drop later steps, which the run will take again, and the temporary files of a killed
+    process."""
     metrics = run.folder / "metrics.jsonl"
     lines, incomplete = read_metrics(metrics)
     if incomplete:
