@@ -16,8 +16,7 @@ def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -
 
     Args:
         plugins: for a run; a job has its own.
-        force: continue although config.yaml was edited, and with the loaded template if it differs
-            from the run's.
+        force: resume with an edited config.yaml, and with the loaded template if it differs.
 
     Returns:
         the run; `run.manifest["status"]` is "done", or "interrupted" after a Ctrl-C or SIGTERM.
@@ -37,8 +36,7 @@ def train(job: Job | Run, plugins: Plugins | None = None, force: bool = False) -
 
 
 def _interrupted(run: Run, plugins: Plugins, force: bool) -> Job:
-    """The job that a run began with, from what the run keeps: neither its plugin nor the source of
-    its rows is needed."""
+    """The job that a run began with, from what the run keeps."""
     config, manifest = require_resumable(run, force), run.manifest
     check_packages(config)
     template, facts = run.kept_template(plugins, force)

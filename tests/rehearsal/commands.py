@@ -41,14 +41,14 @@ def note_models(load):
 
 
 def note_trainers(train):
-    make_trainer = train.make_trainer
+    make = train.Trainer
 
     def noting(*args):
-        trainer = make_trainer(*args)
+        trainer = make(*args)
         trainers.append(trainer)
         return trainer
 
-    train.make_trainer = noting
+    train.Trainer = noting
 
 
 sitecustomize.ANSWERS["fasttune.models.load"] = note_models

@@ -11,7 +11,6 @@ from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import save_file
 
 from fasttune.config import load_config
-from fasttune.encoding.batches import section_names
 from fasttune.encoding.encode import encode
 from fasttune.generation.generator import Generator
 from fasttune.machine import this_device
@@ -20,8 +19,8 @@ from fasttune.models.choices import decide
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run
-from fasttune.training import train
 from fasttune.training.callbacks import Progress, TrainerCallback
+from fasttune.training.trainer import Trainer
 
 ROWS = [
     {"instruction": "Add 3 and 4.", "input": "", "reasoning": "3 + 4 = 7.", "output": "7"},
@@ -68,8 +67,8 @@ def take(settings, place):
     rows = [encode(template, row, tokenizer) for row in ROWS]
     noted = Noted()
     with tempfile.TemporaryDirectory() as run:
-        trainer = train.make_trainer(
-            config, Generator(model, tokenizer, template, choices), rows, [], section_names(rows),
+        trainer = Trainer(
+            config, Generator(model, tokenizer, template, choices), rows, [],
             Run(Path(run)), [Progress(), noted],
         )  # fmt: skip
         step = trainer.training_step

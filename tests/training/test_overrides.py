@@ -34,7 +34,6 @@ def test_only_public_methods_of_the_trainer_are_overridden():
     assert issubclass(Trainer, trl.SFTTrainer) and issubclass(Trainer, transformers.Trainer)
     assert overridden(Trainer) == {
         "evaluate",
-        "get_eval_dataloader",
         "get_train_dataloader",
         "log",
         "training_step",

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from fasttune.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
-from fasttune.encoding.batches import section_names
 from fasttune.encoding.encode import encode
 from fasttune.generation.generator import Generator
 from fasttune.machine import this_device
@@ -23,7 +22,8 @@ from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run
 from fasttune.training.callbacks import Progress
 from fasttune.training.side_by_side import SideBySide, changes_with_length
-from fasttune.training.train import make_trainer, train
+from fasttune.training.train import train
+from fasttune.training.trainer import Trainer
 from tests.conftest import load_model, rows, wake_adapters, write_rows
 from tests.training.test_trouble import make_job
 
@@ -40,11 +40,8 @@ def make(folder, tmp_path, **model):
     wake_adapters(model)
     template = load_plugins().template("reasoning")
     encoded = [encode(template, row, tokenizer) for row in rows(6)]
-    names = section_names(encoded)
     generator = Generator(model, tokenizer, template, choices)
-    trainer = make_trainer(
-        config, generator, encoded, encoded[:5], names, Run(tmp_path), [Progress()]
-    )
+    trainer = Trainer(config, generator, encoded, encoded[:5], Run(tmp_path), [Progress()])
     return trainer, encoded
 
 

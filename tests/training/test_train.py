@@ -20,9 +20,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl
 
 from fasttune.config import LoraConfig, ModelConfig
-from fasttune.encoding.batches import Collator, pack, section_names
+from fasttune.encoding.batches import pack, section_names
 from fasttune.encoding.encode import IGNORED, encode
 from fasttune.errors import FasttuneError
+from fasttune.generation.generator import Generator
 from fasttune.machine import threads
 from fasttune.models.head import token_losses
 from fasttune.models.load import add_lora
@@ -129,40 +130,31 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
     from peft import get_peft_model
 
     from fasttune.config import RunConfig, TrainConfig
-    from fasttune.models.fast.fast import speed_up
     from fasttune.training.callbacks import Progress
-    from fasttune.training.settings import training_arguments
     from fasttune.training.trainer import Trainer
 
     folder = request.getfixturevalue(kind)
     model_settings = ModelConfig(name=str(folder), quantization="none", precision="fp32")
     lora = LoraConfig(r=4, alpha=8, dropout=dropout)
-    choices = choices_for(model_settings, lora=lora)
+    choices = replace(choices_for(model_settings, lora=lora), side_by_side=1)
     base, tokenizer = load_model(model_settings, choices)
     model, _ = add_lora(base, lora, 1, choices)
     wake_adapters(model)
     template = load_plugins().template("reasoning")
     encoded = [encode(template, row, tokenizer) for row in rows(4)]
-    names = section_names(encoded)
-
-    fast = speed_up(model, choices)
+    longest = max(map(len, encoded))
+    config = RunConfig(
+        model=replace(model_settings, max_length=longest),
+        train=TrainConfig(batch_size=2, packing=packing),
+    )
+    generator = Generator(model, tokenizer, template, choices)
+    trainer = Trainer(config, generator, encoded, [], Run(tmp_path), [Progress()])
+    fast = trainer.fast
     assert fast.by_row and bool(fast.groups or fast.layers) == (dropout == 0)
     assert fast.norms == (5 if kind == "tiny_llama" else 0)  # Phi has LayerNorms
-    longest = max(map(len, encoded))
-    collate = Collator(2, longest, packing, True, tokenizer.pad_token_id, names)
-    batches = collate(encoded)
+    batches = trainer.collator(encoded)
     assert len(batches) == 2
     assert all(("row_layout" in b and b["row_layout"].shared > 20) == packing for b in batches)
-    config = RunConfig(model=model_settings, train=TrainConfig(batch_size=2))
-    trainer = Trainer(
-        model=model,
-        args=training_arguments(config, Run(tmp_path), False, choices),
-        train_rows=encoded,
-        processing_class=tokenizer,
-        collator=collate,
-        progress=Progress(),
-        fast=fast,
-    )
     items = sum(label != IGNORED for row in encoded for label in row.labels)
     loss = trainer.training_step(trainer.model, [0, 1, 2, 3])
     assert trainer.progress.tokens == sum(map(len, encoded))
@@ -441,7 +433,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(finished, tmp_path, m
         assert (job.config.model.quantization, job.config.model.precision) == ("nf4", "fp32")
         raise FasttuneError("seen", "", "")
 
-    monkeypatch.setattr("fasttune.training.train.load", stop)
+    monkeypatch.setattr("fasttune.training.train.Training", stop)
     assert cli("run", "--resume", moved.folder).status == 2
     assert "error: seen" in capsys.readouterr().err
     moved.update({"dtype": "float16"})  # as on a T4

@@ -212,7 +212,7 @@ def test_memory_that_runs_out_makes_smaller_batches_of_the_same_steps(
 
 def test_the_longest_rows_come_first_and_leave_nothing(job, unbroken, monkeypatch):
     """As on a GPU, whose memory can run out: at once or not at all."""
-    monkeypatch.setattr("fasttune.training.train.tensor_device", lambda: "cuda")
+    monkeypatch.setattr("fasttune.training.trainer.tensor_device", lambda: "cuda")
     taken: list[list[int]] = []
     own = Trainer._take_step
 

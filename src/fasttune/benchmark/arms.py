@@ -298,13 +298,12 @@ def train_unsloth(spec: Spec, pace: Pace, folder: Path) -> None:
 def train_fasttune(spec: Spec, pace: Pace, folder: Path) -> None:
     """Load and train the model as `fasttune run` does."""
     import_unsloth()
-    from fasttune.encoding.batches import section_names
     from fasttune.formats.parts import given, learn
     from fasttune.formats.template import Template
     from fasttune.generation.generator import Generator
     from fasttune.runs import Run
     from fasttune.training.callbacks import Progress, RunLog
-    from fasttune.training.train import make_trainer
+    from fasttune.training.trainer import Trainer
 
     config = spec.config
     choices = decide(config, this_device())
@@ -316,9 +315,7 @@ def train_fasttune(spec: Spec, pace: Pace, folder: Path) -> None:
     unused = Template(name="unused", parts=[given("prompt", "-"), learn("response", "{output}")])
     generator, run = Generator(model, tokenizer, unused, choices), Run(folder)
     callbacks = [RunLog(run), Progress(), pace.callback()]
-    trainer = make_trainer(
-        config, generator, spec.rows, [], section_names(spec.rows), run, callbacks
-    )
+    trainer = Trainer(config, generator, spec.rows, [], run, callbacks)
     trainer.args.train_sampling_strategy = "sequential"
     trainer.args.save_strategy = "no"
     trainer.train()

@@ -123,8 +123,8 @@ def evaluate(
         force: use the loaded template if it differs from the run's.
 
     Raises:
-        FasttuneError: as `find_source`, or there are no rows, or the file cannot be read or holds a row
-            that cannot be used.
+        FasttuneError: as `find_source`, or there are no rows, or the file cannot be read or holds a
+            row that cannot be used.
     """
     source = find_source(name, template, system, plugins or installed_plugins(), force)
     run, chosen = source.run, source.template

@@ -19,16 +19,12 @@ log = logging.getLogger(__name__)
 
 
 class Progress(TrainerCallback):
-    """Shows step, loss, tokens per second and time left.
-
-    Tokens are those of the rows, padding not counted; time for evaluating and saving is not
-    counted either. In a terminal this is a live line, elsewhere about twenty logged lines per run.
-    """
+    """Shows step, loss, tokens per second and time left: in a terminal as a live line, elsewhere as
+    about twenty logged lines. Padding, evaluating and saving do not count."""
 
     def __init__(self) -> None:
         self.tokens = 0
         self.seconds = 0.0
-        self._step_began = 0.0
         self._bar: Any = None
 
     @property
@@ -39,16 +35,11 @@ class Progress(TrainerCallback):
         self._first = state.global_step
         if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bar
+        from rich import progress
 
-        self._bar = Bar(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console(),
-        )
+        columns = (progress.BarColumn(), progress.MofNCompleteColumn())
+        note = progress.TextColumn("{task.fields[note]}")
+        self._bar = progress.Progress("training", *columns, note, console=console())
         self._bar.start()
         self._task = self._bar.add_task(
             "", total=state.max_steps, completed=state.global_step, note=""
@@ -74,13 +65,11 @@ class Progress(TrainerCallback):
                 f"loss {logs['loss']:.4f}  {self.tokens_per_second:.0f} tokens/s  "
                 f"{minutes}:{seconds:02d} left"
             )
+            step, last = state.global_step, state.max_steps
             if self._bar is not None:
                 self._bar.update(self._task, note=note)
-            elif (
-                state.global_step in (1, state.max_steps)
-                or state.global_step % max(1, state.max_steps // 20) == 0
-            ):
-                log.info("step %d/%d  %s", state.global_step, state.max_steps, note)
+            elif step in (1, last) or step % max(1, last // 20) == 0:
+                log.info("step %d/%d  %s", step, last, note)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.__exit__()
@@ -109,8 +98,7 @@ class RunLog(TrainerCallback):
 
 class Interrupt(TrainerCallback):
     """Turns the first Ctrl-C or SIGTERM into a checkpoint at the end of the step; a second one
-    stops at once. One of several processes takes no second one: the launcher passes on what the
-    terminal has sent already, and ends a process that takes too long."""
+    stops at once, unless there are several processes: their launcher sends a second one itself."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -141,7 +129,7 @@ class Interrupt(TrainerCallback):
 
 class SameFlags(TrainerCallback):
     """Gives all processes of a run the same control flags: a signal may reach only one of them, and
-    their clocks differ. Callbacks that set flags must come before it."""
+    their clocks differ. Callbacks that set flags come before it."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         flags = [name for name in vars(control) if name.startswith("should_")]
@@ -149,5 +137,4 @@ class SameFlags(TrainerCallback):
         for name, value in zip(flags, wanted, strict=True):
             setattr(control, name, value)
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.on_step_end(args, state, control)
+    on_epoch_end = on_step_end

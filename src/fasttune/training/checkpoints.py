@@ -8,43 +8,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 
 from fasttune import processes
 from fasttune.errors import FasttuneError
 from fasttune.files import SEAL, seal, sync
 from fasttune.models.tokenizer import cannot_load
-from fasttune.runs.resume import check_checkpoint
 from fasttune.training.trouble import require_finite
 
 
 class SealCheckpoints(TrainerCallback):
-    """Seals each checkpoint that transformers has written. Without a seal it does not count.
-
-    It must be the last callback: others ask for checkpoints.
-    """
+    """Seals each checkpoint that transformers has written. It must be the last callback: others ask
+    for checkpoints."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.best_global_step and args.load_best_model_at_end:  # the folder may have moved
-            state.best_model_checkpoint = str(_checkpoint(args, state.best_global_step))
+            state.best_model_checkpoint = str(checkpoint_of(args, state.best_global_step))
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         if not control.should_save:
             return
         require_finite(model, f"after step {state.global_step}")
         if processes.first():
-            (_checkpoint(args, state.global_step) / SEAL).unlink(missing_ok=True)
+            (checkpoint_of(args, state.global_step) / SEAL).unlink(missing_ok=True)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        if (_checkpoint(args, state.global_step) / SEAL).exists() and not control.should_evaluate:
+        if (checkpoint_of(args, state.global_step) / SEAL).exists() and not control.should_evaluate:
             control.should_save = False  # nothing has changed since the end of the step
         self.on_step_end(args, state, control, model)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         processes.wait()  # the others write their random states
         if processes.first():
-            checkpoint = _checkpoint(args, state.global_step)
+            checkpoint = checkpoint_of(args, state.global_step)
             metrics = checkpoint.parent.with_name("metrics.jsonl")
             if metrics.exists():
                 sync(metrics)  # a checkpoint must not outlive the lines of its steps
@@ -58,7 +55,6 @@ class SaveByTime(TrainerCallback):
 
     def __init__(self, minutes: float) -> None:
         self.seconds = 60 * minutes
-        self._saved = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._saved = time.monotonic()
@@ -71,28 +67,8 @@ class SaveByTime(TrainerCallback):
         self._saved = time.monotonic()
 
 
-def best_checkpoint(checkpoints: Path, state: TrainerState) -> Path | None:
-    """The checkpoint with the lowest held-out loss so far, if there is one yet.
-
-    A missing or damaged one is an error: transformers would continue without it.
-    """
-    if not state.best_global_step:
-        return None
-    best = checkpoints / f"checkpoint-{state.best_global_step}"
-    try:
-        check_checkpoint(best)
-    except FasttuneError as error:
-        raise FasttuneError(
-            f"the best checkpoint so far cannot be used: {error.message}",
-            error.where,
-            "restore it; or delete all checkpoints from this one on, and --resume takes "
-            "their steps again",
-        ) from error
-    return best
-
-
 def require_loadable(checkpoint: Path, model: Any) -> None:
-    """Load all files of a checkpoint, its adapter into the model. One that is damaged, does not fit
+    """Load a checkpoint's files, and its adapter into the model. One that is damaged, does not fit
     the model, or is a pickle of more than tensors is refused."""
     try:
         with safe_globals():
@@ -112,10 +88,8 @@ def load_adapter(checkpoint: Path, model: Any) -> None:
 
 
 def drop_incomplete(checkpoints: Path) -> None:
-    """Delete the checkpoints that a kill or a full disk left without a seal or some of their files.
-
-    transformers would count them among those to keep.
-    """
+    """Delete the checkpoints that a kill or a full disk left without a seal or some of their files:
+    transformers would count them among those to keep."""
     for checkpoint in checkpoints.glob("checkpoint-*") if processes.first() else ():
         try:
             lines = (checkpoint / SEAL).read_text(encoding="utf-8").splitlines()
@@ -126,5 +100,5 @@ def drop_incomplete(checkpoints: Path) -> None:
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def _checkpoint(args: Any, step: int) -> Path:
+def checkpoint_of(args: Any, step: int) -> Path:
     return Path(args.output_dir) / f"checkpoint-{step}"

@@ -31,8 +31,7 @@ def write_samples(
     """Write samples.json and samples.md, and return the scores before and after.
 
     Args:
-        by: columns of the rows; the share of exact answers is split by each, and drawn in
-            answers.png.
+        by: columns of the rows by which exact answers are split, and drawn in answers.png.
         kind: of the rows: "held-out", or "training" if none were held out.
     """
     scores = {"before": score(before, metrics), "after": score(after, metrics)}
@@ -40,37 +39,34 @@ def write_samples(
         {"row": readable(Row.of(old.row)), "before": as_dict(old), "after": as_dict(new)}
         for old, new in zip(before, after, strict=True)
     ]
-    exact = next((metric for metric in metrics if metric.name == EXACT), None)
-    shares = {name: _shares(before, after, exact, name) for name in by} if exact else {}
-    write_json(
-        folder / "samples.json", {"rows": kind, "scores": scores, "by": shares, "samples": pairs}
-    )
+    exact = [metric for metric in metrics if metric.name == EXACT]
+    shares = {name: _shares(before, after, exact, name) for name in by if exact}
+    sheet = {"rows": kind, "scores": scores, "by": shares, "samples": pairs}
+    write_json(folder / "samples.json", sheet)
     if shares:
         draw_shares(shares, folder / "answers.png", kind)
-    text = (
-        environment(Path(__file__).parent)
-        .get_template("samples.md.jinja")
-        .render(
-            metrics=[m for m in metrics if m.name in scores["before"] or m.name in scores["after"]],
-            **{"kind": kind, "scores": scores, "exact": EXACT, "shares": shares, "nan": math.nan},
-            answers=[*zip(before, after, strict=True)],
-        )
+    template = environment(Path(__file__).parent).get_template("samples.md.jinja")
+    text = template.render(
+        metrics=[m for m in metrics if m.name in scores["before"] or m.name in scores["after"]],
+        **{"kind": kind, "scores": scores, "exact": EXACT, "shares": shares, "nan": math.nan},
+        answers=[*zip(before, after, strict=True)],
     )
     write_text(folder / "samples.md", text)
     return scores
 
 
 def _shares(
-    before: Sequence[Answer], after: Sequence[Answer], exact: Metric, column: str
+    before: Sequence[Answer], after: Sequence[Answer], exact: Sequence[Metric], column: str
 ) -> Shares:
     """Split the exact answers by the values of a column. Rows without it are left out."""
     shares = {}
     for value in sorted({answer.row[column] for answer in before if answer.row.get(column)}):
-        parts = [
-            [each for each in when if each.row.get(column) == value] for when in (before, after)
-        ]
-        old, new = (score(part, [exact]).get(EXACT, math.nan) for part in parts)
-        shares[value] = {"rows": len(parts[0]), "before": old, "after": new}
+        old, new = (
+            [each for each in answers if each.row.get(column) == value]
+            for answers in (before, after)
+        )
+        rates = (score(part, exact).get(EXACT, math.nan) for part in (old, new))
+        shares[value] = {"rows": len(old), **dict(zip(("before", "after"), rates, strict=True))}
     return shares
 
 

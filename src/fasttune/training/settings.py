@@ -17,16 +17,8 @@ from fasttune.processes import count
 from fasttune.runs import Run
 
 
-def training_arguments(
-    config: RunConfig, run: Run, evaluate: bool, choices: Choices, processes: int = 1
-) -> SFTConfig:
-    """Return the settings of TRL's trainer.
-
-    Args:
-        evaluate: whether the run has held-out rows.
-        processes: number of processes at the start of the run. Each one adds as many rows to a
-            step.
-    """
+def training_arguments(config: RunConfig, run: Run, evaluate: bool, choices: Choices) -> SFTConfig:
+    """Return the settings of TRL's trainer; `evaluate` if the run has held-out rows."""
     chosen = config.train
     eval_every = _every(chosen.eval_steps) if evaluate else ("no", 1)
     save_every = _every(chosen.save_steps)
@@ -40,7 +32,7 @@ def training_arguments(
         num_train_epochs=chosen.epochs,
         max_steps=chosen.max_steps or -1,
         # Each process receives the rows of the whole step and picks its share.
-        per_device_train_batch_size=chosen.batch_size * chosen.gradient_accumulation * processes,
+        per_device_train_batch_size=chosen.batch_size * chosen.gradient_accumulation,
         per_device_eval_batch_size=chosen.eval_batch_size * count(),
         use_cpu=count() > 1 and tensor_device() == "cpu",  # else accelerate looks for GPUs
         gradient_accumulation_steps=1,  # the collator divides a step's rows
@@ -63,7 +55,6 @@ def training_arguments(
         # Restores the count of evaluations without progress: a resumed run stops at the same step.
         restore_callback_states_from_checkpoint=chosen.early_stopping is not None,
         metric_for_best_model="eval_loss",
-        greater_is_better=False,
         report_to=list(chosen.report_to) or "none",
         run_name=run.name,
         seed=config.seed,
@@ -76,7 +67,6 @@ def training_arguments(
         disable_tqdm=True,
         dataloader_pin_memory=False,  # the loader returns numbers, not tensors
         logging_nan_inf_filter=False,  # our trainer checks, with one GPU sync
-        dataloader_num_workers=0,
     )
 
 
@@ -85,19 +75,14 @@ BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 
 
 def check_schedule(chosen: TrainConfig, evaluate: bool) -> None:
-    """Refuse a schedule that lacks an option, has an unknown one, or needs held-out rows that the
-    run does not have, before a model is loaded."""
+    """Refuse a schedule whose options are wrong, or that needs held-out rows where none are."""
     if chosen.schedule in BY_EVALUATION and not evaluate:
         what = f"{chosen.schedule} follows the held-out loss, but no row is held out"
         hint = "set data.eval_fraction, or choose another schedule"
         raise FasttuneError(what, "train.schedule", hint)
-    if chosen.schedule in ("constant", "constant_with_warmup") and chosen.schedule_options:
-        raise FasttuneError(  # transformers ignores them
-            f"cannot create the schedule {chosen.schedule}: it takes no options",
-            f"train.schedule_options: {chosen.schedule_options}",
-            "remove the options",
-        )
     try:
+        if chosen.schedule in ("constant", "constant_with_warmup") and chosen.schedule_options:
+            raise ValueError("it takes no options")  # transformers ignores them
         _schedule(chosen, warmup=1, steps=10)
     except (TypeError, ValueError) as error:
         raise FasttuneError(
@@ -108,17 +93,12 @@ def check_schedule(chosen: TrainConfig, evaluate: bool) -> None:
 
 
 def check_warmup(chosen: TrainConfig, steps: int) -> str:
-    """Say how far the learning rate gets if all steps are warm-up; "" if they are not.
-
-    Args:
-        steps: number of steps of the run.
-
-    Raises:
-        FasttuneError: the learning rate is 0 in every step.
-    """
-    warmup = chosen.warmup_steps
+    """Say how far the learning rate gets if all steps of a run are warm-up; "" if they are not. A
+    rate of 0 in every step is refused."""
+    key, value, warmup = "train.warmup_steps", float(chosen.warmup_steps), chosen.warmup_steps
     if chosen.warmup_ratio:
-        warmup = math.ceil(steps * chosen.warmup_ratio)  # as transformers does
+        key, value = "train.warmup_ratio", chosen.warmup_ratio
+        warmup = math.ceil(steps * value)  # as transformers does
     if steps > warmup or chosen.schedule in ("constant", *BY_EVALUATION):
         return ""
     schedule = _schedule(chosen, warmup, steps)
@@ -127,8 +107,6 @@ def check_warmup(chosen: TrainConfig, steps: int) -> str:
         schedule.optimizer.step()
         schedule.step()
         rates += schedule.get_last_lr()
-    key = "train.warmup_ratio" if chosen.warmup_ratio else "train.warmup_steps"
-    value = chosen.warmup_ratio or chosen.warmup_steps
     of = f"all {steps} steps are" if steps > 1 else "the only step is"
     if not max(rates):
         what = f"nothing would be learned: {of} warm-up, with a learning rate of 0"
@@ -140,10 +118,7 @@ def check_warmup(chosen: TrainConfig, steps: int) -> str:
 def _schedule(chosen: TrainConfig, warmup: int, steps: int) -> Any:
     """The schedule as transformers makes it, on a weight that nothing trains."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=chosen.learning_rate)
-    options = dict(chosen.schedule_options)
-    return get_scheduler(
-        chosen.schedule, optimizer, warmup, steps, scheduler_specific_kwargs=options
-    )
+    return get_scheduler(chosen.schedule, optimizer, warmup, steps, dict(chosen.schedule_options))
 
 
 def _every(steps: int | None) -> tuple[str, int]:

@@ -16,14 +16,8 @@ T = TypeVar("T")
 
 
 class SideBySide:
-    """Threads of Python that divide torch's threads among them; one is the caller's own.
-
-    The caller keeps as few of torch's threads: between steps it computes little, and would wait for
-    its threads if another program runs.
-
-    Attributes:
-        threads: how many of Python's.
-    """
+    """Threads of Python that divide torch's threads among them. The caller keeps as few: between
+    steps it computes little, and would wait for its threads if another program runs."""
 
     def __init__(self, count: int) -> None:
         self.threads = count
@@ -34,13 +28,12 @@ class SideBySide:
             self._pool = ThreadPoolExecutor(count, "pack", torch.set_num_threads, (each,))
 
     def map(self, do: Callable[[Any], T], batches: Iterable[Any]) -> Iterator[T]:
-        """The results of `do` for each batch, in order. Each thread starts with torch's default
-        modes: gradients are on, and autocast is off."""
+        """The results of `do` for each batch, in order. In a thread, gradients are on and autocast
+        is off."""
         return map(do, batches) if self._pool is None else self._pool.map(do, batches)
 
 
 def changes_with_length(config: Any) -> bool:
-    """Whether a model replaces its rotary embedding for long rows: packs of several lengths would
-    overwrite each other's."""
+    """Whether a model replaces its rotary embedding for long rows, which packs share."""
     scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     return any(kind in str(scaling) for kind in ("dynamic", "longrope"))

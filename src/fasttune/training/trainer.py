@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -12,26 +13,41 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
-from transformers import EarlyStoppingCallback, TrainerControl, TrainerState
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 from trl import SFTTrainer
 
 from fasttune import processes
-from fasttune.encoding.batches import Collator, trainer_dataset
-from fasttune.encoding.encode import Encoded
-from fasttune.models.fast.fast import FastPath
-from fasttune.models.head import causal_lm, decoder, token_losses
+from fasttune.config import RunConfig
+from fasttune.encoding.batches import Collator, section_names, trainer_dataset
+from fasttune.encoding.cache import EncodedRows
+from fasttune.encoding.encode import Encoded, batches
+from fasttune.generation.generator import Generator
+from fasttune.machine import tensor_device
+from fasttune.models.fast.fast import check_packing, speed_up
+from fasttune.models.head import causal_lm, check_head, decoder, token_losses
 from fasttune.models.sections import SectionLoss
-from fasttune.models.unsloth import settle_compilation
+from fasttune.models.unsloth import import_unsloth, settle_compilation
+from fasttune.quiet import quiet
+from fasttune.runs import Run
+from fasttune.runs.resume import check_checkpoint
 from fasttune.training.callbacks import Progress, SameFlags
 from fasttune.training.checkpoints import (
     SealCheckpoints,
-    best_checkpoint,
+    checkpoint_of,
     drop_incomplete,
     load_adapter,
     require_loadable,
 )
-from fasttune.training.side_by_side import SideBySide
+from fasttune.training.settings import training_arguments
+from fasttune.training.side_by_side import SideBySide, changes_with_length
 from fasttune.training.trouble import Finite, Troubles, not_finite, out_of_memory, writing
 
 log = logging.getLogger(__name__)
@@ -47,82 +63,98 @@ for name in ("transformers.trainer", "transformers.trainer_utils"):
 class Trainer(SFTTrainer):
     """SFTTrainer on encoded rows, with losses per section and an exact evaluation.
 
-    It overrides public methods only; the rest is in the callbacks `Finite`, `SameFlags` and
-    `SealCheckpoints`. A batch of the data loader holds the places of the rows of a whole optimiser
-    step; `_take_step` shows what happens to them. Losses are means over learned tokens.
-    transformers' own evaluation takes the mean of batches, and its logits need more memory than
-    training.
+    It overrides public methods only. A batch of the data loader holds the places of the rows of an
+    optimiser step; `_take_step` shows what happens to them. Losses are means over learned tokens.
 
     Args:
-        longest: the places of rows to try before the first step, so that a run that needs too much
-            memory fails in its first minute.
-        side_by_side: how many packs are computed at the same time.
+        generator: its model, with fresh adapters, is put into training mode and onto the fast path.
+        run: where checkpoints and TensorBoard's files go; nothing is written yet.
+        callbacks: one of them is a `Progress`, which counts the tokens.
     """
 
     def __init__(
         self,
-        *args: Any,
+        config: RunConfig,
+        generator: Generator,
         train_rows: Sequence[Encoded],
-        eval_rows: Sequence[Encoded] = (),
-        collator: Collator,
-        progress: Progress,
-        fast: FastPath,
-        troubles: Troubles | None = None,
-        longest: Sequence[int] = (),
-        side_by_side: int = 1,
-        **kwargs: Any,
+        eval_rows: Sequence[Encoded],
+        run: Run,
+        callbacks: Sequence[TrainerCallback],
+        troubles: Troubles = Troubles(),
     ) -> None:
-        super().__init__(
-            *args,
-            train_dataset=trainer_dataset(train_rows),
-            eval_dataset=trainer_dataset(eval_rows) if eval_rows else None,
-            data_collator=_places,
-            **kwargs,
-        )
+        model, tokenizer, choices = generator.model, generator.tokenizer, generator.choices
+        # Where transformers' TensorBoard callback writes; otherwise it takes ./runs, among our own.
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.folder / "tensorboard")
+        # Unsloth's words for with and without autocast. It would turn it on if a GPU has bf16.
+        os.environ["UNSLOTH_MIXED_PRECISION"] = "float32" if choices.autocast else "bfloat16"
+        import_unsloth().for_training(model)
+        check_head(model)
+        fast = speed_up(model, choices)
+        if config.train.packing:
+            check_packing(model, fast, choices)
+        with quiet():
+            super().__init__(
+                model=model,
+                args=training_arguments(config, run, bool(eval_rows), choices),
+                train_dataset=trainer_dataset(train_rows),
+                eval_dataset=trainer_dataset(eval_rows) if eval_rows else None,
+                processing_class=tokenizer,
+                data_collator=lambda items: [item["place"] for item in items],
+                callbacks=list(callbacks),
+            )
+        self.remove_callback(PrinterCallback)
+        for weight in self._weights():  # TRL casts those of a quantised model to bf16
+            weight.data = weight.data.float()
         self.train_rows, self.eval_rows = train_rows, eval_rows
-        self.collator = collator
-        self.troubles = troubles or Troubles()
-        self.section_loss = SectionLoss(collator.sections)
-        self.progress = progress
-        self.fast = fast
-        self.saved_tokens = 0
-        self.finite = Finite(self.troubles, scaled=self.accelerator.scaler is not None)
-        self._decoder = decoder(self.model)
-        self._longest = longest
-        self._packs = SideBySide(side_by_side)
+        self.fast, self.troubles, self.saved_tokens = fast, troubles, 0
+        self.progress = next(each for each in callbacks if isinstance(each, Progress))
+        self.collator = Collator(
+            config.train.batch_size,
+            config.model.max_length,
+            packing=config.train.packing,
+            share=fast.by_row,
+            pad_id=tokenizer.pad_token_id,
+            sections=list(dict.fromkeys([*_sections(train_rows), *_sections(eval_rows)])),
+            side_by_side=choices.side_by_side,
+        )
+        self.section_loss = SectionLoss(self.collator.sections)
+        self.finite = Finite(troubles, scaled=self.accelerator.scaler is not None)
+        self._decoder = decoder(model)
+        self._packs = SideBySide(1 if changes_with_length(model.config) else choices.side_by_side)
+        # If a CPU's memory runs out, the system kills the process: there is nothing to try.
+        self._longest = _longest(train_rows, config) if tensor_device() != "cpu" else ()
         # transformers deletes old checkpoints before the new one has its seal.
         self.args.save_total_limit = max(2, self.args.save_total_limit or 2)
         for callback in (self.finite, SameFlags(), SealCheckpoints()):  # after all others
             self.add_callback(callback)
 
     def train_from(self, checkpoint: Path | None) -> None:
-        """Train to the end, from a checkpoint or from the first step.
-
-        If the checkpoint is that of the last step, only load it.
-        """
+        """Train to the end, from a checkpoint or from the first step. A checkpoint of the last step
+        is only loaded."""
         folder = Path(self.args.output_dir)
         if checkpoint is not None:
             require_loadable(checkpoint, self.model)
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            best = best_checkpoint(folder, state) if self.args.load_best_model_at_end else None
+            best = self.args.load_best_model_at_end and state.best_global_step
+            if best:  # transformers would continue without a missing or damaged one
+                hint = "restore it; or delete it and all later ones, and use --resume"
+                check_checkpoint(checkpoint_of(self.args, best), hint)
             if self._ended(state):
                 self.state = state
-                if best is not None:
-                    load_adapter(best, self.model)
+                if best:
+                    load_adapter(checkpoint_of(self.args, best), self.model)
                 return
             drop_incomplete(folder)
         try:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception:
-            name = f"checkpoints/checkpoint-{self.state.global_step}"
-            with writing(folder.parent, name):
+            with writing(folder.parent, f"checkpoints/checkpoint-{self.state.global_step}"):
                 raise
         finally:
             drop_incomplete(folder)
 
     def _ended(self, state: TrainerState) -> bool:
-        """Whether a run in this state takes no more steps. transformers would take another one
-        before it checks."""
+        """Whether no step is left: transformers would take one before it checks."""
         epochs, *_, steps = self.set_initial_training_values(self.args, self.get_train_dataloader())
         state.init_training_references(self, steps, epochs, None)
         if state.global_step >= steps:
@@ -136,11 +168,8 @@ class Trainer(SFTTrainer):
     def training_step(
         self, model: Any, inputs: list[int], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Compute the gradients of one optimiser step and return its mean loss.
-
-        Args:
-            inputs: the places of the step's rows.
-        """
+        """Compute the gradients of the optimiser step of the rows at these places; return its mean
+        loss."""
         settle_compilation()
         model.train()
         if self._longest:
@@ -153,8 +182,7 @@ class Trainer(SFTTrainer):
         return loss
 
     def _try_longest(self) -> None:
-        """Take a step with the longest rows and discard it: gradients, losses and random state stay
-        as they were. A smaller batch limit is kept."""
+        """Take a step with the longest rows, and discard all of it but a smaller batch limit."""
         rows = {place: self.train_rows[place] for place in self._longest}
         self._longest, saved = (), self.saved_tokens
         log.info("trying the longest %d rows first", len(rows))
@@ -168,10 +196,8 @@ class Trainer(SFTTrainer):
     def _take_step(self, rows: dict[int, Encoded]) -> torch.Tensor:
         """Compute the gradients of a step and return its mean loss.
 
-        Each process takes its share of the rows and divides it into batches. The batches pass
-        through the model, forward and backward, one after the other or side by side. If memory
-        runs out, all of them are computed again in smaller batches. Finally losses and gradients
-        are summed over the processes.
+        Each process divides its share of the rows into batches, which pass through the model, one
+        after the other or side by side. If memory runs out, all are computed again in smaller ones.
         """
         learned = max(1, sum(row.trained for row in rows.values()))  # of all processes
         share = self._share(rows)
@@ -199,8 +225,7 @@ class Trainer(SFTTrainer):
         return self._sum_over_processes(loss) if processes.count() > 1 else loss
 
     def _share(self, rows: dict[int, Encoded]) -> dict[int, Encoded]:
-        """This process's part of a step's rows. Rows are dealt out by length, so that all processes
-        take about equally long."""
+        """This process's part of a step's rows: each process gets short and long ones."""
         if processes.count() == 1:
             return rows
         by_length = sorted(rows.items(), key=lambda item: -len(item[1]))
@@ -208,33 +233,22 @@ class Trainer(SFTTrainer):
 
     def _batches(self, rows: dict[int, Encoded]) -> list[dict[str, Any]]:
         """The rows as packs or padded batches on the model's device, without waiting for a GPU."""
-        return [
-            {
-                name: value.to(self.args.device, non_blocking=True)
-                if isinstance(value, torch.Tensor)
-                else value
-                for name, value in batch.items()
-            }
-            for batch in self.collator([*rows.values()])
-        ]
+        batches = self.collator([*rows.values()])
+        return [send_to_device(batch, self.args.device, non_blocking=True) for batch in batches]
 
     def _backward(
         self, learned: int, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, SectionLoss, Sequence[torch.Tensor | None]]:
-        """The forward and backward pass of a batch of a step with so many learned tokens.
-
-        Returns:
-            the batch's part of the step's loss, its losses by section, and the gradients. A single
-            thread adds them to the weights instead; several would do so in the order they end.
-        """
+        """The forward and backward pass of a batch of a step with so many learned tokens: its part
+        of the loss, its losses by section, and gradients that are not yet added to the weights."""
         sections = SectionLoss(self.section_loss.names)
         with self.accelerator.autocast():
             loss = self._losses(batch, sections).sum() / learned
-        gradients: Sequence[torch.Tensor | None] = ()
         if self._packs.threads == 1:
             self.accelerator.backward(loss)
-        else:
-            gradients = torch.autograd.grad(loss, self._weights(), allow_unused=True)
+            return loss.detach(), sections, ()
+        # Several threads would add gradients to the weights in the order in which they end.
+        gradients = torch.autograd.grad(loss, self._weights(), allow_unused=True)
         return loss.detach(), sections, gradients
 
     def _losses(self, batch: dict[str, Any], into: SectionLoss) -> torch.Tensor:
@@ -251,34 +265,28 @@ class Trainer(SFTTrainer):
         return [weight for weight in self.model.parameters() if weight.requires_grad]
 
     def _shrink_batches(self, rows: dict[int, Encoded]) -> None:
-        """Memory ran out: discard the gradients and halve the limit for all later batches.
-
-        The caller must have left its `except` block, which keeps the failed attempt in memory. If
-        each of the rows already has a batch to itself, this is an error.
-        """
+        """Discard the gradients, and halve the limit for all later batches; it is an error if each
+        row has a batch to itself. An `except` block would keep the failed attempt in memory."""
         self.model.zero_grad(set_to_none=True)
         clear_device_cache(garbage_collection=True)
         step = self.state.global_step + self.model.training
         if not self.collator.halve([*rows.values()]):
             places = [*rows] if self.model.training else []
             raise self.troubles.no_room(step, places, max(map(len, rows.values())))
-        what = "packs, in tokens," if self.collator.packing else "batches, in rows,"
         log.warning(
-            "memory ran out at step %d: %s of at most %d from here on; "
+            "memory ran out at step %d: %s, of at most %d from here on; "
             "the rows of a step and its loss stay",
-            *(step, what, self.collator.limit),
+            step,
+            "packs, in tokens" if self.collator.packing else "batches, in rows",
+            self.collator.limit,
         )
         if self.troubles.run is not None:
             self.troubles.run.update({"batch_limit": self.collator.limit})
 
     def _sum_over_processes(self, loss: torch.Tensor) -> torch.Tensor:
-        """Sum the gradients of all processes into the weights, and return the sum of their losses.
-
-        Each process divides its loss by the learned tokens of all processes, so the sum is exactly
-        the gradient of a single process. DistributedDataParallel cannot do this: it takes the mean,
-        its hooks need its own forward pass, and a process may have several packs in a step, or
-        none. It is only used to give all processes the same initial adapters.
-        """
+        """Sum the gradients of all processes into the weights, and return the sum of their losses:
+        each process divided its loss by the learned tokens of all. DistributedDataParallel would
+        take the mean; it only gives all processes the same initial adapters."""
         weights = self._weights()
         for weight in weights:
             if weight.grad is None:
@@ -295,10 +303,12 @@ class Trainer(SFTTrainer):
         losses.counts = processes.add_up(losses.counts.to(self.args.device))
 
     def get_train_dataloader(self) -> Any:
-        return _undivided(super().get_train_dataloader())
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        return _undivided(super().get_eval_dataloader(eval_dataset))
+        """Give each process all rows of a step, of which it takes its share. accelerate would fill
+        up the last step of an epoch with rows from its beginning."""
+        loader = super().get_train_dataloader()
+        if isinstance(shard := loader.batch_sampler, BatchSamplerShard):
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+        return loader
 
     @torch.no_grad()
     def evaluate(
@@ -309,16 +319,15 @@ class Trainer(SFTTrainer):
         training = self.model.training
         self.model.eval()
         losses = SectionLoss(self.section_loss.names)
-        for places in self.get_eval_dataloader():
+        for places in batches(range(len(self.eval_rows)), self.args.per_device_eval_batch_size):
             for sections in self._measure({place: self.eval_rows[place] for place in places}):
                 losses.include(sections)
         self._sum_sections(losses)
         self.model.train(training)
         if not math.isfinite(losses.mean):
             means = ", ".join(f"{name} {mean:.4g}" for name, mean in losses.means().items())
-            step = self.state.global_step
-            what = f"the held-out loss is {losses.mean} after step {step}"
-            raise not_finite(what, means, trained=step > 0)
+            what = f"the held-out loss is {losses.mean} after step {self.state.global_step}"
+            raise not_finite(what, means, trained=self.state.global_step > 0)
         metrics = {
             f"{metric_key_prefix}_loss": losses.mean,
             **{f"{metric_key_prefix}_loss_{name}": mean for name, mean in losses.means().items()},
@@ -331,8 +340,7 @@ class Trainer(SFTTrainer):
         return metrics
 
     def _measure(self, rows: dict[int, Encoded]) -> list[SectionLoss]:
-        """The losses of each batch of this process's share, in smaller batches if memory runs
-        out."""
+        """The losses of this process's share, in smaller batches if memory runs out."""
         share = self._share(rows)
         while True:
             try:
@@ -357,17 +365,13 @@ class Trainer(SFTTrainer):
         super().log(logs, start_time)
 
 
-def _places(batch: Sequence[dict[str, int]]) -> list[int]:
-    """The places of a batch's rows, from the items of a `trainer_dataset`."""
-    return [item["place"] for item in batch]
+def _sections(rows: Sequence[Encoded]) -> list[str]:
+    return rows.sections if isinstance(rows, EncodedRows) else section_names(rows)
 
 
-def _undivided(loader: Any) -> Any:
-    """A data loader that gives each process all rows of a step, of which it takes its share.
-
-    A step then has the same rows for any number of processes. accelerate would fill up the last
-    step of an epoch with rows from its beginning.
-    """
-    if isinstance(shard := loader.batch_sampler, BatchSamplerShard):
-        shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
-    return loader
+def _longest(rows: Sequence[Encoded], config: RunConfig) -> Sequence[int]:
+    """The places of the longest rows, as many as a step has: a run that needs too much memory shall
+    fail in its first minute."""
+    lengths = rows.lengths if isinstance(rows, EncodedRows) else [len(row) for row in rows]
+    count = config.train.batch_size * config.train.gradient_accumulation
+    return sorted(range(len(lengths)), key=lambda at: -lengths[at])[:count]

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +22,27 @@ from fasttune.planning.forecast import Forecast
 from fasttune.runs import Run
 
 PATIENCE = 20
-"""Steps in a row that the scaling of an fp16 loss may skip. Each halves the scale: of the 65536
-that it begins with, so many leave a sixteenth."""
+"""Steps in a row that the scaling of an fp16 loss may skip: they take its 65536 to a sixteenth."""
 SHOWN = 3
 """Rows of a step that are shown with the beginning of their text."""
 
 
+@dataclass(frozen=True)
 class Troubles:
     """What errors and warnings of a training say about its rows and its memory.
 
-    Args:
+    Attributes:
         run: its manifest keeps the limit of the batches.
-        rows: what was encoded.
-        encoded: the rows trained on.
-        planned: None if the architecture cannot be planned for.
+        rows: what was encoded; `encoded` are those trained on.
     """
 
-    def __init__(
-        self,
-        run: Run | None = None,
-        rows: Rows | None = None,
-        encoded: EncodedRows | None = None,
-        planned: Forecast | None = None,
-    ) -> None:
-        self.run, self.rows, self.encoded, self.planned = run, rows, encoded, planned
+    run: Run | None = None
+    rows: Rows | None = None
+    encoded: EncodedRows | None = None
+    planned: Forecast | None = None
 
     def named(self, places: Sequence[int]) -> str:
-        """The numbers of the rows in the source, as `fasttune data` counts them, and how the first
-        of them begin."""
+        """Name rows by their numbers in the source, with the beginning of the first of them."""
         if self.rows is None or self.encoded is None:
             return f"rows {', '.join(str(place + 1) for place in places)} of those trained on"
         among = self.encoded.places
@@ -60,39 +54,31 @@ class Troubles:
 
     def no_room(self, step: int, places: Sequence[int], tokens: int) -> FasttuneError:
         """The error if memory runs out with one row at a time."""
-        change = self.planned.smaller() if self.planned else ()
+        hint = "lower model.max_length, set train.gradient_checkpointing=on, or take more memory"
+        if change := self.planned.smaller() if self.planned else ():
+            hint = f"this takes less: {' '.join(change)}"
         return FasttuneError(
             f"memory ran out at step {step}, with one row at a time, of up to {tokens} tokens",
             self.named(places) if places else "held-out rows",
-            f"this takes less: {' '.join(change)}"
-            if change
-            else "lower model.max_length, set train.gradient_checkpointing=on, or take more memory",
+            hint,
         )
 
 
 class Finite(TrainerCallback):
-    """Ends the training before the optimiser's step if the loss or the gradient is not finite.
+    """Ends the training before the optimiser's step if the loss or the gradient is not finite. If
+    the fp16 loss is `scaled`, only PATIENCE such gradients in a row are an error."""
 
-    Args:
-        scaled: whether a scaler skips steps whose gradient is not finite and halves the scale of
-            the fp16 loss, as it must at the beginning. This is an error only if it does not help.
-    """
-
-    def __init__(self, troubles: Troubles | None = None, scaled: bool = False) -> None:
-        self.troubles, self.scaled = troubles or Troubles(), scaled
+    def __init__(self, troubles: Troubles = Troubles(), scaled: bool = False) -> None:
+        self.troubles, self.scaled = troubles, scaled
         self._skipped = 0
 
     def note(self, loss: torch.Tensor, norm: torch.Tensor, places: Sequence[int]) -> None:
-        """Keep a step's figures until the check, without waiting for a GPU.
-
-        Args:
-            norm: of the gradient, before transformers clips it; scaled as the loss is.
-            places: of the step's rows.
-        """
+        """Keep a step's loss, the norm of its gradient before clipping, and the places of its rows
+        until the check, without waiting for a GPU."""
         self._figures, self._places = (loss, norm), places
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check the figures of the step: the only time in a step that waits for a GPU."""
+        """Check the step's figures. Nothing else in a step waits for a GPU."""
         loss, norm = torch.stack([figure.double() for figure in self._figures]).tolist()
         if problem := self.problem(loss, norm, self.scaled):
             where = self.troubles.named(self._places)
@@ -153,12 +139,8 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 @contextmanager
 def writing(folder: Path, name: str) -> Iterator[None]:
-    """Turn a library's error for a full disk into a FasttuneError.
-
-    Args:
-        folder: the run's.
-        name: what the block writes there, unless the system's error names a file.
-    """
+    """Turn a library's error for a full disk into a FasttuneError. `name` is what the block writes
+    into the run's folder, unless the system's error names a file."""
     try:
         yield
     except FasttuneError:
@@ -179,9 +161,6 @@ def writing(folder: Path, name: str) -> Iterator[None]:
 def _no_room(error: BaseException | None) -> bool:
     """Whether an exception or one of its causes says that a disk is full."""
     words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "file write failed")
-    while error is not None:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or any(each in str(error) for each in words):
-            return True
+    while error is not None and not any(each in str(error) for each in words):
         error = error.__cause__ or error.__context__
-    return False
+    return error is not None

@@ -19,6 +19,7 @@ import tests.unsloth_first  # noqa: F401
 import pytest
 import torch
 import xformers.ops
+from fasttune_plugins.chatml import CHATML
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
@@ -27,9 +28,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
 from fasttune.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
-from fasttune.encoding.batches import Collator, Layout, pack
+from fasttune.encoding.batches import Layout, pack
 from fasttune.encoding.encode import IGNORED, Encoded, Span
 from fasttune.errors import FasttuneError
+from fasttune.generation.generator import Generator
 from fasttune.machine import Device
 from fasttune.models.choices import decide
 from fasttune.models.fast import attention as attentions
@@ -39,7 +41,6 @@ from fasttune.models.load import add_lora
 from fasttune.planning.devices import GPUS
 from fasttune.runs import Run
 from fasttune.training.callbacks import Progress
-from fasttune.training.settings import training_arguments
 from fasttune.training.trainer import Trainer
 from tests.conftest import choices_for, load_model, wake_adapters
 
@@ -272,19 +273,9 @@ def trainer_for(folder, attention, tmp_path, max_length=16, checkpointing="off")
     base, tokenizer = load_model(settings, choices)
     model, _ = add_lora(base, LoraConfig(r=4), 1, choices)
     wake_adapters(model, std=0.2)
-    fast = speed_up(model, choices)
-    check_packing(model, fast, choices)
-    collate = Collator(1, max_length, True, fast.by_row, pad_id=0, sections=["response"])
-    trainer = Trainer(
-        model=model,
-        args=training_arguments(config, Run(tmp_path), False, choices),
-        train_rows=EXAMPLES,
-        processing_class=tokenizer,
-        collator=collate,
-        progress=Progress(),
-        fast=fast,
-    )
-    return trainer, collate(EXAMPLES)
+    generator = Generator(model, tokenizer, CHATML, choices)
+    trainer = Trainer(config, generator, EXAMPLES, [], Run(tmp_path), [Progress()])
+    return trainer, trainer.collator(EXAMPLES)
 
 
 def assert_a_step_of_the_rows(folder, trainer):
