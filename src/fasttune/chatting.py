@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fasttune.generation.generator import Generator
 
 COMMANDS = "commands: /input TEXT, /reset, /base, /quit"
-ONE_TURN = "every question is a fresh prompt"
+FRESH = "every question is a fresh prompt"
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Conversation:
             self.input = rest.strip()
         elif command == "/reset":
             self.input, self.earlier, self.last = "", (), None
-            return "" if self.template.conversations else f"{ONE_TURN}: the format holds one turn"
+            return "" if self.template.conversations else f"{FRESH}: the format holds one turn"
         elif command == "/base":
             if self.last is None:
                 return "ask something first: /base repeats the last question to the untuned model"

@@ -33,7 +33,7 @@ from fasttune.runs.resume import last_checkpoint
 from fasttune.start import train as resume
 from fasttune.training.train import train
 from fasttune.training.trainer import Trainer
-from fasttune.training.trouble import PATIENCE, Finite, Troubles, out_of_memory
+from fasttune.training.trouble import PATIENCE, FiniteSteps, Troubles, out_of_memory
 from tests.conftest import listening, rows, write_rows
 
 PLUGINS = load_plugins()
@@ -155,11 +155,11 @@ def test_a_held_out_loss_that_is_not_finite_ends_the_run(job, tmp_path, monkeypa
 
 
 def test_a_scaled_loss_may_skip_steps_but_not_for_ever():
-    look = Finite()
+    look = FiniteSteps()
     assert look.problem(1.0, 2.0, False) == ""
     assert look.problem(math.nan, 2.0, True) == "the loss is nan"
     assert look.problem(1.0, math.inf, False).startswith("the gradient is inf (the loss is 1)")
-    look = Finite()
+    look = FiniteSteps()
     for _ in range(PATIENCE - 1):
         assert look.problem(1.0, math.nan, True) == ""
     assert look.problem(1.0, 2.0, True) == ""

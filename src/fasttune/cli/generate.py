@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fasttune.answering import Asking, answer_file
-from fasttune.chatting import ONE_TURN, Conversation
+from fasttune.chatting import FRESH, Conversation
 from fasttune.cli import options
 from fasttune.cli.app import app, complain, console, json_text, plugins, print_json
 from fasttune.cli.compare import show_figures
@@ -162,7 +162,7 @@ def chat(
     if prompt:  # before the model loads: the terminal keeps what is typed meanwhile
         remembers = "the conversation goes on until /reset"
         print(
-            f"{remembers if source.template.conversations else ONE_TURN}; "
+            f"{remembers if source.template.conversations else FRESH}; "
             "/input TEXT adds a context, /base asks the untuned model, /quit ends"
         )
         print(prompt, end="", flush=True)

@@ -23,7 +23,7 @@ from fasttune.runs.folder import ENTRIES, HELD_OUT, TRAINING, Run, now
 log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
-KNOWN = 1000
+REMEMBERED = 1000
 """Number of this user's recent runs to remember, in runs.json in the state folder."""
 
 
@@ -130,7 +130,7 @@ def _remember(folder: Path) -> None:
     try:
         with locked(file):
             others = [path for path in known_runs() if path != folder.resolve()]
-            write_json(file, [*map(str, others), str(folder.resolve())][-KNOWN:])
+            write_json(file, [*map(str, others), str(folder.resolve())][-REMEMBERED:])
     except OSError as error:
         log.warning("warning: cannot note this run in %s: %s", file, reason(error))
 
@@ -152,7 +152,7 @@ def list_runs(parent: Path = RUNS) -> list[Run]:
         raise FasttuneError(
             "cannot look for runs", f"{parent}: {reason(error)}", "give another folder with -o"
         ) from error
-    # A hidden folder is being made or removed.
+    # A hidden folder is being created or removed.
     return sorted((run for run in runs if not run.name.startswith(".")), key=_started)
 
 

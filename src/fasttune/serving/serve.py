@@ -36,7 +36,7 @@ START = 900
 """Seconds in which a server has to have its model loaded."""
 GRACE = 10
 """Seconds in which a server ends itself before it is killed."""
-LAST_LINES = 8
+SHOWN_LINES = 8
 """Of what a server wrote before it ended, for the error."""
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
@@ -185,7 +185,7 @@ class Server:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return FasttuneError(
             f"{self.engine.name} ended by itself, with status {self.process.returncode}",
-            "\n".join(lines[-LAST_LINES:]) or "it printed nothing",
+            "\n".join(lines[-SHOWN_LINES:]) or "it printed nothing",
             "--verbose shows more",
         )
 
@@ -254,7 +254,7 @@ def serve(
 
 
 def exported(run: Run, form: str, plugins: Plugins) -> Path:
-    """Return the run's verified export of a form, made now unless one of its adapter exists."""
+    """Return the run's verified export of a form, created now unless one of its adapter exists."""
     done = standing(run, form)
     if done is None:
         log.info("exporting as %s", form)

@@ -13,7 +13,7 @@ from fasttune.formats.row import Row
 from fasttune.pages import environment
 from fasttune.plugins.metric import Answer, Metric, as_dict, score
 
-EXACT = "exact"
+SPLIT = "exact"
 """The metric that is split by columns."""
 
 Shares = dict[str, dict[str, float]]
@@ -39,7 +39,7 @@ def write_samples(
         {"row": readable(Row.of(old.row)), "before": as_dict(old), "after": as_dict(new)}
         for old, new in zip(before, after, strict=True)
     ]
-    exact = [metric for metric in metrics if metric.name == EXACT]
+    exact = [metric for metric in metrics if metric.name == SPLIT]
     shares = {name: _shares(before, after, exact, name) for name in by if exact}
     sheet = {"rows": kind, "scores": scores, "by": shares, "samples": pairs}
     write_json(folder / "samples.json", sheet)
@@ -48,7 +48,7 @@ def write_samples(
     template = environment(Path(__file__).parent).get_template("samples.md.jinja")
     text = template.render(
         metrics=[m for m in metrics if m.name in scores["before"] or m.name in scores["after"]],
-        **{"kind": kind, "scores": scores, "exact": EXACT, "shares": shares, "nan": math.nan},
+        **{"kind": kind, "scores": scores, "exact": SPLIT, "shares": shares, "nan": math.nan},
         answers=[*zip(before, after, strict=True)],
     )
     write_text(folder / "samples.md", text)
@@ -65,7 +65,7 @@ def _shares(
             [each for each in answers if each.row.get(column) == value]
             for answers in (before, after)
         )
-        rates = (score(part, exact).get(EXACT, math.nan) for part in (old, new))
+        rates = (score(part, exact).get(SPLIT, math.nan) for part in (old, new))
         shares[value] = {"rows": len(old), **dict(zip(("before", "after"), rates, strict=True))}
     return shares
 

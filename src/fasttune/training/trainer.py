@@ -48,7 +48,7 @@ from fasttune.training.checkpoints import (
 )
 from fasttune.training.settings import training_arguments
 from fasttune.training.side_by_side import SideBySide, changes_with_length
-from fasttune.training.trouble import Finite, Troubles, not_finite, out_of_memory, writing
+from fasttune.training.trouble import FiniteSteps, Troubles, not_finite, out_of_memory, writing
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Trainer(SFTTrainer):
             side_by_side=choices.side_by_side,
         )
         self.section_loss = SectionLoss(self.collator.sections)
-        self.finite = Finite(troubles, scaled=self.accelerator.scaler is not None)
+        self.finite = FiniteSteps(troubles, scaled=self.accelerator.scaler is not None)
         self._decoder = decoder(model)
         self._packs = SideBySide(1 if changes_with_length(model.config) else choices.side_by_side)
         # If a CPU's memory runs out, the system kills the process: there is nothing to try.

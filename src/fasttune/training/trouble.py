@@ -23,7 +23,7 @@ from fasttune.runs import Run
 
 PATIENCE = 20
 """Steps in a row that the scaling of an fp16 loss may skip: they take its 65536 to a sixteenth."""
-SHOWN = 3
+SHOWN_ROWS = 3
 """Rows of a step that are shown with the beginning of their text."""
 
 
@@ -48,7 +48,7 @@ class Troubles:
         among = self.encoded.places
         numbers = sorted((self.rows.number(among[place]), among[place]) for place in places)
         lines = [f"rows {', '.join(str(number) for number, _ in numbers)}"]
-        for number, place in numbers[:SHOWN]:
+        for number, place in numbers[:SHOWN_ROWS]:
             lines.append(f"row {number}: {self.rows[place].get('instruction', '')[:60]!r}")
         return "\n".join(lines)
 
@@ -64,7 +64,7 @@ class Troubles:
         )
 
 
-class Finite(TrainerCallback):
+class FiniteSteps(TrainerCallback):
     """Ends the training before the optimiser's step if the loss or the gradient is not finite. If
     the fp16 loss is `scaled`, only PATIENCE such gradients in a row are an error."""
 
