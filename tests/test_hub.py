@@ -99,7 +99,7 @@ def test_what_the_hub_cannot_know_is_not_asked_for(answer, tmp_path, monkeypatch
     (tmp_path / "folder").mkdir()
     asked = answer(refuse)
     assert hub.reach(name) == "" and asked == []
-    assert not hub.is_offline()
+    assert not hub.why_offline()
 
 
 def test_a_hub_that_answers_changes_nothing(answer):

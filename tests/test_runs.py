@@ -17,7 +17,7 @@ from fasttune.config import RunConfig, load_config
 from fasttune.data.rows import StoredRows
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError
-from fasttune.files import SEAL, seal, valid_name
+from fasttune.files import NAME, SEAL, seal
 from fasttune.formats.parts import Segment, given, learn
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
@@ -56,7 +56,7 @@ def run(tmp_path) -> Run:
 def test_a_new_run_is_whole_from_the_beginning(tmp_path):
     config = load_config(None, [("output", str(tmp_path / "runs")), ("lora.r", 4)])
     run = create_run(config, "models/a model, mine", FACTS)
-    assert valid_name(run.name) and run.name.startswith("reasoning-a-model-mine-")
+    assert NAME.fullmatch(run.name) and run.name.startswith("reasoning-a-model-mine-")
     assert (run.manifest["status"], run.manifest["format"]) == ("running", 2)
     assert run.config == load_config(run.folder / "config.yaml") == config
     assert run.metrics() == [] and last_checkpoint(run) is None

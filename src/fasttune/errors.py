@@ -12,13 +12,8 @@ EXIT_INTERRUPTED = 130
 
 
 class FasttuneError(Exception):
-    """An error that the user can fix.
-
-    Args:
-        message: what failed, in one line.
-        where: the file, row, column or key; may be several lines.
-        hint: what to do.
-    """
+    """An error that the user can fix: what failed, in one line; where (the file, row, column or
+    key, perhaps in several lines); and what to do."""
 
     exit_status = EXIT_BAD_INPUT
 

@@ -18,22 +18,12 @@ import filelock
 from fasttune.errors import FasttuneError, reason
 
 NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
-"""Letters, digits, `-`, `_` and `.`, not starting with a dot."""
-
-
-def valid_name(name: object) -> bool:
-    """Whether this can name a template, a plugin or a run, and so be part of a file's name."""
-    return isinstance(name, str) and NAME.fullmatch(name) is not None
+"""What can name a template, a plugin or a run, and so be part of a file's name."""
 
 
 def require_name(name: object, what: str, where: str) -> None:
-    """Refuse an invalid name; see `valid_name`.
-
-    Args:
-        what: what it names, as "a template".
-        where: the file or key that holds it.
-    """
-    if not valid_name(name):
+    """Refuse what is not a NAME of `what`, such as "a template"."""
+    if not (isinstance(name, str) and NAME.fullmatch(name)):
         raise FasttuneError(
             f"{name!r} is no name for {what}",
             where,
@@ -60,10 +50,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target`, which is renamed to `target` if the block succeeds.
-
-    An existing `target` stays until the new folder is complete.
-    """
+    """As `atomic_path`, for a folder. An existing `target` stays until the new one is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with _naming(target.with_name(f".{target.name}."), target):
         temporary = Path(tempfile.mkdtemp(".tmp", f".{target.name}.", target.parent))
@@ -107,11 +94,7 @@ def _naming(temporary: Path, target: Path) -> Iterator[None]:
 
 
 def require_free(target: Path, option: str, force: bool) -> None:
-    """Refuse to overwrite a file, unless `force` is set and it is a regular one.
-
-    Args:
-        option: the option with the file, as "--output".
-    """
+    """Refuse to overwrite the file of an option, unless `force` is set and it is a regular one."""
     where = f"{option} {target}"
     if not target.name:
         raise FasttuneError("this is not a file name", where, "give a file")
@@ -221,16 +204,13 @@ def cache_dir() -> Path:
     """The folder of converted models and encoded rows: FASTTUNE_CACHE, or fasttune/ in the user's
     cache folder."""
     folder = os.environ.get("FASTTUNE_CACHE")
-    return Path(folder) if folder else _of_user("XDG_CACHE_HOME", ".cache")
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fasttune"
+    return Path(folder) if folder else own
 
 
 def state_dir() -> Path:
     """The folder of what commands remember: fasttune/ in the user's state folder."""
-    return _of_user("XDG_STATE_HOME", ".local/state")
-
-
-def _of_user(variable: str, default: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / default) / "fasttune"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "fasttune"
 
 
 def open_to_all(folder: Path) -> None:

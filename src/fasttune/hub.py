@@ -12,14 +12,16 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
 SECONDS = 4.0
 """Limit of the probe. It includes looking up the host name, which has no limit of its own."""
-
 _reason = ""
 """Why the Hub cannot be reached, once a probe has failed."""
 
@@ -31,19 +33,10 @@ def endpoint() -> str:
     return str(constants.ENDPOINT)
 
 
-def is_offline() -> bool:
-    """Whether this process does not ask the Hub: HF_HUB_OFFLINE is set, or the probe failed."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
 @cache
 def problem() -> str:
-    """Probe the Hub: why it cannot be reached, in a few words, or "".
-
-    Any status below 500 is an answer: a mirror may have nothing at its root.
-    """
+    """Probe the Hub: why it cannot be reached, in a few words, or "". Any status below 500 is an
+    answer: a mirror may have nothing at its root."""
     from huggingface_hub import get_session
 
     outcomes: list[str] = []
@@ -64,13 +57,11 @@ def problem() -> str:
 
 def reach(name: str) -> str:
     """Probe the Hub before a library asks it for `name`, and go offline if it does not answer.
-
-    Returns: as `why_offline`; "" for a local path or another name that the Hub cannot have.
-    """
+    Return `why_offline`, or "" for a name that the Hub cannot have, such as a path."""
     global _reason
     if not may_know(name):
         return ""
-    if not is_offline():
+    if not why_offline():
         if not problem():
             return ""
         _reason = f"the Hub cannot be reached ({endpoint()}: {problem()})"
@@ -82,7 +73,9 @@ def reach(name: str) -> str:
 
 def why_offline() -> str:
     """Why this process does not ask the Hub; "" if it does."""
-    return (_reason or "HF_HUB_OFFLINE is set") if is_offline() else ""
+    from huggingface_hub import constants
+
+    return (_reason or "HF_HUB_OFFLINE is set") if constants.HF_HUB_OFFLINE else ""
 
 
 def go_offline() -> None:
@@ -116,22 +109,29 @@ def lacks(name: str, error: BaseException) -> bool:
     """Whether loading failed because this process is offline and the cache lacks `name`."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    cause: BaseException | None = error if is_offline() and may_know(name) else None
+    cause: BaseException | None = error if why_offline() and may_know(name) else None
     while cause and not isinstance(cause, (LocalEntryNotFoundError, ConnectionError)):
         cause = cause.__cause__ or cause.__context__
     return cause is not None
 
 
-def file(model: str, name: str) -> Path | None:
-    """A small file of a model on the Hub, or None. Offline it comes from the cache."""
+def file(model: str, name: str) -> Path:
+    """A file of a model; see `local_first`."""
     from huggingface_hub import hf_hub_download
 
-    if not may_know(model):
-        return None
-    try:
-        return Path(hf_hub_download(model, name))
-    except (OSError, ValueError):  # huggingface_hub's errors are all one of these
-        return None
+    return local_first(hf_hub_download, model, filename=name)
+
+
+def local_first(download: Callable[..., str], model: str, **wanted: Any) -> Path:
+    """Run a download of huggingface_hub: from the cache, else from the Hub.
+
+    Raises:
+        OSError, ValueError: neither has it; huggingface_hub's errors are all one of these.
+    """
+    reach(model)
+    with suppress(OSError, ValueError):
+        return Path(download(model, **wanted, local_files_only=True))
+    return Path(download(model, **wanted))
 
 
 def in_cache(model: str) -> bool:
@@ -142,8 +142,8 @@ def in_cache(model: str) -> bool:
 
 
 def name_of(model: str) -> str | None:
-    """The name of a model on the Hub, if it is known: the path of a folder in the Hub's cache holds
-    the name, and the config.json of another folder may."""
+    """The name of a model on the Hub, if the path of its folder in the Hub's cache tells it, or its
+    config.json."""
     folder = Path(model)
     if not folder.is_dir():
         return model

@@ -1,7 +1,4 @@
-"""This machine: its device, memory, versions and threads.
-
-Only this module asks torch whether there is a GPU; `models.choices` decides what follows.
-"""
+"""This machine: its device, memory, versions and threads. Only this module asks torch for a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import os
 import platform
 import re
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +59,10 @@ class Device:
     cores: int = 1
 
 
+PACKAGES = "fasttune", "unsloth", "trl", "transformers", "peft", "torch", "bitsandbytes", "datasets"
+"""Their versions affect a run."""
+
+
 def tensor_device() -> Kind:
     """torch's name of the device that this process computes on."""
     import torch
@@ -71,11 +71,8 @@ def tensor_device() -> Kind:
 
 
 def this_device() -> Device:
-    """The device that a run would use here: this process's GPU, or the CPU.
-
-    Its memory is what is free plus what this process already uses. Processes on one CPU share its
-    memory equally.
-    """
+    """The device that a run would use here, with the memory that is free or that this process uses.
+    Processes on one CPU share its memory equally."""
     if tensor_device() == "cpu":
         return Device(
             "CPU",
@@ -102,15 +99,17 @@ def this_device() -> Device:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that affect a run."""
-    installed = {"python": platform.python_version()}
-    packages = "fasttune unsloth trl transformers peft torch bitsandbytes datasets"
-    for package in packages.split():
-        try:
-            installed[package] = version(package)
-        except PackageNotFoundError:
-            installed[package] = "not installed"
-    return installed
+    """The versions of Python and of PACKAGES."""
+    installed = {package: version_of(package) or "not installed" for package in PACKAGES}
+    return {"python": platform.python_version(), **installed}
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def available_ram() -> float:
@@ -131,11 +130,8 @@ def available_ram() -> float:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies in bf16, according to /proc/cpuinfo; False without that file."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
+    """Whether the CPU multiplies in bf16, according to /proc/cpuinfo."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
     return bool(flags and {"amx_bf16", "avx512_bf16", "bf16"} & set(flags[1].split()))
 
@@ -150,31 +146,23 @@ def device_name() -> str:
 
 
 def peak_memory() -> int:
-    """Peak memory of this process in bytes, counted as `planning.cost.Memory.peak` does."""
+    """Peak memory of this process in bytes, as `planning.cost.Memory.peak` counts it."""
     if tensor_device() == "cuda":
         import torch
 
         return int(torch.cuda.max_memory_reserved() + CONTEXT)
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux: getrusage's peak includes that of the parent process
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes elsewhere
+    peak = re.search(r"^VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(), re.M)
+    if peak is not None:
+        return int(peak[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # or the parent's peak
 
 
 class Threads:
-    """Gives torch as many threads on a CPU as other programs leave cores.
+    """Gives torch as many threads on a CPU as other programs leave cores, at most `most`. A number
+    that you set, by a variable of `SETTLED` or by torch.set_num_threads, stays.
 
     Threads of a matrix product spin while they wait for each other, on cores that the slowest one
     needs: if another program uses one of two cores, two threads are several times slower than one.
-
-    If you set the number yourself, by a variable of `SETTLED` or by torch.set_num_threads, this
-    class changes nothing.
-
-    Attributes:
-        most: the number of threads at the start.
     """
 
     SETTLED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -192,8 +180,7 @@ class Threads:
         self._times = _worked()
 
     def adapt(self, *_: object) -> None:
-        """Follow the load since the last measurement. A model's hook calls this before each
-        pass."""
+        """Follow the load since the last measurement, before each pass of a model."""
         if self._off or time.monotonic() - self._times[0] < self.PAUSE:
             return
         if self._get() != self._now:
@@ -214,12 +201,9 @@ class Threads:
 
     @contextmanager
     def settled(self, count: int | None = None) -> Iterator[int]:
-        """Keep one number of threads, and yield it. bf16 products are rounded differently by
-        another number, and a resumed training must equal an unbroken one bit for bit.
-
-        Args:
-            count: at most `most`; None for what other programs leave now.
-        """
+        """Keep one number of threads, and yield it: `count`, or what other programs leave now.
+        Another number rounds bf16 products differently, and a resumed training must equal an
+        unbroken one bit for bit."""
         if count is None:
             self.adapt()
         elif not self._off:
@@ -256,6 +240,4 @@ def _worked() -> tuple[float, float, float]:
 
 def _cores() -> list[int]:
     """The cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0))

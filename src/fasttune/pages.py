@@ -1,7 +1,9 @@
-"""Text and HTML files from Jinja templates that lie beside the code."""
+"""Pages from Jinja templates that lie beside the code, and HTML for a notebook's cell."""
 
 from __future__ import annotations
 
+import base64
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def environment(folder: Path, html: bool = False, **filters: Any) -> Environment:
-    """Jinja for the templates of a folder. A name that is not given to a template is an error, and
-    a line that holds only a block tag leaves no line behind.
+    """Jinja for the templates of a folder; an undefined name is an error.
 
     Args:
         html: escape what is shown.
         filters: name -> function.
     """
-    made = Environment(
+    pages = Environment(
         loader=FileSystemLoader(folder),
         autoescape=html,
         undefined=StrictUndefined,
@@ -24,5 +25,17 @@ def environment(folder: Path, html: bool = False, **filters: Any) -> Environment
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters.update(filters)
-    return made
+    pages.filters.update(filters)
+    return pages
+
+
+def framed(page: str, height: int = 640) -> str:
+    """An HTML page in a frame, which keeps its styles and scripts apart from the notebook's."""
+    style = f"width:100%;height:{height}px;border:1px solid #8884"
+    return f'<iframe srcdoc="{escape(page)}" style="{style}"></iframe>'
+
+
+def picture(png: Path, words: str) -> str:
+    """A PNG file, embedded so that the notebook shows it on other machines too."""
+    data = base64.b64encode(png.read_bytes()).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(words)}" style="max-width:100%">'

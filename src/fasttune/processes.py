@@ -1,7 +1,7 @@
 """Several processes of one run, one per GPU, as torchrun and `accelerate launch` start them.
 
-The launcher's environment holds their number and ranks. They connect when training starts, and
-communicate through torch.distributed. With a single process, all of this does nothing.
+The launcher's environment holds their number and ranks. With one process, nothing here does
+anything.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ TIMEOUT = timedelta(hours=2)
 """Timeout of waiting for other processes: the first one answers the sample rows alone."""
 
 connected = False
-"""Whether this process is connected to the others."""
 _connections = itertools.count()
 _group: object = None
 """The last process group, kept so that accelerate's wrapper of the model does not free it. The
@@ -37,7 +36,7 @@ class Gone(FasttuneError):
 
 
 def count() -> int:
-    """The number of processes on all machines."""
+    """The number of processes, on all machines."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
@@ -63,11 +62,7 @@ def speaks(error: FasttuneError | None = None) -> bool:
 
 
 def require_one(what: str) -> None:
-    """Refuse to run in several processes, each of which would do everything.
-
-    Args:
-        what: needs one process, as "a benchmark".
-    """
+    """Refuse several processes for `what`, as "a benchmark": each would do everything."""
     if count() > 1:
         raise FasttuneError(
             f"{count()} processes were started, but {what} needs one",

@@ -12,9 +12,9 @@ from fasttune.data.sources import reader
 from fasttune.files import absolute
 from fasttune.inspection.survey import default_template
 from fasttune.job import prepare
-from fasttune.logs import muted
 from fasttune.planning.forecast import plan
 from fasttune.plugins.registry import Plugins
+from fasttune.terminal import muted
 
 LOOKAHEAD = 1000
 """Rows by which columns and a template are chosen."""

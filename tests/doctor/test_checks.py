@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import types
+from dataclasses import asdict
 from importlib.machinery import ModuleSpec
 
 import pytest
@@ -13,8 +14,8 @@ import torch
 
 from fasttune import FasttuneError, hub
 from fasttune.doctor import libraries, machine
-from fasttune.doctor.checks import Result, diagnose
-from fasttune.doctor.machine import CHECKS
+from fasttune.doctor.libraries import Result
+from fasttune.doctor.machine import CHECKS, diagnose
 from fasttune.machine import Device
 from fasttune.planning.devices import GPUS
 from tests.conftest import cli
@@ -62,7 +63,7 @@ def test_a_crash_is_that_checks_failure_and_not_the_end(capsys):
         raise FasttuneError("it is broken", "here", "mend it")
 
     found = list(diagnose([("crash", crash), ("refuse", refuse), ("noisy", noisy)]))
-    assert [finding.as_dict() for finding in found] == [
+    assert [asdict(finding) for finding in found] == [
         {
             "name": "crash",
             "status": "failure",

@@ -10,10 +10,8 @@ from fasttune.cli import (  # noqa: F401
     generate,
     init,
     plan,
-    preview,
     run,
     runs,
-    serve,
     templates,
 )
 from fasttune.cli.app import main

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import logging
 import shlex
 import signal
 import sys
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import zip_longest
@@ -19,13 +21,13 @@ from typer.exceptions import Abort, TyperException
 
 from fasttune import __version__, processes
 from fasttune.cli.options import flag, option
-from fasttune.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
-from fasttune.logs import show
+from fasttune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
 from fasttune.plugins.discovery import installed_plugins
-from fasttune.quiet import STDOUT, drop_output, prepare_streams
+from fasttune.terminal import STDOUT, drop_output, prepare_streams, show
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+    from rich.table import Table
 
     from fasttune.plugins.registry import Plugins
 
@@ -45,19 +47,43 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[RenderableType]], right: Container[str] = ()
+) -> Table:
+    """A table of text without lines. Long cells are folded, and text is never read as markup.
+
+    Args:
+        headings: the first line, left out if all are empty.
+        right: the headings of the columns to align on the right.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(headings))
+    for heading in headings:
+        side = "right" if heading in right else "left"
+        grid.add_column(Text(heading), justify=side, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        grid.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return grid
+
+
+def facts(values: Mapping[str, object]) -> Table:
+    """Names and values, one pair a line."""
+    from rich.text import Text
+
+    return table(("", ""), [(Text(name, "bold"), str(value)) for name, value in values.items()])
+
+
 def print_json(value: Any) -> None:
-    """One JSON document on standard output, for scripts."""
     print(json_text(value, indent=2))
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """JSON for standard output; characters that its encoding lacks are escaped."""
-    import json
-
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     try:
-        text.encode(encoding)
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         return json.dumps(value, indent=indent)
     return text
@@ -70,16 +96,13 @@ def say(line: str) -> None:
 
 def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
     """Load the plugins by the global options, and log those that fail to load."""
-    folder, files = context.obj["folder"], context.obj["files"]
-    return installed_plugins(folder, config, files)
+    return installed_plugins(context.obj["folder"], config, context.obj["files"])
 
 
 def ask(question: str) -> bool:
     """Ask on the terminal. Without a terminal the answer is no."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    on_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    return on_terminal and typer.confirm(question, err=True)
 
 
 def _version(show: bool) -> None:
@@ -117,19 +140,13 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     prepare_streams()
     arguments = _global_first(sys.argv[1:] if arguments is None else arguments)
-    show_traceback = "--traceback" in arguments
     command = " ".join(["fasttune", *arguments])
     try:
         _refuse_empty_paths(arguments)
         status = _all_commands()(arguments, prog_name="fasttune", standalone_mode=False)
         sys.stdout.flush()
-    except FasttuneError as error:
-        if show_traceback:
-            raise
-        complain(error, command)
-        status = error.exit_status
     except TyperException as error:
-        status = _complain(*_usage_error(error, arguments))
+        status = complain(_usage_error(error, arguments), command)
     except (KeyboardInterrupt, Abort):
         if processes.first():
             print("interrupted", file=sys.stderr)
@@ -137,10 +154,10 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         drop_output()
         status = EXIT_FAILURE
-    except OSError as error:  # a full disk, a folder that may not be written
-        if show_traceback:
+    except (FasttuneError, OSError) as error:
+        if "--traceback" in arguments:
             raise
-        status = _failed(error, command)
+        status = complain(_refused(error) if isinstance(error, OSError) else error, command)
     sys.exit(status or 0)
 
 
@@ -150,31 +167,36 @@ def _all_commands() -> Any:
     return typer.main.get_command(app)
 
 
-def _failed(error: OSError, command: str) -> int:
-    """Report what the operating system refused: standard output, or a file."""
-    message, where = error.strerror or str(error), str(error.filename or command)
+def _refused(error: OSError) -> FasttuneError:
+    """What the operating system refused: writing to standard output, or a file."""
+    message = error.strerror or str(error)
     if error.filename == STDOUT:
         drop_output()
-        _complain("cannot write to standard output", message, "redirect it to a disk with space")
-        return EXIT_FAILURE
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _complain(message, where, "free some space, or write elsewhere")
-        return EXIT_FAILURE
-    return _complain(message, where, "check the path and its permissions")
+        hint = "redirect it to a disk with space"
+        refused = FasttuneError("cannot write to standard output", message, hint)
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free some space, or write elsewhere"
+        refused = FasttuneError(message, str(error.filename or ""), hint)
+    else:
+        hint = "check the path and its permissions"
+        return FasttuneError(message, str(error.filename or ""), hint)
+    refused.exit_status = EXIT_FAILURE
+    return refused
 
 
-def _usage_error(error: TyperException, arguments: list[str]) -> tuple[str, str, str]:
+def _usage_error(error: TyperException, arguments: list[str]) -> FasttuneError:
     """Turn typer's error about a command line into message, place and hint."""
     context: Any = getattr(error, "ctx", None)
     if context is None:
-        return _sentence(error), " ".join(["fasttune", *arguments]), "see: fasttune COMMAND --help"
+        return FasttuneError(_sentence(error), hint="see: fasttune COMMAND --help")
     where, command = context.command_path, context.command
     if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help
-        return "no command is given", where, "give one of the commands above"
+        return FasttuneError("no command is given", where, "give one of the commands above")
     if where == "fasttune generate" and "--file" in [a.partition("=")[0] for a in arguments]:
         words = [a.removeprefix("--file=") for a in arguments if a != "--file"]
         words[words.index("generate")] = "answer"
-        return "generate answers one question", where, f"use: fasttune {shlex.join(words)}"
+        hint = f"use: fasttune {shlex.join(words)}"
+        return FasttuneError("generate answers one question", where, hint)
     message, hint = _sentence(error), f"see: {where} --help"
     misspelt = getattr(error, "option_name", "")
     if message.startswith("No such command"):
@@ -187,7 +209,7 @@ def _usage_error(error: TyperException, arguments: list[str]) -> tuple[str, str,
     for index, word in enumerate(arguments):
         if word.partition("=")[0] in concerned:
             where += f" {' '.join(arguments[index : index + 1 + ('=' not in word)])}"
-    return message, where, hint
+    return FasttuneError(message, where, hint)
 
 
 def _sentence(error: TyperException) -> str:
@@ -219,11 +241,6 @@ def _global_first(arguments: list[str]) -> list[str]:
     return front + rest + arguments[end:]
 
 
-def complain(error: FasttuneError, command: str = "the command") -> None:
-    """Print an error in its three lines on standard error."""
-    _complain(error.message, error.where or command, error.hint, error)
-
-
 PATHS = ["--plugins-dir", "--plugin", "--config", "-c", "--html", "--out", "--output", "-o"]
 
 
@@ -236,15 +253,16 @@ def _refuse_empty_paths(arguments: list[str]) -> None:
             )
 
 
-def _complain(message: str, where: str, hint: str, error: FasttuneError | None = None) -> int:
+def complain(error: FasttuneError, command: str = "the command") -> int:
+    """Print an error in its three lines on standard error, and return the exit status."""
     if not processes.speaks(error):
-        return EXIT_BAD_INPUT
+        return error.exit_status
     who = "" if processes.first() else f"process {processes.rank()}: "
-    lines = [f"error: {who}{message}"]
-    hint = hint or "see: fasttune COMMAND --help; --traceback shows where it failed"
-    for label, text in (("where", where), ("what to do", hint)):
-        for number, line in enumerate(text.splitlines()):
-            lines.append(f"  {f'{label}: ' if number == 0 else '  '}{line}")
+    lines = [f"error: {who}{error.message}"]
+    hint = error.hint or "see: fasttune COMMAND --help; --traceback shows where it failed"
+    for label, text in (("where", error.where or command), ("what to do", hint)):
+        first, *rest = text.splitlines()
+        lines += [f"  {label}: {first}", *(f"    {line}" for line in rest)]
     with suppress(OSError):  # standard error is closed
         print("\n".join(lines), file=sys.stderr)
-    return EXIT_BAD_INPUT
+    return error.exit_status

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.app import app, console, plugins, print_json, table
 from fasttune.cli.options import expand, flag, folder, number, option, words
-from fasttune.cli.tables import table
 from fasttune.config import Override
 from fasttune.errors import FasttuneError, did_you_mean
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from fasttune.job import Job
 
 ARMS = "plain,unsloth,fasttune"
@@ -61,8 +58,9 @@ def bench(
     from fasttune.config import load_config
     from fasttune.job import prepare
 
-    given = [Override("data.limit", limit, f"--rows {limit}")] if limit else []
-    given += [Override("data.eval_fraction", 0), *settings.overrides()]
+    given = [Override("data.eval_fraction", 0), *settings.overrides()]
+    if limit:
+        given.insert(0, Override("data.limit", limit, f"--rows {limit}"))
     job = prepare(load_config(settings.config, given), plugins(context, settings.config))
     if what == "train":
         from fasttune.benchmark.turns import bench_train
@@ -101,50 +99,43 @@ def _in_rounds(
     return bench_rounds(what, measure, job, rounds, output)
 
 
-def _show_rounds(target: Path, result: dict[str, Any]) -> None:
-    out, arms = console(), result["arms"]
-    rows, first = result["data"]["rows"], next(iter(arms))
-    out.print(
-        f"{result['what']}: {rows} rows, {Path(result['model']).name}, {result['device']}",
-        markup=False,
+def _show(target: Path, result: dict[str, Any]) -> None:
+    from fasttune.benchmark.figures import reference_of
+
+    arms, model, device = result["arms"], Path(result["model"]).name, result["device"]
+    reference = reference_of(list(arms))
+    cells = {arm: _figures(values, reference) for arm, values in arms.items()}
+    _print(
+        f"{model}, {result['quantization']}, {result['precision']}, {device}: {result['steps']} "
+        f"steps of {result['rows_per_step']} rows, the first {result['warmup_steps']} not counted",
+        cells,
+        "tokens/s: median of blocks, padding not counted; s/step: median of steps; "
+        "final loss: mean of the last quarter",
+        "gradient checkpointing: "
+        + ", ".join(f"{arm} {values['gradient_checkpointing']}" for arm, values in arms.items()),
+        "warm-up: "
+        + ", ".join(f"{arm} {values['warmup_seconds']:.1f} s" for arm, values in arms.items()),
+        f"  {target / 'bench.json'}",
+        f"  {target / 'bench.png'}",
     )
-    answered = result["what"] == "generate"
+
+
+def _show_rounds(target: Path, result: dict[str, Any]) -> None:
+    arms, rows = result["arms"], result["data"]["rows"]
     cells = {}
     for arm, values in arms.items():
-        speed, ratio = values["rows_per_second"], {f"x {first}": f"{values['speedup']:.2f}"}
-        if answered:
+        speed, ratio = values["rows_per_second"], {f"x {[*arms][0]}": f"{values['speedup']:.2f}"}
+        if result["what"] == "generate":
             same = f"{values['same_answers']} of {rows}"
             cells[arm] = {"rows/min": f"{60 * speed:.1f}", **ratio, "as the pipeline": same}
         else:
             cells[arm] = {"rows/s": f"{speed:.1f}", **ratio, "tokens": str(values["tokens"])}
-    out.print(_by_arm(cells))
-    out.print("medians of the rounds; ratios are taken within each round")
-    out.print(f"  {target / 'bench.json'}", markup=False)
-
-
-def _show(target: Path, result: dict[str, Any]) -> None:
-    from fasttune.benchmark.figures import reference_of
-
-    arms = result["arms"]
-    out = console()
-    out.print(
-        f"{Path(result['model']).name}, {result['quantization']}, {result['precision']}, "
-        f"{result['device']}: {result['steps']} steps of {result['rows_per_step']} rows, the "
-        f"first {result['warmup_steps']} not counted",
-        markup=False,
+    _print(
+        f"{result['what']}: {rows} rows, {Path(result['model']).name}, {result['device']}",
+        cells,
+        "medians of the rounds; ratios are taken within each round",
+        f"  {target / 'bench.json'}",
     )
-    reference = reference_of(list(arms))
-    out.print(_by_arm({arm: _figures(values, reference) for arm, values in arms.items()}))
-    out.print(
-        "tokens/s: median of blocks, padding not counted; s/step: median of steps; "
-        "final loss: mean of the last quarter"
-    )
-    methods = [f"{arm} {values['gradient_checkpointing']}" for arm, values in arms.items()]
-    out.print(f"gradient checkpointing: {', '.join(methods)}")
-    warmups = [f"{arm} {values['warmup_seconds']:.1f} s" for arm, values in arms.items()]
-    out.print(f"warm-up: {', '.join(warmups)}")
-    for file in ("bench.json", "bench.png"):
-        out.print(f"  {target / file}", markup=False)
 
 
 def _figures(values: dict[str, Any], reference: str) -> dict[str, str]:
@@ -161,7 +152,12 @@ def _figures(values: dict[str, Any], reference: str) -> dict[str, str]:
     }
 
 
-def _by_arm(cells: dict[str, dict[str, str]]) -> Table:
-    """A line for each arm, with the headings of its cells."""
+def _print(heading: str, cells: dict[str, dict[str, str]], *notes: str) -> None:
+    """Print a table with a line for each arm, between a heading and notes."""
+    out = console()
+    out.print(heading, markup=False)
     headings = [*next(iter(cells.values()))]
-    return table(("", *headings), [(arm, *line.values()) for arm, line in cells.items()], headings)
+    rows = [(arm, *line.values()) for arm, line in cells.items()]
+    out.print(table(("", *headings), rows, headings))
+    for note in notes:
+        out.print(note, markup=False)

@@ -10,12 +10,13 @@ import typer
 
 from fasttune import source
 from fasttune.cli import options
-from fasttune.cli.app import app, console, plugins, print_json, say
+from fasttune.cli.app import app, console, plugins, print_json, say, table
 from fasttune.cli.options import argument, folder, number, option, words
-from fasttune.cli.tables import table
 from fasttune.comparison import Budget, Without
+from fasttune.config import Seed
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 from fasttune.runs import Run, find_run
+from fasttune.yaml_text import convert
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,12 +79,10 @@ def compare(
     if runs:
         training = (data, columns, config, model, seeds, without, sweep, *settings)
         if any(word is not None for word in training):
-            raise FasttuneError(
-                "finished runs keep their settings",
-                ", ".join(runs),
-                "leave out --data, --map, --config, --model, --seeds, --without, --sweep and "
-                "settings",
+            hint = (
+                "leave out settings, --data, --map, --config, --model, --seeds, --without, --sweep"
             )
+            raise FasttuneError("finished runs keep their settings", ", ".join(runs), hint)
         formats = [find_run(name) for name in runs]
     from fasttune.comparison.compare import compare as compare_formats
     from fasttune.comparison.plan import Measuring
@@ -114,35 +113,25 @@ def compare(
 def _formats(templates: str | None) -> list[str]:
     """The names in --templates; none without it."""
     if templates is not None and not words(templates):
-        raise FasttuneError(
-            "no template is given",
-            f"--templates {templates!r}",
-            "give --templates alpaca,reasoning",
-        )
+        hint = "give --templates alpaca,reasoning"
+        raise FasttuneError("no template is given", f"--templates {templates!r}", hint)
     return words(templates)
 
 
 def _sweep(text: str) -> tuple[str, list[str]]:
     key, _, values = text.partition("=")
     if not words(values):
-        raise FasttuneError(
-            f"--sweep is '{text}'", "--sweep", "give --sweep train.learning_rate=1e-4,3e-4"
-        )
+        hint = "give --sweep train.learning_rate=1e-4,3e-4"
+        raise FasttuneError(f"--sweep is '{text}'", "--sweep", hint)
     return key.strip(), words(values)
 
 
 def _numbers(seeds: str) -> list[int]:
     try:
-        numbers = [int(word) for word in seeds.split(",")]
-    except ValueError:
-        numbers = [-1]
-    if not all(0 <= number < 2**32 for number in numbers):
-        raise FasttuneError(
-            f"--seeds is '{seeds}'",
-            f"--seeds {seeds}",
-            "give whole numbers from 0 to 4294967295, as 1,2,3",
-        )
-    return numbers
+        return [convert(word, Seed) for word in seeds.split(",")]
+    except ValueError as error:
+        hint = f"give numbers as 1,2,3; each is {error}"
+        raise FasttuneError(f"--seeds is '{seeds}'", f"--seeds {seeds}", hint) from error
 
 
 def show_figures(comparison: Comparison, out: Console | None = None) -> None:

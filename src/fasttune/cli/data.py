@@ -1,27 +1,28 @@
-"""`fasttune data`: problems, lengths, tokens and the split of rows."""
+"""`fasttune data` and `preview`: rows before training, all of them or one as the model sees it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, console, plugins, print_json
-from fasttune.cli.options import argument, expand, option
-from fasttune.cli.tables import facts, table
+from fasttune.cli.app import app, console, facts, plugins, print_json, table
+from fasttune.cli.options import argument, expand, flag, number, option
 from fasttune.config import Override, load_config
 from fasttune.errors import FasttuneError
 from fasttune.inspection.near import NEAR_ROWS
+from fasttune.runs import find_run
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from fasttune.data.sources import Finding
-    from fasttune.inspection.survey import Bin, Spread, Survey
+    from fasttune.inspection.survey import Bin, Survey
 
 SHOWN = 20
 SPREAD = ("min", "median", "p95", "max")
@@ -65,13 +66,10 @@ def data(
     if source is not None and settings.data is not None:
         where = f"{source} --data {settings.data}"
         raise FasttuneError("the rows are given twice", where, "give one")
-    more = {
-        "data.split": split,
-        "data.turns": turns,
-        "model.max_length": max_length,
+    given = settings.overrides({
+        "data.split": split, "data.turns": turns, "model.max_length": max_length,
         "data.eval_fraction": eval_fraction,
-    }
-    given = settings.overrides(more)
+    })  # fmt: skip
     if source is not None:
         where = f"FILE {source!r}"
         given += [Override("data.train", source, where), Override("data.sources", (), where)]
@@ -83,6 +81,61 @@ def data(
     else:
         _show(console(), figures)
     figures.require_clean()
+
+
+@app.command()
+@expand
+def preview(
+    context: typer.Context,
+    settings: options.Settings,
+    run: Annotated[
+        str | None, argument("A run (folder, name or 'last'), for its format, rows and model.")
+    ] = None,
+    row: Annotated[int, number("First row to show, from 1.", most=10**9)] = 1,
+    rows: Annotated[int, number("How many rows to show.")] = 1,
+    system: options.System = None,
+    turns: options.Turns = None,
+    max_length: options.MaxLength = None,
+    ids: Annotated[bool, flag("Show the token ids.", "--ids")] = False,
+    html: Annotated[Path | None, option("Write an HTML page instead.", metavar="FILE")] = None,
+    as_json: options.Json = False,
+    force: Annotated[bool, flag("Replace the file of --html.", "--force")] = False,
+) -> None:
+    """Show a row as the model sees it: sections, tokens, and which of them are trained.
+
+    Settings come from the defaults, then RUN or --config, then the command line.
+    """
+    from fasttune.files import require_free, write_text
+    from fasttune.inspection.preview import TerminalPreview, preview_html, preview_rows
+
+    if html and as_json:
+        where = f"--html {html}"
+        raise FasttuneError("--html and --json exclude each other", where, "give one of them")
+    if html is not None:
+        require_free(html, "--html", force)
+    if run is not None and (settings.template or settings.config) is not None:
+        raise FasttuneError(
+            "a run has its own format and settings",
+            f"fasttune preview {run}",
+            "leave out --template and --config, or the run",
+        )
+    kept = None if run is None else find_run(run)
+    given = settings.overrides(
+        {"system": system, "model.max_length": max_length, "data.turns": turns}
+    )
+    config = load_config(settings.config, given, base=kept.config if kept else None)
+    loaded = plugins(context, settings.config)
+    shown = kept.kept_template(loaded)[0] if kept else loaded.template(config.template)
+    source = kept if settings.data is None else None
+    previews = preview_rows(config, shown.with_system(config.system), row, rows, source)
+    if as_json:
+        print_json([each.as_dict() for each in previews])
+    elif html:
+        write_text(html, preview_html(previews, ids))
+        print(html)
+    else:
+        for index, each in enumerate(previews):
+            console().print(*([""] if index else []), TerminalPreview(each, ids), sep="\n")
 
 
 def _show(out: Console, figures: Survey) -> None:
@@ -105,21 +158,18 @@ def _facts(figures: Survey) -> dict[str, str]:
         f"{figures.warnings} with a warning",
         "written as": _counts(figures.forms),
     }
-    if figures.exchanges:
-        values["exchanges"] = "{min} to {max} a row, median {median:g}".format(
-            **vars(figures.exchanges)
-        )
+    if spread := figures.exchanges:
+        values["exchanges"] = f"{spread.min} to {spread.max} a row, median {spread.median:g}"
     if figures.first_only:
         values["exchanges"] = f"only the first one of a row ({figures.first_only} rows have more)"
     if figures.proposed:
         values["perhaps"] = " ".join(f"--map {o}={t}" for o, t in figures.proposed.items())
     spoken = figures.languages or figures.scripts
     values["languages" if figures.languages else "scripts"] = _counts(spoken)
-    origin = "from a file of their own" if figures.eval_source else ""
-    values["split"] = (
-        f"{figures.train_rows} to train on, {figures.eval_rows} to evaluate "
-        f"({origin or f'eval fraction {figures.eval_fraction:g}'})"
-    )
+    share = f"eval fraction {figures.eval_fraction:g}"
+    origin = "from a file of their own" if figures.eval_source else share
+    split = f"{figures.train_rows} to train on, {figures.eval_rows} to evaluate"
+    values["split"] = f"{split} ({origin})"
     if figures.notes:
         values["held out"] = "; ".join(figures.notes)
     values["nearly alike"] = _near(figures)
@@ -142,15 +192,14 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _lengths(figures: Survey) -> RenderableType:
-    def row(name: str, unit: str, filled: int, spread: Spread) -> tuple[str, ...]:
-        sizes = (spread.min, f"{spread.median:g}", spread.p95, spread.max)
-        return (name, unit, str(filled), *map(str, sizes))
-
-    rows = [
-        row(name, "characters", column.rows, column.characters)
-        for name, column in figures.columns.items()
+    lengths = [
+        *((name, "characters", c.rows, c.characters) for name, c in figures.columns.items()),
+        ("a row", "tokens", figures.good_rows, figures.tokens.per_row),
     ]
-    rows.append(row("a row", "tokens", figures.good_rows, figures.tokens.per_row))
+    rows = [
+        (name, unit, str(filled), str(s.min), f"{s.median:g}", str(s.p95), str(s.max))
+        for name, unit, filled, s in lengths
+    ]
     return table(("length of", "in", "filled", *SPREAD), rows, right=("filled", *SPREAD))
 
 

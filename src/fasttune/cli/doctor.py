@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.app import app, console, plugins, print_json, table
 from fasttune.cli.options import flag
-from fasttune.cli.tables import table
 from fasttune.errors import EXIT_FAILURE
 
 
@@ -24,16 +24,15 @@ def doctor(
     from rich.console import Console
     from rich.text import Text
 
-    from fasttune.doctor.checks import diagnose
-    from fasttune.doctor.machine import CHECKS, plugins_check
+    from fasttune.doctor.machine import CHECKS, check_plugins, diagnose
 
-    checks = [*CHECKS, plugins_check(lambda: plugins(context))]
+    checks = [*CHECKS, ("plugins", lambda: check_plugins(plugins(context)))]
     if offline:
         checks = [(name, check) for name, check in checks if name != "Hub"]
     with Console(file=sys.stderr).status("checking, about 20 seconds"):
         findings = list(diagnose(checks))
     if as_json:
-        print_json([finding.as_dict() for finding in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
         colours = {"ok": "green", "warning": "yellow", "failure": "bold red"}
         rows = []

@@ -1,4 +1,4 @@
-"""`fasttune export`: convert a run for other programs."""
+"""`fasttune export` and `serve`: a run as other programs load it, or behind a server."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.app import app, console, plugins, print_json, say, table
 from fasttune.cli.options import argument, flag, folder, number, option
-from fasttune.cli.tables import table
 from fasttune.errors import EXIT_FAILURE, FasttuneError
 
 if TYPE_CHECKING:
@@ -128,3 +127,29 @@ def _list(loaded: Plugins, as_json: bool) -> None:
         given = [f"--{n} {'|'.join(v) or 'TEXT'}" for n, v in exporter.options.items()]
         rows.append((exporter.name, exporter.description, " ".join(given), provider.name))
     console().print(table(("form", "what it is", "options", "plugin"), rows))
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    run: options.Run,
+    engine: Annotated[str, option("The server: transformers, llamacpp or vllm.")] = "transformers",
+    host: Annotated[str, option("Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, number("Port to listen on; 0: any free one.", 0, 65535)] = 8000,
+) -> None:
+    """Serve a run with an OpenAI-compatible API, until Ctrl-C.
+
+    fasttune exports the run first, unless an export exists, and compares the server's prompts with
+    the run's.
+    """
+    from fasttune.serving.serve import serve as serve_run
+
+    try:
+        with serve_run(run, engine, host=host, port=port, plugins=plugins(context)) as server:
+            print(f"{server.model} on {engine}: {server.proof}")
+            print(f"base URL: {server.url}")
+            print(server.curl, flush=True)
+            say("Ctrl-C ends it")
+            server.wait()
+    except KeyboardInterrupt:
+        say("stopped")

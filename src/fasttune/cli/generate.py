@@ -12,10 +12,9 @@ import typer
 from fasttune.answering import Asking, answer_file
 from fasttune.chatting import FRESH, Conversation
 from fasttune.cli import options
-from fasttune.cli.app import app, complain, console, json_text, plugins, print_json
+from fasttune.cli.app import app, complain, console, facts, json_text, plugins, print_json
 from fasttune.cli.compare import show_figures
 from fasttune.cli.options import argument, expand, flag, folder, option
-from fasttune.cli.tables import facts
 from fasttune.data.check import require_prompt
 from fasttune.data.load import parse_columns
 from fasttune.errors import FasttuneError
@@ -63,10 +62,10 @@ def generate(
     if samples > 1:
         [answers] = asking.answers(generator, [row])
     else:
-        answers = [generator.stream(row, sampling, print_piece if streamed else _ignore)]
+        answers = [generator.stream(row, sampling, print_piece if streamed else lambda piece: None)]
     if as_json:
-        made = [as_dict(answer) for answer in answers]
-        several = {"answers": made} if made[1:] else made[0]
+        plain = [as_dict(answer) for answer in answers]
+        several = {"answers": plain} if plain[1:] else plain[0]
         print_json({"prompt": generator.prompt(row), **several})
         return
     if streamed:
@@ -119,10 +118,6 @@ def print_piece(piece: str) -> None:
     print(piece, end="", flush=True)
 
 
-def _ignore(piece: str) -> None:
-    pass
-
-
 def _show(answers: Sequence[Answer], raw: bool, streamed: bool) -> None:
     """Print answers by section; with `raw` the text alone, unless it was streamed."""
     for answer in answers:
@@ -130,10 +125,8 @@ def _show(answers: Sequence[Answer], raw: bool, streamed: bool) -> None:
             print(answer.text)
         elif not raw:
             lines: dict[str, Any] = dict(answer.sections)
-            if answer.samples:
-                lines["vote"] = (
-                    f"{answer.agreeing} of {len(answer.samples)} samples give this response"
-                )
+            if count := len(answer.samples):
+                lines["vote"] = f"{answer.agreeing} of {count} samples give this response"
             lines["stopped"] = f"{answer.stop}: {STOPPED[answer.stop]} ({answer.tokens} tokens)"
             print()
             console().print(facts(lines))

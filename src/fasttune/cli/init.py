@@ -37,9 +37,8 @@ def init(
     target = folder / NAME
     require_free(target, "fasttune init", force)
     if data is None and (columns or gpu) is not None:
-        raise FasttuneError(
-            "--map and --gpu need rows", "--map" if columns else f"--gpu {gpu}", "give --data, too"
-        )
+        where = "--map" if columns else f"--gpu {gpu}"
+        raise FasttuneError("--map and --gpu need rows", where, "give --data, too")
     settings = options.Settings(template, data, columns, model=model).load()
     if data is not None:
         from fasttune.proposal import propose

@@ -113,21 +113,21 @@ class Settings:
     config: Config = None
     model: Model = None
 
-    def overrides(self, more: Mapping[str, object] | None = None) -> list[Override]:
+    def overrides(self, more: Mapping[str, object] | None = None) -> list[str | Override]:
         """The settings that the options give.
 
         Args:
             more: other options' values by the setting's key, whose last part names the option.
 
         Raises:
-            FasttuneError: a mapping or a setting cannot be read.
+            FasttuneError: a mapping cannot be read.
         """
         from fasttune.config import Override
         from fasttune.data.load import parse_columns
 
         own = {"template": self.template, "data.train": self.data, "model.name": self.model}
         options = {"data.train": "data", "model.name": "model"}
-        given = []
+        given: list[str | Override] = []
         for key, value in {**own, **(more or {})}.items():
             if value is not None:
                 name = options.get(key) or key.rpartition(".")[2].replace("_", "-")
@@ -153,10 +153,8 @@ class AllSettings(Settings):
         list[str] | None, argument("KEY=VALUE settings, such as train.epochs=2.")
     ] = None
 
-    def overrides(self, more: Mapping[str, object] | None = None) -> list[Override]:
-        from fasttune.config import parse_override
-
-        return [*super().overrides(more), *map(parse_override, self.settings or [])]
+    def overrides(self, more: Mapping[str, object] | None = None) -> list[str | Override]:
+        return [*super().overrides(more), *(self.settings or [])]
 
 
 # What answers, and how.
@@ -170,8 +168,8 @@ BaseTemplate = Annotated[
 System = Annotated[str | None, option("Replace the template's system text.")]
 Samples = Annotated[int, number("Answers per question; needs a --temperature.", most=1000)]
 Vote = Annotated[bool, flag("Of --samples, keep the most frequent response.", "--vote")]
-BatchSize = Annotated[int, number("Rows answered at a time.")]
 By = Annotated[str | None, option("Columns to split the figures by, as task,language.")]
+BatchSize = Annotated[int, number("Rows answered at a time.")]
 ForceTemplate = Annotated[bool, flag("Use the loaded template if the run's differs.", "--force")]
 
 # How a command prints.

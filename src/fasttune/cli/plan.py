@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, console, plugins, print_json
+from fasttune.cli.app import app, console, plugins, print_json, table
 from fasttune.cli.options import expand
-from fasttune.cli.tables import table
 
 if TYPE_CHECKING:
     from fasttune.planning.forecast import Forecast
@@ -48,8 +48,6 @@ def plan(
 
 
 def _show(forecast: Forecast) -> None:
-    from rich.console import Group
-
     from fasttune.planning import cost
     from fasttune.planning.forecast import spell
 
@@ -76,38 +74,36 @@ def _show(forecast: Forecast) -> None:
     decided = forecast.config.train.gradient_checkpointing
     out.print(f"checkpointing {decided}; {'fits' if forecast.fits else 'does not fit'}")
     out.print("\n[bold]an optimiser step[/bold]")
-    out.print(Group(*_step(forecast)))
+    out.print("\n".join(_step(forecast)))
     out.print("\n[bold]largest batch that fits[/bold], with a tenth of the memory to spare")
     headings = ("tokens a row", "no checkpointing", "checkpointing")
     batches = [list(map(str, line.values())) for line in forecast.largest_batches()]
     out.print(table(headings, batches, right=headings))
-    if forecast.steps is not None and forecast.time is not None:
-        bound, expected = (
-            forecast.steps * forecast.time.bound,
-            forecast.steps * forecast.time.expected,
-        )
+    steps, time = forecast.steps, forecast.time
+    if steps is not None and time is not None:
         out.print(
-            f"\n{forecast.steps} steps: at least {spell(bound)}, {spell(expected)} at "
-            f"{cost.EFFICIENCY:.0%} of the peak; estimates, not measured"
+            f"\n{steps} steps: at least {spell(steps * time.bound)}, "
+            f"{spell(steps * time.expected)} at {cost.EFFICIENCY:.0%} of the peak; estimates, "
+            "not measured"
         )
 
 
-def _step(forecast: Forecast) -> list[str]:
+def _step(forecast: Forecast) -> Iterator[str]:
     from fasttune.planning import cost
     from fasttune.planning.forecast import spell
 
     work, time = forecast.workload, forecast.time
     per_token = cost.flops_per_token(work)
-    lines = [
+    yield (
         f"{per_token * work.step_tokens / 1e12:.3g} TFLOP, {per_token / 1e9:.2f} GFLOP a token, "
-        f"{work.scored:.0f} keys a query",
-        f"{cost.dequantized_bytes(work, forecast.device.kind) / 1e9:.1f} GB dequantised",
-    ]
+        f"{work.scored:.0f} keys a query"
+    )
+    yield f"{cost.dequantized_bytes(work, forecast.device.kind) / 1e9:.1f} GB dequantised"
     if time is None:
-        return [*lines, "no time: the peak of this device is not known"]
-    return [
-        *lines,
-        f"at least {spell(time.bound)} (matrix products {spell(time.matmul)}, dequantisation "
-        f"{spell(time.dequantisation)}); {spell(time.expected)} at {cost.EFFICIENCY:.0%} of the "
-        "peak",
-    ]
+        yield "no time: the peak of this device is not known"
+    else:
+        yield (
+            f"at least {spell(time.bound)} (matrix products {spell(time.matmul)}, dequantisation "
+            f"{spell(time.dequantisation)}); {spell(time.expected)} at {cost.EFFICIENCY:.0%} of "
+            "the peak"
+        )

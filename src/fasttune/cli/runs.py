@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, ask, console, print_json, say
+from fasttune.cli.app import app, ask, console, facts, print_json, say, table
 from fasttune.cli.options import argument, flag, folder
-from fasttune.cli.tables import facts, table
 from fasttune.errors import FasttuneError
 
 if TYPE_CHECKING:
@@ -33,16 +32,16 @@ def list_(output: Folder = Path("runs"), as_json: options.Json = False) -> None:
     """List runs, oldest first."""
     from fasttune.runs import list_runs
 
-    found = list_runs(output)
+    runs = list_runs(output)
     if as_json:
-        print_json([_as_dict(run) for run in found])
+        print_json([_as_dict(run) for run in runs])
         return
-    if not found:
+    if not runs:
         console().print(f"no runs in {output}", markup=False)
         return
     rows: list[Sequence[str]] = []
     damaged = []
-    for run in found:
+    for run in runs:
         try:
             manifest = run.manifest
             steps = str(manifest.get("steps", ""))
@@ -72,17 +71,17 @@ def show(run: str, output: Anywhere = None, as_json: options.Json = False) -> No
     from fasttune.files import shown
     from fasttune.runs import find_run
 
-    found = find_run(run, output)
-    manifest = found.manifest
+    kept = find_run(run, output)
+    manifest = kept.manifest
     if as_json:
-        settings = {"config": found.config.as_dict(), "metrics": found.metrics()}
-        print_json({"run": str(found.folder), **manifest, **settings})
+        settings = {"config": kept.config.as_dict(), "metrics": kept.metrics()}
+        print_json({"run": str(kept.folder), **manifest, **settings})
         return
     out = console()
     template, data, lora = manifest["template"], manifest["data"], manifest["lora"]
     origin = f"{template['distribution'] or template['path']} {template['version']}".strip()
     lines = {
-        "run": found.folder,
+        "run": kept.folder,
         "status": manifest["status"],
         "template": f"{template['name']} ({origin}), identity {template['identity'][:12]}",
         "model": f"{shown(manifest['model'])}, {manifest['quantization']}, {manifest['dtype']}",
@@ -90,7 +89,7 @@ def show(run: str, output: Anywhere = None, as_json: options.Json = False) -> No
         "data": f"{shown(data['source'])}: {data['train_rows']} rows, "
         f"{data['train_tokens']} tokens, {data['eval_rows']} held out",
         "device": manifest["device"],
-        "held-out loss": _losses(found.metrics()),
+        "held-out loss": _losses(kept.metrics()),
         "steps": manifest.get("steps", ""),
         "tokens/s": manifest.get("tokens_per_second", ""),
         "seconds": ", ".join(f"{k} {v}" for k, v in manifest.get("seconds", {}).items()),
@@ -101,7 +100,7 @@ def show(run: str, output: Anywhere = None, as_json: options.Json = False) -> No
     for name, value in scores.get("after", {}).items():
         lines[f"{name}{where}"] = f"{scores['before'].get(name, math.nan):.2f} -> {value:.2f}"
     out.print(facts(lines))
-    out.print(f"\n[bold]settings[/bold]\n{dump_config(found.config)}", end="")
+    out.print(f"\n[bold]settings[/bold]\n{dump_config(kept.config)}", end="")
 
 
 @group.command()
@@ -112,19 +111,19 @@ def compare(runs: Names, output: Anywhere = None, as_json: options.Json = False)
     """
     from fasttune.runs.index import compare_settings
 
-    found = _found(runs, output)
-    if len(found) < 2:
+    compared = _named(runs, output)
+    if len(compared) < 2:
         raise FasttuneError("comparing needs two runs", runs[0], "name two or more")
-    differing = compare_settings(found)
-    manifests = [run.manifest for run in found]
+    differing = compare_settings(compared)
+    manifests = [run.manifest for run in compared]
     results: dict[str, list[Any]] = {
         "status": [each["status"] for each in manifests],
         "steps": [each.get("steps") for each in manifests],
-        "held-out loss": [_losses(run.metrics()) or None for run in found],
+        "held-out loss": [_losses(run.metrics()) or None for run in compared],
         "tokens/s": [each.get("tokens_per_second") for each in manifests],
     }
     if as_json:
-        folders = [str(run.folder) for run in found]
+        folders = [str(run.folder) for run in compared]
         print_json({"runs": folders, "differences": differing, "results": results})
         return
     rows = [
@@ -133,7 +132,7 @@ def compare(runs: Names, output: Anywhere = None, as_json: options.Json = False)
     ]
     if not differing:
         console().print("the settings are the same")
-    console().print(table(("", *(run.name for run in found)), rows))
+    console().print(table(("", *(run.name for run in compared)), rows))
 
 
 @group.command()
@@ -145,22 +144,22 @@ def rm(
     """Delete runs, with their adapters, checkpoints and exports."""
     from fasttune.runs.index import remove_runs
 
-    found = _found(runs, output)
-    for run in found:
+    removed = _named(runs, output)
+    for run in removed:
         files = [path for path in run.folder.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         say(f"{run.folder}: {len(files)} files, {size / 1e6:.1f} MB")
-    if not (yes or ask(f"remove {len(found)} run{'s' * (len(found) > 1)}?")):
+    if not (yes or ask(f"remove {len(removed)} run{'s' * (len(removed) > 1)}?")):
         raise FasttuneError("nothing was removed", ", ".join(runs), "answer y, or give --yes")
-    remove_runs(found)
+    remove_runs(removed)
 
 
-def _found(names: list[str], output: Path | None) -> list[Run]:
+def _named(names: list[str], output: Path | None) -> list[Run]:
     """The runs of these names, each once."""
     from fasttune.runs import find_run
 
-    found = {run.folder.resolve(): run for run in (find_run(name, output) for name in names)}
-    return [*found.values()]
+    runs = (find_run(name, output) for name in names)
+    return [*{run.folder.resolve(): run for run in runs}.values()]
 
 
 def _losses(metrics: list[dict[str, Any]]) -> str:

@@ -1,18 +1,17 @@
-"""Commands: templates list, show, new and check; and plugins."""
+"""`fasttune templates list | show | new | check` and `plugins [add | remove]`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, console, print_json
+from fasttune.cli.app import app, console, facts, print_json, table
 from fasttune.cli.app import plugins as load_all
 from fasttune.cli.options import argument, flag, option
-from fasttune.cli.tables import facts, table
 from fasttune.data.load import parse_columns
 from fasttune.errors import EXIT_FAILURE, FasttuneError
 from fasttune.formats.examples import examples
@@ -49,7 +48,10 @@ def list_templates(context: typer.Context, as_json: options.Json = False) -> Non
     if as_json:
         print_json(listed)
         return
-    rows = [(t["name"], ", ".join(t["learns"]), _origin(t), t["description"]) for t in listed]
+    rows = [
+        (name, ", ".join(template.targets), provider.origin, template.description)
+        for name, (template, provider) in sorted(loaded.templates.items())
+    ]
     console().print(table(("template", "learns", "provider", "description"), rows))
     if single := [t["name"] for t in listed if t["turns"] == "one"]:
         print(f"one turn ({ONE_TURN}): {', '.join(single)}")
@@ -108,12 +110,9 @@ def new(
     from fasttune.plugins.scaffold import scaffold
 
     if package and as_yaml:
-        raise FasttuneError(
-            "--package and --yaml exclude each other", f"templates new {name}", "give one of them"
-        )
-    form: Literal["package", "yaml", "plugin"] = (
-        "package" if package else "yaml" if as_yaml else "plugin"
-    )
+        where = f"templates new {name}"
+        raise FasttuneError("--package and --yaml exclude each other", where, "give one of them")
+    form: Any = "package" if package else "yaml" if as_yaml else "plugin"
     written = scaffold(name, form, out, load_all(context), force)
     for path in written.files:
         print(f"wrote {path}")
@@ -133,14 +132,11 @@ def check(
     """Check that a template can be learned; the exit status is 1 if not."""
     from fasttune.inspection.check import check_templates, templates_of
 
-    mapping = parse_columns(columns or [])
-    if mapping and data is None:
-        raise FasttuneError(
-            "--map renames columns of rows", f"--map {' '.join(columns or [])}", "give --data, too"
-        )
-    checked = check_templates(
-        templates_of(template, lambda: load_all(context)), model, data, mapping
-    )
+    if columns and data is None:
+        where = f"--map {' '.join(columns)}"
+        raise FasttuneError("--map renames columns of rows", where, "give --data, too")
+    templates = templates_of(template, lambda: load_all(context))
+    checked = check_templates(templates, model, data, parse_columns(columns or []))
     if as_json:
         print_json([asdict(each) for each in checked])
     else:
@@ -193,8 +189,8 @@ def plugins(context: typer.Context, as_json: options.Json = False) -> None:
         print_json({"plugins": listed, "formats": formats, "problems": problems})
         return
     rows = [
-        (p["name"], "\n".join(p["provides"]) or "nothing", f"{_origin(p)}\n{p['path']}")
-        for p in listed
+        (name, "\n".join(provided[name]) or "nothing", f"{p.origin}\n{p.path}")
+        for name, p in loaded.providers.items()
     ]
     rows += [(name, f"template {name}", f"YAML\n{path}") for name, path in formats.items()]
     console().print(table(("plugin", "provides", "from"), rows))
@@ -208,10 +204,6 @@ def plugins(context: typer.Context, as_json: options.Json = False) -> None:
 
 def _turns(template: Template) -> str:
     return "many" if template.conversations else "one"
-
-
-def _origin(thing: dict[str, Any]) -> str:
-    return f"{thing['distribution']} {thing['version']}" if thing["distribution"] else "file"
 
 
 def _print_segments(segments: list[Segment], end: str) -> None:
@@ -235,9 +227,7 @@ def _print_results(results: list[CheckResult]) -> None:
     colours = {"ok": "green", "info": "cyan", "warning": "yellow", "failure": "bold red"}
     rows = []
     for result in results:
-        lines = [result.message, *(f"  {row}" for row in result.rows)]
-        if result.hint:
-            lines.append(f"  what to do: {result.hint}")
-        status = Text(result.status, colours[result.status])
-        rows.append((status, result.check, "\n".join(lines)))
+        hint = [f"  what to do: {result.hint}"] if result.hint else []
+        lines = [result.message, *(f"  {row}" for row in result.rows), *hint]
+        rows.append((Text(result.status, colours[result.status]), result.check, "\n".join(lines)))
     console().print(table(("", "", ""), rows))

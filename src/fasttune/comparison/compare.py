@@ -27,13 +27,13 @@ from fasttune.encoding.cache import encode_rows
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.job import Job, prepare
-from fasttune.logs import muted
 from fasttune.models.tokenizer import load_tokenizer, resolve_model
 from fasttune.models.unsloth import import_unsloth
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
 from fasttune.source import find_source
+from fasttune.terminal import muted
 
 if TYPE_CHECKING:
     from fasttune.comparison.result import Comparison

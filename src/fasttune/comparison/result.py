@@ -16,7 +16,7 @@ from fasttune.comparison.bootstrap import (
     difference_interval,
     interval,
 )
-from fasttune.notebook import framed
+from fasttune.pages import framed
 from fasttune.plugins.metric import Answer, Metric, as_dict
 
 REPORT = "report.html"

@@ -30,11 +30,11 @@ from fasttune.files import write_json, write_text
 from fasttune.generation.generator import Generator
 from fasttune.generation.likelihood import answer_and_measure
 from fasttune.job import require_group_columns
-from fasttune.logs import muted
 from fasttune.plugins.metric import Answer, as_dict
 from fasttune.processes import require_one
 from fasttune.records import read_json
 from fasttune.runs import Run, list_runs
+from fasttune.terminal import muted
 from fasttune.training.train import train
 
 log = logging.getLogger(__name__)

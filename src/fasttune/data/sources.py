@@ -17,7 +17,7 @@ from typing import Any
 from fasttune import hub
 from fasttune.data.json_list import decoded_lines, rows_of
 from fasttune.errors import FasttuneError, did_you_mean, reason
-from fasttune.quiet import quiet
+from fasttune.terminal import quiet
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from fasttune.doctor.checks import Result
-from fasttune.machine import tensor_device, this_device
+from fasttune.machine import tensor_device, this_device, version_of
 
 CPU_BACKEND = "2026.10.9"
 TRAINING = ("transformers", "trl", "peft", "datasets", "torch", "bitsandbytes")
@@ -22,11 +22,19 @@ ALSO_TESTED = ("accelerate", "tokenizers", "unsloth", "unsloth_zoo")
 CPU_BACKEND_HINT = f"pip install --no-deps unsloth=={CPU_BACKEND} unsloth_zoo=={CPU_BACKEND}"
 
 
-def version_of(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+@dataclass(frozen=True)
+class Result:
+    """The result of a check: what it found, and what to do.
+
+    Attributes:
+        status: "warning" is good to know; "failure" keeps fasttune from working.
+        name: the check's; `diagnose` sets it.
+    """
+
+    status: Literal["ok", "warning", "failure"]
+    detail: str
+    hint: str = ""
+    name: str = ""
 
 
 def has_cuda() -> bool:
@@ -136,8 +144,7 @@ def check_unsloth() -> Result:
 
 
 def check_bitsandbytes() -> Result:
-    """Quantise a layer to NF4 and compare its forward and backward pass with fp32: once with double
-    quantisation, which training uses, and once without."""
+    """Compare NF4's forward and backward pass with fp32, with double quantisation and without."""
     version = version_of("bitsandbytes")
     if version is None:
         return Result("failure", "not installed", "pip install bitsandbytes")
@@ -208,17 +215,14 @@ def check_triton() -> Result:
 
 
 def check_xformers() -> Result:
-    """List the operators that load, because xformers imports even if its kernels do not fit torch.
-
-    The split-K operators are for decoding, not for training.
-    """
+    """List the operators that load: xformers imports even if its kernels do not fit torch."""
     if importlib.util.find_spec("xformers") is None:
         return Result("ok", "not installed; torch's own attention is used")
     common = importlib.import_module("xformers.ops.fmha").common
     loads: dict[str, bool] = {}
     for operator in _subclasses(common.AttentionFwOpBase):
         name = str(operator.NAME)
-        if "splitk" not in name.lower():
+        if "splitk" not in name.lower():  # those are for decoding
             try:
                 loads[name] = bool(operator.is_available())
             except Exception:  # a broken extension may raise anything
@@ -254,11 +258,8 @@ WITHIN = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
 
 
 def check_attention() -> Result:
-    """Check torch's attention in the dtype of a run here, with Phi-2's heads of 80.
-
-    Names the kernel for a causal row and for packed rows under one mask, and compares outputs and
-    gradients with fp32.
-    """
+    """Name the kernels of torch's attention in the dtype of a run here, with Phi-2's heads of 80,
+    and compare outputs and gradients with fp32."""
     import torch
 
     from fasttune.config import RunConfig
@@ -292,8 +293,8 @@ def check_attention() -> Result:
 
 
 def attention_kernel(dtype: str, mask: Any, dense: Any) -> tuple[str, float]:
-    """Return the kernel that torch picks, and the largest error of its output and gradients
-    against fp32, as a share of the largest value.
+    """The kernel that torch picks, and the largest error of its output and gradients against fp32,
+    as a share of the largest value.
 
     Args:
         mask: [tokens, tokens], True for a token that is seen.

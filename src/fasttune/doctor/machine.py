@@ -1,17 +1,24 @@
-"""Check this machine, and list all checks."""
+"""`fasttune doctor`: check this machine, and list and run all checks."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fasttune import hub
 from fasttune.doctor import libraries
-from fasttune.doctor.checks import Check, Result
+from fasttune.doctor.libraries import Result
+from fasttune.errors import FasttuneError
+from fasttune.files import cache_dir
 from fasttune.machine import GB
 
 if TYPE_CHECKING:
@@ -73,8 +80,6 @@ def check_memory() -> Result:
 def check_disk() -> Result:
     from huggingface_hub import constants
 
-    from fasttune.files import cache_dir
-
     places = (
         ("this folder", Path.cwd()),
         ("fasttune's cache", cache_dir()),
@@ -96,9 +101,7 @@ def check_disk() -> Result:
 
 
 def check_hub() -> Result:
-    from fasttune import hub
-
-    if hub.is_offline():
+    if hub.why_offline():
         return Result("ok", "offline by HF_HUB_OFFLINE")
     if problem := hub.problem():
         hint = "check the network; or use local models and data, with HF_HUB_OFFLINE=1"
@@ -107,7 +110,6 @@ def check_hub() -> Result:
 
 
 def check_demo_model() -> Result:
-    from fasttune.files import cache_dir
     from fasttune.models.demo import DEMO_MODEL, GGUF, WHEEL
 
     folder = cache_dir() / DEMO_MODEL
@@ -125,20 +127,15 @@ def check_demo_model() -> Result:
     return Result("ok", "installed; converted on first use, in about half a minute")
 
 
-def plugins_check(load: Callable[[], Plugins]) -> Check:
-    """Make the check of the plugins. It calls `load`, so an error of `load` fails this check."""
-
-    def check() -> Result:
-        plugins = load()
-        if plugins.problems:
-            broken = "; ".join(f"{p.name} ({p.path}): {p.error}" for p in plugins.problems)
-            return Result("failure", broken, "fix these files, or remove them")
-        provided = plugins.provided()
-        return Result("ok", f"{len(provided)} loaded: {', '.join(provided)}")
-
-    return "plugins", check
+def check_plugins(plugins: Plugins) -> Result:
+    if plugins.problems:
+        broken = "; ".join(f"{p.name} ({p.path}): {p.error}" for p in plugins.problems)
+        return Result("failure", broken, "fix these files, or remove them")
+    provided = plugins.provided()
+    return Result("ok", f"{len(provided)} loaded: {', '.join(provided)}")
 
 
+Check = tuple[str, Callable[[], Result]]
 CHECKS: list[Check] = [
     ("Python", check_python),
     ("torch", libraries.check_torch),
@@ -154,3 +151,27 @@ CHECKS: list[Check] = [
     ("Hub", check_hub),
     ("demo model", check_demo_model),
 ]
+
+
+def diagnose(checks: Sequence[Check]) -> Iterator[Result]:
+    """Run the checks in order. An exception becomes a failure of its check.
+
+    The output of libraries during their import is discarded.
+    """
+    for name, check in checks:
+        output = io.StringIO()
+        with (
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(output),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            try:
+                result = check()
+            except FasttuneError as error:
+                detail = "; ".join(filter(None, (error.message, error.where)))
+                result = Result("failure", detail, error.hint)
+            except Exception as error:
+                message = str(error).strip().partition("\n")[0]
+                result = Result("failure", f"{type(error).__name__}: {message}")
+        yield replace(result, name=name)

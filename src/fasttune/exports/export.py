@@ -29,8 +29,8 @@ from fasttune.models.tokenizer import require_model
 from fasttune.models.unsloth import import_unsloth_on_gpu
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.exporter import Exporter
-from fasttune.quiet import prints_to_stderr
 from fasttune.runs import Run, find_run
+from fasttune.terminal import library_prints
 
 if TYPE_CHECKING:
     from fasttune.exports.job import RunExport
@@ -120,7 +120,7 @@ def _write(exporter: Exporter, job: RunExport, rows: Sequence[Row] | None) -> Ex
     if rows is not None:
         import_unsloth_on_gpu()  # for generating; before exporters import transformers
     try:
-        with atomic_folder(target) as folder, prints_to_stderr():
+        with atomic_folder(target) as folder, library_prints():
             job = dataclasses.replace(job, folder=folder)
             exporter.write(job)
             try:

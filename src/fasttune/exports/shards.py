@@ -15,7 +15,7 @@ import torch
 
 from fasttune import hub
 from fasttune.errors import FasttuneError
-from fasttune.models.tokenizer import cannot_load, not_in_cache
+from fasttune.models.tokenizer import cannot_load
 from fasttune.models.whole import INDEX, read_object, tensors_of
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -40,17 +40,10 @@ def base_folder(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     wanted = ["*.safetensors", "*.json", *BESIDES]
     try:
-        return Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
-    except (LocalEntryNotFoundError, ValueError):
-        pass
-    if hub.reach(name):
-        raise not_in_cache(name)
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return hub.local_first(snapshot_download, name, allow_patterns=wanted)
     except (OSError, ValueError) as error:
         raise cannot_load(name, error) from error
 

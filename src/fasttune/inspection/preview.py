@@ -26,8 +26,7 @@ from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.job import Job
 from fasttune.models.tokenizer import load_tokenizer
-from fasttune.notebook import framed
-from fasttune.pages import environment
+from fasttune.pages import environment, framed
 from fasttune.runs import Run
 
 log = logging.getLogger(__name__)

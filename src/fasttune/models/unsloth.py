@@ -14,7 +14,7 @@ from typing import Any
 from fasttune.errors import FasttuneError, reason
 from fasttune.files import cache_dir
 from fasttune.machine import this_device
-from fasttune.quiet import quiet
+from fasttune.terminal import quiet
 
 
 @cache

@@ -211,11 +211,8 @@ def _read_config(name: str) -> dict[str, Any]:
         name = DEMO_MODEL
     if name in BUILT_IN:
         return BUILT_IN[name]
-    from huggingface_hub import hf_hub_download
-
-    hub.reach(name)
     require_no_code(name)
     try:
-        return read_object(Path(hf_hub_download(name, "config.json")))
+        return read_object(hub.file(name, "config.json"))
     except (OSError, ValueError) as error:
         raise cannot_load(name, error) from error

@@ -39,7 +39,7 @@ from fasttune.errors import FasttuneError
 from fasttune.files import check_seal, write_json, write_text
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template, format_differences, from_declaration
-from fasttune.notebook import picture
+from fasttune.pages import picture
 from fasttune.plugins.registry import Plugins
 from fasttune.records import FORMAT, Manifest, TemplateFacts, read_manifest, read_metrics
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from fasttune.logs import console
 from fasttune.processes import any_of, count
 from fasttune.runs import Run
+from fasttune.terminal import console
 from fasttune.training.trouble import writing
 
 log = logging.getLogger(__name__)

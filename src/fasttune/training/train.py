@@ -36,11 +36,11 @@ from fasttune.models.tokenizer import load_tokenizer
 from fasttune.models.unsloth import import_unsloth
 from fasttune.planning.forecast import foresee
 from fasttune.plugins.metric import Answer, score
-from fasttune.quiet import library_prints
 from fasttune.records import TemplateFacts
 from fasttune.runs import Run, create_run
 from fasttune.runs.folder import now
 from fasttune.runs.resume import last_checkpoint, rewind, step_of
+from fasttune.terminal import library_prints
 from fasttune.training.callbacks import Interrupt, Progress, RunLog
 from fasttune.training.checkpoints import SaveByTime
 from fasttune.training.report import write_samples

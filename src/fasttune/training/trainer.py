@@ -35,9 +35,9 @@ from fasttune.models.fast.fast import check_packing, speed_up
 from fasttune.models.head import causal_lm, check_head, decoder, token_losses
 from fasttune.models.sections import SectionLoss
 from fasttune.models.unsloth import import_unsloth, settle_compilation
-from fasttune.quiet import quiet
 from fasttune.runs import Run
 from fasttune.runs.resume import check_checkpoint
+from fasttune.terminal import quiet
 from fasttune.training.callbacks import Progress, SameFlags
 from fasttune.training.checkpoints import (
     SealCheckpoints,

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from fasttune.quiet import library_prints, quiet
+from fasttune.terminal import library_prints, quiet
 
 
 def test_what_is_printed_inside_is_kept_from_the_terminal(capfd):
@@ -46,7 +46,7 @@ def test_a_log_handler_made_inside_logs_after_it(capfd):
 
 
 def test_a_letter_that_the_terminal_lacks_is_no_error():
-    code = "from fasttune.quiet import quiet\nwith quiet(): print('\\N{SLOTH}')\nprint('after')"
+    code = "from fasttune.terminal import quiet\nwith quiet(): print('\\N{SLOTH}')\nprint('after')"
     ascii_only = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | ascii_only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from fasttune.notebook import framed, picture
+from fasttune.pages import framed, picture
 from fasttune.runs import Run
 
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"

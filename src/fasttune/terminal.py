@@ -1,4 +1,8 @@
-"""Keep what libraries print off the terminal."""
+"""What reaches the terminal: the log, the standard streams, and what libraries print.
+
+Modules log to `logging.getLogger(__name__)`. The command line calls `show`; a program that uses
+fasttune as a library configures the logger "fasttune" itself.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import IO, Any
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any
 
 from fasttune.errors import FasttuneError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +30,48 @@ CHATTER = ("Unsloth: Will smartly offload", "Unsloth: Double buffering enabled")
 """Lines that Unsloth prints in every training with offloaded checkpointing."""
 
 
-def prepare_streams() -> None:
-    """Make the standard streams accept any character, and replace closed ones by /dev/null.
+@cache
+def console() -> Console:
+    """Standard error. Progress bars share this console, so that log lines appear above them."""
+    from rich.console import Console
 
-    Otherwise the next file that is opened would get a closed stream's descriptor, and libraries
-    would print into that file.
-    """
+    return Console(stderr=True, highlight=False)
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints the message as it is; rich's own handler would wrap and pad it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # a closed terminal or a full disk must not stop a training
+            console().print(self.format(record), markup=False, soft_wrap=True)
+
+
+@contextmanager
+def muted(*names: str) -> Iterator[None]:
+    """Limit these loggers to warnings and errors within the block."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def show(level: int) -> None:
+    """Print log messages of this level and above."""
+    logger = logging.getLogger("fasttune")
+    if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
+        logger.addHandler(ConsoleHandler())
+    logger.propagate = False
+    logger.setLevel(level)
+
+
+def prepare_streams() -> None:
+    """Make the standard streams accept any character, and replace closed ones by /dev/null: the
+    next file to be opened would get their descriptors, and libraries would print into it."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
@@ -66,8 +110,7 @@ def drop_output() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide what libraries print on import and loading. It is shown if the block raises anything
-    but a FasttuneError, and with `--verbose`.
+    """Hide what libraries print, unless the block raises more than a FasttuneError, or `--verbose`.
 
     Compiled code writes to the descriptors, Python to sys.stdout and sys.stderr; both are
     redirected. A library may keep the sys.stderr of this block for its log.
@@ -94,11 +137,8 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _replaced(number: int, target: int) -> Iterator[IO[str]]:
-    """Let a standard descriptor be a copy of another within the block.
-
-    Yields:
-        a text stream that writes to the descriptor and stays open.
-    """
+    """Make a standard descriptor a copy of another, and yield a text stream that writes to it and
+    stays open."""
     (sys.stdout if number == 1 else sys.stderr).flush()
     saved = os.dup(number)
     os.dup2(target, number)
@@ -112,17 +152,10 @@ def _replaced(number: int, target: int) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def prints_to_stderr() -> Iterator[None]:
-    """Send what the block and the programs that it starts print to standard error, so that standard
-    output has the command's own output alone."""
-    with _replaced(1, 2), redirect_stdout(sys.stderr):
-        yield
-
-
-@contextmanager
 def library_prints() -> Iterator[None]:
-    """As `prints_to_stderr`, but log Unsloth's `CHATTER` for `--verbose`."""
-    with prints_to_stderr(), redirect_stdout(_Lines()) as lines:
+    """Send what the block and the programs that it starts print to standard error, so that standard
+    output has the command's own output alone. Unsloth's `CHATTER` is logged for `--verbose`."""
+    with _replaced(1, 2), redirect_stdout(_Lines()) as lines:
         try:
             yield
         finally:
