@@ -575,7 +575,7 @@ def test_damaged_held_out_rows_are_one_error(kind, run):
 
 def test_paths_are_kept_in_full_and_shown_from_where_one_stands(tmp_path, monkeypatch):
     from fasttune.config import in_full
-    from fasttune.files import shown
+    from fasttune.files import short_path
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
@@ -587,8 +587,8 @@ def test_paths_are_kept_in_full_and_shown_from_where_one_stands(tmp_path, monkey
     assert full.model.name == str(tmp_path / "model")
     assert full.data.train == str(tmp_path / "rows.jsonl") and full.data.eval == "owner/name"
     assert in_full(RunConfig()) == RunConfig()
-    assert shown(full.model.name) == "model" and shown("owner/name") == "owner/name"
-    assert shown(os.sep + "elsewhere") == os.sep + "elsewhere"
+    assert short_path(full.model.name) == "model" and short_path("owner/name") == "owner/name"
+    assert short_path(os.sep + "elsewhere") == os.sep + "elsewhere"
 
 
 @pytest.mark.parametrize("what", ["no run", "other files", "a link inside", "a link", "here"])

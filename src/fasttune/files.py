@@ -193,7 +193,7 @@ def absolute(name: str) -> str:
     return str(path.absolute()) if path.exists() else name
 
 
-def shown(name: str) -> str:
+def short_path(name: str) -> str:
     """A path to print: relative if it is below the working folder."""
     path = Path(name)
     here = Path.cwd()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 from msgspec import Meta
 
 from fasttune.config import MANY, Number, Seed
-from fasttune.errors import FasttuneError
-from fasttune.yaml_text import convert
+from fasttune.yaml_text import check_fields
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,7 @@ class Sampling:
     stop_loops: Annotated[bool, "End an answer that repeats itself; nothing else changes."] = False
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            value = getattr(self, name)
-            try:
-                convert(value, hint)
-            except ValueError as error:
-                option = f"--{name.replace('_', '-')} {value}"
-                raise FasttuneError(f"{name} is {value}", option, f"it takes {error}") from error
+        check_fields(self)
 
     def config(self, tokenizer: Any) -> Any:
         """The whole generation configuration, without a model's own sampling defaults."""

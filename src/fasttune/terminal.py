@@ -1,6 +1,6 @@
 """What reaches the terminal: the log, the standard streams, and what libraries print.
 
-Modules log to `logging.getLogger(__name__)`. The command line calls `show`; a program that uses
+Modules log to `logging.getLogger(__name__)`. The command line calls `show_log`; a program that uses
 fasttune as a library configures the logger "fasttune" itself.
 """
 
@@ -31,7 +31,7 @@ CHATTER = ("Unsloth: Will smartly offload", "Unsloth: Double buffering enabled")
 
 
 @cache
-def console() -> Console:
+def log_console() -> Console:
     """Standard error. Progress bars share this console, so that log lines appear above them."""
     from rich.console import Console
 
@@ -43,7 +43,7 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):  # a closed terminal or a full disk must not stop a training
-            console().print(self.format(record), markup=False, soft_wrap=True)
+            log_console().print(self.format(record), markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def muted(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def show(level: int) -> None:
+def show_log(level: int) -> None:
     """Print log messages of this level and above."""
     logger = logging.getLogger("fasttune")
     if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 from msgspec import Meta, inspect
@@ -119,6 +119,17 @@ def setting(key: str, value: Any, hint: Any, where: str) -> Any:
         return convert(value, hint)
     except ValueError as error:
         raise refused(key, value, where, str(error)) from error
+
+
+def check_fields(options: object) -> None:
+    """Refuse a dataclass with a value out of its field's bounds; the error names the option."""
+    for name, hint in get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        try:
+            convert(value, hint)
+        except ValueError as error:
+            option = f"--{name.replace('_', '-')} {value}"
+            raise FasttuneError(f"{name} is {value}", option, f"it takes {error}") from error
 
 
 def refused(key: str, value: Any, where: str, wanted: str) -> FasttuneError:

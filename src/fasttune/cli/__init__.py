@@ -10,7 +10,6 @@ from fasttune.cli import (  # noqa: F401
     generate,
     init,
     plan,
-    run,
     runs,
     templates,
 )

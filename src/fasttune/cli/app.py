@@ -23,7 +23,7 @@ from fasttune import __version__, processes
 from fasttune.cli.options import flag, option
 from fasttune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
 from fasttune.plugins.discovery import installed_plugins
-from fasttune.terminal import STDOUT, drop_output, prepare_streams, show
+from fasttune.terminal import STDOUT, drop_output, prepare_streams, show_log
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -127,7 +127,7 @@ def root(
 ) -> None:
     context.obj = {"folder": plugins_dir, "files": plugin or ()}
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    show(level if processes.first() else logging.ERROR)
+    show_log(level if processes.first() else logging.ERROR)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,8 +11,9 @@ import typer
 from fasttune import source
 from fasttune.cli import options
 from fasttune.cli.app import app, console, plugins, print_json, say, table
-from fasttune.cli.options import argument, folder, number, option, words
+from fasttune.cli.options import argument, expand, folder, option, words
 from fasttune.comparison import Budget, Without
+from fasttune.comparison.plan import Measuring
 from fasttune.config import Seed
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 from fasttune.runs import Run, find_run
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@expand
 def compare(
     context: typer.Context,
+    measuring: Measuring,
     given: Annotated[
         list[str] | None,
         argument("Finished runs, or settings to train with.", metavar="RUN|KEY=VALUE"),
@@ -51,12 +54,6 @@ def compare(
     sweep: Annotated[
         str | None, option("Values to train each format with, as train.learning_rate=1e-4,3e-4.")
     ] = None,
-    include_base: Annotated[
-        bool, option("Also measure the untuned model with every format.")
-    ] = True,
-    rows: Annotated[int, number("Held-out rows to answer, evenly spaced; 0: all.", least=0)] = 200,
-    max_new_tokens: Annotated[int, number("End an answer after this many tokens.")] = 160,
-    batch_size: options.BatchSize = 32,
     by: options.By = None,
     output: Annotated[
         Path | None, folder("Folder. Default: below comparisons/, named after what is compared.")
@@ -85,7 +82,6 @@ def compare(
             raise FasttuneError("finished runs keep their settings", ", ".join(runs), hint)
         formats = [find_run(name) for name in runs]
     from fasttune.comparison.compare import compare as compare_formats
-    from fasttune.comparison.plan import Measuring
 
     try:
         comparison = compare_formats(
@@ -95,7 +91,7 @@ def compare(
             budget=budget,
             without=without,
             sweep=None if sweep is None else _sweep(sweep),
-            measuring=Measuring(rows, max_new_tokens, batch_size, include_base),
+            measuring=measuring,
             by=words(by),
             output=output,
             plugins=plugins(context, config),
@@ -182,9 +178,11 @@ def _short(bound: float) -> str:
 
 
 @app.command()
+@expand
 def evaluate(
     context: typer.Context,
     run: options.RunOrModel,
+    measuring: Measuring = Measuring(rows=0, max_new_tokens=256, include_base=False),
     data: Annotated[
         str | None, option("Labelled rows. Default: the run's held-out rows.", "--data", "-d")
     ] = None,
@@ -195,12 +193,6 @@ def evaluate(
     template: options.BaseTemplate = None,
     system: options.System = None,
     by: options.By = None,
-    include_base: Annotated[bool, option("Measure the untuned model of a run as well.")] = False,
-    rows: Annotated[
-        int, number("Rows to answer, evenly spaced; of a task the first ones; 0: all.", least=0)
-    ] = 0,
-    max_new_tokens: Annotated[int, number("End an answer after this many tokens.")] = 256,
-    batch_size: options.BatchSize = 32,
     output: Annotated[
         Path | None, folder("Folder. Default: below evaluations/, named after its content.")
     ] = None,
@@ -220,13 +212,12 @@ def evaluate(
 
         require_harness()
         generator = source.load(run, template, system, loaded, force)
-        figures = run_tasks(generator, words(tasks), rows, batch_size)
+        figures = run_tasks(generator, words(tasks), measuring.rows, measuring.batch_size)
         printed["tasks"] = [*map(figure_json, figures)]
         if not as_json:
             _show_tasks(figures)
     if data is not None or not words(tasks):
         from fasttune.comparison.compare import evaluate as evaluate_run
-        from fasttune.comparison.plan import Measuring
         from fasttune.data.load import parse_columns
 
         result = evaluate_run(
@@ -235,7 +226,7 @@ def evaluate(
             template=template,
             system=system,
             columns=parse_columns(columns or []),
-            measuring=Measuring(rows, max_new_tokens, batch_size, include_base),
+            measuring=measuring,
             by=words(by),
             output=output,
             plugins=loaded,

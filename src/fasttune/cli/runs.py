@@ -1,7 +1,8 @@
-"""`fasttune runs list | show | compare | rm`."""
+"""`fasttune run`: train, resume, or show what would be trained; `runs`: list and delete them."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,151 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, ask, console, facts, print_json, say, table
-from fasttune.cli.options import argument, flag, folder
-from fasttune.errors import FasttuneError
+from fasttune.cli.app import app, ask, console, facts, plugins, print_json, say, table
+from fasttune.cli.options import argument, expand, flag, folder, option
+from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
+from fasttune.processes import count, first
+from fasttune.runs import find_run, list_runs
 
 if TYPE_CHECKING:
+    from fasttune.job import Job
+    from fasttune.records import Manifest
     from fasttune.runs import Run
+
+
+@app.command()
+@expand
+def run(
+    context: typer.Context,
+    settings: options.AllSettings,
+    system: options.System = None,
+    output: Annotated[str | None, option("Folder for runs.", "--output", "-o")] = None,
+    resume: Annotated[str | None, option("Resume a run: its folder, name or 'last'.")] = None,
+    force: Annotated[
+        bool, flag("Resume even if config.yaml or the template changed.", "--force")
+    ] = False,
+    dry_run: Annotated[
+        bool, flag("Show settings, first row and steps; load no model.", "--dry-run")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Fine-tune a model on a prompt format.
+
+    Settings come from the defaults, then --config, then the command line.
+    """
+    from fasttune.config import load_config
+    from fasttune.job import prepare
+    from fasttune.start import train
+
+    given = settings.overrides({"system": system, "output": output})
+    if resume is not None:
+        if given or settings.config is not None:
+            raise FasttuneError(
+                "a resumed run keeps its settings",
+                f"--resume {resume}",
+                "leave out --config and all settings, or start a new run",
+            )
+        trained = train(find_run(resume), plugins(context), force)
+    else:
+        job = prepare(load_config(settings.config, given), plugins(context, settings.config))
+        if dry_run:
+            if first():
+                _dry_run(job, as_json)
+            return
+        trained = train(job)
+    if first():
+        _finish(trained, as_json)
+
+
+def _dry_run(job: Job, as_json: bool) -> None:
+    from fasttune import machine
+    from fasttune.config import steps
+    from fasttune.encoding.cache import encode_rows
+    from fasttune.models.tokenizer import load_tokenizer
+    from fasttune.planning.forecast import foresee
+
+    tokenizer = load_tokenizer(job.model, job.template.end)
+    encoded = encode_rows(job.template, job.train, tokenizer, job.config, "training")
+    spans = []
+    for span in encoded[0].spans:
+        ids = encoded[0].input_ids[span.start : span.end]
+        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        spans.append({"section": span.name, "train": span.train, "ids": ids, "text": text})
+    values = {
+        "config": job.config.as_dict(),
+        "model": job.model,
+        "train_rows": len(encoded),
+        "eval_rows": len(job.eval),
+        "steps": steps(len(encoded), job.config, count()),
+        "first_row": spans,
+    }
+    plan = foresee(job.config, job.model, encoded.lengths, machine.this_device())
+    if as_json:
+        print_json({**values, "plan": plan and plan.as_dict()})
+    else:
+        _show_dry_run(job, values)
+    if plan is not None:
+        plan.require_fit()
+
+
+def _show_dry_run(job: Job, values: dict[str, Any]) -> None:
+    from fasttune.config import dump_config
+
+    out, spans = console(), values["first_row"]
+    out.print("[bold]settings[/bold]")
+    print(dump_config(job.config), end="")
+    tokens = sum(len(span["ids"]) for span in spans)
+    out.print(f"\n[bold]first row[/bold], {tokens} tokens ([green]+[/green] learned)")
+    for span in spans:
+        mark, style = ("+", "green") if span["train"] else (" ", "dim")
+        text = json.dumps(span["text"], ensure_ascii=False)
+        out.print(f"{mark} {span['section']:<12} {text}", style=style, markup=False)
+        out.print(f"  {'':<12} {span['ids']}", style="dim", markup=False)
+    train = job.config.train
+    out.print(
+        f"\n{values['train_rows']} rows to train on, {len(job.eval)} held out, "
+        f"{job.skipped} skipped; {values['steps']} steps of "
+        f"{train.batch_size} x {train.gradient_accumulation} rows"
+        + (f" in each of {count()} processes" if count() > 1 else "")
+    )
+    out.print(f"model: {job.model}", markup=False)
+
+
+def _finish(trained: Run, as_json: bool) -> None:
+    manifest = trained.manifest
+    if as_json:
+        print_json({"run": str(trained.folder), **manifest})
+    else:
+        _summary(trained)
+    if manifest["status"] == "interrupted":
+        say(f"interrupted; go on with: fasttune run --resume {trained.folder}")
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _summary(trained: Run) -> None:
+    out, manifest = console(), trained.manifest
+    evaluated = [line for line in trained.metrics() if "eval_loss" in line]
+    for key in evaluated[-1] if evaluated else ():
+        name = key.replace("eval_loss_", "  ").replace("eval_loss", "held-out loss")
+        if name != key and key in evaluated[0]:
+            out.print(f"{name:<14} {evaluated[0][key]:.4f} -> {evaluated[-1][key]:.4f}")
+    if manifest.get("scores") and manifest.get("scored") == "training":
+        out.print("no rows are held out: what follows is measured on training rows")
+    for name, change in _scores(manifest).items():
+        out.print(f"{name:<14} {change}")
+    out.print(
+        f"{manifest['steps']} steps, {manifest['tokens_per_second']:.0f} tokens/s, "
+        f"{manifest['seconds']['train']:.0f} s, "
+        f"{manifest['peak_memory_bytes'] / 1e9:.1f} GB at the peak"
+    )
+    if saved := manifest["shared_tokens_saved"]:
+        out.print(f"{saved:,} tokens of shared beginnings were not computed again")
+    for file in ("loss.png", "samples.md", "answers.png", "adapter"):
+        if (trained.folder / file).exists():
+            out.print(f"  {trained.folder / file}", markup=False)
+    if manifest["status"] == "done":
+        out.print(f'try: fasttune generate {trained.folder} "..."', markup=False)
+
 
 group = typer.Typer(help="List, show, compare and delete runs.", no_args_is_help=True)
 app.add_typer(group, name="runs")
@@ -30,7 +170,6 @@ Names = Annotated[list[str], argument("Folders, names or 'last'.", metavar="RUN.
 @group.command("list")
 def list_(output: Folder = Path("runs"), as_json: options.Json = False) -> None:
     """List runs, oldest first."""
-    from fasttune.runs import list_runs
 
     runs = list_runs(output)
     if as_json:
@@ -68,8 +207,7 @@ def _as_dict(run: Run) -> dict[str, Any]:
 def show(run: str, output: Anywhere = None, as_json: options.Json = False) -> None:
     """Show a run: its folder, its name, or 'last'."""
     from fasttune.config import dump_config
-    from fasttune.files import shown
-    from fasttune.runs import find_run
+    from fasttune.files import short_path
 
     kept = find_run(run, output)
     manifest = kept.manifest
@@ -79,14 +217,15 @@ def show(run: str, output: Anywhere = None, as_json: options.Json = False) -> No
         return
     out = console()
     template, data, lora = manifest["template"], manifest["data"], manifest["lora"]
+    model = short_path(manifest["model"])
     origin = f"{template['distribution'] or template['path']} {template['version']}".strip()
     lines = {
         "run": kept.folder,
         "status": manifest["status"],
         "template": f"{template['name']} ({origin}), identity {template['identity'][:12]}",
-        "model": f"{shown(manifest['model'])}, {manifest['quantization']}, {manifest['dtype']}",
+        "model": f"{model}, {manifest['quantization']}, {manifest['dtype']}",
         "LoRA": f"{' '.join(lora['layers'])}, {lora['parameters'] / 1e6:.2f} M parameters",
-        "data": f"{shown(data['source'])}: {data['train_rows']} rows, "
+        "data": f"{short_path(data['source'])}: {data['train_rows']} rows, "
         f"{data['train_tokens']} tokens, {data['eval_rows']} held out",
         "device": manifest["device"],
         "held-out loss": _losses(kept.metrics()),
@@ -95,12 +234,10 @@ def show(run: str, output: Anywhere = None, as_json: options.Json = False) -> No
         "seconds": ", ".join(f"{k} {v}" for k, v in manifest.get("seconds", {}).items()),
         "versions": ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()),
     }
-    scores = manifest.get("scores", {})
     where = " (on training rows)" if manifest.get("scored") == "training" else ""
-    for name, value in scores.get("after", {}).items():
-        lines[f"{name}{where}"] = f"{scores['before'].get(name, math.nan):.2f} -> {value:.2f}"
-    out.print(facts(lines))
-    out.print(f"\n[bold]settings[/bold]\n{dump_config(kept.config)}", end="")
+    lines |= {f"{name}{where}": change for name, change in _scores(manifest).items()}
+    out.print(facts(lines), "\n[bold]settings[/bold]", sep="\n")
+    print(dump_config(kept.config), end="")
 
 
 @group.command()
@@ -156,7 +293,6 @@ def rm(
 
 def _named(names: list[str], output: Path | None) -> list[Run]:
     """The runs of these names, each once."""
-    from fasttune.runs import find_run
 
     runs = (find_run(name, output) for name in names)
     return [*{run.folder.resolve(): run for run in runs}.values()]
@@ -165,3 +301,12 @@ def _named(names: list[str], output: Path | None) -> list[Run]:
 def _losses(metrics: list[dict[str, Any]]) -> str:
     evaluated = [line["eval_loss"] for line in metrics if "eval_loss" in line]
     return f"{evaluated[0]:.4f} -> {evaluated[-1]:.4f}" if evaluated else ""
+
+
+def _scores(manifest: Manifest) -> dict[str, str]:
+    """Each metric before and after training."""
+    scores = manifest.get("scores") or {"before": {}, "after": {}}
+    return {
+        name: f"{scores['before'].get(name, math.nan):.2f} -> {value:.2f}"
+        for name, value in scores["after"].items()
+    }

@@ -8,9 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fasttune.config import flatten
+from msgspec import Meta
+
+from fasttune.config import MANY, Number, flatten
 from fasttune.data.rows import Rows, StoredRows
 from fasttune.data.split import data_hash, spread
 from fasttune.errors import FasttuneError
@@ -20,23 +22,22 @@ from fasttune.job import Job
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
 from fasttune.runs.index import differing
+from fasttune.yaml_text import check_fields
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """How the held-out rows are answered.
+    """How the held-out rows are answered. The text of a field is the help of its option."""
 
-    Attributes:
-        rows: at most this many held-out rows, evenly spaced; 0 takes all.
-        max_new_tokens: where an answer that does not stop is cut off.
-        batch_size: rows answered at a time.
-        include_base: measure the untuned model under every format too.
-    """
+    rows: Annotated[
+        int, Meta(ge=0, le=MANY), "Rows to answer, evenly spaced; of a task the first ones; 0: all."
+    ] = 200
+    max_new_tokens: Annotated[Number, "End an answer after this many tokens."] = 160
+    batch_size: Annotated[Number, "Rows answered at a time."] = 32
+    include_base: Annotated[bool, "Measure the untuned model of every format as well."] = True
 
-    rows: int = 200
-    max_new_tokens: int = 160
-    batch_size: int = 32
-    include_base: bool = True
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from fasttune.processes import any_of, count
 from fasttune.runs import Run
-from fasttune.terminal import console
+from fasttune.terminal import log_console
 from fasttune.training.trouble import writing
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Progress(TrainerCallback):
 
         columns = (progress.BarColumn(), progress.MofNCompleteColumn())
         note = progress.TextColumn("{task.fields[note]}")
-        self._bar = progress.Progress("training", *columns, note, console=console())
+        self._bar = progress.Progress("training", *columns, note, console=log_console())
         self._bar.start()
         self._task = self._bar.add_task(
             "", total=state.max_steps, completed=state.global_step, note=""
