@@ -58,11 +58,10 @@ def label_colours(comparison: Comparison) -> dict[str, str]:
     return colours
 
 
-def charts(comparison: Comparison) -> list[Chart]:
+def charts(comparison: Comparison, colours: Mapping[str, str]) -> list[Chart]:
     """Draw all charts: one loss per learned section, answer lengths, stop reasons."""
     import matplotlib
 
-    colours = label_colours(comparison)
     keys = dict.fromkeys(key for arm in comparison.arms for line in arm.metrics for key in line)
     sections = [key.removeprefix("loss_") for key in keys if key.startswith("loss_")]
     with matplotlib.rc_context(fname=_STYLE):

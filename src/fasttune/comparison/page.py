@@ -34,11 +34,12 @@ def report_html(comparison: Comparison) -> str:
     )
     jinja.tests["nan"] = math.isnan
     untuned = [place for place, arm in enumerate(comparison.arms) if not arm.tuned]
+    colours = label_colours(comparison)
     return jinja.get_template("report.html.jinja").render(
         comparison=comparison,
         tuned=comparison.tuned_labels or comparison.labels,
-        colours=label_colours(comparison),
-        charts=charts(comparison),
+        colours=colours,
+        charts=charts(comparison, colours),
         best=_best,
         forest=lambda difference: _forest(comparison, difference),
         facts=dict.fromkeys(name for arm in comparison.arms for name in arm.facts),
@@ -85,19 +86,13 @@ def _number(value: object) -> str:
 
 @dataclass(frozen=True)
 class AnswerPart:
-    """A part of an answer: a section, the text around sections, or the whole answer.
+    """A part of an answer: a section, the text around sections, or the whole answer."""
 
-    Attributes:
-        name: of the section; "" if the part is none.
-        repeated: what of the answer's longest repetition lies in this part.
-        is_tag: whether the part is text around sections.
-    """
-
-    name: str
+    name: str  # of the section; "" if the part is none
     before: str
-    repeated: str = ""
+    repeated: str = ""  # what of the answer's longest repetition lies in this part
     after: str = ""
-    is_tag: bool = False
+    is_tag: bool = False  # whether the part is text around sections
 
     @property
     def text(self) -> str:

@@ -42,41 +42,25 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Format:
-    """One side of a comparison.
+    """One side of a comparison. All formats have the same rows in the same order."""
 
-    Attributes:
-        label: its name in tables and in the report.
-        base: label of the format under which its untuned model is measured, usually its own.
-        job: of its runs, except for the seed. All formats have the same rows in the same order.
-        runs: seed -> the finished run, or None if it has to be trained.
-    """
-
-    label: str
-    base: str
-    job: Job
-    runs: Mapping[int, Run | None]
+    label: str  # its name in tables and in the report
+    base: str  # label of the format under which its untuned model is measured, usually its own
+    job: Job  # of its runs, except for the seed
+    runs: Mapping[int, Run | None]  # seed -> the finished run, or None if it has to be trained
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole comparison.
+    """A whole comparison."""
 
-    Attributes:
-        folder: named after everything that decides the result, so that the same command finds its
-            own folder again.
-        fingerprint: hash of that.
-        rows: those of the held-out rows that are answered.
-        about: what is compared, for the reader.
-        notes: caveats for the reader.
-    """
-
-    folder: Path
-    fingerprint: str
+    folder: Path  # named after all that decides the result: the same command finds it again
+    fingerprint: str  # hash of that
     formats: Sequence[Format]
-    rows: Sequence[Row]
+    rows: Sequence[Row]  # those of the held-out rows that are answered
     measuring: Measuring
-    about: Mapping[str, str]
-    notes: Sequence[str]
+    about: Mapping[str, str]  # what is compared, for the reader
+    notes: Sequence[str]  # caveats for the reader
 
 
 def make_plan(

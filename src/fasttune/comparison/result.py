@@ -26,23 +26,14 @@ ENOUGH = 8
 
 @dataclass(frozen=True)
 class Arm:
-    """One measured model: a format trained with one seed, or its untuned base.
+    """One measured model: a format trained with one seed, or its untuned base."""
 
-    Attributes:
-        label: its name, which all seeds of a format share.
-        base: label of the format whose untuned model this arm started from, usually its own.
-        seed: of the training; None for the untuned base.
-        answers: one per held-out row, in row order, with likelihoods.
-        metrics: the training log, as `Run.metrics` returns it; empty for the base.
-        facts: figures about the training, such as {"steps": 90}.
-    """
-
-    label: str
-    base: str
-    seed: int | None
-    answers: Sequence[Answer]
-    metrics: Sequence[Mapping[str, Any]] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    label: str  # its name, which all seeds of a format share
+    base: str  # label of the format whose untuned model it started from, usually its own
+    seed: int | None  # of the training; None for the untuned base
+    answers: Sequence[Answer]  # one per held-out row, in row order, with likelihoods
+    metrics: Sequence[Mapping[str, Any]] = ()  # the training log, as `Run.metrics` returns it
+    facts: Mapping[str, Any] = field(default_factory=dict)  # on the training, as {"steps": 90}
 
     @property
     def tuned(self) -> bool:
@@ -60,20 +51,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """left - right in one metric.
-
-    Attributes:
-        better: the better label; None if the metric has no direction, too few rows count, or the
-            interval contains 0.
-        rows: number of rows that count, on the side with fewer.
-    """
+    """left - right in one metric."""
 
     metric: str
     left: str
     right: str
     interval: Interval
-    better: str | None
-    rows: int
+    better: str | None  # a label; None without direction, with too few rows, or if 0 is possible
+    rows: int  # that count, on the side with fewer
 
     @property
     def too_few_rows(self) -> bool:

@@ -17,18 +17,12 @@ from fasttune.generation.generator import Generator
 
 @dataclass(frozen=True)
 class TaskFigure:
-    """A metric of a task, as the harness reports it.
-
-    Attributes:
-        metric: its name and its filter, as "exact_match, strict-match".
-        interval: at LEVEL, by the harness's own standard error; bounds are NaN where it gives none.
-        rows: how many of the task's rows were asked.
-    """
+    """A metric of a task, as the harness reports it."""
 
     task: str
-    metric: str
-    interval: Interval
-    rows: int
+    metric: str  # its name and its filter, as "exact_match, strict-match"
+    interval: Interval  # by the harness's standard error; bounds are NaN where it gives none
+    rows: int  # of the task that were asked
 
 
 def require_harness() -> None:
@@ -52,7 +46,6 @@ def run_tasks(
         tasks: names the harness knows, or paths of its task files.
         rows: of each task, from the start; 0 takes all.
     """
-    require_harness()
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 

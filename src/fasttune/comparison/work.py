@@ -46,14 +46,10 @@ TALKATIVE = ("fasttune.encoding", "fasttune.planning", "fasttune.training.train"
 def run_comparison(
     plan: Plan, by: Sequence[str] = (), folder: str | Path | None = None
 ) -> Comparison:
-    """Train and measure whatever the folder does not hold yet, and write the result.
+    """Train and measure whatever the folder does not hold yet, and write the result; see `compare`.
 
     Args:
-        by: columns of the rows; figures and differences are taken for each of their values, too.
         folder: in place of the plan's.
-
-    Raises:
-        KeyboardInterrupt: a training was interrupted; the same call resumes it.
     """
     require_one("a comparison")
     if folder is not None:
