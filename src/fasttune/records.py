@@ -18,12 +18,8 @@ FORMAT = 2
 
 
 class TemplateFacts(TypedDict):
-    """A run's format and where it came from.
-
-    Attributes:
-        identity: see `Template.identity`.
-        declaration: None for a format whose text is computed, which needs its plugin.
-    """
+    """A run's format and where it came from. A format whose text is computed has no declaration:
+    it needs its plugin."""
 
     name: str
     identity: str

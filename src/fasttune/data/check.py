@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fasttune.data.conversations import (
@@ -219,9 +220,14 @@ def _in_its_language(row: Row, template: Template) -> Row:
     return row.in_language(detect_language(row.get("instruction", "")) or "")
 
 
-def ends_early(row: Row, eos: str) -> bool:
-    """Whether a row's own text holds the end of text; "" for none is in no text."""
-    return bool(eos) and any(eos in text for _, text in row.texts())
+def by_ending(rows: Iterable[Row], eos: str) -> tuple[array[int], array[int]]:
+    """The places of the rows whose own text lacks the end of text, and of those that hold it. An
+    empty `eos` is in no text."""
+    usable, ended = array("q"), array("q")
+    for at, row in enumerate(rows):
+        holds = bool(eos) and any(eos in text for _, text in row.texts())
+        (ended if holds else usable).append(at)
+    return usable, ended
 
 
 def ending(number: int, row: Row, eos: str) -> list[Finding]:

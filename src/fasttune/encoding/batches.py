@@ -40,12 +40,8 @@ def trainer_dataset(rows: Sequence[Encoded]) -> Any:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the rows of a pack lie.
-
-    Attributes:
-        shared: tokens at the beginning that belong to every row and are stored once.
-        rows: (start, end) of each row's own tokens.
-    """
+    """Where the rows of a pack lie: the number of tokens at the beginning that belong to every row
+    and are stored once, and (start, end) of each row's own tokens."""
 
     shared: int
     rows: tuple[tuple[int, int], ...]
@@ -57,11 +53,8 @@ class Layout:
 
 
 def shared_beginning(rows: Sequence[Encoded]) -> int:
-    """How many tokens at the beginning of all rows can be stored once.
-
-    The token before a row's first learned one is never shared, because rows predict different
-    tokens from it.
-    """
+    """How many tokens at the beginning of all rows can be stored once: never the token before a
+    row's first learned one, because rows predict different tokens from it."""
     common = len(os.path.commonprefix([row.input_ids for row in rows]))  # works on lists too
     first = min(span.start for row in rows for span in row.spans if span.train)
     return max(0, min(common, first - 1))
@@ -118,7 +111,7 @@ def pack(rows: Sequence[Encoded], sections: Sequence[str], shared: int = 0) -> d
     }
 
 
-@dataclass
+@dataclass(eq=False)
 class Collator:
     """Divides the rows of one optimiser step into batches that fit into memory.
 
@@ -234,10 +227,7 @@ def left_pad(prompts: Sequence[list[int]], shared: int = 0) -> dict[str, torch.T
 
     The padding has mask 0 and stands on the left, after the first `shared` tokens. It repeats the
     prompt's own first token: a repetition penalty ignores the mask, so it must not find a token,
-    such as EOS, that the prompt does not contain.
-
-    Returns:
-        `input_ids` and `attention_mask` of shape [prompts, longest].
+    such as EOS, that the prompt does not contain. Shapes are [prompts, longest].
     """
     longest = max(map(len, prompts))
     ids, mask = [], []

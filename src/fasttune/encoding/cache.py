@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import time
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttune.config import RunConfig
-from fasttune.data.check import ends_early
+from fasttune.data.check import by_ending
 from fasttune.data.rows import ChosenRows, Lazy, Rows
 from fasttune.data.split import data_hash
 from fasttune.encoding.encode import (
@@ -110,16 +109,8 @@ def without_ending(rows: Rows, tokenizer: Any, config: RunConfig) -> Rows:
     contains EOS."""
     if not config.data.skip_bad_rows:
         return rows  # else it would have refused them
-    usable, ended = _by_ending(rows, tokenizer.eos_token)
+    usable, ended = by_ending(rows, tokenizer.eos_token)
     return ChosenRows(rows, usable) if ended else rows
-
-
-def _by_ending(rows: Rows, eos: str) -> tuple[array[int], array[int]]:
-    """The places of the rows without and with EOS in their text."""
-    usable, ended = array("q"), array("q")
-    for at, row in enumerate(rows):
-        (ended if ends_early(row, eos) else usable).append(at)
-    return usable, ended
 
 
 def encode_rows(
@@ -136,7 +127,7 @@ def encode_rows(
     """
     eos_id(tokenizer)  # refuses a tokenizer without EOS
     eos = tokenizer.eos_token
-    usable, ended = _by_ending(rows, eos)
+    usable, ended = by_ending(rows, eos)
     if ended and not config.data.skip_bad_rows:
         raise FasttuneError(
             f"{len(ended)} of {len(rows)} {what} rows hold the text {eos}, which would end a row "
@@ -212,11 +203,8 @@ def cached(key: str) -> EncodedRows | None:
 
 
 def store(key: str, rows: Iterable[tuple[int, Encoded]], counts: Mapping[str, int]) -> EncodedRows:
-    """Write rows with their places under a key, and remove old ones beyond the cache's limit.
-
-    Args:
-        counts: kept with the rows; read after the last row, so they may still change.
-    """
+    """Write rows with their places under a key, and remove old ones beyond the cache's limit. The
+    counts are read after the last row, so they may still change."""
     import pyarrow as pa
 
     number, tokens = 0, 0

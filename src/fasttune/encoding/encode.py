@@ -85,10 +85,7 @@ def encode_many(
     template: Template, rows: Iterable[Mapping[str, str]], tokenizer: Any
 ) -> Iterator[Encoded]:
     """Render and encode training rows in order, BATCH at a time: the tokenizer uses all cores for a
-    batch, and works on the next one while this one is consumed.
-
-    A row must have text in a given part, then in a learned one. The tokenizer must have EOS.
-    """
+    batch, and works on the next one while this one is consumed."""
     waiting: tuple[list[list[Parts]], Future[list[list[Tokens]]]] | None = None
     with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
         # The many small objects of a batch start garbage collections so often that they would take

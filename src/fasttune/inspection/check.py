@@ -72,9 +72,6 @@ def check_template(
 
     Args:
         columns: our column -> theirs, of `data`.
-
-    Raises:
-        FasttuneError: `data` cannot be read, or none of its rows can be used.
     """
     rows = {f"example {number}": row for number, row in enumerate(examples(template), 1)}
     results: list[CheckResult] = []
@@ -108,11 +105,8 @@ def check_template(
 
 
 def templates_of(name: str, plugins: Callable[[], Plugins]) -> list[Template]:
-    """The templates of a plugin file, or the one of a name or a YAML file.
-
-    Args:
-        plugins: loads them; called unless `name` is a plugin file.
-    """
+    """The templates of a plugin file, or the one of a name or a YAML file. `plugins` loads them; it
+    is called unless `name` is a plugin file."""
     if not name.endswith(".py"):
         return [plugins().template(name)]
     templates = [template for template, _ in load_plugin(Path(name)).templates.values()]

@@ -86,7 +86,7 @@ class Preview:
     """A row as the model sees it, ready to be shown.
 
     Attributes:
-        model: the name of the model whose tokenizer was used.
+        model: whose tokenizer was used.
         row: number of the row in its source, from 1.
         text: the rendered text, without EOS.
         sections: cover all tokens in order; the last is EOS.

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from fasttune.config import RunConfig
-from fasttune.data.check import ending, ends_early
+from fasttune.data.check import by_ending, ending
 from fasttune.data.load import Divided, Loaded, load_divided, load_rows, shipped
 from fasttune.data.rows import ChosenRows
 from fasttune.data.sources import Finding
@@ -65,12 +65,8 @@ class Bin:
 
 @dataclass(frozen=True)
 class TokenFigures:
-    """The rows as a template and a tokenizer encode them, EOS included.
-
-    Attributes:
-        trained_share: tokens that the model learns to write / all tokens.
-        overlong: rows of more than `max_length` tokens.
-    """
+    """The rows as a template and a tokenizer encode them, EOS included. `overlong` rows have more
+    than `max_length` tokens."""
 
     total: int
     trained_share: float
@@ -82,19 +78,14 @@ class TokenFigures:
 
 @dataclass(frozen=True)
 class Survey:
-    """Everything `fasttune data` shows.
+    """Everything `fasttune data` shows; see also `Loaded`.
 
     Attributes:
         languages: rows by their `language` column; empty if no row has one.
         scripts: rows in which a script occurs, so a Japanese row counts for Han and for Kana.
-        forms: see `Loaded`.
         exchanges: of a row, a question and its answer each; None where every row has one.
         first_only: rows of which the first exchange was taken alone.
-        proposed: see `Loaded`.
-        columns: in the order of the source.
-        eval_source: where the held-out rows are from if not from among these; else "", and
-            `eval_fraction` was aimed at.
-        notes: what is to be known of the held-out rows.
+        eval_source: where the held-out rows are from; "" for `eval_fraction` of these rows.
         near: rows that nearly repeat others; None where they were not counted.
     """
 
@@ -174,19 +165,19 @@ def survey(
     """Take all figures of the first source of a run's rows."""
     loaded, *held_out = divided.sources
     eos = tokenizer.eos_token or ""
-    bad = {at for at, row in enumerate(loaded.rows) if ends_early(row, eos)}
+    usable, bad = by_ending(loaded.rows, eos)
     ended = [
         replace(each, source=loaded.rows.origin(at))
-        for at in sorted(bad)
+        for at in bad
         for each in ending(loaded.rows.number(at), loaded.rows[at], eos)
     ]
     unread = _left_out(loaded, template)
     findings = sorted(
         [*loaded.findings, *ended, *unread], key=lambda finding: (finding.source, finding.row)
     )
-    if len(bad) == len(loaded.rows):
+    if not usable:
         raise FasttuneError("no row can be used", f"{loaded.source}\n{ended[0]}", "fix these rows")
-    rows = ChosenRows(loaded.rows, [at for at in range(len(loaded.rows)) if at not in bad])
+    rows = ChosenRows(loaded.rows, usable)
     exchanges = array("q", (len(row.turns) for row in rows))
     return Survey(
         source=loaded.source,
@@ -205,8 +196,8 @@ def survey(
         tokens=_tokens(encode_many(template, rows, tokenizer), max_length),
         eval_fraction=eval_fraction,
         eval_source=held_out[0].source if held_out else "",
-        train_rows=sum(not ends_early(row, eos) for row in divided.train),
-        eval_rows=sum(not ends_early(row, eos) for row in divided.eval),
+        train_rows=len(by_ending(divided.train, eos)[0]),
+        eval_rows=len(by_ending(divided.eval, eos)[0]),
         problems=findings,
         notes=divided.notes(eval_fraction),
     )
