@@ -179,18 +179,12 @@ class Divided:
     eval: Rows
     sources: list[Loaded]
 
-    @property
-    def overlap(self) -> int:
-        """How many rows of a held-out source are training rows as well."""
-        if len(self.sources) == 1:
-            return 0
-        trained = {*self.sources[0].digests}
-        return sum(digest in trained for digest in self.sources[1].digests)
-
     def notes(self, fraction: float) -> list[str]:
         """What a reader of held-out figures has to know; `fraction` is data.eval_fraction."""
         notes, count = [], len(self.eval)
-        if overlap := self.overlap:
+        loaded, *others = self.sources
+        trained = {*loaded.digests} if others else set()
+        if overlap := sum(digest in trained for other in others for digest in other.digests):
             notes.append(f"{overlap} of {count} held-out rows are training rows as well")
         if count < FEW:
             rows = len(self.train) + count
