@@ -58,13 +58,13 @@ def _show(forecast: Forecast) -> None:
         f"LoRA {work.lora_parameters / 1e6:.2f} M",
         markup=False,
     )
-    rows = "rows" if forecast.rows is None else f"of {forecast.rows} rows"
+    rows = "" if forecast.rows is None else f" of {forecast.rows} rows"
     out.print(
         f"on {device.name} with {device.memory / 1e9:.1f} GB"
         + (f" ({device.source})" if device.source else "")
     )
     out.print(
-        f"batches {rows}: {work.peak_tokens} tokens in the largest, "
+        f"batches{rows}: {work.peak_tokens} tokens in the largest, "
         f"{work.step_tokens:.0f} in a mean step"
     )
     out.print("\n[bold]memory at the peak[/bold]")
