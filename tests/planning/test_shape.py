@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fasttune.errors import FasttuneError
 from fasttune.models.architectures import FAMILIES
-from fasttune.models.lora import choose_targets, linear_names
+from fasttune.models.load import choose_targets, linear_names
 from fasttune.planning.shape import BUILT_IN, UnknownArchitecture, read_shape, shape_of
 
 SMALL = {

@@ -22,8 +22,7 @@ from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
 from fasttune.machine import peak_memory, tensor_device, this_device
 from fasttune.models.choices import decide
-from fasttune.models.load import add_lora, load_base, nf4, switch_dropout_off
-from fasttune.models.lora import choose_targets
+from fasttune.models.load import add_lora, choose_targets, load_base, nf4, switch_dropout_off
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.models.unsloth import hide_broken_torchvision, import_unsloth
 

@@ -24,7 +24,7 @@ from fasttune.models.tokenizer import load_tokenizer
 from fasttune.models.unsloth import hide_broken_torchvision
 
 RowsAndTokens = tuple[int, int]
-"""How many rows and how many tokens an arm prepared."""
+"""Numbers of prepared rows and tokens."""
 
 
 def measure_preparation(job: Job, rounds: int) -> dict[str, dict[str, Any]]:

@@ -24,15 +24,12 @@ CHUNK = 256
 """Rows of logits that exist at one time: 256 x 51200 in fp32 are 52 MB."""
 
 CACHED_ROWS = 8
-"""Rows of logits that become losses and errors at one time on a CPU: 8 x 51200 in fp32 are 1.6 MB,
-which fit into its second cache."""
+"""Of these on a CPU: 8 x 51200 in fp32 are 1.6 MB, which fit into its second cache."""
 
 SHORT = 512
 """Up to this length, a row's attention in bf16 on a CPU multiplies whole matrices and keeps its
-scores, as transformers' eager attention does. It takes 0.4 times as long, forward and backward, as
-the blocked kernel of scaled_dot_product_attention (230 tokens, 9 heads); the demo model's gradients
-then differ from those in fp32 by 4.4 % instead of 3.8 %. Longer rows would keep too large a matrix.
-"""
+scores. It takes 0.4 times as long as scaled_dot_product_attention (230 tokens, 9 heads); the demo
+model's gradients differ from those in fp32 by 4.4 % instead of 3.8 %."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +148,8 @@ def decide(config: RunConfig, device: Device) -> Choices:
 
 
 def decide_for_generation(model: ModelConfig, device: Device) -> Choices:
-    """Decide how to generate with a model on a device.
-
-    A run may have been trained on another device, in a precision that this one does not support;
-    then this device's default precision is used.
-    """
+    """Decide how to generate with a model, in the device's default precision if it does not support
+    the one that a run was trained in."""
     try:
         require_precision(model, device)
     except FasttuneError:

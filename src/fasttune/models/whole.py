@@ -49,12 +49,8 @@ class TensorEntry(TypedDict):
 
 
 def require_whole(folder: Path) -> None:
-    """Refuse a folder with damaged files of a model, a tokenizer or an adapter: JSON that does not
-    parse, or weights that are truncated, missing or of another model.
-
-    Raises:
-        FasttuneError: names the first damaged file and what is wrong with it.
-    """
+    """Refuse a folder of a model, a tokenizer or an adapter with JSON that does not parse, or
+    weights that are truncated, missing or of another model. The error names the first file."""
     settings = {name: read_object(folder / name) for name in JSON_FILES if (folder / name).exists()}
     if "adapter_config.json" in settings:
         _require_adapter(folder)
@@ -114,11 +110,7 @@ def _require_layers(folder: Path, config: Mapping[str, Any], names: Iterable[str
 
 
 def tensors_of(file: Path) -> dict[str, TensorEntry]:
-    """Read the header of a safetensors file; offsets count from the beginning of the file.
-
-    Raises:
-        FasttuneError: the file is damaged.
-    """
+    """Read the header of a safetensors file; offsets count from the beginning of the file."""
     try:
         with safe_open(file, framework="np"):
             pass  # checks the header against the size of the file
@@ -136,11 +128,7 @@ def tensors_of(file: Path) -> dict[str, TensorEntry]:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Read the JSON object in a file.
-
-    Raises:
-        FasttuneError: the file is damaged.
-    """
+    """Read the JSON object in a file that may be damaged."""
     value: dict[str, Any] = read_json(file, dict[str, Any], RECOPY)
     return value
 

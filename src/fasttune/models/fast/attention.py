@@ -131,10 +131,7 @@ def _bias(lengths: tuple[int, ...], device: torch.device) -> Any:
 
 def switch_attention(model: Any, choices: Choices) -> tuple[Attention, str]:
     """Switch a transformers model to the chosen attention, or to one mask if it does not work.
-
-    Returns:
-        The attention that is on, and why it is not the chosen one; "" if it is.
-    """
+    Return the attention that is on, and why it is not the chosen one, or ""."""
     chosen = choices.attention
     if decoder(model).forward.__module__.startswith("unsloth."):
         return "varlen", ""  # Llama and its kin in Unsloth's own layers, on every GPU
@@ -155,11 +152,7 @@ def switch_attention(model: Any, choices: Choices) -> tuple[Attention, str]:
 
 
 def attention_obstacle(model: Any, windows: bool = False) -> str:
-    """Why fasttune's attention would differ from the model's; "" if it would not.
-
-    Args:
-        windows: the attention supports sliding windows.
-    """
+    """Why an attention, with or without sliding windows, would differ from the model's; or ""."""
     config = model.config
     if not getattr(model, "_supports_attention_backend", False):
         return "its attention does not use transformers' interface"
@@ -173,8 +166,7 @@ def attention_obstacle(model: Any, windows: bool = False) -> str:
 
 
 def _kernel_obstacle(model: Any, dtype: torch.dtype) -> str:
-    """Why xformers' kernel does not run forward and backward with the model's heads on its device;
-    "" if it does."""
+    """Why xformers' kernel does not run forward and backward with the model's heads; or ""."""
     config = model.config
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -200,14 +192,8 @@ def use_packed_attention(model: Any) -> None:
 
 
 def _switch_unsloth_on() -> str:
-    """Switch on Unsloth's variable-length attention in this process.
-
-    It wraps transformers' sdpa and handles the calls with `packed_seq_lengths` that its kernels
-    support. Other calls reach sdpa with the dense mask, which always exists.
-
-    Returns:
-        Why it is not available; "" if it is on.
-    """
+    """Let Unsloth wrap transformers' sdpa for the calls with `packed_seq_lengths` that its kernels
+    support; others reach sdpa with the dense mask. Return why it is not available, or ""."""
     if "unsloth.utils" not in sys.modules:  # importing it here would patch much of transformers
         return "Unsloth's CPU backend has no variable-length attention"
     from unsloth.utils.hf_packed_attention import enable_hf_packed_attention

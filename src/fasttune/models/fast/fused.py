@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,14 +10,12 @@ from torch import nn
 
 
 def fuse_gelu(model: Any) -> int:
-    """Replace transformers' gelu_new by torch's gelu with `approximate="tanh"`.
+    """Replace transformers' gelu_new by torch's gelu with `approximate="tanh"`, and return the
+    number of replaced modules.
 
     Both are 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), from arXiv:1606.08415, section 2.
-    transformers computes it in eight operations, which keep four tensors of the MLP's width for the
-    backward pass and round after each one. torch's keeps only its input.
-
-    Returns:
-        The number of replaced modules.
+    transformers' eight operations keep four tensors of the MLP's width for the backward pass,
+    torch's keeps only its input.
     """
     from transformers.activations import NewGELUActivation
 
@@ -55,30 +54,21 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def fuse_norms(model: Any) -> int:
-    """Replace the forward of frozen RMSNorms.
-
-    Some architectures use the weight differently (Gemma adds 1 to it), so each norm's own forward
-    is compared first.
-
-    Returns:
-        The number of replaced forwards.
-    """
+    """Replace the forward of frozen RMSNorms that compute the same, and return their number. Some
+    architectures use the weight differently: Gemma adds 1 to it."""
     count = 0
     for module in model.modules():
         eps, weight = getattr(module, "variance_epsilon", None), getattr(module, "weight", None)
         if eps is None or weight is None or weight.requires_grad:
             continue
         probe = torch.linspace(-2, 2, weight.shape[0]).to(weight)[None, None]
-        fused = _forward(weight, eps)
+        fused = partial(_rms_norm, weight, eps)
         if torch.allclose(fused(probe).float(), module(probe).float(), rtol=0.02, atol=0.02):
             module.forward = fused
             count += 1
     return count
 
 
-def _forward(weight: torch.Tensor, eps: float) -> Any:
-    def forward(hidden_states: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = _RMSNorm.apply(hidden_states, weight, eps)
-        return result
-
-    return forward
+def _rms_norm(weight: torch.Tensor, eps: float, hidden_states: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = _RMSNorm.apply(hidden_states, weight, eps)
+    return result

@@ -22,10 +22,7 @@ Activation = Literal["none", "gelu", "silu"]
 
 class _Grouped(torch.autograd.Function):
     """n layers that read the same input, or the same activation of it. `tensors` are n As, n Bs.
-
-    It keeps the base layers instead of their weights: 4-bit weights may be dequantized again in the
-    backward pass. Autocast is off: every product is in the input's dtype.
-    """
+    Every product is in the input's dtype, without autocast."""
 
     @staticmethod
     def forward(
@@ -101,10 +98,9 @@ def lora_linears(
     """Compute PEFT's LoRA layers, each with one active adapter, on the input that all of them read.
 
     Args:
-        x: [..., inputs]; under autocast it is cast first.
-        activation: apply gelu (approximated with tanh) to `x`, or multiply its silu with `up`. The
-            backward pass recomputes the activation.
-        up: of a gated MLP, in the shape of `x`.
+        x: [..., inputs].
+        activation: apply gelu (approximated with tanh) to `x`, or multiply its silu with `up`, in
+            the shape of `x`. The backward pass recomputes it.
     """
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
@@ -149,11 +145,8 @@ def _share_input(layers: list[Any]) -> None:
 
 
 def weight_of(base: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weight of a frozen layer in a dtype, [outputs, inputs].
-
-    A 4-bit weight without a copy from `keep_dequantized` is dequantized: by Unsloth's kernel if
-    Unsloth runs on a GPU, into that kernel's own buffer, else by bitsandbytes.
-    """
+    """The weight of a frozen layer in a dtype, [outputs, inputs]. A 4-bit one is the copy from
+    `keep_dequantized`, or dequantized by Unsloth's kernel on a GPU, else by bitsandbytes."""
     weight: torch.Tensor = base.weight
     if getattr(weight, "quant_state", None) is None:
         return weight.to(dtype)
@@ -180,7 +173,7 @@ def group_lora(model: Any, nf4_copy: bool = True) -> list[list[Any]]:
     """Compute LoRA layers that read the same input, in a pass over two tokens, together.
 
     Args:
-        nf4_copy: dequantize 4-bit weights once and keep the copy, instead of in every pass.
+        nf4_copy: keep a dequantized copy of 4-bit weights.
 
     Returns:
         The layers of each group.

@@ -1,10 +1,9 @@
 """Decoder layers of Phi and Llama in few functions, on any device.
 
-In transformers' layers with PEFT's adapters, each matrix takes three products, and each small
-operation keeps its result. Here a layer consists of its norms, one function for all matrices that
-read the same input, RoPE, attention behind transformers' interface, and one function for an
-activation and the matrix that follows, which keeps only the activation's input and recomputes the
-rest. None of them has state, so layers can be checkpointed, and computed in several threads.
+A layer consists of its norms, one function for all matrices that read the same input, RoPE,
+attention behind transformers' interface, and one function for an activation and the matrix that
+follows, which keeps only the activation's input. None has state, so layers can be checkpointed, and
+computed in several threads.
 """
 
 from __future__ import annotations
@@ -27,15 +26,8 @@ Attend = Callable[..., torch.Tensor]
 
 
 class FastLayer(ABC):
-    """The forward of a decoder layer whose matrices all have LoRA.
-
-    While an adapter is merged or disabled, the layer's original forward runs.
-
-    Attributes:
-        names: of the layer's matrices.
-        layer: transformers' layer.
-        matrices: its LoRA layers, in the order of `names`.
-    """
+    """The forward of a decoder layer whose matrices, `names`, all have LoRA. While an adapter is
+    merged or disabled, the layer's original forward runs."""
 
     names: ClassVar[tuple[str, ...]]
 
@@ -199,8 +191,7 @@ def rewrite_layers(model: Any, dtype: torch.dtype, nf4_copy: bool) -> list[FastL
     """Replace the forwards of a model's layers, for which `layer_obstacle` is "".
 
     Args:
-        dtype: of the model's computation.
-        nf4_copy: dequantize 4-bit weights once and keep the copy, instead of in every pass.
+        nf4_copy: keep a dequantized copy of 4-bit weights, in `dtype`.
     """
     kind = LAYERS[model.config.model_type]
     layers = [kind(layer) for layer in decoder(model).layers]
