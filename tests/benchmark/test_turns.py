@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from fasttune.benchmark import arms
-from fasttune.benchmark.arms import ARMS, Spec
-from fasttune.benchmark.figures import BenchStep, compare_arms
+from fasttune.benchmark.arms import TRAININGS, Spec
+from fasttune.benchmark.figures import BenchStep, step_figures
 from fasttune.benchmark.turns import Outcome, Worker, make_spec, resolved, run_arms
 from fasttune.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from fasttune.encoding.encode import Encoded
@@ -46,7 +46,7 @@ def test_figures_on_steps_made_by_hand():
         return [BenchStep(*step) for step in zip(seconds, tokens, losses, strict=True)]
 
     losses = [4.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0]
-    found = compare_arms(
+    found = step_figures(
         {
             "plain": steps([9, 9, 1, 3, 2, 2, 2], losses),
             "unsloth": steps([7, 7, 1, 2, 1, 1, 1], [*losses[:-1], 2.02]),
@@ -73,7 +73,7 @@ def test_figures_on_steps_made_by_hand():
 
 
 def test_without_plain_and_unsloth_nothing_is_compared_with_them():
-    found = compare_arms({"fasttune": [BenchStep(1, 10, 2.0)] * 2}, block=1)["fasttune"]
+    found = step_figures({"fasttune": [BenchStep(1, 10, 2.0)] * 2}, block=1)["fasttune"]
     assert found["final_loss_difference"] is None and found["speedup"]["median"] == 1
 
 
@@ -95,7 +95,7 @@ def test_an_arm_has_the_fast_path_on(monkeypatch, tmp_path):
     given = []
     monkeypatch.setattr(arms, "train_fasttune", lambda *arguments: given.append(arguments))
     spec = Spec(RunConfig(), [], 3, False)
-    ARMS["fast_path"](spec, "pace", tmp_path)
+    TRAININGS["fast_path"](spec, "pace", tmp_path)
     [(found, *others)] = given
     assert found.config.model == ModelConfig(fast_path="on") and others == ["pace", tmp_path]
     assert (found.rows, found.steps) == ([], 3)
@@ -128,7 +128,7 @@ def test_all_arms_have_the_same_dropouts(arm, dropout, tiny_phi, monkeypatch, tm
     model = ModelConfig(str(tiny_phi), quantization="none", precision="fp32", dropout=dropout)
     config = RunConfig(model=model, lora=LoraConfig(r=2, targets=("fc1", "fc2"), dropout=0.05))
     with pytest.raises(Seen) as seen:
-        ARMS[arm](resolved_spec(config), None, tmp_path)
+        TRAININGS[arm](resolved_spec(config), None, tmp_path)
     [found] = seen.value.args
     own = 0.0 if dropout == "off" else 0.1
     assert found == sorted(

@@ -56,7 +56,7 @@ def reference(model, hidden, labels):
 @pytest.mark.parametrize("cap", [None, 2.0], ids=["plain", "capped"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 def test_losses_and_gradients_are_those_of_torch(bias, cap, batch, monkeypatch):
-    monkeypatch.setattr(head, "CHUNK", 7)
+    monkeypatch.setattr(head, "LOGIT_ROWS", 7)
     model, (hidden, labels) = Model(bias, cap), batch
     weights = torch.rand(int((labels[:, 1:] != IGNORED).sum()))  # a different weight for each token
     found, expected = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
@@ -72,7 +72,7 @@ def test_losses_and_gradients_are_those_of_torch(bias, cap, batch, monkeypatch):
 def test_no_more_than_a_chunk_of_logits_exists_and_only_for_trained_tokens(batch, monkeypatch):
     seen = []
     linear = torch.nn.functional.linear
-    monkeypatch.setattr(head, "CHUNK", 7)
+    monkeypatch.setattr(head, "LOGIT_ROWS", 7)
     monkeypatch.setattr(
         torch.nn.functional, "linear", lambda x, *rest: seen.append(len(x)) or linear(x, *rest)
     )

@@ -79,7 +79,7 @@ class Pace:
     def _wait(self) -> None:
         try:
             self._steps_left = self._pipe.recv()
-        except EOFError:  # the benchmark has ended
+        except (EOFError, ConnectionError):  # the benchmark has ended
             raise SystemExit from None
         self._start = time.perf_counter()
 
@@ -109,7 +109,7 @@ def run_arm(arm: str, spec: Spec, pipe: Connection, folder: Path) -> None:
             hide_broken_torchvision()
         else:
             import_unsloth()  # before the arm imports transformers, TRL and PEFT
-        ARMS[arm](spec, Pace(pipe), folder / arm)
+        TRAININGS[arm](spec, Pace(pipe), folder / arm)
         pipe.send({"peak_memory": peak_memory()})
     except FasttuneError as error:
         pipe.send(error)
@@ -326,7 +326,7 @@ def train_fast_path(spec: Spec, pace: Pace, folder: Path) -> None:
     train_fasttune(replace(spec, config=replace(spec.config, model=model)), pace, folder)
 
 
-ARMS: dict[str, Callable[[Spec, Pace, Path], None]] = {
+TRAININGS: dict[str, Callable[[Spec, Pace, Path], None]] = {
     "plain": train_plain,
     "unsloth": train_unsloth,
     "fasttune": train_fasttune,

@@ -13,7 +13,7 @@ from fasttune.files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {
+ARM_COLOURS = {
     "plain": "tab:gray",
     "unsloth": "tab:orange",
     "fasttune": "tab:blue",
@@ -36,7 +36,7 @@ class BenchStep:
     loss: float
 
 
-def compare_arms(steps: Mapping[str, Sequence[BenchStep]], block: int) -> dict[str, dict[str, Any]]:
+def step_figures(steps: Mapping[str, Sequence[BenchStep]], block: int) -> dict[str, dict[str, Any]]:
     """Compute the figures of every arm from its steps; docs/performance.md explains them.
 
     The first block of steps warms up: its losses count, its times do not. Speedups are ratios of
@@ -98,7 +98,7 @@ def plot(result: Mapping[str, Any], target: Path) -> None:
         numbers = range(1, len(values["steps"]) + 1)
         for axes, key in ((times, "seconds"), (losses, "loss")):
             points = [step[key] for step in values["steps"]]
-            axes.plot(numbers, points, color=COLOURS[arm], label=arm, marker=".", linewidth=1)
+            axes.plot(numbers, points, color=ARM_COLOURS[arm], label=arm, marker=".", linewidth=1)
     times.axvspan(0.5, block + 0.5, color="black", alpha=0.07, linewidth=0, label="warm-up")
     times.set(title="seconds per step (lower is better)", xlabel="step", ylabel="seconds")
     times.set_ylim(bottom=0)
@@ -121,10 +121,10 @@ def _draw_speeds(axes: Axes, arms: Mapping[str, Any], block: int) -> None:
     reference, labels = reference_of(list(arms)), []
     for place, (arm, values) in enumerate(arms.items()):
         speed = values["tokens_per_second"]
-        axes.barh(place, speed, color=COLOURS[arm], alpha=0.5, height=0.6)
+        axes.barh(place, speed, color=ARM_COLOURS[arm], alpha=0.5, height=0.6)
         blocks = _blocks([BenchStep(**step) for step in values["steps"]], block)
         speeds = [tokens_per_second(steps) for steps in blocks]
-        axes.plot(speeds, [place] * len(speeds), "|", color=COLOURS[arm], markersize=14)
+        axes.plot(speeds, [place] * len(speeds), "|", color=ARM_COLOURS[arm], markersize=14)
         ratio = f"{values['speedup']['median']:.2f} x {reference}" if arm != reference else ""
         labels.append("\n".join(filter(None, (arm, f"{speed:.0f} tokens/s", ratio))))
     axes.set_yticks(range(len(arms)), labels)

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 
 from fasttune.benchmark.arms import Spec, run_arm
-from fasttune.benchmark.figures import BenchStep, compare_arms, plot, tokens_per_second
+from fasttune.benchmark.figures import BenchStep, plot, step_figures, tokens_per_second
 from fasttune.benchmark.rounds import circumstances, result_folder
 from fasttune.config import PRECISIONS, RunConfig, steps, with_training
 from fasttune.encoding.cache import encode_rows
@@ -91,7 +91,7 @@ def _result(
             ", ".join(f"{arm} {number}" for arm, number in parameters.items()),
             "name the layers to train with lora.targets, or leave an arm out with --arms",
         )
-    compared = compare_arms({arm: outcome.steps for arm, outcome in outcomes.items()}, block)
+    compared = step_figures({arm: outcome.steps for arm, outcome in outcomes.items()}, block)
     checkpointing = dict.fromkeys(outcomes, config.train.gradient_checkpointing)
     if spec.notebook_checkpointing and "unsloth" in outcomes:
         checkpointing["unsloth"] = "unsloth"
@@ -158,7 +158,7 @@ def make_spec(
     return Spec(with_training(config, max_steps=count), kept, count, notebook_checkpointing)
 
 
-LAST_LINES = 8
+LOG_LINES = 8
 """Lines of an arm's log that the error shows if the arm ends early."""
 
 
@@ -168,6 +168,7 @@ class Worker:
 
     def __init__(self, arm: str, spec: Spec, folder: Path) -> None:
         self.arm, self._log = arm, folder / f"{arm}.log"
+        self._log.touch()
         context = get_context("spawn")
         self._pipe, other_end = context.Pipe()
         self._process = context.Process(target=run_arm, args=(arm, spec, other_end, folder))
@@ -188,7 +189,7 @@ class Worker:
         """Let the arm take steps."""
         try:
             self._pipe.send(steps)
-        except BrokenPipeError:
+        except ConnectionError:
             raise self._ended() from None
 
     def receive(self) -> dict[str, Any]:
@@ -200,7 +201,7 @@ class Worker:
         """
         try:
             report: dict[str, Any] | FasttuneError = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise self._ended() from None
         if isinstance(report, FasttuneError):
             what = f"the {self.arm} arm failed: {report.message}"
@@ -212,7 +213,7 @@ class Worker:
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return FasttuneError(
             f"the {self.arm} arm ended early (exit status {self._process.exitcode})",
-            "\n".join(lines[-LAST_LINES:]),
+            "\n".join(lines[-LOG_LINES:]),
             "see the last lines of its log above; --arms can leave the arm out",
         )
 

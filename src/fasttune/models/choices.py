@@ -20,7 +20,7 @@ Attention = Literal["rows", "varlen", "memory_efficient", "mask"]
 VARLEN_CAPABILITY = (8, 0)
 """Minimum compute capability for Unsloth's variable-length attention."""
 
-CHUNK = 256
+LOGIT_ROWS = 256
 """Rows of logits that exist at one time: 256 x 51200 in fp32 are 52 MB."""
 
 CACHED_ROWS = 8

@@ -1,7 +1,7 @@
 """Cross entropy of the learned tokens, computed from hidden states.
 
 The logits of all tokens of a step would be the largest tensor in training. Here the head sees only
-the positions whose next token is learned, CHUNK of them at a time.
+the positions whose next token is learned, LOGIT_ROWS of them at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fasttune.errors import FasttuneError
-from fasttune.models.choices import CACHED_ROWS, CHUNK
+from fasttune.models.choices import CACHED_ROWS, LOGIT_ROWS
 
 
 def causal_lm(model: Any) -> Any:
@@ -37,7 +37,7 @@ def token_losses(
         targets: [learned], the learned tokens.
 
     Returns:
-        [learned] in fp32; at most CHUNK rows of logits exist at one time.
+        [learned] in fp32; at most LOGIT_ROWS rows of logits exist at one time.
     """
     head = model.get_output_embeddings()
     states = hidden.flatten(0, 1).index_select(0, places.to(hidden.device)).to(head.weight.dtype)
@@ -73,11 +73,11 @@ class _TokenLosses(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             gradient = torch.empty_like(states, dtype=torch.float32 if half else states.dtype)
         with torch.autocast(states.device.type, enabled=False):
-            for start in range(0, len(states), CHUNK):
-                part = slice(start, start + CHUNK)
+            for start in range(0, len(states), LOGIT_ROWS):
+                part = slice(start, start + LOGIT_ROWS)
                 logits = torch.nn.functional.linear(states[part], weight, bias)
                 scales = losses.new_ones(len(logits), 1)
-                rows = CACHED_ROWS if logits.device.type == "cpu" else CHUNK
+                rows = CACHED_ROWS if logits.device.type == "cpu" else LOGIT_ROWS
                 columns = (logits, targets[part, None], losses[part], scales)
                 for z, target, loss, scale in zip(*(x.split(rows) for x in columns), strict=True):
                     wide = z.float()

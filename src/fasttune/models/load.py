@@ -279,7 +279,7 @@ def load_for_generation(
 
 
 def load_folder(folder: Path) -> tuple[Any, Any]:
-    """Load a model folder and its tokenizer on this device, as any program with transformers does."""
+    """Load a model folder and its tokenizer as any program with transformers does."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(str(folder))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fasttune.machine import CONTEXT, GB, Device
-from fasttune.models.choices import CHUNK, SHORT
+from fasttune.models.choices import LOGIT_ROWS, SHORT
 from fasttune.planning.shape import BYTES, Shape
 
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -252,9 +252,9 @@ def _forward(work: Workload, tokens: int, kind: str) -> float:
 
 
 def _logits(work: Workload, tokens: int, kind: str) -> float:
-    """Bytes of the logits: `CHUNK` rows of each pack at a time."""
+    """Bytes of the logits: `LOGIT_ROWS` rows of each pack at a time."""
     logit = LOGITS if kind == "cuda" else work.number_bytes
-    return float(min(tokens, CHUNK * work.side_by_side) * work.shape.vocab * logit)
+    return float(min(tokens, LOGIT_ROWS * work.side_by_side) * work.shape.vocab * logit)
 
 
 def _evaluation(work: Workload, slack: float, kind: str) -> float:
