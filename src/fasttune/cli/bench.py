@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,6 @@ from fasttune.cli.app import app, console, plugins, print_json, table
 from fasttune.cli.options import expand, flag, folder, number, option, words
 from fasttune.config import Override
 from fasttune.errors import FasttuneError, did_you_mean
-
-if TYPE_CHECKING:
-    from fasttune.job import Job
 
 ARMS = "plain,unsloth,fasttune"
 ALL_ARMS = (*ARMS.split(","), "fast_path")
@@ -67,7 +64,9 @@ def bench(
 
         target, result = bench_train(job, names, block, notebook_checkpointing, output)
     else:
-        target, result = _in_rounds(what, job, rounds, output)
+        from fasttune.benchmark.rounds import bench_rounds
+
+        target, result = bench_rounds(what, job, rounds, output)
     if as_json:
         print_json({"folder": str(target), **result})
     else:
@@ -83,20 +82,6 @@ def _names(arms: str) -> list[str]:
     if not names:
         raise FasttuneError("no arm is given", "--arms", f"choose from: {', '.join(ALL_ARMS)}")
     return names
-
-
-def _in_rounds(
-    what: str, job: Job, rounds: int, output: Path | None
-) -> tuple[Path, dict[str, Any]]:
-    from fasttune.benchmark.rounds import bench_rounds
-    from fasttune.models.unsloth import import_unsloth
-
-    if what == "generate":
-        import_unsloth()  # before transformers and PEFT
-        from fasttune.benchmark.generating import measure_generation as measure
-    else:
-        from fasttune.benchmark.preparing import measure_preparation as measure
-    return bench_rounds(what, measure, job, rounds, output)
 
 
 def _show(target: Path, result: dict[str, Any]) -> None:
