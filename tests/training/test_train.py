@@ -25,9 +25,8 @@ from fasttune.encoding.encode import IGNORED, encode
 from fasttune.errors import FasttuneError
 from fasttune.generation.generator import Generator
 from fasttune.machine import threads
-from fasttune.models.head import token_losses
+from fasttune.models.head import SectionLoss, token_losses
 from fasttune.models.load import add_lora
-from fasttune.models.sections import SectionLoss
 from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, find_run
 from fasttune.runs.resume import last_checkpoint

@@ -194,11 +194,7 @@ class Worker:
 
     def receive(self) -> dict[str, Any]:
         """Wait for the arm's next report: `parameters` once its model is loaded, `seconds` and
-        `loss` of each step, `peak_memory` in bytes at the end.
-
-        Raises:
-            FasttuneError: the arm failed or has ended.
-        """
+        `loss` of each step, `peak_memory` in bytes at the end."""
         try:
             report: dict[str, Any] | FasttuneError = self._pipe.recv()
         except (EOFError, ConnectionError):

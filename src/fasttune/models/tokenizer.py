@@ -65,12 +65,8 @@ def load_tokenizer(name: str | None, end: str = "") -> Any:
 
 
 def end_turns_with(tokenizer: Any, end: str) -> Any:
-    """Make a template's end of turn the tokenizer's EOS, unless it is "": the text is appended and
-    trained, and generation, exports and other programs stop at it.
-
-    Raises:
-        FasttuneError: the tokenizer has no such token.
-    """
+    """Make a template's end of turn the tokenizer's EOS, unless it is "": it is appended and
+    trained, and generation, exports and other programs stop at it. It must be a token."""
     if not end:
         return tokenizer
     token = tokenizer.convert_tokens_to_ids(end)
@@ -85,12 +81,8 @@ def end_turns_with(tokenizer: Any, end: str) -> Any:
 
 
 def require_model(model: str) -> None:
-    """Refuse a model, or an adapter folder, that cannot be loaded, before slow imports begin.
-
-    Raises:
-        FasttuneError: the Hub cannot be reached and its cache does not hold the model; or see
-            `require_whole` and `require_no_code`.
-    """
+    """Refuse a model, or an adapter folder, that cannot be loaded, before slow imports begin: it is
+    damaged, needs code of its own, or is not in the cache while the Hub cannot be reached."""
     if hub.reach(model) and not hub.in_cache(model):
         raise not_in_cache(model)
     if Path(model).is_dir():
@@ -99,13 +91,8 @@ def require_model(model: str) -> None:
 
 
 def require_no_code(model: str) -> None:
-    """Refuse a model or tokenizer that needs its own Python code, which fasttune never runs.
-
-    If transformers has the architecture itself, the code that comes with the model is ignored.
-
-    Raises:
-        FasttuneError: one of its files has an `auto_map` that transformers cannot do without.
-    """
+    """Refuse a model or tokenizer that needs its own Python code, which fasttune never runs. If
+    transformers has the architecture itself, the code that comes with the model is ignored."""
     for name in ("config.json", "tokenizer_config.json"):
         try:
             file = Path(model) / name if Path(model).is_dir() else hub.file(model, name)

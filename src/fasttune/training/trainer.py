@@ -32,8 +32,7 @@ from fasttune.encoding.encode import Encoded, batches
 from fasttune.generation.generator import Generator
 from fasttune.machine import tensor_device
 from fasttune.models.fast.fast import check_packing, speed_up
-from fasttune.models.head import causal_lm, check_head, decoder, token_losses
-from fasttune.models.sections import SectionLoss
+from fasttune.models.head import SectionLoss, causal_lm, check_head, decoder, token_losses
 from fasttune.models.unsloth import import_unsloth, settle_compilation
 from fasttune.runs import Run
 from fasttune.runs.resume import check_checkpoint

@@ -116,12 +116,10 @@ def speed_up(model: Any, choices: Choices) -> FastPath:
 
 @torch.no_grad()
 def check_packing(model: Any, fast: FastPath, choices: Choices) -> None:
-    """Check that rows of a pack do not see each other, with the kernels that train them.
+    """Refuse a model whose packed rows see each other, with the kernels that train them: some
+    architectures carry a state from row to row.
 
     Two rows change places, and the first one's last token changes: all other states must stay.
-
-    Raises:
-        FasttuneError: they see each other. Some architectures carry a state from row to row.
     """
     run = decoder(model)
     device = next(run.parameters()).device

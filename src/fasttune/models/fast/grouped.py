@@ -170,14 +170,8 @@ def keep_dequantized(base: Any, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def group_lora(model: Any, nf4_copy: bool = True) -> list[list[Any]]:
-    """Compute LoRA layers that read the same input, in a pass over two tokens, together.
-
-    Args:
-        nf4_copy: keep a dequantized copy of 4-bit weights.
-
-    Returns:
-        The layers of each group.
-    """
+    """Compute LoRA layers that read the same input, in a pass over two tokens, together. Return the
+    groups of layers. `nf4_copy` keeps a dequantized copy of 4-bit weights."""
     from peft.tuners.lora import LoraLayer
 
     seen: list[tuple[torch.Tensor, Any]] = []

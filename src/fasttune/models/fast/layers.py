@@ -188,11 +188,8 @@ def layer_obstacle(model: Any) -> str:
 
 @torch.no_grad()
 def rewrite_layers(model: Any, dtype: torch.dtype, nf4_copy: bool) -> list[FastLayer]:
-    """Replace the forwards of a model's layers, for which `layer_obstacle` is "".
-
-    Args:
-        nf4_copy: keep a dequantized copy of 4-bit weights, in `dtype`.
-    """
+    """Replace the forwards of a model's layers, for which `layer_obstacle` is "". `nf4_copy` keeps
+    a dequantized copy of 4-bit weights, in `dtype`."""
     kind = LAYERS[model.config.model_type]
     layers = [kind(layer) for layer in decoder(model).layers]
     for each in layers:
