@@ -26,11 +26,11 @@ from fasttune.errors import FasttuneError
 from fasttune.exports import export as exporting
 from fasttune.exports.card import base_licence
 from fasttune.exports.job import RunExport
-from fasttune.exports.merge import run_tokenizer
 from fasttune.exports.opening import open_run_model
 from fasttune.exports.verify import Measured, judge, kl_divergence, measure
 from fasttune.formats.parts import given, learn
 from fasttune.formats.template import Template
+from fasttune.models.tokenizer import saved_tokenizer
 from fasttune.plugins.discovery import load_plugins
 from fasttune.plugins.exporter import EXACT, QUANTISED, Bounds
 from fasttune.runs import Run
@@ -531,7 +531,7 @@ def test_the_end_of_a_formats_turns_goes_along(make_run, plugins, tmp_path):
     assert done.verification.eos_run == done.verification.eos_export == [END]
     for file in ("config.json", "generation_config.json"):
         assert json.loads((done.folder / file).read_text())["eos_token_id"] == END
-    assert run_tokenizer(done.folder).eos_token_id == END
+    assert saved_tokenizer(done.folder).eos_token_id == END
     jinja = (done.folder / "chat_template.jinja").read_text()
     assert "eos_token" in jinja and "<end>" not in jinja
 

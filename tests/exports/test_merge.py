@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fasttune.errors import FasttuneError
-from fasttune.exports import merge, shards
+from fasttune.exports import merge
+from fasttune.models.tokenizer import saved_tokenizer
 from tests.conftest import tiny_model
 
 VOCABULARY = 512
@@ -127,8 +128,8 @@ def test_shards_layout_and_untouched_tensors_are_kept(small_phi, tmp_path, token
     names = sorted(file.name for file in base.glob("*.safetensors"))
     assert len(names) > 1
     assert names == sorted(file.name for file in target.glob("*.safetensors"))
-    assert (target / shards.INDEX).read_bytes() == (base / shards.INDEX).read_bytes()
-    old, new = (shards.stored_tensors(shards.shards(folder)) for folder in (base, target))
+    assert (target / merge.INDEX).read_bytes() == (base / merge.INDEX).read_bytes()
+    old, new = (merge.stored_tensors(merge.shards(folder)) for folder in (base, target))
     places = [
         {name: (t.file.name, t.dtype, t.shape, t.start, t.end) for name, t in side.items()}
         for side in (old, new)
@@ -181,7 +182,7 @@ def test_the_bases_own_chat_template_does_not_go_along(tiny_llama, tmp_path, tok
     make_adapter(tiny_llama, tmp_path / "adapter", tokenizer, target_modules=["q_proj"])
     (tmp_path / "adapter" / "chat_template.jinja").write_text("{{ 'another format' }}")
     target = merged(tiny_llama, tmp_path / "adapter", tmp_path / "merged")
-    assert merge.run_tokenizer(target).chat_template is None
+    assert saved_tokenizer(target).chat_template is None
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_one_of_two_tied_embeddings_cannot_be_changed(tiny_llama, tmp_path, toke
 
 def test_a_base_without_safetensors_is_refused(tmp_path):
     with pytest.raises(FasttuneError, match="no safetensors"):
-        shards.shards(tmp_path)
+        merge.shards(tmp_path)
 
 
 def test_a_quantised_base_is_refused(tiny_llama, tmp_path, tokenizer):

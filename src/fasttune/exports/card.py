@@ -1,4 +1,4 @@
-"""The model card of an export: where it comes from, how to use it, how close it is to its run."""
+"""The model card of an export: its origin, its use, and its verification."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from fasttune.plugins.exporter import Exporter
 
 LICENCES = {"phi-2": "mit", "smollm2": "apache-2.0"}
-"""Part of a base's name -> its licence, for folders that do not say it themselves."""
+"""Part of a base's name -> its licence, for folders without one in a README."""
 SEE_BASE = "see the base model"
 
 
 def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
-    """Return README.md of the export, with the front matter that the Hub reads.
+    """README.md of the export, with the front matter that the Hub reads.
 
     It holds no path of this machine and no row of the run's data.
     """
     manifest = job.run.manifest
-    made = environment(Path(__file__).parent, json=partial(json.dumps, ensure_ascii=False))
+    templates = environment(Path(__file__).parent, json=partial(json.dumps, ensure_ascii=False))
     row = examples(job.template)[1]
     prompt = job.template.prompt(row)
-    return made.get_template("card.md.jinja").render(
+    return templates.get_template("card.md.jinja").render(
         job=job,
         run=job.run,
         manifest=manifest,
@@ -52,12 +52,12 @@ def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
 
 
 def base_licence(base: str) -> str:
-    """The licence of a base: as its README's front matter says, else by its name, else SEE_BASE."""
+    """The licence of a base: from its README's front matter, else by its name, else SEE_BASE."""
     readme = Path(base) / "README.md"
     if readme.is_file():
         front = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8"), re.DOTALL)
-        if front and (found := re.search(r"^license: *(\S+)", front[1], re.MULTILINE)):
-            return found[1].strip("\"'")
+        if front and (licence := re.search(r"^license: *(\S+)", front[1], re.MULTILINE)):
+            return licence[1].strip("\"'")
     known = (licence for part, licence in LICENCES.items() if part in Path(base).name.lower())
     return next(known, SEE_BASE)
 
@@ -65,7 +65,7 @@ def base_licence(base: str) -> str:
 def _figures(
     metrics: list[dict[str, Any]], manifest: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield (name, before, after) for the held-out losses and the scores of the samples."""
+    """(name, before, after) of the held-out losses and of the scores of the samples."""
     evaluated = [line for line in metrics if "eval_loss" in line]
     if evaluated:
         first, last = evaluated[0], evaluated[-1]
@@ -81,8 +81,7 @@ def _figures(
 
 
 def _settings(job: RunExport) -> str:
-    """Return the settings as YAML, without those that name a place on this machine."""
-    private = ("output:", "  train: ", "  eval: ")
+    """The settings as YAML, without those that name a place on this machine."""
     lines = dump_config(job.run.config).splitlines()
-    kept = [line for line in lines if not line.startswith(private)]
+    kept = [line for line in lines if not line.startswith(("output:", "  train: ", "  eval: "))]
     return "\n".join(kept).replace(job.run.manifest["model"], job.base_name)

@@ -1,4 +1,4 @@
-"""The chat template of an export, proved on the tokenizer that will apply it."""
+"""The chat template of an export, checked with the tokenizer that will apply it."""
 
 from __future__ import annotations
 
@@ -35,17 +35,28 @@ def chat_template_for(template: Template, tokenizer: Any) -> str:
         asked = row.without([*template.targets.values()])
         earlier = [{**turn, "input": ""} for turn in row.turns[:-1]]
         plain = Row([*earlier, asked.turns[-1]], row.system, asked.columns)
-        ids = tokenizer.apply_chat_template(
-            chat.messages(plain),
-            chat_template=written,
-            add_generation_prompt=True,
-            return_dict=False,
-            **chat.kwargs(plain),
-        )
-        if list(ids) != encode_prompt(template, plain, tokenizer):
+        if chat_ids(chat, plain, tokenizer, written) != encode_prompt(template, plain, tokenizer):
             raise FasttuneError(
                 "the tokenizer gives a chat template's text other ids than a prompt",
                 f"{name}: {row['instruction']}",
                 "export without a chat template",
             )
     return written
+
+
+def chat_ids(
+    chat: ChatFormat, row: Row, tokenizer: Any, chat_template: str | None = None
+) -> list[int]:
+    """The ids of a row's prompt by a chat template, by default the tokenizer's own.
+
+    Raises:
+        FasttuneError: the row has an input in an earlier turn.
+    """
+    ids = tokenizer.apply_chat_template(
+        chat.messages(row),
+        chat_template=chat_template,
+        add_generation_prompt=True,
+        return_dict=False,
+        **chat.kwargs(row),
+    )
+    return list(ids)

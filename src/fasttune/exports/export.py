@@ -1,7 +1,6 @@
-"""Exports: what leaves a run for other programs, whole or not at all, and held against the run.
+"""Export a run for other programs, whole or not at all, and compare the export with the run.
 
-An exporter only fills a folder and opens it again; everything else (the temporary folder, the
-verification, the model card, the errors) is done here, the same for all of them.
+An exporter only fills a folder and opens it again; this module does everything else.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECORD = "verification.json"
-"""In every export: whether it was verified, with the figures and their bounds."""
+"""In every export: whether it is verified, with the figures and their bounds."""
 MARKER = "UNVERIFIED"
 """Only in an export that failed verification."""
 SPARE = 16 * 2**20
@@ -61,17 +60,16 @@ def export(
 ) -> Exported:
     """Export a run for other programs, and compare the export with the run.
 
-    An export that fails verification, or that cannot be opened for it, is kept, with a file named
-    UNVERIFIED beside its figures. Whatever else goes wrong, and a kill at any time, leaves nothing
-    under the final name.
+    An export that fails verification, or cannot be opened for it, is kept with a file named
+    UNVERIFIED. After any other failure nothing is left under the final name.
 
     Args:
         to: the form; "merged", "adapter", "gguf", "ollama" or a plugin's.
         output: the folder to make; by default exports/FORM in the run folder.
         force: replace an earlier export.
         rows: held-out rows to verify with.
-        push: owner/name of a repository of the Hub to upload the export to. An export of this run
-            that is already there is not made again; one that is not verified is not uploaded.
+        push: owner/name of a repository of the Hub for a verified export. An export of this run
+            that exists is not made again.
         public: whether everybody may read that repository.
         options: of the form, as quant="q8_0".
 
@@ -111,11 +109,7 @@ def export(
 
 
 def _write(exporter: Exporter, job: RunExport, rows: Sequence[Row] | None) -> Exported:
-    """Write an export, verify it and give it its final name, `job.folder`.
-
-    Args:
-        rows: to verify with; None does not verify.
-    """
+    """Write an export, verify it with these rows, if any, and give it its name, `job.folder`."""
     target = job.folder
     if rows is not None:
         import_unsloth_on_gpu()  # for generating; before exporters import transformers
@@ -142,13 +136,12 @@ def _write(exporter: Exporter, job: RunExport, rows: Sequence[Row] | None) -> Ex
 def standing(
     run: Run, name: str, options: Mapping[str, str] | None = None, target: Path | None = None
 ) -> Exported | None:
-    """Return the export that exists if it was made from this adapter with the given options; None
-    accepts any options."""
+    """The existing export, if it was made from this adapter with these options."""
     folder = target or run.folder / "exports" / name
     with suppress(OSError, ValueError, LookupError, TypeError):
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         chosen = {**record["options"], **(options or {})}
-        if {key: record[key] for key in ("adapter_sha256", "options")} == _made_of(run, chosen):
+        if record | _made_of(run, chosen) == record:
             log.info("the export is there: %s", folder)
             return read_exported(folder, record)
     return None
@@ -159,8 +152,7 @@ def _made_of(run: Run, options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def verification_rows(run: Run, template: Template, count: int) -> list[Row]:
-    """Return up to `count` of the run's held-out rows, evenly spaced; made-up rows if it holds out
-    none."""
+    """Up to `count` held-out rows, evenly spaced; made-up rows if the run holds out none."""
     held_out = run.held_out()
     if not held_out:
         log.info("the run holds no rows out: verifying with made-up prompts")
@@ -187,41 +179,31 @@ def _exporter(name: str, plugins: Plugins) -> Exporter:
 
 
 def _options(exporter: Exporter, given: Mapping[str, str]) -> dict[str, str]:
-    """Defaults and the given values, checked."""
+    """The defaults and the given values."""
+    exporter_name = f"exporter '{exporter.name}'"
     for option, value in given.items():
         if option not in exporter.options:
-            raise FasttuneError(
-                f"exporter '{exporter.name}' takes no --{option}",
-                f"--{option} {value}",
-                did_you_mean(option, [*exporter.options]),
-            )
+            hint = did_you_mean(option, [*exporter.options])
+            raise FasttuneError(f"{exporter_name} takes no --{option}", f"--{option} {value}", hint)
         allowed = exporter.options[option]
         if allowed and value not in allowed:
-            raise FasttuneError(
-                f"--{option} is '{value}'",
-                f"exporter '{exporter.name}'",
-                f"it takes {', '.join(allowed)}",
-            )
+            hint = f"it takes {', '.join(allowed)}"
+            raise FasttuneError(f"--{option} is '{value}'", exporter_name, hint)
     defaults = {option: values[0] if values else "" for option, values in exporter.options.items()}
     return {**defaults, **given}
 
 
 def _check_target(target: Path, force: bool) -> None:
     for left in sorted(target.parent.glob(f".{target.name}.*.tmp")):
-        log.warning(
-            f"note: {left} is left of an export that was killed, or of one that still runs; "
-            "if none does, delete it"
-        )
+        log.warning("note: delete %s, unless another export is running: one was killed", left)
     if not target.exists():
         return
     if not target.is_dir() or (any(target.iterdir()) and not (target / RECORD).is_file()):
-        raise FasttuneError(
-            "the target exists and is no export", str(target), "choose another folder with -o"
-        )
+        hint = "choose another folder with -o"
+        raise FasttuneError("the target exists and is no export", str(target), hint)
     if not force:
-        raise FasttuneError(
-            "the folder exists", str(target), "choose another with -o, or replace it with --force"
-        )
+        hint = "choose another with -o, or replace it with --force"
+        raise FasttuneError("the folder exists", str(target), hint)
 
 
 def _check_space(target: Path, needed: int) -> None:

@@ -1,4 +1,4 @@
-"""What an exporter of a run builds on: the `ExportJob` that plugins see, made of a run folder."""
+"""The `ExportJob` of a run folder."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 from fasttune import hub
 from fasttune.errors import FasttuneError
 from fasttune.exports.chat_template import chat_template_for
-from fasttune.exports.merge import run_tokenizer, write_merged
+from fasttune.exports.merge import base_folder, shards, stored_tensors, write_merged
 from fasttune.exports.opening import ModelReader, open_merged_model, open_run_model
-from fasttune.exports.shards import base_folder, shards, stored_tensors
 from fasttune.files import SEAL, cache_dir, write_json
 from fasttune.formats.chat import ChatFormat
 from fasttune.formats.examples import examples
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.models.demo import DEMO_MODEL, DEMO_ON_HUB
+from fasttune.models.tokenizer import saved_tokenizer
 from fasttune.plugins.exporter import EXACT, QUANTISED, ROUNDED, Bounds
 from fasttune.runs import Run
 
@@ -31,37 +31,29 @@ CHAT_TEMPLATE = "chat_template.jinja"
 """Where transformers keeps a tokenizer's chat template."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunExport:
-    """An `ExportJob`: its methods are described there.
-
-    Attributes:
-        folder: an empty temporary folder to fill.
-        options: every option of the exporter with the value that was chosen for it.
-    """
+    """See `ExportJob`."""
 
     run: Run
     template: Template
     folder: Path
     options: Mapping[str, str]
+    name: str = field(init=False)
+    max_length: int = field(init=False)
 
-    @property
-    def name(self) -> str:
-        return self.run.name
+    def __post_init__(self) -> None:
+        self.name, self.max_length = self.run.name, self.run.config.model.max_length
 
     @property
     def base_name(self) -> str:
-        """What others know the base by: its Hub name, else the name of its folder."""
+        """The base's name on the Hub, else that of its folder."""
         base = str(self.run.manifest["model"])
         if chosen := self.options.get("base"):
             return chosen
         if Path(base).name == DEMO_MODEL and Path(base).parent == cache_dir():
             return DEMO_ON_HUB
         return hub.name_of(base) or Path(base).name
-
-    @property
-    def max_length(self) -> int:
-        return self.run.config.model.max_length
 
     def say(self, line: str) -> None:
         log.info(line)
@@ -90,8 +82,7 @@ class RunExport:
         )
 
     def merged_bytes(self) -> int:
-        files = shards(base_folder(self.run.manifest["model"]))
-        return sum(file.stat().st_size for file in files)
+        return sum(f.stat().st_size for f in shards(base_folder(self.run.manifest["model"])))
 
     def open_merged(self, folder: Path) -> ModelReader:
         chat = self.chat_format() if (folder / CHAT_TEMPLATE).is_file() else None
@@ -101,8 +92,7 @@ class RunExport:
         for file in sorted(self.run.adapter.iterdir()):
             if file.is_file() and file.name not in (SEAL, "README.md"):  # an export has its own
                 shutil.copy2(file, folder)
-        named = {"base_model_name_or_path": self.base_name}
-        _set(folder / "adapter_config.json", named)
+        _set(folder / "adapter_config.json", {"base_model_name_or_path": self.base_name})
         if (identity := folder / "template.json").is_file():
             read = json.loads(identity.read_text(encoding="utf-8"))
             _set(identity, {"path": PurePath(read.get("path", "")).name})
@@ -124,7 +114,7 @@ class RunExport:
         return EXACT if full else ROUNDED
 
     def tokenizer(self) -> Any:
-        return run_tokenizer(self.run.adapter)
+        return saved_tokenizer(self.run.adapter)
 
     def chat_format(self) -> ChatFormat:
         return ChatFormat(self.template, str(self.tokenizer().eos_token))
@@ -133,9 +123,6 @@ class RunExport:
         asked = {"instruction": "What is the highest mountain in Japan?", "input": ""}
         row = examples(self.template)[0].with_turn(asked)
         return row.without([*self.template.targets.values()])
-
-    def prompt(self, row: Row) -> str:
-        return self.template.prompt(row)
 
 
 def _set(file: Path, values: Mapping[str, str]) -> None:

@@ -1,8 +1,7 @@
-"""Merging an adapter into its base on disk, one tensor at a time.
+"""Merge an adapter into its base on disk, one tensor at a time.
 
-A merged tensor has the shape and dtype of the base's. So a base shard is copied as it is, and the
-tensors that the adapter changes are overwritten in place, where the file's header says they are:
-memory never holds more than one of them.
+A merged tensor has the shape and dtype of the base's. So a shard of the base is copied, and the
+tensors that the adapter changes are overwritten in place: memory holds one of them at a time.
 """
 
 from __future__ import annotations
@@ -12,36 +11,40 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fasttune import hub
 from fasttune.encoding.encode import eos_id
 from fasttune.errors import FasttuneError
-from fasttune.exports.shards import (
-    BESIDES,
-    DTYPES,
-    Stored,
-    base_folder,
-    read_tensor,
-    shards,
-    stored_tensors,
-    write_tensor,
-)
 from fasttune.files import write_json
 from fasttune.machine import tensor_device
-from fasttune.models.tokenizer import cannot_load, require_no_code
-from fasttune.models.unsloth import hide_broken_torchvision
-from fasttune.models.whole import INDEX
+from fasttune.models.tokenizer import cannot_load, saved_tokenizer
+from fasttune.models.whole import INDEX, read_object, tensors_of
 
 log = logging.getLogger(__name__)
 
 NF4_BLOCK = 64
-"""Weights per scale: bitsandbytes' default, which transformers' and so Unsloth's 4-bit loading
-leaves as it is."""
+"""Weights per scale: bitsandbytes' default, which transformers and Unsloth keep."""
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BESIDES = ("LICENSE*", "NOTICE*", "*.py")
+"""Files of a base that go along with its weights: the licence asks for it, and custom code is
+needed to load them."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The place of a tensor: bytes [start, end) of a file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Change:
     Attributes:
         new: the tensor that takes its place, or None.
         a, b: LoRA's factors, [r, in] and [out, r], or None.
-        magnitude: DoRA's, [out]: the length that each row of the result has; or None.
+        magnitude: DoRA's length of each row of the result, [out], or None.
         transposed: the base holds [in, out].
     """
 
@@ -71,8 +74,8 @@ class Change:
         return shape[::-1] if self.transposed else shape
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
-        """The changed tensor, fp32, from the base's in fp32: W + scale * B A (arXiv:2106.09685),
-        or with DoRA its rows at their magnitudes (arXiv:2402.09353)."""
+        """W + scale * B A in fp32 (arXiv:2106.09685); with DoRA, its rows at their magnitudes
+        (arXiv:2402.09353)."""
         if self.new is not None:
             weight = self.new.float()
         if self.a is None or self.b is None:
@@ -99,10 +102,10 @@ def write_merged(
         base: a folder or Hub name with safetensors; shards, index and dtypes are kept.
         adapter: a folder written by PEFT, with the tokenizer.
         folder: exists and is filled.
-        chat_template: Jinja for the tokenizer; None leaves it without one, whatever the base's was.
-        dequantize: the dtype the base was loaded in for its NF4 quantisation ("bfloat16"); the
-            update is then added to the NF4 rounded weights, and linear layers without an update
-            are rounded as well. None merges into the base's own weights.
+        chat_template: Jinja for the tokenizer, or None for none.
+        dequantize: the dtype in which the base was quantised to NF4 ("bfloat16"); all linear
+            layers are then rounded, and the update is added to the rounded weights. None merges
+            into the base's own weights.
     """
     source = base_folder(base)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -120,13 +123,10 @@ def write_merged(
     for number, file in enumerate(files, 1):
         size = file.stat().st_size / 1e9
         log.info("merging shard %d of %d, %.2f GB", number, len(files), size)
-        target = folder / file.name
-        shutil.copyfile(file, target)
-        here = {
-            n: t for n, t in tensors.items() if t.file == file and (n in changes or n in rounded)
-        }
-        with target.open("r+b") as stream:
-            for name, place in sorted(here.items(), key=lambda item: item[1].start):
+        here = [n for n in {*changes} | rounded if tensors[n].file == file]
+        with Path(shutil.copyfile(file, folder / file.name)).open("r+b") as stream:
+            for name in sorted(here, key=lambda name: tensors[name].start):
+                place = tensors[name]
                 weight = read_tensor(stream, place)
                 if name in rounded:
                     weight = nf4_rounded(weight, getattr(torch, str(dequantize)))
@@ -140,7 +140,7 @@ def write_merged(
 def read_changes(adapter: Path) -> dict[str, Change]:
     """Name of a base tensor -> what the adapter does to it.
 
-    Scale is alpha / r, or alpha / sqrt(r) where the adapter is rank-stabilised (arXiv:2312.03732).
+    Scale is alpha / r, or alpha / sqrt(r) if the adapter is rank-stabilised (arXiv:2312.03732).
     """
     from safetensors.torch import load_file
 
@@ -164,35 +164,26 @@ def read_changes(adapter: Path) -> dict[str, Change]:
             raise _misfit("the adapter holds a kind of tensor that cannot be merged", key)
         else:
             # Whole tensors: trained biases, modules_to_save, and the base of a LoRA on embeddings.
-            change = changes.setdefault(
-                re.sub(r"\.(base_layer|modules_to_save)\b", "", name), Change()
-            )
+            name = re.sub(r"\.(base_layer|modules_to_save)\b", "", name)
+            change = changes.setdefault(name, Change())
             change.new = tensor
         change.keys.append(key)
     for name, change in changes.items():
         if (change.a is None) != (change.b is None):
             raise _misfit("the adapter holds one half of a LoRA pair", change.keys[0])
         if change.a is not None:
-            alpha = _pattern(settings.get("alpha_pattern"), name, settings["lora_alpha"])
+            alpha = settings["lora_alpha"]
+            if alphas := settings.get("alpha_pattern"):
+                from peft.utils.other import get_pattern_key
+
+                alpha = alphas.get(get_pattern_key(alphas, name.removesuffix(".weight")), alpha)
             rank = change.a.shape[0]
             change.scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     return changes
 
 
-def run_tokenizer(adapter: Path) -> Any:
-    """The tokenizer that was saved with an adapter."""
-    hide_broken_torchvision()
-    from transformers import AutoTokenizer
-
-    require_no_code(str(adapter))
-    try:
-        return AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
-    except Exception as error:  # transformers and tokenizers have their own
-        raise cannot_load(str(adapter), error) from error
-
-
 def linear_weights(base: Path) -> set[str]:
-    """The weights that 4-bit loading quantises: of all linear layers but the output head."""
+    """The weights that 4-bit loading quantises: those of all linear layers but the head."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -207,11 +198,8 @@ def linear_weights(base: Path) -> set[str]:
 
 
 def nf4_rounded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The weight as a run computes with it, of the same shape and on the same device.
-
-    bitsandbytes itself casts it to `dtype`, quantises it to NF4 with double quantisation
-    (arXiv:2305.14314) and dequantises it again.
-    """
+    """The weight after bitsandbytes casts it to `dtype`, quantises it to NF4 with double
+    quantisation (arXiv:2305.14314) and dequantises it."""
     from bitsandbytes import functional
 
     device = tensor_device()
@@ -227,7 +215,7 @@ def _check_fit(
     config: Mapping[str, Any],
     base: str,
 ) -> None:
-    """Refuse an adapter that does not belong to the base, before anything is written."""
+    """Refuse an adapter that does not fit the base."""
     for name, change in changes.items():
         place = tensors.get(name)
         if place is None:
@@ -251,21 +239,14 @@ def _misfit(message: str, where: str) -> FasttuneError:
     )
 
 
-def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:
-    """PEFT's rule for alpha_pattern: the first one that matches the end of the module's name."""
-    module = name.removesuffix(".weight")
-    matching = (v for p, v in (patterns or {}).items() if re.match(rf"(.*\.)?({p})$", module))
-    return next(matching, default)
-
-
 def _write_rest(
     source: Path, adapter: Path, folder: Path, config: dict[str, Any], chat_template: str | None
 ) -> None:
-    """Index, configuration, tokenizer; all name the EOS of the run's tokenizer."""
+    """Write index, configuration and tokenizer, which all name the EOS of the run's tokenizer."""
     for pattern in (INDEX, *BESIDES):
         for file in filter(Path.is_file, source.glob(pattern)):
             shutil.copyfile(file, folder / file.name)
-    tokenizer = run_tokenizer(adapter)
+    tokenizer = saved_tokenizer(adapter)
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     ends = {"eos_token_id": eos_id(tokenizer)}
@@ -273,3 +254,52 @@ def _write_rest(
     generation = source / "generation_config.json"
     known = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
     write_json(folder / "generation_config.json", {**known, **ends})
+
+
+def base_folder(name: str) -> Path:
+    """Return the folder of a base: `name` itself, or its snapshot in the Hub's cache."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", *BESIDES]
+    try:
+        return hub.local_first(snapshot_download, name, allow_patterns=wanted)
+    except (OSError, ValueError) as error:
+        raise cannot_load(name, error) from error
+
+
+def shards(folder: Path) -> list[Path]:
+    """Return the safetensors of a model folder, in order."""
+    if (folder / INDEX).is_file():
+        index = read_object(folder / INDEX)
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    raise FasttuneError(
+        "the base holds no safetensors",
+        str(folder),
+        "load it with transformers, save it with save_pretrained and train on that folder",
+    )
+
+
+def stored_tensors(files: Sequence[Path]) -> dict[str, Stored]:
+    """Name -> place of every tensor, from the headers of the files."""
+    return {
+        name: Stored(file, entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+        for file in files
+        for name, entry in tensors_of(file).items()
+    }
+
+
+def read_tensor(stream: Any, place: Stored) -> torch.Tensor:
+    data = bytearray(place.end - place.start)
+    stream.seek(place.start)
+    stream.readinto(data)
+    return torch.frombuffer(data, dtype=DTYPES[place.dtype]).reshape(place.shape)
+
+
+def write_tensor(stream: Any, place: Stored, tensor: torch.Tensor) -> None:
+    stored = tensor.to(DTYPES[place.dtype]).contiguous().reshape(-1)
+    stream.seek(place.start)
+    stream.write(memoryview(stored.view(torch.uint8).numpy()))

@@ -1,7 +1,7 @@
-"""What verification opens of a run and of its exports: a transformers model and its tokenizer.
+"""Open the transformers models that verification compares: a run's and an export's.
 
-On a CPU both sides compute in fp32, whatever their weights were rounded to: what is left is the
-difference of the weights. On CUDA both compute in the dtype they were loaded in.
+On a CPU both compute in fp32, so that only the weights differ. On CUDA both compute in the dtype
+they were loaded in.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import torch
 from fasttune.config import ModelConfig
 from fasttune.encoding.encode import encode_prompt, eos_id
 from fasttune.errors import FasttuneError
-from fasttune.exports.merge import run_tokenizer
+from fasttune.exports.chat_template import chat_ids
 from fasttune.formats.chat import ChatFormat
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.machine import tensor_device
+from fasttune.models.tokenizer import saved_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +33,7 @@ class ModelReader:
 
     Attributes:
         eos: the ids it stops at.
-        generation: keyword arguments of `generate`, beyond the model's own configuration.
+        generation: keyword arguments of `generate`.
     """
 
     model: Any
@@ -66,11 +67,11 @@ class ModelReader:
 
 
 def open_run_model(config: ModelConfig, adapter: Path, template: Template) -> ModelReader:
-    """Load the model as it was in training, base and adapter apart, with the template's prompts."""
+    """Load the base and the adapter of a run, with the template's prompts."""
     from fasttune.models.load import load_for_generation
 
     model, *_ = load_for_generation(config, adapter, template.end)
-    tokenizer = run_tokenizer(adapter)
+    tokenizer = saved_tokenizer(adapter)
     eos = eos_id(tokenizer)
     return ModelReader(
         _sharp(model),
@@ -81,14 +82,14 @@ def open_run_model(config: ModelConfig, adapter: Path, template: Template) -> Mo
 
 
 def open_merged_model(folder: Path, template: Template, chat: ChatFormat | None) -> ModelReader:
-    """Load a model folder as any program with transformers does.
+    """Load a model folder as transformers does.
 
-    Where tokenizer, config and generation config do not name the same EOS, programs disagree on
-    where to stop; then the set of ids is empty.
+    If tokenizer, config and generation config do not name the same EOS, the set of ids is empty:
+    programs disagree on where to stop.
 
     Args:
-        chat: what the folder's chat template was made from; prompts are made by the folder's own.
-            None tokenizes the template's text.
+        chat: the format of the folder's chat template, which makes the prompts; None tokenizes the
+            text of `template`.
     """
     from fasttune.models.load import load_folder
 
@@ -98,30 +99,21 @@ def open_merged_model(folder: Path, template: Template, chat: ChatFormat | None)
         if chat is None:
             return encode_prompt(template, row, tokenizer)
         try:
-            variables = chat.kwargs(row)
+            return chat_ids(chat, row, tokenizer)
         except FasttuneError:
             return []  # a prompt that cannot be made is not the run's
-        coded = tokenizer.apply_chat_template(
-            chat.messages(row), add_generation_prompt=True, return_dict=True, **variables
-        )
-        return list(coded["input_ids"])
 
-    named = [_ids(o.eos_token_id) for o in (tokenizer, model.config, model.generation_config)]
-    eos = named[0] if all(ids == named[0] for ids in named) else set()
+    named = [each.eos_token_id for each in (tokenizer, model.config, model.generation_config)]
+    ids = [{each} if isinstance(each, int) else {*(each or ())} for each in named]
+    eos = ids[0] if ids[0] == ids[1] == ids[2] else set()
     return ModelReader(_sharp(model), prompt_ids, eos, {"pad_token_id": min(eos, default=0)})
 
 
-def _ids(value: int | Sequence[int] | None) -> set[int]:
-    if value is None:
-        return set()
-    return {value} if isinstance(value, int) else set(value)
-
-
 def _sharp(model: Any) -> Any:
-    """On a CPU: the same weights, but fp32 arithmetic.
+    """On a CPU, compute in fp32 with the same weights.
 
-    bitsandbytes' NF4 kernel for inference on CPUs computes in bf16, which training does not: its
-    outputs are off by 0.5 % of a weight matrix's product. So NF4 weights are dequantised, once.
+    bitsandbytes' NF4 kernel for inference on CPUs computes in bf16, which training does not: it is
+    off by 0.5 % of a matrix product. So NF4 weights are dequantised once.
     """
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit

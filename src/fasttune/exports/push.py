@@ -1,10 +1,10 @@
-"""A verified export to the Hugging Face Hub, without what is this machine's own business."""
+"""Upload a verified export to the Hugging Face Hub, without paths and secrets of this machine."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt")
 HEAD = 2**20
-"""Bytes of a file of weights in which words are looked for: the rest are numbers."""
+"""Bytes of a file of weights that are searched; the rest are numbers."""
 SECRETS = ("TOKEN", "SECRET", "PASSWORD", "API_KEY")
-"""Parts of the names of environment variables that nobody else may see."""
+"""Parts of the names of environment variables with secrets."""
 
 
 def require_repository(name: str) -> None:
-    """Refuse a name that is not owner/name, or any name while the Hub is not to be asked."""
+    """Refuse a name that is not owner/name, or any name while the Hub cannot be reached."""
     owner, slash, rest = name.partition("/")
     if not (owner and slash and rest and hub.may_know(name)):
         raise FasttuneError(
@@ -40,8 +40,11 @@ def require_repository(name: str) -> None:
 def push(done: Exported, run: Run, repository: str, public: bool = False) -> str:
     """Upload a verified export, and return the address of the repository.
 
-    A new repository is private, unless `public`. An export with a path of this machine or a secret
-    in it is refused, and so is a public repository without `public`.
+    A new repository is private, unless `public`.
+
+    Raises:
+        FasttuneError: the export contains a path of this machine or a secret; or the repository is
+            public, and `public` is not set.
     """
     if done.verification is None or not done.verification.verified:
         raise FasttuneError(
@@ -80,7 +83,6 @@ def push(done: Exported, run: Run, repository: str, public: bool = False) -> str
 
 
 def _require_clean(folder: Path, run: Run) -> None:
-    """Refuse to let out a path of this machine, or a secret of its environment."""
     words = {word: f"the path {word}" for word in _paths(run)}
     for name, value in os.environ.items():
         if len(value) >= 8 and any(part in name.upper() for part in SECRETS):
@@ -97,10 +99,10 @@ def _require_clean(folder: Path, run: Run) -> None:
                 )
 
 
-def _paths(run: Run) -> Iterator[str]:
-    """Paths that a file of the export could have from the run."""
-    places = [run.folder.absolute(), run.folder.resolve(), Path.home()]
+def _paths(run: Run) -> Iterable[str]:
+    """Paths that the export could contain; a short one such as /root would match other text."""
+    home = Path.home()
+    places = [run.folder.absolute(), run.folder.resolve(), *([home] if home.parts[2:] else [])]
     names = [run.manifest["model"], run.manifest["data"]["source"], run.config.data.train]
-    for place in [*places, *(Path(name) for name in names if name and Path(name).is_absolute())]:
-        if len(place.parts) > 1 + (place == Path.home() and len(place.parts) == 2):
-            yield str(place)
+    places += [Path(name) for name in names if name and Path(name).is_absolute()]
+    return (str(place) for place in places if place.parts[1:])

@@ -1,7 +1,8 @@
-"""Holding an export against its run: are prompts, logits, answers and their ends the same?"""
+"""Compare an export with its run: prompts, logits, answers and their ends."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ GREEDY = 64
 
 @dataclass(frozen=True)
 class Measured:
-    """What one side made of one row.
+    """What one side computed for one row.
 
     Attributes:
         prompt: ids of the prompt.
@@ -38,10 +39,7 @@ class Measured:
 def measure(
     reader: Reader, rows: Sequence[Row], expected: Sequence[Measured] | None = None
 ) -> list[Measured]:
-    """Take the figures of one side.
-
-    `expected` are the run's, whose ids both sides are measured on.
-    """
+    """Measure one side, on the ids of the run; `expected` is what the run measured."""
     measured = []
     for number, row in enumerate(rows):
         prompt = reader.prompt_ids(row)
@@ -54,17 +52,16 @@ def measure(
 
 @dataclass(frozen=True)
 class Verification:
-    """An export's figures against its run's.
+    """How far an export is from its run.
 
     Attributes:
         positions: number of tokens whose logits were compared: prompts and the run's answers.
         prompts_equal: rows whose prompt ids are equal.
         max_dlogit: largest |difference| of any logit.
-        mean_kl: mean over the positions of KL(run || export) = sum_v p_run(v) (ln p_run(v) -
-            ln p_export(v)), in nats (Kullback and Leibler, 1951).
-        greedy_equal: of the run's `greedy` generated tokens, those before the first one in their
-            row that the export generates otherwise.
-        failures: what lies outside the bounds, one line each.
+        mean_kl: mean over the positions of KL(run || export), in nats.
+        greedy_equal: of the run's `greedy` generated tokens, those before the first that differs
+            in its row.
+        failures: what is outside the bounds, one line each.
     """
 
     rows: int
@@ -84,14 +81,11 @@ class Verification:
         return not self.failures
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "verified": self.verified,
-            "status": "passed" if self.verified else "failed",
-            **asdict(self),
-        }
+        status = "passed" if self.verified else "failed"
+        return {"verified": self.verified, "status": status, **asdict(self)}
 
     def lines(self) -> list[tuple[str, str, str]]:
-        """The figures as (name, value, bound), for people."""
+        """(name, value, bound) of each figure."""
         logits = "no bound" if self.bounds.logits is None else f"at most {self.bounds.logits:g}"
         return [
             ("prompt ids", f"{self.prompts_equal} of {self.rows} rows equal", "all"),
@@ -104,12 +98,12 @@ class Verification:
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of an export.
+    """A written export.
 
     Attributes:
-        verification: None where it was not asked for, or could not be done.
+        verification: None if it was not asked for, or could not be done.
         obstacle: why it could not be done.
-        pushed: the address on the Hub, where it was pushed.
+        pushed: the address on the Hub, if it was pushed.
     """
 
     folder: Path
@@ -119,21 +113,21 @@ class Exported:
 
     @property
     def failures(self) -> list[str]:
-        """Why the export does not count as verified although that was asked for."""
+        """Why verification failed."""
         if self.obstacle is not None:
             return [str(self.obstacle)]
         return self.verification.failures if self.verification is not None else []
 
     def as_dict(self) -> dict[str, Any]:
         """The content of verification.json."""
-        if self.verification is None:
-            why = {"reason": str(self.obstacle)} if self.obstacle is not None else {}
-            return {"verified": False, "status": "not run", **why}
-        return self.verification.as_dict()
+        if self.verification is not None:
+            return self.verification.as_dict()
+        why = {"reason": str(self.obstacle)} if self.obstacle is not None else {}
+        return {"verified": False, "status": "not run", **why}
 
 
 def read_exported(folder: Path, record: Mapping[str, Any]) -> Exported:
-    """What came of an export, as its verification.json has it."""
+    """The export of a verification.json."""
     if record["status"] == "not run":
         reason = record.get("reason")
         return Exported(folder, None, FasttuneError(reason) if reason else None)
@@ -141,12 +135,17 @@ def read_exported(folder: Path, record: Mapping[str, Any]) -> Exported:
 
 
 def judge(run: Sequence[Measured], export: Sequence[Measured], bounds: Bounds) -> Verification:
-    """Hold the figures of an export against those of its run, row by row."""
+    """Compare what an export and its run computed, row by row."""
     failures: list[str] = []
     dlogits, kls, agreeing = [0.0], [], 0
     for number, (old, new) in enumerate(zip(run, export, strict=True), 1):
         if old.prompt != new.prompt:
-            failures.append(f"row {number}: {_first_difference(old.prompt, new.prompt)}")
+            at = _common_length(old.prompt, new.prompt)
+            ids, expected = new.prompt[at : at + 4], old.prompt[at : at + 4]
+            failures.append(
+                f"row {number}: prompt ids differ from position {at} on: {ids}, "
+                f"the run has {expected}"
+            )
         if old.logits.shape != new.logits.shape:
             failures.append(
                 f"row {number}: logits are {new.logits.shape}, the run's {old.logits.shape}"
@@ -154,14 +153,14 @@ def judge(run: Sequence[Measured], export: Sequence[Measured], bounds: Bounds) -
             continue
         dlogits.append(float(np.abs(old.logits - new.logits).max()))
         kls.append(kl_divergence(old.logits, new.logits))
-        same = _common_prefix(old.answer, new.answer)
+        same = _common_length(old.answer, new.answer)
         agreeing += same
         if problem := _unexplained(old, new, same, bounds):
             failures.append(f"row {number}: {problem}")
     eos_run, eos_export = (sorted(set().union(*(m.eos for m in side))) for side in (run, export))
     if eos_run != eos_export:
         failures.append(f"the export stops at {eos_export or 'no id'}, the run at {eos_run}")
-    # Written so that a NaN fails as well.
+    # With `not <=`, NaN fails as well.
     max_dlogit = float(np.max(dlogits))
     if bounds.logits is not None and not max_dlogit <= bounds.logits:
         failures.append(f"max |Δlogit| is {max_dlogit:.2e}, the bound {bounds.logits:g}")
@@ -184,7 +183,8 @@ def judge(run: Sequence[Measured], export: Sequence[Measured], bounds: Bounds) -
 
 
 def kl_divergence(run: np.ndarray, export: np.ndarray) -> np.ndarray:
-    """KL(run || export) in nats for each row of logits: [n, vocabulary] twice -> [n], float64."""
+    """KL(run || export) = sum_v p_run(v) (ln p_run(v) - ln p_export(v)) in nats (Kullback and
+    Leibler, 1951): [n, vocabulary] twice -> [n], float64."""
     p, q = (_log_softmax(logits.astype(np.float64)) for logits in (run, export))
     divergence: np.ndarray = (np.exp(p) * (p - q)).sum(-1)
     return divergence
@@ -197,31 +197,20 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _unexplained(old: Measured, new: Measured, same: int, bounds: Bounds) -> str:
-    """Why the answers part, unless the logits' bound allows it: two tokens may be nearly tied."""
-    if same == len(old.answer) == len(new.answer):
+    """Why the answers differ, unless the bound of the logits allows it: two tokens may be nearly
+    tied."""
+    if old.answer == new.answer:
         return ""
-    if same == len(new.answer) or same == len(old.answer):
-        longer, at = (
-            ("run", old.answer[same]) if same == len(new.answer) else ("export", new.answer[same])
-        )
-        return f"only the {longer} goes on after {same} tokens, with token {at}"
-    if bounds.logits is None:
-        return ""
+    for longer, shorter, name in ((old, new, "run"), (new, old, "export")):
+        if same == len(shorter.answer):
+            token = longer.answer[same]
+            return f"only the {name} goes on after {same} tokens, with token {token}"
+    token, expected = new.answer[same], old.answer[same]
     scores = old.logits[len(old.prompt) + same - 1]
-    lead = float(scores[old.answer[same]] - scores[new.answer[same]])
-    if lead <= 2 * bounds.logits:
+    if bounds.logits is None or scores[expected] - scores[token] <= 2 * bounds.logits:
         return ""
-    return f"token {same + 1} of the answer is {new.answer[same]}, the run's {old.answer[same]}"
+    return f"token {same + 1} of the answer is {token}, the run's {expected}"
 
 
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def _first_difference(old: Sequence[int], new: Sequence[int]) -> str:
-    at = _common_prefix(old, new)
-    return (
-        f"prompt ids differ from position {at} on: {list(new[at : at + 4])}, "
-        f"the run has {list(old[at : at + 4])}"
-    )
+def _common_length(first: list[int], second: list[int]) -> int:
+    return len(os.path.commonprefix([first, second]))

@@ -54,14 +54,23 @@ def load_tokenizer(name: str | None, end: str = "") -> Any:
     """
     model = resolve_model(name)
     require_model(model)
+    return end_turns_with(_from_pretrained(model), end)
+
+
+def saved_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer that was saved with an adapter or a merged model."""
+    require_no_code(str(folder))
+    return _from_pretrained(str(folder))
+
+
+def _from_pretrained(model: str) -> Any:
     hide_broken_torchvision()
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers, tokenizers and huggingface_hub raise their own types
         raise cannot_load(model, error) from error
-    return end_turns_with(tokenizer, end)
 
 
 def end_turns_with(tokenizer: Any, end: str) -> Any:
