@@ -18,7 +18,7 @@ class Adapter(Exporter):
         return EXACT
 
     def usage(self, job: ExportJob) -> str:
-        prompt = job.prompt(job.example_row())
+        prompt = job.template.prompt(job.example_row())
         return f"""\
 With transformers and peft, in this folder:
 

@@ -20,7 +20,7 @@ class Merged(Exporter):
     def usage(self, job: ExportJob) -> str:
         row = job.example_row()
         if not (job.folder / "chat_template.jinja").is_file():
-            prompt = f"prompt = {job.prompt(row)!r}\n"
+            prompt = f"prompt = {job.template.prompt(row)!r}\n"
             prompt += 'inputs = tokenizer(prompt, return_tensors="pt")'
         else:
             chat = job.chat_format()

@@ -50,14 +50,12 @@ ollama run {job.template.name} "What is the highest mountain in Japan?"
 def modelfile(
     gguf: str, template: str, system: str, stop: Sequence[str], parameters: dict[str, str]
 ) -> str:
-    """The text of a Modelfile.
+    """The text of a Modelfile for a GGUF file in the same folder.
 
     Args:
-        gguf: the model's file, in the same folder.
         template: in Ollama's template language.
         system: the default system text, or "".
         stop: texts that end generation.
-        parameters: name -> value.
     """
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""']
     # A system text that cannot be quoted is left out: the template contains it too.

@@ -325,7 +325,7 @@ class Mine(Exporter):
     name = "mine"
     def write(self, job):
         job.write_adapter(job.folder)
-        raise ValueError(job.prompt({"instruction": "Why?"}))
+        raise ValueError(job.template.prompt({"instruction": "Why?"}))
 @hookimpl
 def register_exporters():
     return [Mine()]

@@ -19,11 +19,7 @@ def is_format_file(name: str) -> bool:
 
 
 def read_format(file: Path) -> Template:
-    """The format that a YAML file declares.
-
-    Raises:
-        FasttuneError: it cannot be read, or declares no format; it names the line.
-    """
+    """The format that a YAML file declares; an error names the line."""
     values, lines = read_yaml_file(file, "the format")
     if isinstance(values, dict):
         values = {"name": file.stem, **values}
@@ -44,10 +40,8 @@ def _place(file: Path, where: str, lines: dict[str, int]) -> str:
 
 def formats_in(folders: Iterable[Path]) -> list[Path]:
     """The YAML files in `formats/` of the folders, each once."""
-    found = [
-        file
-        for folder in folders
-        for file in sorted((folder.absolute() / "formats").glob("*"))
-        if file.suffix in SUFFIXES and file.is_file()
+    listed = [
+        file for folder in folders for file in sorted((folder / "formats").absolute().glob("*"))
     ]
-    return list({file.resolve(): file for file in found}.values())
+    files = {f.resolve(): f for f in listed if f.suffix in SUFFIXES and f.is_file()}
+    return [*files.values()]

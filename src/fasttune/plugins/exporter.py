@@ -54,27 +54,21 @@ class Reader(Protocol):
 
 
 class ExportJob(Protocol):
-    """What an exporter has to do, and what it builds on."""
+    """What an exporter has to do, and what it builds on.
 
-    @property
-    def name(self) -> str:
-        """The run's name."""
+    Attributes:
+        name: the run's name.
+        template: the run's format, with the run's own system text.
+        max_length: the most tokens of a row of the run, its answer included.
+        folder: an empty temporary folder to fill; it is renamed at the end, deleted on failure.
+        options: every option of the exporter with its value.
+    """
 
-    @property
-    def template(self) -> Template:
-        """The run's format, with the run's own system text."""
-
-    @property
-    def max_length(self) -> int:
-        """The most tokens of a row of the run, its answer included."""
-
-    @property
-    def folder(self) -> Path:
-        """An empty temporary folder to fill; it is renamed at the end, and deleted on failure."""
-
-    @property
-    def options(self) -> Mapping[str, str]:
-        """Every option of the exporter with its value."""
+    name: str
+    template: Template
+    max_length: int
+    folder: Path
+    options: Mapping[str, str]
 
     def say(self, line: str) -> None:
         """Show a line of progress."""
@@ -114,9 +108,6 @@ class ExportJob(Protocol):
 
     def example_row(self) -> Row:
         """A made-up row, to show how the export is used."""
-
-    def prompt(self, row: Row) -> str:
-        """The text that generation starts from."""
 
 
 class Exporter:
