@@ -1,4 +1,4 @@
-"""Reading a GGUF file with llama.cpp, to compare it with the run that it was exported from."""
+"""Read a GGUF file with llama.cpp, to compare it with its run."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ class LlamaCppReader:
         add_bos = metadata.get("tokenizer.ggml.add_bos_token") == "true"
         if jinja is None or self._chat is None:
             return self.tokenize(self._template.prompt(row), add_bos)
-        bos, eos = (
-            self._piece(metadata.get(f"tokenizer.ggml.{name}_token_id")) for name in ("bos", "eos")
-        )
+        bos, eos = self._piece("bos"), self._piece("eos")
         text = self._chat.render(row, jinja, bos, eos)
         # Like llama.cpp's server: if the template writes BOS, no second one is added.
         return self.tokenize(text, add_bos and not (bos and text.startswith(bos)))
@@ -108,8 +106,7 @@ class LlamaCppReader:
             )
         self._llama.eval(list(ids))
 
-    def _piece(self, token: str | None) -> str:
-        if token is None:
-            return ""
-        text: bytes = self._llama.detokenize([int(token)], special=True)
+    def _piece(self, name: str) -> str:
+        token = self._llama.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        text = b"" if token is None else self._llama.detokenize([int(token)], special=True)
         return text.decode("utf-8")

@@ -1,4 +1,4 @@
-"""Writing the vocabulary of a tokenizer.json into a GGUF file."""
+"""Write the vocabulary of a tokenizer.json into a GGUF file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune import FasttuneError
 
+from . import refusal
+
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
@@ -21,8 +23,6 @@ _LLAMA3 = (
 )
 # The one of Qwen2 and Qwen3 splits numbers into digits.
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 _DIGITS = {"type": "Digits", "individual_digits": True}
 
@@ -59,21 +59,20 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
         )
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
     tokens, kinds = _tokens(tokenizer, size, file)
-    if sentencepiece := tokenizer["model"].get("byte_fallback"):
-        spaced = space_before(tokenizer, file)
+    space = False
+    if tokenizer["model"].get("byte_fallback"):  # SentencePiece's BPE
+        space = space_before(tokenizer, file)
         scores = piece_scores(tokenizer, file)
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        writer.add_token_list(tokens)
         writer.add_token_scores([scores.get(token, 0.0) for token in tokens])
-        writer.add_token_types(_piece_kinds(tokens, kinds, tokenizer["model"].get("unk_token")))
+        kinds = _piece_kinds(tokens, kinds, tokenizer["model"].get("unk_token"))
     else:
-        pre = pre_tokenizer_name(tokenizer, file)
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(pre)
-        writer.add_token_list(tokens)
-        writer.add_token_types(kinds)
+        writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer, file))
         writer.add_token_merges([" ".join(pair) for pair in _merges(tokenizer)])
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
     special = _special_ids(folder, tokens)
     if "eos" not in special:
         raise FasttuneError(
@@ -84,7 +83,7 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> None:
     for name, number in special.items():
         getattr(writer, f"add_{name}_token_id")(number)
     writer.add_add_bos_token(_adds_bos(file, special.get("bos")))
-    writer.add_add_space_prefix(spaced if sentencepiece else False)
+    writer.add_add_space_prefix(space)
 
 
 def _merges(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -94,11 +93,8 @@ def _merges(tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _unsupported(what: str, file: Path) -> FasttuneError:
-    return FasttuneError(
-        f"no GGUF can be written for this tokenizer: it {what}",
-        str(file),
-        f"export with --to merged (supported: SentencePiece's BPE, {', '.join(PRE_TOKENIZERS)})",
-    )
+    supported = f"SentencePiece's BPE, {', '.join(PRE_TOKENIZERS)}"
+    return refusal(f"the tokenizer {what}", file, supported)
 
 
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -110,11 +106,7 @@ _NO_SPLIT = {
 
 
 def space_before(tokenizer: Mapping[str, Any], file: Path) -> bool:
-    """Whether a SentencePiece tokenizer puts a space before a text.
-
-    Raises:
-        FasttuneError: llama.cpp would treat spaces differently.
-    """
+    """Whether a SentencePiece tokenizer puts a space before a text."""
     normalizer, pre = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
     parts = normalizer.get("normalizers", [normalizer] if normalizer else [])
     if pre.get("type") == "Metaspace" and not parts:
@@ -138,13 +130,10 @@ def piece_scores(tokenizer: Mapping[str, Any], file: Path) -> dict[str, float]:
     """
     pairs = _merges(tokenizer)
     pieces = [left + right for left, right in pairs]
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    for rank, piece in enumerate(pieces):
-        first.setdefault(piece, rank)
-        last[piece] = rank
+    last = {piece: rank for rank, piece in enumerate(pieces)}
+    first = {piece: rank for rank, piece in reversed([*enumerate(pieces)])}
     counts = Counter(pieces)
-    torn = [piece for piece in first if last[piece] - first[piece] >= counts[piece]]
+    torn = [piece for piece in last if last[piece] - first[piece] >= counts[piece]]
     scores = {piece: -float(rank) for piece, rank in first.items()}
     if torn:
         # Runs of spaces share one score. Their pairs are listed by length, longest first, which
@@ -172,20 +161,13 @@ def _piece_kinds(tokens: Sequence[str], kinds: Sequence[int], unknown: str | Non
     """The types of the tokens, with SentencePiece's types for bytes and the unknown token."""
     from gguf import TokenType
 
-    def kind_of(token: str, kind: int) -> int:
-        if _is_byte(token):
-            return int(TokenType.BYTE)
-        return int(TokenType.UNKNOWN) if token == unknown else kind
-
-    return [kind_of(token, kind) for token, kind in zip(tokens, kinds, strict=True)]
+    special = {token: int(TokenType.BYTE) for token in tokens if _is_byte(token)}
+    special |= {unknown: int(TokenType.UNKNOWN)} if unknown else {}
+    return [special.get(token, kind) for token, kind in zip(tokens, kinds, strict=True)]
 
 
 def pre_tokenizer_name(tokenizer: Mapping[str, Any], file: Path) -> str:
-    """llama.cpp's name for how the tokenizer splits text.
-
-    Raises:
-        FasttuneError: llama.cpp does not split text in this way.
-    """
+    """llama.cpp's name for how the tokenizer splits text."""
     model, pre = tokenizer["model"], tokenizer.get("pre_tokenizer") or {}
     if model.get("type", "BPE") != "BPE":
         raise _unsupported(f"is of type {model['type']}", file)
@@ -213,7 +195,7 @@ def _alike(parts: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]
 
 
 def _tokens(tokenizer: Mapping[str, Any], size: int, file: Path) -> tuple[list[str], list[int]]:
-    """The text and the type of each id, including unused ids."""
+    """The text and the type of each id."""
     from gguf import TokenType
 
     tokens = [f"[PAD{number}]" for number in range(size)]
@@ -221,11 +203,8 @@ def _tokens(tokenizer: Mapping[str, Any], size: int, file: Path) -> tuple[list[s
     vocabulary = {token: (i, TokenType.NORMAL) for token, i in tokenizer["model"]["vocab"].items()}
     for added in tokenizer.get("added_tokens", ()):
         if added.get("lstrip") or added.get("rstrip") or added.get("single_word"):
-            raise FasttuneError(
-                f"the token {added['content']!r} takes in white space, which llama.cpp does not do",
-                str(file),
-                "export with --to merged",
-            )
+            what = f"the token {added['content']!r} takes in white space"
+            raise refusal(f"{what}, which llama.cpp does not do", file)
         kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
         vocabulary[added["content"]] = (added["id"], kind)
     if (highest := max(i for i, _ in vocabulary.values())) >= size:
@@ -240,7 +219,7 @@ def _tokens(tokenizer: Mapping[str, Any], size: int, file: Path) -> tuple[list[s
 
 
 def _special_ids(folder: Path, tokens: list[str]) -> dict[str, int]:
-    """The ids of eos, bos, pad and unk, as far as the tokenizer names them."""
+    """The ids of eos, bos, pad and unk, if the tokenizer names them."""
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     ids = {}
@@ -253,18 +232,10 @@ def _special_ids(folder: Path, tokens: list[str]) -> dict[str, int]:
 
 
 def _adds_bos(file: Path, bos: int | None) -> bool:
-    """Whether the tokenizer adds BOS to a text.
-
-    Raises:
-        FasttuneError: it adds other tokens.
-    """
+    """Whether the tokenizer adds BOS to a text; other tokens are refused."""
     from tokenizers import Tokenizer
 
     added = Tokenizer.from_file(str(file)).encode("").ids
     if added and added != [bos]:
-        raise FasttuneError(
-            f"the tokenizer adds the ids {added} to every text; a GGUF file can only add BOS",
-            str(file),
-            "export with --to merged",
-        )
+        raise refusal(f"the tokenizer adds the ids {added} to every text, not only BOS", file)
     return bool(added)

@@ -1,7 +1,7 @@
-"""Writing a merged model folder as one GGUF file, for llama.cpp and programs built on it.
+"""Write a merged model folder as one GGUF file.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Tensors are read, converted
-and written one at a time, so memory holds little more than the largest of them.
+and written one at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from fasttune import FasttuneError
 
-from . import K_QUANTS, QUANTS
+from . import K_QUANTS, QUANTS, refusal
 from .vocabulary import add_vocabulary
 
 if TYPE_CHECKING:
@@ -34,12 +34,11 @@ Config = Mapping[str, Any]
 def write_gguf(
     model_folder: Path, target: Path, quant: str, chat_template: str | None, name: str
 ) -> None:
-    """Write a model as GGUF.
+    """Write a folder with safetensors, config.json and tokenizer.json as GGUF.
 
     Args:
-        model_folder: holds safetensors, config.json and tokenizer.json.
         target: the file; incomplete after a failure.
-        quant: one of QUANTS or K_QUANTS; the latter need llama-quantize on the PATH.
+        quant: one of QUANTS or K_QUANTS.
         chat_template: Jinja, or None for a file without one.
         name: the model's name in the file, which programs show.
 
@@ -60,11 +59,7 @@ def write_gguf(
 
 
 def check_quant(quant: str) -> None:
-    """Check that a type can be written on this machine.
-
-    Raises:
-        FasttuneError: the type does not exist, or the program for it is not installed.
-    """
+    """Refuse a type that does not exist, or whose program is not installed."""
     if importlib.util.find_spec("gguf") is None:
         raise FasttuneError(
             "the gguf package is not installed", "", "run `pip install 'fasttune[gguf]'`"
@@ -98,12 +93,8 @@ def _write(folder: Path, target: Path, quant: str, chat_template: str | None, na
 
     config = _read_json(folder / "config.json")
     if config.get("model_type") not in _ARCHITECTURES:
-        raise FasttuneError(
-            f"no GGUF can be written for the architecture '{config.get('model_type')}'",
-            str(folder / "config.json"),
-            "export with --to merged, and convert that with llama.cpp's convert_hf_to_gguf.py "
-            f"(fasttune supports {', '.join(_ARCHITECTURES)})",
-        )
+        what = f"the model has the architecture '{config.get('model_type')}'"
+        raise refusal(what, folder / "config.json", ", ".join(_ARCHITECTURES))
     architecture, describe, rearrange = _ARCHITECTURES[config["model_type"]]
     _check_config(config, folder)
     writer = gguf.GGUFWriter(target, architecture)
@@ -131,32 +122,23 @@ def _read_json(file: Path) -> Any:
 
 
 def _check_config(config: Config, folder: Path) -> None:
-    """Refuse variants of the architectures that llama.cpp does not have.
-
-    Raises:
-        FasttuneError: the config has such a variant.
-    """
+    """Refuse variants of the architectures that llama.cpp does not have."""
     model, rope = config["model_type"], _rope(config)
     kind, gelu = rope["rope_type"], config.get("hidden_activation")
-    scales = kind != "default"
+    kinds = ("default",) if model in ("phi", "gemma") else _ROPES
+    tied = config.get("tie_word_embeddings")
     unsupported = {
-        f"rotary embeddings of type '{kind}'": kind not in _ROPES
-        or (scales and model in ("phi", "gemma")),
+        f"rotary embeddings of type '{kind}'": kind not in kinds,
         "a yarn with settings of its own": kind == "yarn" and rope.keys() & _YARN_SETTINGS,
         "layer norms on queries and keys": config.get("qk_layernorm"),
         "a sliding window in some of its layers": config.get("use_sliding_window"),
         "biases in its attention": model == "qwen3" and config.get("attention_bias"),
-        "an output head tied to the embedding": model == "phi"
-        and config.get("tie_word_embeddings"),
+        "an output head tied to the embedding": model == "phi" and tied,
         f"the activation {gelu}": model == "gemma" and gelu not in (None, "gelu_pytorch_tanh"),
     }
     for what, present in unsupported.items():
         if present:
-            raise FasttuneError(
-                f"the model has {what}, which fasttune cannot write as GGUF",
-                str(folder / "config.json"),
-                "export with --to merged, and convert that with llama.cpp's convert_hf_to_gguf.py",
-            )
+            raise refusal(f"the model has {what}", folder / "config.json")
 
 
 _ROPES = ("default", "linear", "yarn", "llama3")
@@ -164,7 +146,7 @@ _YARN_SETTINGS = {"attention_factor", "mscale", "mscale_all_dim", "beta_fast", "
 
 
 def _rope(config: Config) -> dict[str, Any]:
-    """The settings and type of the rotary embeddings, which configs keep under several keys."""
+    """The settings of the rotary embeddings, which configs keep under several keys."""
     rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))
     theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
@@ -174,6 +156,8 @@ def _rope(config: Config) -> dict[str, Any]:
 
 def _describe(writer: GGUFWriter, config: Config) -> None:
     """Write the hyperparameters that all architectures have."""
+    from gguf import RopeScalingType
+
     heads = config["num_attention_heads"]
     # llama.cpp's llama has no sliding window, which makes no difference up to the window's length.
     longest = min(config["max_position_embeddings"], config.get("sliding_window") or math.inf)
@@ -184,12 +168,6 @@ def _describe(writer: GGUFWriter, config: Config) -> None:
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
-    _describe_rope(writer, config)
-
-
-def _describe_rope(writer: GGUFWriter, config: Config) -> None:
-    from gguf import RopeScalingType
-
     rope = _rope(config)
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):
@@ -201,7 +179,7 @@ def _describe_rope(writer: GGUFWriter, config: Config) -> None:
 
 
 def _rope_factors(config: Config) -> np.ndarray | None:
-    """The divisors of the frequencies for Llama 3.1's scaling; None for other types."""
+    """The divisors of the frequencies for Llama 3.1's scaling, or None."""
     rope = _rope(config)
     if rope["rope_type"] != "llama3":
         return None
@@ -235,11 +213,8 @@ def _unchanged(name: str, values: np.ndarray, config: Config) -> np.ndarray:
 
 
 def _interleave_heads(name: str, values: np.ndarray, config: Config) -> np.ndarray:
-    """Reorder the rows of Llama's q and k as llama.cpp expects them.
-
-    transformers rotates row i of a head with row i + d/2; llama.cpp's LLAMA rotates neighbours, as
-    the original model did. For the other architectures both rotate the same rows.
-    """
+    """Reorder the rows of Llama's q and k: transformers rotates row i of a head with row i + d/2,
+    llama.cpp's LLAMA rotates neighbours."""
     for projection, key in (("q_proj.", "num_attention_heads"), ("k_proj.", "num_key_value_heads")):
         if projection in name:
             heads = int(config.get(key) or config["num_attention_heads"])
@@ -270,32 +245,30 @@ def _write_tensors(
 ) -> None:
     import gguf
     from gguf import quants
+    from safetensors import safe_open
 
     names = _tensor_names(folder, config)
     factors = _rope_factors(config)
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
-    kinds: dict[str, gguf.GGMLQuantizationType] = {}
+    kinds = {ours: _kind(theirs, shape, quant) for ours, (theirs, shape, _) in names.items()}
     for ours, (theirs, shape, _) in names.items():
-        kinds[ours] = kind = _kind(theirs, shape, quant)
-        size, byte_shape = np.dtype(np.float32).itemsize * int(np.prod(shape)), shape
-        if kind != gguf.GGMLQuantizationType.F32:
-            byte_shape = gguf.quant_shape_to_byte_shape(shape, kind)
-            size = int(np.prod(byte_shape))
-        dtype = np.dtype(np.float32 if kind == gguf.GGMLQuantizationType.F32 else np.uint8)
-        writer.add_tensor_info(theirs, byte_shape, dtype, size, raw_dtype=kind)
+        in_bytes = gguf.quant_shape_to_byte_shape(shape, kinds[ours])
+        size = math.prod(in_bytes)
+        writer.add_tensor_info(theirs, in_bytes, np.dtype(np.uint8), size, raw_dtype=kinds[ours])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     if factors is not None:
         writer.write_tensor_data(factors)
     for ours, (_, _, file) in names.items():
-        values = rearrange(ours, _read_tensor(file, ours), config)
+        with safe_open(file, framework="pt") as tensors:
+            values = rearrange(ours, tensors.get_tensor(ours).float().numpy(), config)
         writer.write_tensor_data(quants.quantize(np.ascontiguousarray(values), kinds[ours]))
 
 
 def _kind(name: str, shape: tuple[int, ...], quant: str) -> Any:
-    """The type of a tensor: f32 for vectors, f16 for rows that cannot be divided into blocks."""
+    """f32 for vectors, f16 for rows that cannot be divided into blocks."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     wanted = GGMLQuantizationType[quant.upper()]
@@ -307,11 +280,7 @@ def _kind(name: str, shape: tuple[int, ...], quant: str) -> Any:
 
 
 def _tensor_names(folder: Path, config: Config) -> dict[str, tuple[str, tuple[int, ...], Path]]:
-    """transformers' name of each tensor -> llama.cpp's name, shape and file, by file.
-
-    Raises:
-        FasttuneError: llama.cpp has no such tensor.
-    """
+    """transformers' name of each tensor -> llama.cpp's name, shape and file."""
     import gguf
     from safetensors import safe_open
 
@@ -327,21 +296,9 @@ def _tensor_names(folder: Path, config: Config) -> dict[str, tuple[str, tuple[in
                     continue
                 theirs = known.get_name(ours, try_suffixes=(".weight", ".bias"))
                 if theirs is None:
-                    raise FasttuneError(
-                        f"llama.cpp's {architecture} has no place for the tensor '{ours}'",
-                        str(file),
-                        "export with --to merged",
-                    )
+                    what = f"llama.cpp's {architecture} has no place for the tensor '{ours}'"
+                    raise refusal(what, file)
                 names[ours] = (theirs, tuple(tensors.get_slice(ours).get_shape()), file)
     if not names:
         raise FasttuneError("the folder holds no safetensors", str(folder), "export again")
     return names
-
-
-def _read_tensor(file: Path, name: str) -> np.ndarray:
-    """Read a tensor as fp32."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as tensors:
-        values: np.ndarray = tensors.get_tensor(name).float().numpy()
-    return values
