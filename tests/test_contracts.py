@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 LINT = "from importlinter.cli import lint_imports_command as lint; lint(['--no-cache'])"
 DOWN = "Imports point down"
 FACE = "Plugins import `fasttune` and nothing below it"
+CIRCLE = "No circle of imports inside a package"
 
 
 @pytest.fixture
@@ -33,7 +34,8 @@ def lint(folder: Path) -> tuple[int, str]:
 def test_they_hold(copy):
     status, out = lint(copy)
     assert status == 0, out
-    assert f"{DOWN} KEPT" in out and f"{FACE} KEPT" in out
+    for contract in (DOWN, FACE, CIRCLE):
+        assert f"{contract} KEPT" in out
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,13 @@ def test_they_hold(copy):
             "def _late():\n    import fasttune.benchmark.turns",
             DOWN,
             "fasttune.comparison.plan -> fasttune.benchmark.turns",
+        ),
+        # A circle of two modules of one package, within a function.
+        (
+            "fasttune/formats/row.py",
+            "def _late():\n    import fasttune.formats.template",
+            CIRCLE,
+            "fasttune.formats",
         ),
         # A module that stands in no layer.
         ("fasttune/helpers.py", "", DOWN, "fasttune.helpers"),
