@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,15 +136,20 @@ def gpt2_files() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
-def build_phi2_tokenizer():
-    """Phi-2's tokenizer: GPT-2's vocabulary plus 38 added tokens, runs of spaces and of tabs."""
+def build_phi2_tokenizer(pairs: int = 50_000):
+    """Phi-2's tokenizer: GPT-2's vocabulary plus 38 added tokens, runs of spaces and of tabs.
+
+    Args:
+        pairs: how many of GPT-2's merges it has; fewer make a smaller vocabulary.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     folder = gpt2_files()
     vocab = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
     lines = (folder / "vocab.bpe").read_text(encoding="utf-8").splitlines()[1:]
-    merges = [tuple(line.split(" ")) for line in lines if line]
+    merges = [tuple(line.split(" ")) for line in lines if line][:pairs]
+    vocab = {token: id for token, id in vocab.items() if id < 256 + pairs}
     backend = Tokenizer(models.BPE(vocab, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -166,6 +172,22 @@ def phi2_tokenizer():
     tokenizer = build_phi2_tokenizer()
     assert len(tokenizer) == 50295
     return tokenizer
+
+
+SMALL_VOCABULARY = 4096
+
+
+@cache
+def build_small_tokenizer():
+    """Phi-2's with 3,801 of its 50,000 merges: it is read and written ten times as fast."""
+    tokenizer = build_phi2_tokenizer(SMALL_VOCABULARY - 256 - 1 - 38)
+    assert len(tokenizer) == SMALL_VOCABULARY
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer():
+    return build_small_tokenizer()
 
 
 def build_sentencepiece_tokenizer(spaced: bool = True, bos: bool = True):
@@ -248,13 +270,17 @@ def tiny_model(kind: str, tokenizer=None, seed: int = 0, dtype: str = "float32",
 
     Args:
         kind: or "mistral", "qwen2", "qwen3", "gemma".
-        tokenizer: by default Phi-2's.
+        tokenizer: by default Phi-2's with fewer merges, and a vocabulary to match.
         dtype: of the files.
         sizes: any settings of the config.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if tokenizer is None:
+        tokenizer = build_small_tokenizer()
+        ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
+        sizes = {"vocab_size": SMALL_VOCABULARY + 64, **ends, **sizes}
     small = {
         **PHI2,
         "hidden_size": 320,
@@ -288,20 +314,20 @@ def tiny_model(kind: str, tokenizer=None, seed: int = 0, dtype: str = "float32",
     )
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     (folder / "config.json").write_text(written)  # not as this transformers would write it
-    (tokenizer or build_phi2_tokenizer()).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_phi(phi2_tokenizer) -> Path:
+def tiny_phi() -> Path:
     """Phi-2 but for its size, in fp16 as it is published."""
-    return tiny_model("phi", phi2_tokenizer, dtype="float16")
+    return tiny_model("phi", dtype="float16")
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(phi2_tokenizer) -> Path:
+def tiny_llama() -> Path:
     """A Llama in fp32."""
-    return tiny_model("llama", phi2_tokenizer)
+    return tiny_model("llama")
 
 
 def wake_adapters(model, std=0.02, seed=2):

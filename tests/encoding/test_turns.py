@@ -322,7 +322,7 @@ def test_a_tokenizer_without_the_end_of_the_format_is_refused(tiny_phi, tmp_path
     with pytest.raises(FasttuneError, match=r"ends a turn with '<\|im_end\|>'") as caught:
         load_tokenizer(str(tiny_phi), ENDED.end)
     assert str(tiny_phi) in caught.value.where and "remove `end`" in caught.value.hint
-    assert load_tokenizer(str(tiny_phi), "").eos_token_id == 50256
+    assert load_tokenizer(str(tiny_phi), "").eos_token == "<|endoftext|>"
     assert load_tokenizer(str(tiny_phi), "  ").eos_token == "  "  # one token, if an odd one
 
 

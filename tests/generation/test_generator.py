@@ -75,7 +75,7 @@ def generator(tiny_llama):
     return Generator.load(config, WORDS)
 
 
-def settings(eos: int = 50256, **more) -> GenerationConfig:
+def settings(eos: int = 4057, **more) -> GenerationConfig:
     return GenerationConfig(
         **{"max_new_tokens": NEW, "eos_token_id": eos, "pad_token_id": eos, **more}
     )
@@ -240,9 +240,9 @@ def test_sampling_is_repeatable(generator):
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_transformers_own_pipeline_takes_the_same_ids_and_gives_the_same_answer(
-    model, phi2_tokenizer, bos, monkeypatch
+    model, small_tokenizer, bos, monkeypatch
 ):
-    tokenizer = copy.deepcopy(phi2_tokenizer)
+    tokenizer = copy.deepcopy(small_tokenizer)
     if bos:
         adds = [("<|endoftext|>", tokenizer.bos_token_id)]
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -293,10 +293,10 @@ MESSAGES = [
 
 
 def test_a_conversation_is_answered_and_the_untuned_model_answers_the_same(
-    model, folder, phi2_tokenizer, monkeypatch
+    model, folder, small_tokenizer, monkeypatch
 ):
     seen = []
-    tuned = Generator(model, phi2_tokenizer, CHATML, FP32)
+    tuned = Generator(model, small_tokenizer, CHATML, FP32)
     base = Generator.load(ModelConfig(name=str(folder), precision="fp32"), CHATML)
     monkeypatch.setattr(Decoding, "__call__", _noting(Decoding.__call__, seen))
     answer = tuned.answer(MESSAGES, max_new_tokens=NEW)
@@ -304,8 +304,8 @@ def test_a_conversation_is_answered_and_the_untuned_model_answers_the_same(
         untuned = tuned.answer(MESSAGES, max_new_tokens=NEW)
     assert untuned.text == base.answer(MESSAGES, max_new_tokens=NEW).text != answer.text
     assert tuned.answer(MESSAGES, max_new_tokens=NEW) == answer
-    written = f"Hello.{phi2_tokenizer.eos_token}\n<|im_start|>user\nAdd 2 and 3.<|im_end|>\n"
-    assert all(written in phi2_tokenizer.decode(ids) for ids in seen)
+    written = f"Hello.{small_tokenizer.eos_token}\n<|im_start|>user\nAdd 2 and 3.<|im_end|>\n"
+    assert all(written in small_tokenizer.decode(ids) for ids in seen)
     with pytest.raises(FasttuneError, match="this is the untuned model"), base.untuned():
         pass
 

@@ -274,8 +274,8 @@ def test_metrics_hold_sections_and_their_mean(finished):
         parts = [line[f"{prefix}_{name}"] for name in ("reasoning", "response", "eos")]
         assert all(math.isfinite(part) for part in parts)
         assert min(parts) <= line[prefix] <= max(parts)
-    assert train[-1]["loss"] < train[0]["loss"] - 1
-    assert evaluated[-1]["eval_loss_eos"] < evaluated[0]["eval_loss_eos"] - 1
+    assert train[-1]["loss"] < 0.9 * train[0]["loss"]
+    assert evaluated[-1]["eval_loss_eos"] < 0.9 * evaluated[0]["eval_loss_eos"]
 
 
 def test_the_last_evaluation_is_what_the_saved_adapter_gives(finished, tiny_phi):
@@ -395,7 +395,7 @@ def test_early_stopping_counts_on_over_a_resume(tiny_phi, data, tmp_path):
     """Stopped hard after its last step, the run is resumed, and takes none more."""
     arguments = settings(
         tiny_phi, data, tmp_path, "train.max_steps=30", "train.eval_steps=1",
-        "train.early_stopping=2", "train.learning_rate=3.0", "train.schedule=constant",
+        "train.early_stopping=2", "train.learning_rate=1.0", "train.schedule=constant",
         "train.warmup_steps=0", "train.max_grad_norm=1000", "samples.count=0",
         "train.save_total_limit=3",
     )  # fmt: skip
@@ -444,7 +444,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(finished, tmp_path, m
 def test_early_stopping_ends_the_run_and_keeps_the_best(tiny_phi, data, tmp_path):
     arguments = settings(
         tiny_phi, data, tmp_path, "train.max_steps=30", "train.eval_steps=1",
-        "train.early_stopping=2", "train.learning_rate=3.0", "train.schedule=constant",
+        "train.early_stopping=2", "train.learning_rate=1.0", "train.schedule=constant",
         "train.warmup_steps=0", "train.max_grad_norm=1000", "samples.count=0",
     )  # fmt: skip
     assert cli(*arguments, "--json").status == 0

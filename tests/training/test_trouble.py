@@ -244,7 +244,7 @@ def test_the_gradients_of_a_failed_attempt_are_dropped_and_a_resume_keeps_the_li
     job, unbroken, tmp_path, monkeypatch
 ):
     """The second of two packs is refused, when the first has left its gradients."""
-    settings = {"model__max_length": 80, "samples__count": 2}
+    settings = {"model__max_length": 96, "samples__count": 2}
     with monkeypatch.context() as patch:
         Allocator(patch, math.inf, refuse=2)
         patch.setattr(type(PLUGINS), "training_callbacks", lambda *_: [Poison("loss")])
