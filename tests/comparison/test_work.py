@@ -51,7 +51,7 @@ def settings(tiny_phi: Path) -> list[str]:
     return [
         "-m", str(tiny_phi), "model.quantization=none", "model.precision=fp32",
         "data.eval_fraction=0.4", "train.batch_size=2", "train.max_steps=4", "train.warmup_steps=1",
-        "train.learning_rate=3e-2",
+        "train.learning_rate=1e-2",
     ]  # fmt: skip
 
 
@@ -330,7 +330,7 @@ def test_the_table_in_the_terminal(compared, capsys):
             "alpaca, untuned",
             "reasoning, untuned",
         ]
-    assert "reasoning is better than reasoning, untuned on" in out
+    assert "alpaca is better than alpaca, untuned on" in out
     assert "report.html" in out
 
 
