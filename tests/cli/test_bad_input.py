@@ -282,7 +282,7 @@ PLUGINS: list[Case] = [
         ("import exits", "@hookimpl", "raise SystemExit", ON_ROWS, "SystemExit"),
         ("no Python", YIELDED, "yield (", ON_ROWS, "SyntaxError"),
         ("NUL", YIELDED, "\0", ON_ROWS, "null bytes"),
-        ("nothing learned", LEARNED, "", ON_ROWS, "template 'mine' learns nothing"),
+        ("nothing learned", LEARNED, "", ON_ROWS, "'mine': it learns nothing, because"),
         ("nothing given", f"{GIVEN}, ", "", ON_ROWS, "part 1 'response': nothing is given before"),
         ("given after", LEARNED, f"{LEARNED}, {GIVEN}", ON_ROWS, "part 3 'instruction': it is gi"),
         ("no such column", "{instruction}", "{question}", ON_ROWS, "no column 'question'"),

@@ -109,7 +109,8 @@ def _problems(declared: Declaration) -> Iterator[tuple[int | str, str, str]]:
     learned = learned_parts(declared)
     targets = [part.column for part in learned if part.column]
     if not targets:
-        yield "parts", "it learns nothing", 'add a learned part, as learn("response", "{output}")'
+        problem = "it learns nothing, because no part learns a column"
+        yield "parts", problem, 'add a learned part, as learn("response", "{output}")'
     if parts[0].learned:
         yield 0, "nothing is given before it", "begin with a given part"
     for number, part in enumerate(parts):
