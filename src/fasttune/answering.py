@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +14,7 @@ from fasttune.files import atomic_path, require_free
 from fasttune.plugins.metric import Answer, as_dict, vote
 from fasttune.sampling import Sampling
 from fasttune.source import Source
+from fasttune.terminal import json_text
 
 if TYPE_CHECKING:
     from fasttune.comparison.result import Comparison
@@ -103,7 +103,7 @@ def answer_file(
     else:
         with atomic_path(output) as path, path.open("w", encoding="utf-8") as target:
             for line in lines():
-                print(json.dumps(line, ensure_ascii=False), file=target)
+                target.write(json_text(line) + "\n")
     if not score:
         return None
     from fasttune.comparison.result import Arm, measure_arms

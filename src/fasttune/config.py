@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import NAME, absolute
+from fasttune.terminal import visible
 from fasttune.yaml_text import (
     CHARACTERS,
     Filled,
@@ -255,7 +256,8 @@ def dump_config(config: RunConfig) -> str:
     """Write the config as YAML. `load_config` reads it back to an equal config."""
     import yaml
 
-    return yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True)
+    return text if text == visible(text) else yaml.safe_dump(config.as_dict(), sort_keys=False)
 
 
 def commented(config: RunConfig, command: str) -> str:

@@ -1,4 +1,7 @@
-"""What reaches the terminal: the log, the standard streams, and what libraries print.
+"""What reaches the terminal: text, the log, the standard streams, and what libraries print.
+
+A terminal obeys control characters: they rename its window, write to the clipboard and hide text.
+All text for people is printed by `echo`, by a `console` or by the log, which show them instead.
 
 Modules log to `logging.getLogger(__name__)`. The command line calls `show_log`; a program that uses
 fasttune as a library configures the logger "fasttune" itself.
@@ -7,10 +10,13 @@ fasttune as a library configures the logger "fasttune" itself.
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
+import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import cache
@@ -19,7 +25,11 @@ from typing import IO, TYPE_CHECKING, Any
 from fasttune.errors import FasttuneError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Iterable
+
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+    from rich.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +40,64 @@ CHATTER = ("Unsloth: Will smartly offload", "Unsloth: Double buffering enabled")
 """Lines that Unsloth prints in every training with offloaded checkpointing."""
 
 
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""C0 except tab and newline, DEL, C1, and what overrides the direction of text."""
+
+
+def visible(text: str) -> str:
+    """The text with control characters as ⟨U+001B⟩."""
+    return CONTROLS.sub(lambda control: f"⟨U+{ord(control[0]):04X}⟩", text)
+
+
+def echo(
+    text: object = "", end: str = "\n", file: IO[str] | None = None, raw: bool = False
+) -> None:
+    """Print text for people, by default on standard output.
+
+    Args:
+        raw: change nothing, unless a terminal would obey it.
+    """
+    exact = raw and not (file or sys.stdout).isatty()
+    print(str(text) if exact else visible(str(text)), end=end, file=file, flush=True)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON without characters that a terminal would obey, or that standard output lacks."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text if text == visible(text) else json.dumps(value, indent=indent)
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that prints strings as they are, without markup, and control characters visibly.
+
+    It is 120 columns wide unless it is a terminal, so that logs stay readable.
+    """
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Visible(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(visible(text), **options)
+
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterable[Segment]:
+            for part in super().render(renderable, options):
+                yield part if part.control else Segment(visible(part.text), part.style)
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else 120
+    return Visible(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
 @cache
 def log_console() -> Console:
     """Standard error. Progress bars share this console, so that log lines appear above them."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)
+    return console(stderr=True)
 
 
 class ConsoleHandler(logging.Handler):
@@ -43,7 +105,7 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):  # a closed terminal or a full disk must not stop a training
-            log_console().print(self.format(record), markup=False, soft_wrap=True)
+            log_console().print(self.format(record), soft_wrap=True)
 
 
 @contextmanager
@@ -71,7 +133,10 @@ def show_log(level: int) -> None:
 
 def prepare_streams() -> None:
     """Make the standard streams accept any character, and replace closed ones by /dev/null: the
-    next file to be opened would get their descriptors, and libraries would print into it."""
+    next file to be opened would get their descriptors, and libraries would print into it.
+
+    Tracebacks show control characters, too."""
+    sys.excepthook = _crashed
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
@@ -86,6 +151,10 @@ def prepare_streams() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and "write" not in vars(sys.stdout):
         for method in ("write", "flush"):
             setattr(sys.stdout, method, _naming(getattr(sys.stdout, method)))
+
+
+def _crashed(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _naming(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,7 +200,7 @@ def quiet() -> Iterator[None]:
             raise
         except BaseException:
             sink.seek(0)
-            sys.stderr.write(sink.read())
+            sys.stderr.write(visible(sink.read()))
             raise
 
 
@@ -171,7 +240,7 @@ class _Lines(io.TextIOBase):
             if line.startswith(CHATTER):
                 log.debug(line)
             else:
-                print(line, file=sys.stderr)
+                echo(line, file=sys.stderr)
         return len(text)
 
     def close(self) -> None:

@@ -397,7 +397,7 @@ def test_a_comparison_has_a_verdict_and_a_report(a10g):
 
 
 def test_a_run_resumed_after_ctrl_c_has_the_losses_of_an_unbroken_one(a10g):
-    assert "interrupted; go on with: fasttune run --resume" in a10g["interrupted"].err
+    assert "interrupted; resume it: fasttune run --resume" in a10g["interrupted"].err
     a10g.wait()
     unbroken = run_of(a10g, "compared", "reasoning-*").metrics()
     resumed = run_of(a10g, "runs").metrics()

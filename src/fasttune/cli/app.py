@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import json
 import logging
 import shlex
 import signal
@@ -23,10 +22,19 @@ from fasttune import __version__, processes
 from fasttune.cli.options import flag, option
 from fasttune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
 from fasttune.plugins.discovery import installed_plugins
-from fasttune.terminal import STDOUT, drop_output, prepare_streams, show_log
+from fasttune.terminal import (
+    STDOUT,
+    console,
+    drop_output,
+    echo,
+    json_text,
+    prepare_streams,
+    show_log,
+    visible,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.table import Table
 
     from fasttune.plugins.registry import Plugins
@@ -40,31 +48,23 @@ app = typer.Typer(
 )
 
 
-def console() -> Console:
-    """Standard output; 120 columns wide unless it is a terminal, so that logs stay readable."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-
-
 def table(
     headings: Sequence[str], rows: Iterable[Sequence[RenderableType]], right: Container[str] = ()
 ) -> Table:
-    """A table of text without lines. Long cells are folded, and text is never read as markup.
+    """A table of text without lines. Long cells are folded.
 
     Args:
         headings: the first line, left out if all are empty.
         right: the headings of the columns to align on the right.
     """
     from rich.table import Table
-    from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(headings))
     for heading in headings:
         side = "right" if heading in right else "left"
-        grid.add_column(Text(heading), justify=side, overflow="fold")  # type: ignore[arg-type]
+        grid.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        grid.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        grid.add_row(*row)
     return grid
 
 
@@ -76,17 +76,7 @@ def facts(values: Mapping[str, object]) -> Table:
 
 
 def print_json(value: Any) -> None:
-    print(json_text(value, indent=2))
-
-
-def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON for standard output; characters that its encoding lacks are escaped."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
-    try:
-        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(value, indent=indent)
-    return text
+    echo(json_text(value, indent=2))
 
 
 def say(line: str) -> None:
@@ -102,12 +92,12 @@ def plugins(context: typer.Context, config: Path | None = None) -> Plugins:
 def ask(question: str) -> bool:
     """Ask on the terminal. Without a terminal the answer is no."""
     on_terminal = sys.stdin.isatty() and sys.stderr.isatty()
-    return on_terminal and typer.confirm(question, err=True)
+    return on_terminal and typer.confirm(visible(question), err=True)
 
 
 def _version(show: bool) -> None:
     if show:
-        print(f"fasttune {__version__}")
+        echo(f"fasttune {__version__}")
         raise typer.Exit
 
 
@@ -149,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
         status = complain(_usage_error(error, arguments), command)
     except (KeyboardInterrupt, Abort):
         if processes.first():
-            print("interrupted", file=sys.stderr)
+            echo("interrupted", file=sys.stderr)
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
         drop_output()
@@ -258,11 +248,13 @@ def complain(error: FasttuneError, command: str = "the command") -> int:
     if not processes.speaks(error):
         return error.exit_status
     who = "" if processes.first() else f"process {processes.rank()}: "
-    lines = [f"error: {who}{error.message}"]
+    lines = [f"{who}{error.message}"]
     hint = error.hint or "see: fasttune COMMAND --help; --traceback shows where it failed"
     for label, text in (("where", error.where or command), ("what to do", hint)):
         first, *rest = text.splitlines()
         lines += [f"  {label}: {first}", *(f"    {line}" for line in rest)]
     with suppress(OSError):  # standard error is closed
-        print("\n".join(lines), file=sys.stderr)
+        out = console(stderr=True)
+        out.print("error:", style="bold red", end=" ")
+        out.print("\n".join(lines), soft_wrap=True)
     return error.exit_status

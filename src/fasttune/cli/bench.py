@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, console, plugins, print_json, table
+from fasttune.cli.app import app, plugins, print_json, table
 from fasttune.cli.options import expand, flag, folder, number, option, words
 from fasttune.config import Override
 from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.terminal import console
 
 ARMS = "plain,unsloth,fasttune"
 ALL_ARMS = (*ARMS.split(","), "fast_path")
@@ -140,9 +141,9 @@ def _figures(values: dict[str, Any], reference: str) -> dict[str, str]:
 def _print(heading: str, cells: dict[str, dict[str, str]], *notes: str) -> None:
     """Print a table with a line for each arm, between a heading and notes."""
     out = console()
-    out.print(heading, markup=False)
+    out.print(heading)
     headings = [*next(iter(cells.values()))]
     rows = [(arm, *line.values()) for arm, line in cells.items()]
     out.print(table(("", *headings), rows, headings))
     for note in notes:
-        out.print(note, markup=False)
+        out.print(note)

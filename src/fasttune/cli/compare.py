@@ -10,13 +10,14 @@ import typer
 
 from fasttune import source
 from fasttune.cli import options
-from fasttune.cli.app import app, console, plugins, print_json, say, table
+from fasttune.cli.app import app, plugins, print_json, say, table
 from fasttune.cli.options import argument, expand, folder, option, words
 from fasttune.comparison import Budget, Without
 from fasttune.comparison.plan import Measuring
 from fasttune.config import Seed
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 from fasttune.runs import Run, find_run
+from fasttune.terminal import console, echo
 from fasttune.yaml_text import convert
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def compare(
         print_json({"folder": str(comparison.folder), **comparison.as_dict()})
     else:
         show_figures(comparison)
-        console().print(f"report: {comparison.report}", markup=False)
+        echo(f"report: {comparison.report}")
 
 
 def _formats(templates: str | None) -> list[str]:
@@ -136,17 +137,17 @@ def show_figures(comparison: Comparison, out: Console | None = None) -> None:
     out.print(_table(comparison))
     out.print("below each figure its 95 % interval; ↑ more is better, ↓ less is better\n")
     for paragraph in comparison.sentences():
-        out.print(f"{paragraph}\n", markup=False)
+        out.print(f"{paragraph}\n")
     for column, groups in comparison.groups.items():
         for value, group in groups.items():
-            out.print(f"{column} {value}, {group.rows} rows", style="bold", markup=False)
+            out.print(f"{column} {value}, {group.rows} rows", style="bold")
             sentences = group.sentences(tuned_only=True)
             for paragraph in sentences:
-                out.print(f"{paragraph}\n", markup=False)
+                out.print(f"{paragraph}\n")
             if not sentences:
                 out.print(_table(group))
     for note in comparison.notes:
-        out.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}")
 
 
 def _table(comparison: Comparison) -> Table:
@@ -235,7 +236,7 @@ def evaluate(
         printed |= {"folder": str(result.folder), **result.as_dict()}
         if not as_json:
             show_figures(result)
-            console().print(f"report: {result.report}", markup=False)
+            echo(f"report: {result.report}")
     if as_json:
         print_json(printed)
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, console, facts, plugins, print_json, table
+from fasttune.cli.app import app, facts, plugins, print_json, table
 from fasttune.cli.options import argument, expand, flag, number, option
 from fasttune.config import Override, load_config
 from fasttune.errors import FasttuneError
 from fasttune.inspection.near import NEAR_ROWS
 from fasttune.runs import find_run
+from fasttune.terminal import console, echo
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -132,7 +133,7 @@ def preview(
         print_json([each.as_dict() for each in previews])
     elif html:
         write_text(html, preview_html(previews, ids))
-        print(html)
+        echo(html)
     else:
         for index, each in enumerate(previews):
             console().print(*([""] if index else []), TerminalPreview(each, ids), sep="\n")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, console, plugins, print_json, table
+from fasttune.cli.app import app, plugins, print_json, table
 from fasttune.cli.options import flag
 from fasttune.errors import EXIT_FAILURE
+from fasttune.terminal import console
 
 
 @app.command()
@@ -21,7 +21,6 @@ def doctor(
     as_json: options.Json = False,
 ) -> None:
     """Check this machine and print what to do; the exit status is 1 if something does not work."""
-    from rich.console import Console
     from rich.text import Text
 
     from fasttune.doctor.machine import CHECKS, check_plugins, diagnose
@@ -29,7 +28,7 @@ def doctor(
     checks = [*CHECKS, ("plugins", lambda: check_plugins(plugins(context)))]
     if offline:
         checks = [(name, check) for name, check in checks if name != "Hub"]
-    with Console(file=sys.stderr).status("checking, about 20 seconds"):
+    with console(stderr=True).status("checking, about 20 seconds"):
         findings = list(diagnose(checks))
     if as_json:
         print_json([asdict(finding) for finding in findings])

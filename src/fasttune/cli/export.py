@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, console, plugins, print_json, say, table
+from fasttune.cli.app import app, plugins, print_json, say, table
 from fasttune.cli.options import argument, flag, folder, number, option
 from fasttune.errors import EXIT_FAILURE, FasttuneError
+from fasttune.terminal import console, echo
 
 if TYPE_CHECKING:
     from fasttune.exports.verify import Exported
@@ -74,7 +75,7 @@ def export(
     else:
         _show(done)
         if done.pushed:
-            print(f"pushed: {done.pushed}")
+            echo(f"pushed: {done.pushed}")
     if done.failures:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -94,17 +95,17 @@ def _show(done: Exported) -> None:
     checked = done.verification
     if checked is not None:
         for name, value, bound in checked.lines():
-            out.print(f"{name:<14} {value:<44} ({bound})", markup=False)
+            out.print(f"{name:<14} {value:<44} ({bound})")
         for failure in checked.failures:
-            out.print(f"differs: {failure}", style="red", markup=False)
+            out.print(f"differs: {failure}", style="red")
         out.print(
             "verified" if checked.verified else "NOT verified: the export differs from its run",
             style="green" if checked.verified else "bold red",
         )
     else:
         why = str(done.obstacle) if done.obstacle is not None else "--no-verify"
-        out.print(f"NOT verified: {why}", style="bold red", markup=False)
-    out.print(f"  {done.folder}", markup=False, soft_wrap=True)
+        out.print(f"NOT verified: {why}", style="bold red")
+    echo(f"  {done.folder}")
 
 
 def _list(loaded: Plugins, as_json: bool) -> None:
@@ -146,9 +147,9 @@ def serve(
 
     try:
         with serve_run(run, engine, host=host, port=port, plugins=plugins(context)) as server:
-            print(f"{server.model} on {engine}: {server.proof}")
-            print(f"base URL: {server.url}")
-            print(server.curl, flush=True)
+            echo(f"{server.model} on {engine}: {server.proof}")
+            echo(f"base URL: {server.url}")
+            echo(server.curl)
             say("Ctrl-C ends it")
             server.wait()
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from fasttune.answering import Asking, answer_file
 from fasttune.chatting import FRESH, Conversation
 from fasttune.cli import options
-from fasttune.cli.app import app, complain, console, facts, json_text, plugins, print_json
+from fasttune.cli.app import app, complain, facts, plugins, print_json
 from fasttune.cli.compare import show_figures
 from fasttune.cli.options import argument, expand, flag, folder, option
 from fasttune.data.check import require_prompt
@@ -22,6 +23,7 @@ from fasttune.formats.row import Row
 from fasttune.plugins.metric import as_dict
 from fasttune.sampling import Sampling
 from fasttune.source import find_source
+from fasttune.terminal import console, echo, json_text
 
 if TYPE_CHECKING:
     from fasttune.plugins.metric import Answer
@@ -45,7 +47,7 @@ def generate(
     template: options.BaseTemplate = None,
     samples: options.Samples = 1,
     vote: options.Vote = False,
-    raw: Annotated[bool, flag("Print the completion as it is, nothing else.", "--raw")] = False,
+    raw: Annotated[bool, flag("Print the completion alone, as it is.", "--raw")] = False,
     as_json: options.Json = False,
     force: options.ForceTemplate = False,
 ) -> None:
@@ -62,14 +64,15 @@ def generate(
     if samples > 1:
         [answers] = asking.answers(generator, [row])
     else:
-        answers = [generator.stream(row, sampling, print_piece if streamed else lambda piece: None)]
+        show = partial(echo, end="", raw=raw)
+        answers = [generator.stream(row, sampling, show if streamed else lambda piece: None)]
     if as_json:
         plain = [as_dict(answer) for answer in answers]
         several = {"answers": plain} if plain[1:] else plain[0]
         print_json({"prompt": generator.prompt(row), **several})
         return
     if streamed:
-        print(flush=True)
+        echo()
     _show(answers, raw, streamed)
 
 
@@ -96,39 +99,33 @@ def answer(
 
     Only the columns of the prompt are needed, and with --score the reference answers.
     """
-    from rich.console import Console
-
     asking = Asking(sampling, samples, vote, batch_size)
     metrics = answer_file(
         find_source(run, template, system, plugins(context), force),
         file,
         asking,
-        lambda line: print(json_text(line)),
+        lambda line: echo(json_text(line)),
         columns=parse_columns(columns or []),
         output=output,
         score=score,
         force=force,
-        report=lambda done, rows: print(f"{done}/{rows}", file=sys.stderr),
+        report=lambda done, rows: echo(f"{done}/{rows}", file=sys.stderr),
     )
     if metrics is not None:  # on standard error if standard output has the answers
-        show_figures(metrics, None if output else Console(stderr=True, highlight=False))
-
-
-def print_piece(piece: str) -> None:
-    print(piece, end="", flush=True)
+        show_figures(metrics, None if output else console(stderr=True))
 
 
 def _show(answers: Sequence[Answer], raw: bool, streamed: bool) -> None:
     """Print answers by section; with `raw` the text alone, unless it was streamed."""
     for answer in answers:
         if raw and not streamed:
-            print(answer.text)
+            echo(answer.text, raw=True)
         elif not raw:
             lines: dict[str, Any] = dict(answer.sections)
             if count := len(answer.samples):
                 lines["vote"] = f"{answer.agreeing} of {count} samples give this response"
             lines["stopped"] = f"{answer.stop}: {STOPPED[answer.stop]} ({answer.tokens} tokens)"
-            print()
+            echo()
             console().print(facts(lines))
 
 
@@ -154,18 +151,19 @@ def chat(
     prompt = "> " if sys.stdin.isatty() else ""
     if prompt:  # before the model loads: the terminal keeps what is typed meanwhile
         remembers = "the conversation goes on until /reset"
-        print(
+        echo(
             f"{remembers if source.template.conversations else FRESH}; "
             "/input TEXT adds a context, /base asks the untuned model, /quit ends"
         )
-        print(prompt, end="", flush=True)
+        echo(prompt, end="")
     try:
         generator = source.load()
     except BaseException:
         if prompt:
-            print()  # the error starts on a line of its own
+            echo()  # the error starts on a line of its own
         raise
-    _talk(Conversation(generator, source.template, sampling, print_piece), prompt)
+    show = partial(echo, end="")
+    _talk(Conversation(generator, source.template, sampling, show), prompt)
 
 
 def _talk(conversation: Conversation, prompt: str) -> None:
@@ -181,8 +179,8 @@ def _talk(conversation: Conversation, prompt: str) -> None:
         asking = prompt
         try:
             if remark := conversation.take(line):
-                print(remark)
+                echo(remark)
         except KeyboardInterrupt:
-            print("\n[interrupted]")
+            echo("\n[interrupted]")
         except FasttuneError as error:
             complain(error)

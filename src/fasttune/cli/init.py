@@ -11,6 +11,7 @@ from fasttune.cli import options
 from fasttune.cli.app import app, plugins, print_json, say
 from fasttune.cli.options import argument, expand, flag
 from fasttune.errors import FasttuneError
+from fasttune.terminal import echo
 
 NAME = "fasttune.yaml"
 PROPOSED = ("template", "model.name", "data.train", "data.columns", "train.batch_size")
@@ -47,7 +48,7 @@ def init(
         for line in lines:
             say(line)
     write_text(target, commented(settings, f"fasttune run --config {target}"))
-    print(target)
+    echo(target)
     if data is not None:
         values = flatten(settings.as_dict())
         for name in PROPOSED:
@@ -65,4 +66,4 @@ def config(settings: options.AllSettings, as_json: options.Json = False) -> None
     if as_json:
         print_json(resolved.as_dict())
     else:
-        print(dump_config(resolved), end="")
+        echo(dump_config(resolved), end="")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, console, plugins, print_json, table
+from fasttune.cli.app import app, plugins, print_json, table
 from fasttune.cli.options import expand
+from fasttune.terminal import console
 
 if TYPE_CHECKING:
     from fasttune.planning.forecast import Forecast
@@ -56,7 +57,6 @@ def _show(forecast: Forecast) -> None:
     out.print(
         f"{shape.name}: {shape.parameters / 1e6:,.1f} M parameters, base in {base}, "
         f"LoRA {work.lora_parameters / 1e6:.2f} M",
-        markup=False,
     )
     rows = "" if forecast.rows is None else f" of {forecast.rows} rows"
     out.print(
@@ -67,15 +67,15 @@ def _show(forecast: Forecast) -> None:
         f"batches{rows}: {work.peak_tokens} tokens in the largest, "
         f"{work.step_tokens:.0f} in a mean step"
     )
-    out.print("\n[bold]memory at the peak[/bold]")
+    out.print("\nmemory at the peak", style="bold")
     parts = {**forecast.memory.parts(), "in all": forecast.memory.peak}
     sizes = [(name, f"{size / 1e9:.2f}") for name, size in parts.items()]
     out.print(table(("", "GB"), sizes, right=("GB",)))
     decided = forecast.config.train.gradient_checkpointing
     out.print(f"checkpointing {decided}; {'fits' if forecast.fits else 'does not fit'}")
-    out.print("\n[bold]an optimiser step[/bold]")
+    out.print("\nan optimiser step", style="bold")
     out.print("\n".join(_step(forecast)))
-    out.print("\n[bold]largest batch that fits[/bold], with a tenth of the memory to spare")
+    out.print("\nlargest batch that fits, with a tenth of the memory to spare", style="bold")
     headings = ("tokens a row", "no checkpointing", "checkpointing")
     batches = [list(map(str, line.values())) for line in forecast.largest_batches()]
     out.print(table(headings, batches, right=headings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, ask, console, facts, plugins, print_json, say, table
+from fasttune.cli.app import app, ask, facts, plugins, print_json, say, table
 from fasttune.cli.options import argument, expand, flag, folder, option
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 from fasttune.processes import count, first
 from fasttune.runs import find_run, list_runs
+from fasttune.terminal import console, echo
 
 if TYPE_CHECKING:
     from fasttune.job import Job
@@ -102,15 +104,15 @@ def _show_dry_run(job: Job, values: dict[str, Any]) -> None:
     from fasttune.config import dump_config
 
     out, spans = console(), values["first_row"]
-    out.print("[bold]settings[/bold]")
-    print(dump_config(job.config), end="")
+    out.print("settings", style="bold")
+    echo(dump_config(job.config), end="")
     tokens = sum(len(span["ids"]) for span in spans)
-    out.print(f"\n[bold]first row[/bold], {tokens} tokens ([green]+[/green] learned)")
+    out.print(f"\nfirst row, {tokens} tokens (+ learned)", style="bold")
     for span in spans:
         mark, style = ("+", "green") if span["train"] else (" ", "dim")
         text = json.dumps(span["text"], ensure_ascii=False)
-        out.print(f"{mark} {span['section']:<12} {text}", style=style, markup=False)
-        out.print(f"  {'':<12} {span['ids']}", style="dim", markup=False)
+        out.print(f"{mark} {span['section']:<12} {text}", style=style)
+        out.print(f"  {'':<12} {span['ids']}", style="dim")
     train = job.config.train
     out.print(
         f"\n{values['train_rows']} rows to train on, {len(job.eval)} held out, "
@@ -118,7 +120,7 @@ def _show_dry_run(job: Job, values: dict[str, Any]) -> None:
         f"{train.batch_size} x {train.gradient_accumulation} rows"
         + (f" in each of {count()} processes" if count() > 1 else "")
     )
-    out.print(f"model: {job.model}", markup=False)
+    echo(f"model: {job.model}")
 
 
 def _finish(trained: Run, as_json: bool) -> None:
@@ -128,7 +130,7 @@ def _finish(trained: Run, as_json: bool) -> None:
     else:
         _summary(trained)
     if manifest["status"] == "interrupted":
-        say(f"interrupted; go on with: fasttune run --resume {trained.folder}")
+        say(f"interrupted; resume it: fasttune run --resume {shlex.quote(str(trained.folder))}")
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
@@ -152,9 +154,9 @@ def _summary(trained: Run) -> None:
         out.print(f"{saved:,} tokens of shared beginnings were not computed again")
     for file in ("loss.png", "samples.md", "answers.png", "adapter"):
         if (trained.folder / file).exists():
-            out.print(f"  {trained.folder / file}", markup=False)
+            echo(f"  {trained.folder / file}")
     if manifest["status"] == "done":
-        out.print(f'try: fasttune generate {trained.folder} "..."', markup=False)
+        echo(f'try: fasttune generate {shlex.quote(str(trained.folder))} "..."')
 
 
 group = typer.Typer(help="List, show, compare and delete runs.", no_args_is_help=True)
@@ -176,7 +178,7 @@ def list_(output: Folder = Path("runs"), as_json: options.Json = False) -> None:
         print_json([_as_dict(run) for run in runs])
         return
     if not runs:
-        console().print(f"no runs in {output}", markup=False)
+        echo(f"no runs in {output}")
         return
     rows: list[Sequence[str]] = []
     damaged = []
@@ -236,8 +238,9 @@ def show(run: str, output: Anywhere = None, as_json: options.Json = False) -> No
     }
     where = " (on training rows)" if manifest.get("scored") == "training" else ""
     lines |= {f"{name}{where}": change for name, change in _scores(manifest).items()}
-    out.print(facts(lines), "\n[bold]settings[/bold]", sep="\n")
-    print(dump_config(kept.config), end="")
+    out.print(facts(lines))
+    out.print("\nsettings", style="bold")
+    echo(dump_config(kept.config), end="")
 
 
 @group.command()
@@ -268,7 +271,7 @@ def compare(runs: Names, output: Anywhere = None, as_json: options.Json = False)
         for key, values in [*differing.items(), *results.items()]
     ]
     if not differing:
-        console().print("the settings are the same")
+        echo("the settings are the same")
     console().print(table(("", *(run.name for run in compared)), rows))
 
 

