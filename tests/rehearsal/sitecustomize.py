@@ -31,9 +31,15 @@ CARDS = {  # name, bytes, compute capability
 
 NAME, MEMORY, CAPABILITY = CARDS[os.environ.get("FASTTUNE_REHEARSE") or "a10g"]
 
-counts = {"nf4": 0, "offloaded": 0}
-"""How often Unsloth's kernel that dequantises NF4 was launched, and how often it moved what a block
-begins with to the host."""
+counts = {"nf4": 0, "offloaded": 0, "connections": 0}
+"""How often Unsloth's kernel that dequantises NF4 was launched, how often it moved what a block
+begins with to the host, and how often anything looked up or called another machine."""
+
+
+def count_connections(event, arguments):
+    internet = event == "socket.connect" and isinstance(arguments[1], tuple)
+    if internet or event == "socket.getaddrinfo":
+        counts["connections"] += 1
 
 
 def unsloth_asks():
@@ -270,3 +276,4 @@ if os.environ.get("FASTTUNE_REHEARSE"):
     os.environ["UNSLOTH_ALLOW_CPU"] = "1"  # take the branch of CUDA, said of no card
     os.environ["TRITON_INTERPRET"] = "1"
     sys.meta_path.insert(0, AfterImport())
+    sys.addaudithook(count_connections)

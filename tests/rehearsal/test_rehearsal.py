@@ -111,8 +111,9 @@ class Rehearsal:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """That of the tests, without what an import of Unsloth has set in it."""
-    ours = ("UNSLOTH", "TRITON", "TORCHINDUCTOR")
+    """That of the tests, without what an import of Unsloth has set in it, and not offline: a local
+    model needs no network."""
+    ours = ("UNSLOTH", "TRITON", "TORCHINDUCTOR", "HF_HUB_OFFLINE")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
         "FASTTUNE_CACHE": str(home / "cache"),
@@ -300,6 +301,7 @@ def assert_tidy(rehearsal: Rehearsal, statuses: dict[str, int], *left: str) -> N
     for name in rehearsal.names:
         ended = rehearsal[name]
         assert ended.status == statuses.get(name, 0), (name, ended.err)
+        assert ended.facts["counts"]["connections"] == 0, name
         ugly = name not in STEPS and UGLY.search(ended.out + ended.err)
         assert not ugly, (name, ended.out + ended.err)
     assert {each.name for each in rehearsal.standing.iterdir()} == set(left)

@@ -29,6 +29,8 @@ def import_unsloth() -> Any:
     # By default Unsloth keeps the fp32 input of a block in bf16 until the backward pass. Gradients
     # of a run in fp32 were 0.4 % off.
     os.environ.setdefault("UNSLOTH_OFFLOAD_FP32", "exact")
+    # On a GPU, Unsloth reports the environment to the Hub at each load, and waits up to 120 s.
+    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
     _set_compile_folder()
     try:
         with quiet():
