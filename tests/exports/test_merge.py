@@ -168,11 +168,15 @@ def test_a_bf16_base_gets_the_fp32_sum_rounded_once(small_phi, tmp_path, tokeniz
 def test_llama_keeps_tied_embeddings_and_takes_the_tokenizers_eos(tiny_llama, tmp_path, tokenizer):
     adapter = tmp_path / "adapter"
     model = make_adapter(tiny_llama, adapter, tokenizer, target_modules=LLAMA_TARGETS)
+    own = tiny_llama / "generation_config.json"
+    own.write_text(json.dumps(json.loads(own.read_text()) | {"repetition_penalty": 1.1}))
     target = merged(tiny_llama, adapter, tmp_path / "merged", chat_template="{{ messages }}")
     assert "lm_head.weight" not in load_file(target / "model.safetensors")
     assert (logits(load(target)) - logits(model)).abs().max() < 1e-5
-    for file in ("config.json", "generation_config.json"):
-        assert json.loads((target / file).read_text())["eos_token_id"] == EOS
+    assert json.loads((target / "config.json").read_text())["eos_token_id"] == EOS
+    generation = json.loads((target / "generation_config.json").read_text())
+    ends = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    assert generation == {"do_sample": False, "eos_token_id": EOS, **ends}
     assert (target / "chat_template.jinja").read_text() == "{{ messages }}"
     loaded = load(target)
     assert loaded.lm_head.weight.data_ptr() == loaded.model.embed_tokens.weight.data_ptr()

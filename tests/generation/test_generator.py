@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+from pathlib import Path
 
 import tests.unsloth_first  # noqa: F401
 
@@ -73,6 +76,24 @@ def with_adapters(config: ModelConfig):
 def generator(tiny_llama):
     config = ModelConfig(name=str(tiny_llama), quantization="none", precision="fp32")
     return Generator.load(config, WORDS)
+
+
+def test_a_bases_own_generation_settings_change_nothing(generator, tiny_llama, tmp_path):
+    """Some would also crash: beams do not stream, and stop strings need a tokenizer."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    own = {
+        "num_beams": 3, "stop_strings": ["a"], "penalty_alpha": 0.6, "no_repeat_ngram_size": 1,
+        "do_sample": True, "temperature": 5.0, "repetition_penalty": 9.0, "min_new_tokens": NEW,
+        "suppress_tokens": list(range(2000)), "max_length": 3, "use_cache": False,
+        "eos_token_id": [*range(4000)], "forced_bos_token_id": 7, "renormalize_logits": True,
+    }  # fmt: skip
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    config = ModelConfig(name=str(folder), quantization="none", precision="fp32")
+    row, shown = {"instruction": "Name a river."}, []
+    sampling = Sampling(max_new_tokens=NEW)
+    answer = Generator.load(config, WORDS).stream(row, sampling, shown.append)
+    assert answer.tokens == NEW
+    assert answer.text == "".join(shown) == next(generator.answers([row], sampling, 1)).text
 
 
 def settings(eos: int = 4057, **more) -> GenerationConfig:

@@ -108,7 +108,7 @@ def test_three_lines_whatever_the_loader_raises(monkeypatch, tmp_path, capfd, er
     config = RunConfig(model=ModelConfig(name=str(tmp_path)))
     with pytest.raises(FasttuneError) as caught:
         choices = decide(config, Device("CPU", "cpu", 8e9))
-        load.load_base(config.model, choices, SimpleNamespace(pad_token_id=0))
+        load.load_base(config.model, choices, SimpleNamespace(pad_token_id=0, eos_token_id=0))
     assert caught.value.message == f"cannot load the model '{tmp_path}'"
     assert cause in caught.value.where and hint in caught.value.hint
     assert len(str(caught.value).splitlines()) == 3

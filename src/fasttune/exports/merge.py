@@ -242,7 +242,7 @@ def _misfit(message: str, where: str) -> FasttuneError:
 def _write_rest(
     source: Path, adapter: Path, folder: Path, config: dict[str, Any], chat_template: str | None
 ) -> None:
-    """Write index, configuration and tokenizer, which all name the EOS of the run's tokenizer."""
+    """Write index, configurations and tokenizer, which all name the EOS of the run's tokenizer."""
     for pattern in (INDEX, *BESIDES):
         for file in filter(Path.is_file, source.glob(pattern)):
             shutil.copyfile(file, folder / file.name)
@@ -251,9 +251,9 @@ def _write_rest(
     tokenizer.save_pretrained(folder)
     ends = {"eos_token_id": eos_id(tokenizer)}
     write_json(folder / "config.json", {**config, **ends})
-    generation = source / "generation_config.json"
-    known = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
-    write_json(folder / "generation_config.json", {**known, **ends})
+    # As the run answers: greedily and without penalties, whatever the base's own file says.
+    tokens = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    write_json(folder / "generation_config.json", {"do_sample": False, **tokens, **ends})
 
 
 def base_folder(name: str) -> Path:

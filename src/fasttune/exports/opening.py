@@ -6,7 +6,7 @@ they were loaded in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +33,11 @@ class ModelReader:
 
     Attributes:
         eos: the ids it stops at.
-        generation: keyword arguments of `generate`.
     """
 
     model: Any
     prompt_ids: Callable[[Row], list[int]]
     eos: set[int]
-    generation: Mapping[str, Any]
 
     def eos_ids(self) -> set[int]:
         return self.eos
@@ -51,14 +49,11 @@ class ModelReader:
         return array
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
+        """Answer with the model's own generation configuration, as other programs do."""
         batch = self._batch(ids)
         with torch.inference_mode():
             output = self.model.generate(
-                input_ids=batch,
-                attention_mask=torch.ones_like(batch),
-                max_new_tokens=count,
-                do_sample=False,
-                **self.generation,
+                input_ids=batch, attention_mask=torch.ones_like(batch), max_new_tokens=count
             )
         return list(output[0, len(ids) :].tolist())
 
@@ -72,13 +67,11 @@ def open_run_model(config: ModelConfig, adapter: Path, template: Template) -> Mo
 
     model, *_ = load_for_generation(config, adapter, template.end)
     tokenizer = saved_tokenizer(adapter)
-    eos = eos_id(tokenizer)
-    return ModelReader(
-        _sharp(model),
-        lambda row: encode_prompt(template, row, tokenizer),
-        {eos},
-        {"eos_token_id": eos, "pad_token_id": eos},
-    )
+
+    def prompt_ids(row: Row) -> list[int]:
+        return encode_prompt(template, row, tokenizer)
+
+    return ModelReader(_sharp(model), prompt_ids, {eos_id(tokenizer)})
 
 
 def open_merged_model(folder: Path, template: Template, chat: ChatFormat | None) -> ModelReader:
@@ -106,7 +99,7 @@ def open_merged_model(folder: Path, template: Template, chat: ChatFormat | None)
     named = [each.eos_token_id for each in (tokenizer, model.config, model.generation_config)]
     ids = [{each} if isinstance(each, int) else {*(each or ())} for each in named]
     eos = ids[0] if ids[0] == ids[1] == ids[2] else set()
-    return ModelReader(_sharp(model), prompt_ids, eos, {"pad_token_id": min(eos, default=0)})
+    return ModelReader(_sharp(model), prompt_ids, eos)
 
 
 def _sharp(model: Any) -> Any:

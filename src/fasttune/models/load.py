@@ -47,16 +47,20 @@ def load_base(config: ModelConfig, choices: Choices, tokenizer: Any, plain: bool
         tokenizer.pad_token = tokenizer.eos_token
     with quiet(), loading():
         try:
-            model = (_load_plain if plain else _load_with_unsloth)(name, config, choices)
+            from transformers import GenerationConfig
+
+            # `generate` adds beams, stops and penalties of the base's own generation_config.json.
+            ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+            loader = _load_plain if plain else _load_with_unsloth
+            model = loader(name, config, choices, generation_config=GenerationConfig(**ends))
         except FasttuneError:
             raise
         except Exception as error:  # Unsloth, transformers and safetensors raise their own types
             raise cannot_load(name, error) from error
     _require_as_chosen(model, choices)
-    for settings in (model.config, model.generation_config):
-        settings.pad_token_id = tokenizer.pad_token_id
-        settings.eos_token_id = tokenizer.eos_token_id
     model.generation_config.max_length = None  # set by Unsloth; `max_new_tokens` is what counts
+    for setting, token in ends.items():
+        setattr(model.config, setting, token)
     if config.dropout == "off":
         switch_dropout_off(model)
     fuse_gelu(model)
@@ -72,7 +76,7 @@ def _adapt_threads(model: Any) -> None:
         decoder(model).register_forward_pre_hook(threads().adapt)
 
 
-def _load_with_unsloth(name: str, config: ModelConfig, choices: Choices) -> Any:
+def _load_with_unsloth(name: str, config: ModelConfig, choices: Choices, **more: Any) -> Any:
     FastLanguageModel = import_unsloth()
     model, _ = FastLanguageModel.from_pretrained(
         model_name=name,
@@ -84,6 +88,7 @@ def _load_with_unsloth(name: str, config: ModelConfig, choices: Choices) -> Any:
         # On a nearly full GPU, Unsloth moves the embeddings to RAM; then the first parameter's
         # device is not the model's.
         offload_embedding=False,
+        **more,
     )
     return model
 
@@ -100,7 +105,7 @@ def nf4(dtype: torch.dtype) -> Any:
     )
 
 
-def _load_plain(name: str, config: ModelConfig, choices: Choices) -> Any:
+def _load_plain(name: str, config: ModelConfig, choices: Choices, **more: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, choices.dtype)
@@ -109,6 +114,7 @@ def _load_plain(name: str, config: ModelConfig, choices: Choices) -> Any:
         dtype=dtype,
         quantization_config=nf4(dtype) if choices.quantized else None,
         trust_remote_code=False,
+        **more,
     )
     for module in model.modules():
         # Otherwise bitsandbytes generates with a bf16 kernel that training does not use.
