@@ -29,8 +29,7 @@ def import_unsloth() -> Any:
     # By default Unsloth keeps the fp32 input of a block in bf16 until the backward pass. Gradients
     # of a run in fp32 were 0.4 % off.
     os.environ.setdefault("UNSLOTH_OFFLOAD_FP32", "exact")
-    # On a GPU, Unsloth reports the environment to the Hub at each load, and waits up to 120 s.
-    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+    _disable_telemetry()
     _set_compile_folder()
     try:
         with quiet():
@@ -53,6 +52,14 @@ def import_unsloth_on_gpu() -> None:
     hide_broken_torchvision()
     if this_device().kind != "cpu":
         import_unsloth()
+
+
+def _disable_telemetry() -> None:
+    """On a GPU, Unsloth reports its environment to the Hub at each load and waits up to 120 s for
+    it. TRL reports each trainer."""
+    os.environ["UNSLOTH_DISABLE_STATISTICS"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if constants := sys.modules.get("huggingface_hub.constants"):
+        vars(constants)["HF_HUB_DISABLE_TELEMETRY"] = True  # it has read the variable
 
 
 @cache
