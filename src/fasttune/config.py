@@ -55,6 +55,7 @@ Options = Annotated[dict[Text, Finite], Meta(description="numbers by name, as {m
 Weight = Annotated[float, Meta(gt=0, le=MANY, description=f"a weight above 0 to {MANY}")]
 
 Switch = Literal["auto", "on", "off"]
+Auto = Literal["auto"]
 Schedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
     "inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr",
@@ -115,15 +116,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: Positive = 1.0
+    epochs: Positive | Auto = "auto"
     max_steps: Large | None = None
     batch_size: Number = 4
     gradient_accumulation: Number = 1
     packing: bool = True
-    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 2e-4
+    learning_rate: Annotated[float, Meta(gt=0, le=100)] | Auto = "auto"
     schedule: Schedule = "cosine"
     schedule_options: Options = field(default_factory=dict)
-    warmup_steps: Annotated[int, Meta(ge=0, le=1000 * MANY)] = 5
+    warmup_steps: Annotated[int, Meta(ge=0, le=1000 * MANY)] | Auto = "auto"
     warmup_ratio: Share = 0.0
     weight_decay: Annotated[float, Meta(ge=0, le=100)] = 0.0
     max_grad_norm: Positive = 1.0
@@ -281,17 +282,6 @@ def commented(config: RunConfig, command: str) -> str:
         width = len(lines[number - 1]) - len(comment) - len(written)  # keep the comment's column
         lines[number - 1] = written + " " * max(2, width) * bool(comment) + comment
     return "\n".join(lines) + "\n"
-
-
-def steps(rows: int, config: RunConfig, processes: int = 1) -> int:
-    """Count the optimizer steps of a run over `rows` rows, as transformers' Trainer does. Each
-    process of the run adds as many rows to a step."""
-    chosen = config.train
-    if chosen.max_steps is not None:
-        return chosen.max_steps
-    batches = math.ceil(rows / chosen.batch_size)
-    per_epoch = max(1, math.ceil(batches / (chosen.gradient_accumulation * processes)))
-    return math.ceil(per_epoch * chosen.epochs)
 
 
 @cache

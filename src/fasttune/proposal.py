@@ -13,6 +13,7 @@ from fasttune.files import absolute
 from fasttune.inspection.survey import default_template
 from fasttune.job import prepare
 from fasttune.planning.forecast import plan
+from fasttune.planning.schedule import settle
 from fasttune.plugins.registry import Plugins
 from fasttune.terminal import muted
 
@@ -44,12 +45,13 @@ def propose(
         template = default_template(start.rows)
     data = replace(config.data, train=absolute(config.data.train), columns=columns)
     config = replace(config, template=template, data=data)
-    with muted("fasttune.encoding"):
-        forecast = plan(prepare(config, plugins), gpu)
+    with muted("fasttune.encoding", "fasttune.planning.schedule"):
+        job = prepare(config, plugins)
+        forecast = plan(job, gpu)
     lines.append(forecast.line())
     if not forecast.fits:
         if not forecast.suggestion:
             forecast.require_fit()
         lines.append(f"with {' '.join(forecast.suggestion)} it fits")
         config = load_config(None, forecast.suggestion, base=config)
-    return config, lines
+    return settle(config, forecast.workload.shape.name, len(job.train)), lines

@@ -170,7 +170,7 @@ def _prepared(value: Any, kind: inspect.Type) -> Any:
     match kind:
         case inspect.Metadata(type=inner):
             return _prepared(value, inner)
-        case inspect.UnionType(types=(inner, inspect.NoneType())) if value is not None:
+        case inspect.UnionType(types=(inner, other)) if value not in _words(other):
             return _prepared(value, inner)
         case inspect.IntType() | inspect.FloatType() if isinstance(value, str):
             with suppress(ValueError):  # YAML 1.1 reads 1e-4 as text because it has no dot
@@ -191,13 +191,19 @@ def _prepared(value: Any, kind: inspect.Type) -> Any:
     return value
 
 
+def _words(kind: inspect.Type) -> tuple[Any, ...]:
+    """The values that may stand in place of a setting's usual type."""
+    return kind.values if isinstance(kind, inspect.LiteralType) else (None,)
+
+
 def _wanted(kind: inspect.Type, value: Any) -> str:
     """Describe the values that a type takes."""
     match kind:
         case inspect.Metadata(extra_json_schema={"description": str(text)}):
             return text
-        case inspect.UnionType(types=(inner, inspect.NoneType())):
-            return f"{_wanted(inner, value)}, or null"
+        case inspect.UnionType(types=(inner, other)):
+            words = ["null" if word is None else str(word) for word in _words(other)]
+            return f"{_wanted(inner, value)}, or {' or '.join(words)}"
         case inspect.BoolType():
             return "true or false"
         case inspect.LiteralType(values=words):

@@ -184,7 +184,7 @@ ONE_BY_ONE = [
 @pytest.mark.parametrize(("together", "expected"), [(True, IN_TURNS), (False, ONE_BY_ONE)])
 def test_arms_that_do_not_fit_together_train_one_after_the_other(together, expected, events):
     rows = [Encoded([1, 2, 3], [], 1)] * 12
-    config = RunConfig(train=TrainConfig(batch_size=4))
+    config = RunConfig(train=TrainConfig(batch_size=4, epochs=1))
     spec = make_spec(rows, config, 2, False)
     found = run_arms(["plain", "fasttune"], spec, 2, together)
     assert events == expected

@@ -167,6 +167,16 @@ SETTINGS: list[Case] = [
     ("--data empty", {}, "run -d ''", 2, ("where: --data", "not empty")),
     ("--model empty", {}, "run -d rows.jsonl -m ''", 2, ("where: --model", "not empty")),
     ("--output empty", {}, "run -d rows.jsonl -o ''", 2, ("where: -o ''",)),
+    *(
+        (
+            f"{command.split()[0]}: all steps are warm-up",
+            {"c.yaml": "template: alpaca\ntrain: {max_steps: 1, warmup_steps: 5}\n"},
+            f"{command} -c c.yaml -d rows.jsonl -m model",
+            2,
+            ("nothing would be learned: the only step is warm-up", "set train.warmup_steps=0"),
+        )
+        for command in ("data", "plan --gpu t4", "run --dry-run")
+    ),
     ("a setting of plan", {}, "plan --gpu t4 train.batch_size=0", 2, ("train.batch_size=0",)),
     ("a setting of compare", {}, "compare --templates alpaca lora.r=0", 2, ("where: lora.r=0",)),
     ("a setting of bench", {}, "bench lora.r=0", 2, ("where: lora.r=0",)),

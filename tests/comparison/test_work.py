@@ -68,7 +68,7 @@ def plan(tiny_phi, data, *overrides, templates=("alpaca", "reasoning"), **more):
 
 
 def test_every_format_gets_the_same_rows_in_the_same_order(tiny_phi, data):
-    alpaca, reasoning = plan(tiny_phi, data).formats
+    alpaca, reasoning = plan(tiny_phi, data, ("train.epochs", 1)).formats
     assert alpaca.job.train == reasoning.job.train
     assert alpaca.job.eval == reasoning.job.eval
     row = alpaca.job.train[0]  # each renders it
@@ -128,7 +128,7 @@ def test_a_budget_of_tokens_gives_short_formats_more_steps(tiny_phi, data, small
 
 def test_a_sweep_trains_a_format_with_each_value(tiny_phi, data):
     sweep = ("train.batch_size", ["2", "4"])
-    found = plan(tiny_phi, data, templates=("alpaca",), sweep=sweep)
+    found = plan(tiny_phi, data, ("train.epochs", 1), templates=("alpaca",), sweep=sweep)
     assert [each.label for each in found.formats] == [
         "alpaca, batch_size 2",
         "alpaca, batch_size 4",

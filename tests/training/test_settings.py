@@ -18,8 +18,8 @@ from fasttune.config import Schedule, TrainConfig, load_config
 from fasttune.errors import FasttuneError
 from fasttune.exports.export import export
 from fasttune.job import check_optimizer, prepare
+from fasttune.planning.schedule import BY_EVALUATION, check_schedule
 from fasttune.plugins.discovery import load_plugins
-from fasttune.training.settings import BY_EVALUATION, check_schedule
 from fasttune.training.train import train
 from tests.conftest import rows, write_rows
 

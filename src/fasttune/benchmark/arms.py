@@ -147,7 +147,7 @@ def train_plain(spec: Spec, pace: Pace, folder: Path) -> None:
     model = _plain_model(config, dtype, device)
     batches = _plain_batches(spec, tokenizer)
     optimizer = _plain_optimizer(trainable(model), config)
-    scheduler = get_scheduler(settings.schedule, optimizer, settings.warmup_steps, spec.steps)
+    scheduler = get_scheduler(settings.schedule, optimizer, int(settings.warmup_steps), spec.steps)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     pace.ready(model)
     for _ in range(spec.steps):
@@ -222,7 +222,7 @@ def _plain_batches(spec: Spec, tokenizer: Any) -> Iterator[Any]:
 
 def _plain_optimizer(weights: list[torch.nn.Parameter], config: RunConfig) -> torch.optim.Optimizer:
     """Make the optimiser that transformers' Trainer makes for the same name."""
-    settings = {"lr": config.train.learning_rate, "weight_decay": config.train.weight_decay}
+    settings = {"lr": float(config.train.learning_rate), "weight_decay": config.train.weight_decay}
     if config.train.optimizer == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 
@@ -267,9 +267,9 @@ def train_unsloth(spec: Spec, pace: Pace, folder: Path) -> None:
         gradient_accumulation_steps=settings.gradient_accumulation,
         gradient_checkpointing=bool(checkpointing),
         max_steps=spec.steps,
-        learning_rate=settings.learning_rate,
+        learning_rate=float(settings.learning_rate),
         lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup_steps,
+        warmup_steps=int(settings.warmup_steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim=settings.optimizer,

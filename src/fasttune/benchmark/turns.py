@@ -18,7 +18,7 @@ import torch
 from fasttune.benchmark.arms import Spec, run_arm
 from fasttune.benchmark.figures import BenchStep, plot, step_figures, tokens_per_second
 from fasttune.benchmark.rounds import circumstances, result_folder
-from fasttune.config import PRECISIONS, RunConfig, steps, with_training
+from fasttune.config import PRECISIONS, RunConfig, with_training
 from fasttune.encoding.cache import encode_rows
 from fasttune.encoding.encode import Encoded
 from fasttune.errors import FasttuneError
@@ -28,6 +28,7 @@ from fasttune.machine import this_device
 from fasttune.models.choices import Choices, decide, require_precision
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.planning.forecast import foresee
+from fasttune.planning.schedule import settle, steps
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +66,10 @@ def bench_train(
     target = result_folder(target, "train", job)
     tokenizer = load_tokenizer(job.model, job.template.end)
     rows = encode_rows(job.template, job.train, tokenizer, job.config, "training")
-    plan = foresee(job.config, job.model, rows.lengths, device)
-    choices = decide(plan.config if plan else job.config, device)
-    config = resolved(job.config, job.model, choices)
+    config = settle(job.config, job.model, len(rows))
+    plan = foresee(config, job.model, rows.lengths, device)
+    choices = decide(plan.config if plan else config, device)
+    config = resolved(config, job.model, choices)
     spec = make_spec(rows, config, block, notebook_checkpointing)
     together = plan is not None and len(arms) * plan.memory.peak <= device.memory
     if not together:

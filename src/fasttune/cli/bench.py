@@ -56,7 +56,7 @@ def bench(
     from fasttune.config import load_config
     from fasttune.job import prepare
 
-    given = [Override("data.eval_fraction", 0), *settings.overrides()]
+    given = [Override("data.eval_fraction", 0), Override("train.epochs", 1), *settings.overrides()]
     if limit:
         given.insert(0, Override("data.limit", limit, f"--rows {limit}"))
     job = prepare(load_config(settings.config, given), plugins(context, settings.config))

@@ -63,6 +63,8 @@ def data(
     have it, else alpaca. The exit status is 2 if a row cannot be used.
     """
     from fasttune.inspection.survey import survey_run
+    from fasttune.models.tokenizer import resolve_model
+    from fasttune.planning.schedule import settle
 
     if source is not None and settings.data is not None:
         where = f"{source} --data {settings.data}"
@@ -76,12 +78,14 @@ def data(
         given += [Override("data.train", source, where), Override("data.sources", (), where)]
     file = settings.config
     choose = settings.template is None and file is None
-    figures = survey_run(load_config(file, given), plugins(context, file), choose, near)
+    config = load_config(file, given)
+    figures = survey_run(config, plugins(context, file), choose, near)
     if as_json:
         print_json(asdict(figures))
     else:
         _show(console(), figures)
     figures.require_clean()
+    settle(config, resolve_model(config.model.name), figures.train_rows)
 
 
 @app.command()

@@ -14,7 +14,10 @@ from fasttune.errors import FasttuneError
 from fasttune.terminal import echo
 
 NAME = "fasttune.yaml"
-PROPOSED = ("template", "model.name", "data.train", "data.columns", "train.batch_size")
+PROPOSED = (
+    *("template", "model.name", "data.train", "data.columns"),
+    *("train.batch_size", "train.learning_rate", "train.epochs", "train.warmup_steps"),
+)
 
 
 @app.command()
@@ -30,7 +33,8 @@ def init(
 ) -> None:
     """Write fasttune.yaml: every setting, with its default and its meaning.
 
-    With --data it proposes the columns, the template and a batch that fits, and prints them.
+    With --data it proposes the columns, the template, a batch that fits, the learning rate, the
+    epochs and the warm-up, and prints them.
     """
     from fasttune.config import commented, flatten
     from fasttune.files import require_free, write_text

@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,13 +72,14 @@ def run(
 
 def _dry_run(job: Job, as_json: bool) -> None:
     from fasttune import machine
-    from fasttune.config import steps
     from fasttune.encoding.cache import encode_rows
     from fasttune.models.tokenizer import load_tokenizer
     from fasttune.planning.forecast import foresee
+    from fasttune.planning.schedule import settle, steps
 
     tokenizer = load_tokenizer(job.model, job.template.end)
     encoded = encode_rows(job.template, job.train, tokenizer, job.config, "training")
+    job = replace(job, config=settle(job.config, job.model, len(encoded), count()))
     spans = []
     for span in encoded[0].spans:
         ids = encoded[0].input_ids[span.start : span.end]

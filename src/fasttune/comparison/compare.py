@@ -20,7 +20,7 @@ from fasttune.comparison.plan import (
     require_different,
     require_several,
 )
-from fasttune.config import Override, RunConfig, load_config, steps, with_training
+from fasttune.config import Override, RunConfig, load_config, with_training
 from fasttune.data.rows import ChosenRows, Rows, StoredRows
 from fasttune.data.split import digest
 from fasttune.encoding.cache import encode_rows
@@ -29,6 +29,7 @@ from fasttune.formats.row import Row
 from fasttune.job import Job, prepare
 from fasttune.models.tokenizer import load_tokenizer, resolve_model
 from fasttune.models.unsloth import import_unsloth
+from fasttune.planning.schedule import settle, steps
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
@@ -199,10 +200,12 @@ def plan_templates(
     train = _shared(jobs, [job.train for job in jobs], config, "training")
     held_out = _shared(jobs, [job.eval for job in jobs], config, "held-out")
     longest = max(tokens for _, tokens in train)
+    settled = settle(config, jobs[0].model, len(train[0][0])).train
     formats: list[Format] = []
     budgets: list[str] = []
     for job, (rows, tokens), (others, _) in zip(jobs, train, held_out, strict=True):
-        shared = replace(job, train=rows, eval=others)
+        own = replace(job.config, train=settled)
+        shared = replace(job, config=own, train=rows, eval=others)
         share = longest / tokens if budget == "tokens" else 1.0
         for each in _formats(shared, share, seeds, without, sweep):
             formats.append(each)

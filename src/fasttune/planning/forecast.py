@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from fasttune import machine
-from fasttune.config import RunConfig, steps, with_training
+from fasttune.config import RunConfig, with_training
 from fasttune.encoding.cache import encode_rows
 from fasttune.errors import FasttuneError
 from fasttune.job import Job
@@ -21,6 +21,7 @@ from fasttune.planning import cost
 from fasttune.planning.cost import Memory, StepTime, Workload
 from fasttune.planning.devices import find_device, measured_matmul, with_figures
 from fasttune.planning.fit import decide_memory, largest_batch, suggest, workload_of
+from fasttune.planning.schedule import settle, steps
 from fasttune.planning.shape import Shape, UnknownArchitecture, read_shape
 
 log = logging.getLogger(__name__)
@@ -173,6 +174,7 @@ def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
     name = config.model.name or (CUDA_DEFAULT if device.kind == "cuda" else DEMO_MODEL)
     shape = read_shape(name)
     lengths = None if isinstance(job, RunConfig) else _lengths(job, name)
+    config = settle(config, name, None if lengths is None else len(lengths), device.processes)
     return forecast(config, shape, device, lengths)
 
 

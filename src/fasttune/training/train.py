@@ -14,7 +14,7 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from fasttune import processes
-from fasttune.config import in_full, steps, with_training
+from fasttune.config import in_full, with_training
 from fasttune.data.split import data_hash, spread
 from fasttune.encoding.cache import encode_rows, without_ending
 from fasttune.files import absolute, atomic_folder, seal, write_json
@@ -35,6 +35,7 @@ from fasttune.models.load import add_lora, base_dropout, load_base
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.models.unsloth import import_unsloth
 from fasttune.planning.forecast import foresee
+from fasttune.planning.schedule import check_schedule, settle
 from fasttune.plugins.metric import Answer, score
 from fasttune.records import TemplateFacts
 from fasttune.runs import Run, create_run
@@ -44,7 +45,6 @@ from fasttune.terminal import library_prints
 from fasttune.training.callbacks import Interrupt, Progress, RunLog
 from fasttune.training.checkpoints import SaveByTime
 from fasttune.training.report import write_samples
-from fasttune.training.settings import check_schedule, check_warmup
 from fasttune.training.trainer import Trainer
 from fasttune.training.trouble import (
     NothingLearned,
@@ -80,13 +80,15 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
     training, run = Training(job, replace(device, processes=begun)), resumed
     if run is None:
         if processes.first():
-            run = create_run(config, job.model, training.facts(), training.held_out, job.train)
+            run = create_run(
+                training.job.config, job.model, training.facts(), training.held_out, job.train
+            )
         run = processes.share(run)
         assert run is not None, "the first process has created it"
     with run.locked() if processes.first() else nullcontext():
         if resumed is not None and processes.first():
             with writing(run.folder, "config.yaml"):
-                run.restart(config, training.facts())
+                run.restart(training.job.config, training.facts())
         try:
             with writing(run.folder, "manifest.json"):  # the code below names other files
                 if processes.first():
@@ -121,7 +123,7 @@ class Training:
     def __init__(self, job: Job, device: Device) -> None:
         """Encode the rows, plan, and load the model."""
         began = time.perf_counter()
-        self.job, self.processes = job, device.processes
+        self.processes = device.processes
         config, template = job.config, job.template
         require_precision(config.model, device)
         check_schedule(config.train, bool(job.eval))
@@ -133,8 +135,8 @@ class Training:
             tokenizer = load_tokenizer(job.model, template.end)
             self.train_rows = encode_rows(template, job.train, tokenizer, config, "training")
             self.eval_rows = encode_rows(template, job.eval, tokenizer, config, "held-out")
-        if note := check_warmup(config.train, steps(len(self.train_rows), config, self.processes)):
-            log.info("note: %s", note)
+        config = settle(config, job.model, len(self.train_rows), self.processes)
+        self.job = replace(job, config=config)
         self.planned = foresee(config, job.model, self.train_rows.lengths, device)
         if self.planned is not None:
             self.planned.require_fit()
