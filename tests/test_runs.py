@@ -359,7 +359,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(kind, resealed, 
         seal(newest)
     with listening() as said:
         assert last_checkpoint(run) == run.checkpoints / "checkpoint-2"
-    assert len(said) == 1 and said[0].endswith("resuming from checkpoint-2")
+    assert len(said) == 1 and said[0].endswith("using checkpoint-2")
     if not resealed and "missing" not in why:
         why = f"{name} is not what was written"
     assert why in said[0] and str(newest) in said[0]

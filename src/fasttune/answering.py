@@ -58,7 +58,7 @@ class Asking:
 
 def answer_file(
     source: Source,
-    file: Path,
+    file: Path | None,
     asking: Asking,
     show: Callable[[dict[str, Any]], None],
     *,
@@ -71,8 +71,9 @@ def answer_file(
     """Answer every row of a file, and return every metric of the answers with `score`.
 
     Args:
+        file: None for the rows that the run holds out.
         show: called with each row and its answer, unless they go to the JSON Lines of `output`.
-        columns: our column -> theirs.
+        columns: our column -> theirs; by default the run's.
         force: replace `output`.
         report: called with the answered rows and all rows, if there is an `output`.
     """
@@ -81,7 +82,7 @@ def answer_file(
             "--score takes one answer per row", f"--samples {asking.samples}", "add --vote"
         )
     if output is not None:
-        if output.exists() and file.exists() and output.samefile(file):
+        if output.exists() and file and file.exists() and output.samefile(file):
             what = "the answers would replace the rows"
             raise FasttuneError(what, f"--output {output}", "choose another file")
         require_free(output, "--output", force)

@@ -8,7 +8,7 @@ from itertools import islice
 from fasttune.config import RunConfig, load_config
 from fasttune.data.check import propose_columns
 from fasttune.data.load import load_rows
-from fasttune.data.sources import reader
+from fasttune.data.sources import LOOKAHEAD, reader
 from fasttune.files import absolute
 from fasttune.inspection.survey import default_template
 from fasttune.job import prepare
@@ -16,9 +16,6 @@ from fasttune.planning.forecast import plan
 from fasttune.planning.schedule import settle
 from fasttune.plugins.registry import Plugins
 from fasttune.terminal import muted
-
-LOOKAHEAD = 1000
-"""Rows by which columns and a template are chosen."""
 
 
 def propose(

@@ -78,6 +78,7 @@ class Manifest(TypedDict):
     planned_memory_bytes: NotRequired[int | None]
     finished: NotRequired[str]
     steps: NotRequired[int]
+    continued: NotRequired[list[int]]
     attention: NotRequired[str]
     tokens_per_second: NotRequired[float]
     shared_tokens_saved: NotRequired[int]

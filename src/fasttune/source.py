@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fasttune.config import ModelConfig
+from fasttune.config import DataConfig, ModelConfig
 from fasttune.data.load import load_rows
 from fasttune.data.rows import Rows
+from fasttune.data.sources import LOOKAHEAD, reader
 from fasttune.errors import FasttuneError
 from fasttune.formats.template import Template
 from fasttune.models.tokenizer import require_model
 from fasttune.models.unsloth import import_unsloth_on_gpu
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.registry import Plugins
-from fasttune.runs import Run, find_run, is_run
+from fasttune.runs import Run, find_trained, is_run
+from fasttune.runs.resume import usable
 
 if TYPE_CHECKING:
     from fasttune.generation.generator import Generator
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,25 @@ class Source:
 
         return Generator.load(self.model, self.template, self.adapter)
 
-    def read(self, file: str | Path, columns: Mapping[str, str], labelled: bool = False) -> Rows:
+    def read(
+        self, file: str | Path | None, columns: Mapping[str, str], labelled: bool = False
+    ) -> Rows:
         """Read the rows of a file to answer. They need only what a prompt is made of and, if they
-        are `labelled`, the reference response."""
+        are `labelled`, the reference response.
+
+        Args:
+            file: None for the rows that the run holds out.
+            columns: our column -> theirs; if empty, the run's own, as far as the file has them.
+        """
+        if file is None:
+            if self.run and (held_out := self.run.held_out()):
+                return held_out
+            raise FasttuneError(
+                "there are no rows",
+                f"{self.run.folder if self.run else self.model.name} holds no rows out",
+                "give a file of rows",
+            )
+        columns = columns or self._own_columns(str(file))
         _, response = self.template.response
         unneeded = {*self.template.targets.values()} - ({response} if labelled else set())
         needed = [column for column in self.template.required if column not in unneeded]
@@ -53,6 +76,20 @@ class Source:
         loaded = load_rows(str(file), self.template, columns, required=needed, take=take)
         loaded.require_clean(skip_bad_rows=False)
         return loaded.rows
+
+    def _own_columns(self, file: str) -> dict[str, str]:
+        """The columns that the run was trained with, unless the file lacks all of theirs."""
+        data = self.run.config.data if self.run else DataConfig()
+        if not (mappings := [m for m in (data.columns, *(s.columns for s in data.sources)) if m]):
+            return {}
+        records = islice(reader(file, "train"), LOOKAHEAD)
+        names = {name for _, row in records if isinstance(row, dict) for name in row}
+        for mapping in mappings:
+            if taken := {ours: theirs for ours, theirs in mapping.items() if theirs in names}:
+                shown = ", ".join(f"{ours}={theirs}" for ours, theirs in taken.items())
+                log.info("columns as in the run: %s", shown)
+                return taken
+        return {}
 
 
 def find_source(
@@ -62,7 +99,8 @@ def find_source(
     plugins: Plugins | None = None,
     force: bool = False,
 ) -> Source:
-    """What a name stands for: a run (folder, name or "last"), or a base model (folder or Hub name).
+    """What a name stands for: a run (folder, name or "last"), the folder of a checkpoint, or a base
+    model (folder or Hub name). A run that did not finish stands for its newest checkpoint.
 
     Args:
         template: for a base model, by default reasoning; a run has its own.
@@ -77,7 +115,7 @@ def find_source(
         require_model(name)
         chosen = plugins.template(template or "reasoning").with_system(system)
         return Source(ModelConfig(name=name), chosen, None, plugins)
-    run = name if isinstance(name, Run) else find_run(name)
+    run = usable(name) if isinstance(name, Run) else find_trained(name)
     trained = run.manifest["template"]["name"]
     if template not in (None, trained, run.config.template):
         raise FasttuneError(

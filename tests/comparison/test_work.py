@@ -405,7 +405,7 @@ def test_a_file_of_the_same_rows_has_the_same_figures(compared, tmp_path):
 
 def test_what_cannot_be_evaluated(tiny_phi, data, tmp_path):
     ended = cli("evaluate", tiny_phi)
-    assert ended.status == 2 and "nothing to evaluate on" in ended.err
+    assert ended.status == 2 and "holds no rows out" in ended.err
     unlabelled = write(tmp_path / "u.jsonl", [{"instruction": "Add 1 and 2."}])
     ended = cli("evaluate", tiny_phi, "-d", unlabelled, "-t", "alpaca")
     assert ended.status == 2 and "no column 'output'" in ended.err

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @app.command()
 def export(
     context: typer.Context,
-    run: Annotated[str | None, argument("A run: its folder, its name or 'last'.")] = None,
+    run: Annotated[str | None, argument("A run (folder, name or 'last') or a checkpoint.")] = None,
     to: Annotated[str, option("Form of the export; --list shows all.")] = "merged",
     output: Annotated[Path | None, folder("Folder. Default: exports/FORM in the run.")] = None,
     into: Annotated[

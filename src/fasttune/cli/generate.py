@@ -82,7 +82,14 @@ def answer(
     context: typer.Context,
     sampling: Sampling,
     run: options.RunOrModel,
-    file: Annotated[Path, argument("Rows to answer: .json, .jsonl, .csv, .tsv or .parquet.")],
+    file: Annotated[
+        Path | None,
+        argument(
+            "Rows to answer: .json, .jsonl, .csv, .tsv or .parquet. Default: the run's held-out "
+            "rows.",
+            show_default=False,
+        ),
+    ] = None,
     columns: options.Columns = None,
     system: options.System = None,
     template: options.BaseTemplate = None,
@@ -97,7 +104,8 @@ def answer(
 ) -> None:
     """Answer the rows of a file, in batches, as JSON Lines.
 
-    Only the columns of the prompt are needed, and with --score the reference answers.
+    Only the columns of the prompt are needed, and with --score the reference answers. Without
+    --map the columns are mapped as in the run.
     """
     asking = Asking(sampling, samples, vote, batch_size)
     metrics = answer_file(

@@ -160,7 +160,11 @@ class AllSettings(Settings):
 # What answers, and how.
 Run = Annotated[str, argument("A run: its folder, its name or 'last'.")]
 RunOrModel = Annotated[
-    str, argument("A run (folder, name or 'last'), or a base model (folder or Hub name).")
+    str,
+    argument(
+        "A run (folder, name or 'last'), the folder of a checkpoint, or a base model (folder or "
+        "Hub name)."
+    ),
 ]
 BaseTemplate = Annotated[
     str | None, option("Template, for a base model. Default: reasoning.", "--template", "-t")

@@ -33,7 +33,13 @@ def run(
     settings: options.AllSettings,
     system: options.System = None,
     output: Annotated[str | None, option("Folder for runs.", "--output", "-o")] = None,
-    resume: Annotated[str | None, option("Resume a run: its folder, name or 'last'.")] = None,
+    resume: Annotated[
+        str | None,
+        option(
+            "Resume a run: its folder, name or 'last'. With train.epochs or train.max_steps, "
+            "continue one that is done."
+        ),
+    ] = None,
     force: Annotated[
         bool, flag("Resume even if config.yaml or the template changed.", "--force")
     ] = False,
@@ -52,13 +58,13 @@ def run(
 
     given = settings.overrides({"system": system, "output": output})
     if resume is not None:
-        if given or settings.config is not None:
+        if settings.config is not None:
             raise FasttuneError(
                 "a resumed run keeps its settings",
-                f"--resume {resume}",
-                "leave out --config and all settings, or start a new run",
+                f"--resume {resume} --config {settings.config}",
+                "leave out --config, or start a new run",
             )
-        trained = train(find_run(resume), plugins(context), force)
+        trained = train(find_run(resume), plugins(context), force, given)
     else:
         job = prepare(load_config(settings.config, given), plugins(context, settings.config))
         if dry_run:

@@ -129,20 +129,12 @@ def evaluate(
     """
     source = find_source(name, template, system, plugins or installed_plugins(), force)
     run, chosen = source.run, source.template
-    rows: Rows
-    if data is not None:
-        rows = source.read(data, columns or {}, labelled=True)
-    elif not run or not (rows := run.held_out()):
-        raise FasttuneError(
-            "there is nothing to evaluate on",
-            f"{run.folder if run else name} holds no rows out",
-            "give a file of labelled rows with --data, or tasks of lm-eval with --tasks",
-        )
+    rows = source.read(data, columns or {}, labelled=True)
     about = {"rows": f"{data or 'held-out rows'}: {len(rows)}"}
     notes: list[str] = []
     if run:
         job = job_of(run, source.plugins, chosen, rows)
-        about["runs"] = run.name
+        about["runs"] = run.label
         trained = {digest(row) for row in run.training_rows()}
         if seen := sum(digest(row) in trained for row in rows):
             notes = [f"The run was trained on {seen} of these {len(rows)} rows."]

@@ -81,7 +81,7 @@ def make_plan(
         [
             each.label,
             replace(each.job.config, output="").as_dict(),
-            {seed: run and str(run.folder.resolve()) for seed, run in each.runs.items()},
+            {seed: run and str(run.adapter.resolve()) for seed, run in each.runs.items()},
             each.job.template.identity,
             each.job.model,
             data_hash(each.job.train),

@@ -34,6 +34,7 @@ from fasttune.plugins.metric import Answer, as_dict
 from fasttune.processes import require_one
 from fasttune.records import read_json
 from fasttune.runs import Run, list_runs
+from fasttune.runs.resume import step_of
 from fasttune.terminal import muted
 from fasttune.training.train import train
 
@@ -116,10 +117,11 @@ class _Work:
         """Measure one format with one seed, trained if it has to be."""
         run = each.runs[seed] or self.trained(each, seed)
         answers = self.measured(each, f"{each.label}, seed {seed}", run.model_config, run)
+        manifest = run.manifest
         facts = {
-            "run": run.name,
-            "steps": run.manifest["steps"],
-            "tokens per second": run.manifest["tokens_per_second"],
+            "run": run.label,
+            "steps": step_of(run.adapter) if run.checkpoint else manifest["steps"],
+            "tokens per second": manifest.get("tokens_per_second", ""),
         }
         return Arm(each.label, each.base, seed, answers, run.metrics(), facts)
 

@@ -19,6 +19,9 @@ from fasttune.data.json_list import decoded_lines, rows_of
 from fasttune.errors import FasttuneError, did_you_mean, reason
 from fasttune.terminal import quiet
 
+LOOKAHEAD = 1000
+"""Rows by which columns and a template are chosen."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

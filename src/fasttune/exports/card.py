@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fasttune.config import dump_config
 from fasttune.formats.examples import examples
 from fasttune.pages import environment
+from fasttune.runs.resume import step_of
 
 if TYPE_CHECKING:
     from fasttune.exports.job import RunExport
@@ -29,13 +30,18 @@ def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
 
     It holds no path of this machine and no row of the run's data.
     """
-    manifest = job.run.manifest
+    run, manifest = job.run, job.run.manifest
+    metrics = run.metrics()
+    if run.checkpoint:  # the figures of the run's end are not its own
+        step = step_of(run.adapter)
+        manifest = {**manifest, "steps": step, "scores": {"before": {}, "after": {}}}
+        metrics = [line for line in metrics if line["step"] <= step]
     templates = environment(Path(__file__).parent, json=partial(json.dumps, ensure_ascii=False))
     row = examples(job.template)[1]
     prompt = job.template.prompt(row)
     return templates.get_template("card.md.jinja").render(
         job=job,
-        run=job.run,
+        run=run,
         manifest=manifest,
         data=manifest["data"],
         format=manifest["template"],
@@ -46,7 +52,7 @@ def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
         usage=exporter.usage(job).strip(),
         prompt=prompt,
         answer=job.template.render(row)[len(prompt) :],
-        figures=list(_figures(job.run.metrics(), manifest)),
+        figures=list(_figures(metrics, manifest)),
         settings=_settings(job),
     )
 

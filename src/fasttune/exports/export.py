@@ -28,7 +28,8 @@ from fasttune.models.tokenizer import require_model
 from fasttune.models.unsloth import import_unsloth_on_gpu
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.exporter import Exporter
-from fasttune.runs import Run, find_run
+from fasttune.runs import Run, find_trained
+from fasttune.runs.resume import usable
 from fasttune.terminal import library_prints
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def export(
 
     Args:
         to: the form; "merged", "adapter", "gguf", "ollama" or a plugin's.
-        output: the folder to make; by default exports/FORM in the run folder.
+        output: the folder to make; by default exports/FORM in the run folder, or, of a
+            checkpoint, exports/FORM-checkpoint-N.
         force: replace an earlier export.
         rows: held-out rows to verify with.
         push: owner/name of a repository of the Hub for a verified export. An export of this run
@@ -79,8 +81,8 @@ def export(
     """
     from fasttune.exports import push as pushing
 
-    run = find_run(run) if isinstance(run, str) else run
-    target = Path(output) if output is not None else run.folder / "exports" / to
+    run = find_trained(run) if isinstance(run, str) else usable(run)
+    target = Path(output) if output is not None else default_folder(run, to)
     if push is not None:
         if not verify:
             raise FasttuneError(
@@ -137,7 +139,7 @@ def standing(
     run: Run, name: str, options: Mapping[str, str] | None = None, target: Path | None = None
 ) -> Exported | None:
     """The existing export, if it was made from this adapter with these options."""
-    folder = target or run.folder / "exports" / name
+    folder = target or default_folder(run, name)
     with suppress(OSError, ValueError, LookupError, TypeError):
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         chosen = {**record["options"], **(options or {})}
@@ -147,8 +149,14 @@ def standing(
     return None
 
 
+def default_folder(run: Run, form: str) -> Path:
+    """Where the export of a run or a checkpoint is, unless --output says another place."""
+    return run.folder / "exports" / "-".join(filter(None, (form, run.checkpoint)))
+
+
 def _made_of(run: Run, options: Mapping[str, str]) -> dict[str, Any]:
-    return {"adapter_sha256": run.manifest.get("adapter_sha256"), "options": dict(options)}
+    of = {"checkpoint": run.checkpoint} if run.checkpoint else {}
+    return {"adapter_sha256": run.adapter_sha256, "options": dict(options), **of}
 
 
 def verification_rows(run: Run, template: Template, count: int) -> list[Row]:

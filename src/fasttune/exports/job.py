@@ -90,12 +90,13 @@ class RunExport:
 
     def write_adapter(self, folder: Path) -> None:
         for file in sorted(self.run.adapter.iterdir()):
-            if file.is_file() and file.name not in (SEAL, "README.md"):  # an export has its own
+            own = file.name in (SEAL, "README.md")  # an export has its own
+            training = file.name == "trainer_state.json" or file.suffix in (".pt", ".pth", ".bin")
+            if file.is_file() and not own and not training:
                 shutil.copy2(file, folder)
         _set(folder / "adapter_config.json", {"base_model_name_or_path": self.base_name})
-        if (identity := folder / "template.json").is_file():
-            read = json.loads(identity.read_text(encoding="utf-8"))
-            _set(identity, {"path": PurePath(read.get("path", "")).name})
+        format = self.run.manifest["template"]
+        write_json(folder / "template.json", {**format, "path": PurePath(format["path"]).name})
         if "/" not in self.base_name:
             self.say(
                 f"note: the base is a folder of no known Hub name; {self.base_name} stands for it "

@@ -36,7 +36,7 @@ from fasttune.config import (
 from fasttune.data.rows import Rows, StoredRows
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError
-from fasttune.files import check_seal, write_json, write_text
+from fasttune.files import SEAL, check_seal, sha256, write_json, write_text
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template, format_differences, from_declaration
 from fasttune.pages import picture
@@ -58,9 +58,14 @@ ENTRIES = frozenset(
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run folder."""
+    """A run folder.
+
+    Attributes:
+        checkpoint: the name of the checkpoint whose adapter counts, in place of the run's own.
+    """
 
     folder: Path
+    checkpoint: str | None = None
 
     def __repr__(self) -> str:
         try:
@@ -80,8 +85,19 @@ class Run:
         return self.folder.name
 
     @property
+    def label(self) -> str:
+        """The name for people, with the checkpoint."""
+        return f"{self.checkpoint} of {self.name}" if self.checkpoint else self.name
+
+    @property
     def adapter(self) -> Path:
-        return self.folder / "adapter"
+        return self.checkpoints / self.checkpoint if self.checkpoint else self.folder / "adapter"
+
+    @property
+    def adapter_sha256(self) -> str | None:
+        """The digest of the adapter's seal."""
+        own = self.manifest.get("adapter_sha256")
+        return sha256(self.adapter / SEAL) if self.checkpoint else own
 
     @property
     def checkpoints(self) -> Path:
@@ -118,10 +134,13 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    def restart(self, config: RunConfig, facts: Mapping[str, Any]) -> None:
-        """Note the settings and facts of a resumed run; what it knows of its rows stays."""
-        write_text(self.folder / "config.yaml", dump_config(config))
+    def restart(self, config: RunConfig, facts: Mapping[str, Any], step: int) -> None:
+        """Note the settings and facts of a run resumed after a step; what it knows of its rows
+        stays."""
         begun = {"format": FORMAT, "status": "running", "config": config.as_dict()}
+        if config.train != self.config.train:
+            begun["continued"] = [*self.manifest.get("continued", []), step]
+        write_text(self.folder / "config.yaml", dump_config(config))
         self.update({**facts, **begun, "data": self.manifest["data"]})
 
     def training_rows(self) -> Rows:
@@ -217,6 +236,12 @@ class Run:
 
     def check_adapter(self) -> None:
         """Refuse a run whose adapter is missing or is not what training wrote."""
+        if self.checkpoint:
+            hint = "restore it, or use another checkpoint"
+            if not check_seal(self.adapter, self.checkpoint, hint):
+                what = f"{self.checkpoint} is incomplete: it has no {SEAL}"
+                raise FasttuneError(what, str(self.adapter), hint)
+            return
         if not (self.adapter / "adapter_config.json").is_file():
             raise FasttuneError(
                 f"run '{self.name}' has no adapter; its status is {self.manifest['status']}",

@@ -19,6 +19,7 @@ from fasttune.errors import FasttuneError, did_you_mean, reason
 from fasttune.files import locked, open_to_all, state_dir, sync, write_json, write_text
 from fasttune.records import FORMAT, read_json
 from fasttune.runs.folder import ENTRIES, HELD_OUT, TRAINING, Run, now
+from fasttune.runs.resume import checkpoints_of, step_of, usable
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +104,35 @@ def find_run(name: str = "last", parent: str | Path | None = None) -> Run:
                 log.info("the last run is %s", run.folder)
             return run
     hint = "there is no run here yet: give a run's folder, or a model's, one with a config.json"
+    if checkpoint := _checkpoint(name):
+        hint = f"this is a checkpoint; give its run: {checkpoint.folder}"
+        raise FasttuneError(f"there is no run '{name}'", str(below), hint)
     if runs:
         hint = did_you_mean(name, [run.name for run in runs])
     raise FasttuneError(f"there is no run '{name}'", str(below), hint)
+
+
+def find_trained(name: str) -> Run:
+    """What answers or is exported under a name: a run, see `find_run`, or the folder of a
+    checkpoint. A run that did not finish stands for its newest checkpoint."""
+    run = _checkpoint(name)
+    if run is None:
+        return usable(find_run(name))
+    if not run.adapter.is_dir():
+        names = [path.name for path in checkpoints_of(run)]
+        hint = did_you_mean(Path(name).name, names)
+        raise FasttuneError(f"there is no {run.label}", str(run.adapter), hint)
+    return usable(run)
+
+
+def _checkpoint(name: str) -> Run | None:
+    """The checkpoint that a path like RUN/checkpoints/checkpoint-2 names; its run exists."""
+    for folder in (Path(name).absolute(), (RUNS / name).absolute()):
+        run = folder.parent.parent
+        inside = folder.parent.name == "checkpoints" and step_of(folder) >= 0
+        if inside and (run / "manifest.json").is_file():
+            return Run(run, folder.name)
+    return None
 
 
 def _with_known(runs: Sequence[Run]) -> list[Run]:

@@ -7,9 +7,18 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from fasttune.config import RunConfig, flatten, load_config
+from fasttune.config import (
+    Override,
+    RunConfig,
+    flatten,
+    load_config,
+    parse_override,
+    with_training,
+)
 from fasttune.errors import FasttuneError
 from fasttune.files import SEAL, check_seal, write_text
 from fasttune.records import TrainerState, read_json, read_metrics
@@ -17,6 +26,8 @@ from fasttune.runs.folder import Run
 
 log = logging.getLogger(__name__)
 
+LENGTH = ("train.epochs", "train.max_steps")
+"""The settings that a resumed run may change."""
 CHECKPOINT_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -28,14 +39,46 @@ CHECKPOINT_FILES = (
 """Without any of these, a resumed run would have other losses than an unbroken one."""
 
 
-def require_resumable(run: Run, force: bool = False) -> RunConfig:
-    """Return the settings to continue with. A run is refused if it is done, if all its checkpoints
-    are damaged or, without `force`, if its config.yaml was edited."""
-    if run.manifest["status"] == "done" and run.adapter.is_dir():
+def require_resumable(
+    run: Run, force: bool = False, longer: Sequence[str | Override] = ()
+) -> RunConfig:
+    """Return the settings to continue with.
+
+    Args:
+        longer: new values of LENGTH, with which a run that is done continues.
+
+    Raises:
+        FasttuneError: the run is done and not `longer`, or has no checkpoint to continue from; all
+            its checkpoints are damaged; or, without `force`, its config.yaml was edited.
+    """
+    given = [parse_override(each) if isinstance(each, str) else each for each in longer]
+    if others := [each.key for each in given if each.key not in LENGTH]:
         raise FasttuneError(
-            f"run '{run.name}' is done", str(run.folder), "start a new run with more train.epochs"
+            f"a resumed run keeps its settings, except {' and '.join(LENGTH)}",
+            f"--resume {run.name}, {', '.join(others)}",
+            "leave these out, or start a new run",
         )
-    _newest_whole(run)
+    newest, _ = _newest_whole(run)
+    if run.manifest["status"] == "done" and run.adapter.is_dir():
+        if not given:
+            hint = f"to train on: fasttune run --resume {run.folder} train.epochs=N"
+            raise FasttuneError(f"run '{run.name}' is done", str(run.folder), hint)
+        if newest is None:
+            raise FasttuneError(
+                f"run '{run.name}' has no checkpoint to continue from",
+                str(run.checkpoints),
+                "restore one, or start a new run with more train.epochs",
+            )
+    config = _unedited(run, force)
+    if given:
+        if "train.max_steps" not in [each.key for each in given]:
+            config = with_training(config, max_steps=None)  # it would override the epochs
+        config = load_config(None, given, base=config)
+    return config
+
+
+def _unedited(run: Run, force: bool) -> RunConfig:
+    """The settings in the run's config.yaml. Changed ones are refused, unless with `force`."""
     began = run.config
     try:
         config = load_config(run.folder / "config.yaml")
@@ -63,16 +106,26 @@ def last_checkpoint(run: Run) -> Path | None:
     folder, problems = _newest_whole(run)
     if folder is not None:
         for problem in problems:
-            log.warning(
-                "warning: %s (%s); resuming from %s", problem.message, problem.where, folder.name
-            )
+            log.warning("warning: %s (%s); using %s", problem.message, problem.where, folder.name)
     return folder
+
+
+def usable(run: Run) -> Run:
+    """The run itself, or its newest complete checkpoint if the run did not finish. What is not a
+    finished run is logged."""
+    manifest = run.manifest
+    if run.checkpoint is None and manifest["status"] not in ("done", "nothing learned"):
+        newest = last_checkpoint(run)
+        run = replace(run, checkpoint=newest.name if newest else None)
+    if run.checkpoint is not None:
+        log.warning("note: this is %s; the status of the run is %s", run.label, manifest["status"])
+    return run
 
 
 def _newest_whole(run: Run) -> tuple[Path | None, list[FasttuneError]]:
     """The newest complete checkpoint, and what is wrong with newer ones."""
     problems: list[FasttuneError] = []
-    for folder in _checkpoints(run):
+    for folder in checkpoints_of(run):
         if not os.path.lexists(folder / SEAL):
             continue  # it was being written when the run ended
         try:
@@ -90,7 +143,7 @@ def _newest_whole(run: Run) -> tuple[Path | None, list[FasttuneError]]:
     return None, []
 
 
-def _checkpoints(run: Run) -> list[Path]:
+def checkpoints_of(run: Run) -> list[Path]:
     """All of them, complete or not, newest first."""
     folders = [p for p in run.checkpoints.glob("checkpoint-*") if p.is_dir() and step_of(p) >= 0]
     return sorted(folders, key=step_of, reverse=True)
@@ -128,7 +181,7 @@ def rewind(run: Run, step: int) -> None:
         )
     kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
     write_text(metrics, "".join(kept))
-    for checkpoint in _checkpoints(run):
+    for checkpoint in checkpoints_of(run):
         if step_of(checkpoint) > step:
             shutil.rmtree(checkpoint)
     for folder in (run.folder, run.checkpoints):

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.encoding.encode import encode_prompt
 from fasttune.errors import FasttuneError, did_you_mean
-from fasttune.exports.export import export, standing
+from fasttune.exports.export import default_folder, export, standing
 from fasttune.formats.examples import EXAMPLES, examples
 from fasttune.plugins.discovery import installed_plugins
-from fasttune.runs import Run, find_run
+from fasttune.runs import Run, find_trained
 
 if TYPE_CHECKING:
     from fasttune.plugins.registry import Plugins
@@ -218,7 +218,8 @@ def serve(
         if importlib.util.find_spec(module) is None:
             what = f"the engine {engine} is not installed: there is no module {module}"
             raise FasttuneError(what, f"--engine {engine}", chosen.install)
-    run, plugins = find_run(run) if isinstance(run, str) else run, plugins or installed_plugins()
+    run = find_trained(run) if isinstance(run, str) else run
+    plugins = plugins or installed_plugins()
     port = _free_port(host, port)
     folder = exported(run, chosen.form, plugins)
     values = {
@@ -258,7 +259,7 @@ def exported(run: Run, form: str, plugins: Plugins) -> Path:
     done = standing(run, form)
     if done is None:
         log.info("exporting as %s", form)
-        there = (run.folder / "exports" / form).exists()
+        there = default_folder(run, form).exists()
         done = export(run, form, force=there, plugins=plugins)
     folder = done.folder
     if done.failures:

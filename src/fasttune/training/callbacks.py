@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from fasttune.processes import any_of, count
@@ -125,6 +126,28 @@ class Interrupt(TrainerCallback):
         if self.asked:
             control.should_save = True
             control.should_training_stop = True
+
+
+class Longer(TrainerCallback):
+    """Lets a run continue beyond its planned steps with the learning rate that a run of the new
+    length has at this step: the checkpoint holds the rate of the old length, at its end often 0."""
+
+    def __init__(self, planned: int) -> None:
+        self.planned = planned
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any, lr_scheduler: Any, **kwargs: Any
+    ) -> None:
+        before = optimizer.param_groups[0]["lr"]
+        if isinstance(lr_scheduler, LambdaLR):  # others follow the held-out loss
+            lr_scheduler.last_epoch -= 1
+            lr_scheduler.step()
+        log.info(
+            "continuing after step %d with %d steps instead of %d: the learning rate follows the "
+            "%s schedule of all %d, so it is now %.2g instead of %.2g",
+            state.global_step, state.max_steps, self.planned, args.lr_scheduler_type.value,
+            state.max_steps, optimizer.param_groups[0]["lr"], before,
+        )  # fmt: skip
 
 
 class SameFlags(TrainerCallback):

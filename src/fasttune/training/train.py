@@ -88,7 +88,8 @@ def train(job: Job, resumed: Run | None = None, device: Device | None = None) ->
     with run.locked() if processes.first() else nullcontext():
         if resumed is not None and processes.first():
             with writing(run.folder, "config.yaml"):
-                run.restart(training.job.config, training.facts())
+                step = step_of(checkpoint) if checkpoint else 0
+                run.restart(training.job.config, training.facts(), step)
         try:
             with writing(run.folder, "manifest.json"):  # the code below names other files
                 if processes.first():

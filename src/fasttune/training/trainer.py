@@ -37,7 +37,7 @@ from fasttune.models.unsloth import import_unsloth, settle_compilation
 from fasttune.runs import Run
 from fasttune.runs.resume import check_checkpoint
 from fasttune.terminal import quiet
-from fasttune.training.callbacks import Progress, SameFlags
+from fasttune.training.callbacks import Longer, Progress, SameFlags
 from fasttune.training.checkpoints import (
     SealCheckpoints,
     checkpoint_of,
@@ -134,6 +134,7 @@ class Trainer(SFTTrainer):
         if checkpoint is not None:
             require_loadable(checkpoint, self.model)
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            planned = state.max_steps
             best = self.args.load_best_model_at_end and state.best_global_step
             if best:  # transformers would continue without a missing or damaged one
                 hint = "restore it; or delete it and all later ones, and use --resume"
@@ -143,6 +144,8 @@ class Trainer(SFTTrainer):
                 if best:
                     load_adapter(checkpoint_of(self.args, best), self.model)
                 return
+            if state.max_steps != planned:
+                self.add_callback(Longer(planned))
             drop_incomplete(folder)
         try:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
