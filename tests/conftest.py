@@ -359,6 +359,10 @@ def load_model(config, choices, plain=False):
     return load_base(config, choices, tokenizer, plain), tokenizer
 
 
+SETTLED = {"epochs": 1, "learning_rate": 2e-4, "warmup_steps": 5}
+"""For a trainer without a run, whose config has nothing "auto" left in them."""
+
+
 REASONING_ROW = {
     "instruction": "How many days are in two weeks?",
     "input": "",

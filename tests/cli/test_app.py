@@ -83,7 +83,7 @@ def test_no_torch_before_tokens_are_counted(arguments):
         (["run", "--config", "none.yaml"], "none.yaml"),
         (["run", "train.report_to=tensorbord"], "did you mean 'tensorboard'"),
         (["run", "--resume", "none"], "there is no run 'none'"),
-        (["run", "--resume", "none", "lora.r=4"], "a resumed run keeps its settings"),
+        (["run", "--resume", "none", "--config", "c"], "a resumed run keeps its settings"),
         (["bench", "--arms", "plian"], "did you mean 'plain'"),
         (["generate", "none", "Hello"], "there is no run 'none'"),
         (["generate", "last"], "Missing argument 'instruction'"),

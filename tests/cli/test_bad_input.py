@@ -559,7 +559,7 @@ ANSWERS: list[Case] = [
         ("answer model none.jsonl", "none.jsonl"),
         ("answer model model", "holds no data set"),
         ("answer model rows.jsonl --map instruction=none", "no column 'none'"),
-        ("answer old", "Missing argument 'file'"),
+        ("answer model", "holds no rows out", "give a file of rows"),
         ("answer model rows.jsonl --score --samples 5 --temperature 1", "add --vote"),
         ("generate model ''", "instruction: is empty"),
         ("generate model 'say <|response|> now'", "instruction: contains", "tag <|response|>"),

@@ -30,7 +30,8 @@ ROWS = [
 ]
 SETTINGS = [  # two steps that change nothing, each of all rows, in two packs
     "lora.r=4", "train.batch_size=2", "train.gradient_accumulation=2", "train.epochs=2",
-    "train.learning_rate=1e-30", "train.max_grad_norm=1e6", "train.save_steps=100",
+    "train.learning_rate=1e-30", "train.warmup_steps=5", "train.max_grad_norm=1e6",
+    "train.save_steps=100",
 ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from fasttune.training.callbacks import Progress
 from fasttune.training.side_by_side import SideBySide, changes_with_length
 from fasttune.training.train import train
 from fasttune.training.trainer import Trainer
-from tests.conftest import load_model, rows, wake_adapters, write_rows
+from tests.conftest import SETTLED, load_model, rows, wake_adapters, write_rows
 from tests.training.test_trouble import make_job
 
 TWO_CORES = replace(this_device(), cores=2)
@@ -32,7 +32,9 @@ TWO_CORES = replace(this_device(), cores=2)
 
 def make(folder, tmp_path, **model):
     settings = ModelConfig(name=str(folder), max_length=160, **model)
-    config = RunConfig(model=settings, lora=LoraConfig(r=4), train=TrainConfig(batch_size=4))
+    config = RunConfig(
+        model=settings, lora=LoraConfig(r=4), train=TrainConfig(batch_size=4, **SETTLED)
+    )
     choices = decide(config, TWO_CORES)
     assert choices.side_by_side == 2
     base, tokenizer = load_model(config.model, choices)

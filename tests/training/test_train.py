@@ -32,7 +32,7 @@ from fasttune.runs import Run, find_run
 from fasttune.runs.resume import last_checkpoint
 from fasttune.training.callbacks import Interrupt
 from fasttune.training.checkpoints import SaveByTime
-from tests.conftest import choices_for, cli, load_model, rows, wake_adapters, write_rows
+from tests.conftest import SETTLED, choices_for, cli, load_model, rows, wake_adapters, write_rows
 
 SIX_STEPS = ("train.max_steps=6", "train.eval_steps=3", "train.save_steps=3")
 PHI_TARGETS = {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}
@@ -144,7 +144,7 @@ def test_loss_and_gradients_of_a_step_are_those_of_transformers_and_peft(
     longest = max(map(len, encoded))
     config = RunConfig(
         model=replace(model_settings, max_length=longest),
-        train=TrainConfig(batch_size=2, packing=packing),
+        train=TrainConfig(batch_size=2, packing=packing, **SETTLED),
     )
     generator = Generator(model, tokenizer, template, choices)
     trainer = Trainer(config, generator, encoded, [], Run(tmp_path), [Progress()])
@@ -425,7 +425,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(finished, tmp_path, m
     config = finished.config
     left = replace(config, model=replace(config.model, precision="auto", quantization="auto"))
     facts = {key: moved.manifest[key] for key in ("template", "data")}
-    moved.restart(left, {**facts, "status": "interrupted"})
+    moved.restart(left, {**facts, "status": "interrupted"}, 6)
     assert moved.config.model.precision == moved.config.model.quantization == "auto"
 
     def stop(job, device):
@@ -520,6 +520,7 @@ def test_the_defaults_on_cuda(name, bf16, capability, dtype, monkeypatch, tmp_pa
     from fasttune.config import RunConfig
     from fasttune.machine import this_device
     from fasttune.models import tokenizer
+    from fasttune.planning.schedule import settle
     from fasttune.training.settings import training_arguments
 
     def supported(including_emulation=True):
@@ -539,7 +540,9 @@ def test_the_defaults_on_cuda(name, bf16, capability, dtype, monkeypatch, tmp_pa
     choices = choices_for(ModelConfig())
     assert (choices.quantized, choices.dtype) == (True, dtype)
     monkeypatch.setattr("fasttune.training.settings.SFTConfig", dict)
-    arguments = training_arguments(RunConfig(), Run(tmp_path), True, choices)
+    config = settle(RunConfig(), tokenizer.resolve_model(None), rows=5000)
+    arguments = training_arguments(config, Run(tmp_path), True, choices)
+    assert (arguments["learning_rate"], arguments["warmup_steps"]) == (2e-4, 5)
     assert arguments["optim"] == "adamw_8bit" and arguments["gradient_checkpointing"] is True
     assert (arguments["bf16"], arguments["fp16"]) == (bf16, not bf16)
 

@@ -30,7 +30,7 @@ from fasttune.runs import Run
 from fasttune.training.callbacks import Progress
 from fasttune.training.train import train
 from fasttune.training.trainer import Trainer
-from tests.conftest import listening, load_model
+from tests.conftest import SETTLED, listening, load_model
 
 ROWS = [
     {
@@ -227,7 +227,8 @@ class Reads(TorchDispatchMode):
 def test_nothing_is_read_between_the_packs_of_a_step(device, packing, tiny_phi, tmp_path):
     """But by transformers, while it makes a mask."""
     model_settings = ModelConfig(name=str(tiny_phi), quantization="none", max_length=80)
-    config = RunConfig(model=model_settings, train=TrainConfig(batch_size=2, packing=packing))
+    train = TrainConfig(batch_size=2, packing=packing, **SETTLED)
+    config = RunConfig(model=model_settings, train=train)
     choices = decide(config, device or replace(this_device(), cores=1))
     model, tokenizer = load_model(config.model, choices)
     model, _ = add_lora(model, LoraConfig(r=4), 0, choices)

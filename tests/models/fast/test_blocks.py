@@ -42,7 +42,7 @@ from fasttune.planning.devices import GPUS
 from fasttune.runs import Run
 from fasttune.training.callbacks import Progress
 from fasttune.training.trainer import Trainer
-from tests.conftest import choices_for, load_model, wake_adapters
+from tests.conftest import SETTLED, choices_for, load_model, wake_adapters
 
 T4, A100, CPU = GPUS["t4"], GPUS["a100"], Device("CPU", "cpu", 16e9)
 LENGTHS = (7, 12, 1, 5)
@@ -267,7 +267,7 @@ def trainer_for(folder, attention, tmp_path, max_length=16, checkpointing="off")
     settings = ModelConfig(
         name=str(folder), quantization="none", precision="fp32", max_length=max_length
     )
-    train = TrainConfig(batch_size=1, gradient_checkpointing=checkpointing)
+    train = TrainConfig(batch_size=1, gradient_checkpointing=checkpointing, **SETTLED)
     config = RunConfig(model=settings, train=train)
     choices = replace(decide(config, T4), attention=attention, optimizer="adamw_torch")
     base, tokenizer = load_model(settings, choices)
