@@ -200,7 +200,8 @@ def test_a_plan_for_phi_2_needs_no_hub(broken, rows):
     arguments = ("plan", "--gpu", "t4", "--template", "alpaca", "--data", rows, "--json")
     code, out, err = fasttune(*arguments, **broken.environment)
     assert code == 0 and json.loads(out)["parameters"] == 2_779_683_840
-    (line,) = err.splitlines()
+    line, chosen = err.splitlines()
+    assert chosen.startswith("auto: learning rate 0.0002")
     assert line.startswith(f"rows not counted, taken as model.max_length tokens: {UNREACHED}")
     assert broken.calls == 1
 
@@ -248,7 +249,8 @@ def test_a_cached_model_is_taken_without_the_hub(broken, rows, tiny_phi, tmp_pat
     arguments = ("plan", "--gpu", "t4", "-t", "alpaca", "-d", rows, "-m", "owner/phi", "--json")
     code, out, err = fasttune(*arguments, "data.eval_fraction=0", **broken.environment)
     assert code == 0 and json.loads(out)["rows"] == 12
-    (line,) = err.splitlines()
+    line, chosen = err.splitlines()
+    assert chosen.startswith("auto: ")
     assert line.startswith(UNREACHED) and line.endswith(": its cache is used")
     assert broken.calls == 1
 

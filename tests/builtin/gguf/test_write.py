@@ -62,8 +62,14 @@ def values(tensor) -> np.ndarray:
     return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
 
 
-def test_phi_metadata(tiny_phi, tmp_path):
-    fields, tensors = read(tiny_phi, tmp_path, "f32", "{{ messages }}")
+@pytest.fixture(scope="module")
+def phi(phi2_tokenizer) -> Path:
+    """With Phi-2's whole vocabulary."""
+    return tiny_model("phi", phi2_tokenizer, dtype="float16")
+
+
+def test_phi_metadata(phi, tmp_path):
+    fields, tensors = read(phi, tmp_path, "f32", "{{ messages }}")
     expected = {
         "general.architecture": "phi2",
         "general.name": "a name",
@@ -88,8 +94,8 @@ def test_phi_metadata(tiny_phi, tmp_path):
     assert len(tensors) == 5 + 2 * 14
 
 
-def test_phi_vocabulary(tiny_phi, tmp_path, phi2_tokenizer):
-    fields, _ = read(tiny_phi, tmp_path, "q8_0")
+def test_phi_vocabulary(phi, tmp_path, phi2_tokenizer):
+    fields, _ = read(phi, tmp_path, "q8_0")
     assert "tokenizer.chat_template" not in fields
     tokens, kinds = (fields[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type"))
     assert len(tokens) == len(kinds) == 51200
