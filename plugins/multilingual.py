@@ -3,6 +3,7 @@
 from fasttune import Template, choose, given, hookimpl, learn
 
 SYSTEM = {
+    "other": "You are a helpful assistant. Answer in the language of the instruction.",
     "en": "You are a helpful assistant. Answer in English.",
     "ja": "あなたは親切なアシスタントです。日本語で答えてください。",
     "zh": "你是一个乐于助人的助手。请用中文回答。",
@@ -15,7 +16,7 @@ SYSTEM = {
 MULTILINGUAL = Template(
     name="multilingual",
     description="system text in the language of the row; the model learns the response",
-    system=choose("language", SYSTEM, default="en"),
+    system=choose("language", SYSTEM, default="other"),
     parts=[
         given("system", "<|system|>{system}\n"),
         given("instruction", "<|instruction|>{instruction}\n"),

@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fasttune.data.conversations import readable
+from fasttune.data.sources import reader
+from fasttune.data.suggest import mapped
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_path, require_free
 from fasttune.plugins.metric import Answer, as_dict, vote
@@ -86,17 +87,31 @@ def answer_file(
             what = "the answers would replace the rows"
             raise FasttuneError(what, f"--output {output}", "choose another file")
         require_free(output, "--output", force)
+    several = asking.samples > 1 and not asking.vote
+    key = "answers" if several else "answer"
     rows = source.read(file, columns or {}, labelled=score)
+
+    def records() -> Iterator[dict[str, Any]]:  # `rows` hold their text alone
+        return (mapped(record, columns or {}) for _, record in reader(file, "train"))
+
+    if any(key in record for record in records()):
+        raise FasttuneError(
+            f"the rows have a column '{key}', where the answers are written",
+            str(file),
+            f"map it, as in --map output={key}, or rename it in the file",
+        )
     generator = source.load()
     progress = (lambda done: report(done, len(rows))) if output else (lambda done: None)
     scored: list[Answer] = []
 
     def lines() -> Iterator[dict[str, Any]]:
-        for row, answers in zip(rows, asking.answers(generator, rows, progress), strict=True):
+        for record, answers in zip(
+            records(), asking.answers(generator, rows, progress), strict=True
+        ):
             if score:
                 scored.extend(answers)
             plain = [as_dict(answer) for answer in answers]
-            yield {**readable(row), **({"answers": plain} if plain[1:] else {"answer": plain[0]})}
+            yield {**record, key: plain if several else plain[0]}
 
     if output is None:
         for line in lines():

@@ -54,6 +54,8 @@ Columns = Annotated[dict[Text, Text], Meta(description="a mapping, as {instructi
 Options = Annotated[dict[Text, Finite], Meta(description="numbers by name, as {min_lr_rate: 0.1}")]
 Weight = Annotated[float, Meta(gt=0, le=MANY, description=f"a weight above 0 to {MANY}")]
 
+AUTO = "auto"
+"""In place of a template's name: the one that the rows suggest."""
 Switch = Literal["auto", "on", "off"]
 Auto = Literal["auto"]
 Schedule = Literal[
@@ -153,7 +155,7 @@ class SamplesConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    template: TemplateName = "reasoning"
+    template: TemplateName = AUTO
     system: Text | None = None
     seed: Seed = 3407
     output: Filled = "runs"

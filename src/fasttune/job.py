@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fasttune.config import RunConfig
-from fasttune.data.load import load_divided
+from fasttune.data.divide import load_divided, with_template
 from fasttune.data.rows import Rows
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.row import Row
@@ -52,7 +52,7 @@ class Job:
 
 def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> Job:
     """Find the template, and read, check and divide the rows. No model is loaded."""
-    config, plugins = config or RunConfig(), plugins or installed_plugins()
+    config, plugins = with_template(config or RunConfig()), plugins or installed_plugins()
     template, facts = plugins.template(config.template), plugins.facts(config.template)
     template = template.with_system(config.system)
     check_packages(config)

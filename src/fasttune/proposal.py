@@ -6,11 +6,10 @@ from dataclasses import replace
 from itertools import islice
 
 from fasttune.config import RunConfig, load_config
-from fasttune.data.check import propose_columns
-from fasttune.data.load import load_rows
+from fasttune.data.divide import with_template
 from fasttune.data.sources import LOOKAHEAD, reader
+from fasttune.data.suggest import propose_columns
 from fasttune.files import absolute
-from fasttune.inspection.survey import default_template
 from fasttune.job import prepare
 from fasttune.planning.forecast import plan
 from fasttune.planning.schedule import settle
@@ -19,13 +18,12 @@ from fasttune.terminal import muted
 
 
 def propose(
-    config: RunConfig, plugins: Plugins, template: str | None = None, gpu: str | None = None
+    config: RunConfig, plugins: Plugins, gpu: str | None = None
 ) -> tuple[RunConfig, list[str]]:
     """Propose columns and a template for the rows of `data.train`, and a batch that fits.
 
     Args:
-        config: its `data.columns` stay if it has any.
-        template: by default reasoning if the rows have some, else alpaca.
+        config: its `data.columns` stay if it has any, and its template unless it is "auto".
         gpu: see `plan`.
 
     Returns:
@@ -37,11 +35,8 @@ def propose(
     columns = config.data.columns or propose_columns(names)
     lines = [f"columns: {', '.join(names)}"]
     lines += [f"{ours} is taken from {theirs}" for ours, theirs in columns.items()]
-    if template is None:
-        start = load_rows(config.data.train, columns=columns, limit=LOOKAHEAD)
-        template = default_template(start.rows)
     data = replace(config.data, train=absolute(config.data.train), columns=columns)
-    config = replace(config, template=template, data=data)
+    config = with_template(replace(config, data=data))
     with muted("fasttune.encoding", "fasttune.planning.schedule"):
         job = prepare(config, plugins)
         forecast = plan(job, gpu)

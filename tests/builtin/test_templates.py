@@ -98,7 +98,7 @@ def test_multilingual_in_every_language(code):
 
 
 def test_multilingual_knows_no_other_languages():
-    assert set(multilingual.SYSTEM) == set(SYSTEM_TEXTS)
+    assert set(multilingual.SYSTEM) == {*SYSTEM_TEXTS, "other"}
 
 
 def test_the_language_column_goes_before_detection():
@@ -108,16 +108,30 @@ def test_the_language_column_goes_before_detection():
 
 @pytest.mark.parametrize(
     ("column", "code"),
-    [("pt-BR", "en"), ("zh_TW", "zh"), ("DE", "de"), ("ko-KR", "ko"), ("", "en")],
+    [
+        ("zh_TW", "zh"),
+        ("DE", "de"),
+        ("ko-KR", "ko"),
+        ("jpn", "ja"),
+        ("cmn", "zh"),
+        ("deu", "de"),
+        ("ger", "de"),
+        ("fra_Latn", "fr"),
+        ("Japanese", "ja"),
+        ("Simplified Chinese", "zh"),
+        ("Deutsch", "de"),
+        ("ESPAÑOL", "es"),
+        ("English (US)", "en"),
+        ("pt-BR", "other"),
+        ("Russian", "other"),
+        ("rus", "other"),
+        ("Klingon", "other"),
+        ("", "other"),
+    ],
 )
-def test_language_codes(column, code):
+def test_languages_by_code_and_by_name(column, code):
     prompt = TEMPLATES["multilingual"].prompt({"instruction": "Hi", "language": column})
-    assert prompt.startswith(f"<|system|>{SYSTEM_TEXTS[code]}\n")
-
-
-def test_a_language_without_a_system_text_of_its_own_gets_the_english_one():
-    prompt = TEMPLATES["multilingual"].prompt({"instruction": "Olá", "language": "pt"})
-    assert prompt.startswith(f"<|system|>{SYSTEM_TEXTS['en']}\n")
+    assert prompt.startswith(f"<|system|>{multilingual.SYSTEM[code]}\n")
 
 
 def test_a_system_text_of_the_row_goes_before_both():

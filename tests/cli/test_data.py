@@ -138,7 +138,7 @@ def test_mistakes_are_three_lines_and_status_2(run, arguments, message):
     status, out, err = run(*arguments)
     assert status == 2
     assert out == ""
-    assert message in err and err.startswith("error: ")
+    assert message in err and "\nerror: " in "\n" + err
     assert "Traceback" not in err
 
 

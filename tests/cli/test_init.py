@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fasttune.config import RunConfig, commented, load_config
-from fasttune.data.check import propose_columns
+from fasttune.data.suggest import propose_columns
 from tests.conftest import cli, rows, tiny_model, write_rows
 from tests.test_config import CONFIGS
 

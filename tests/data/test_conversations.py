@@ -10,11 +10,14 @@ from fasttune_plugins.chatml import CHATML
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fasttune.config import DataConfig
 from fasttune.data.conversations import from_messages, readable
-from fasttune.data.load import load_divided, load_rows, parse_columns
+from fasttune.data.divide import load_divided
+from fasttune.data.load import load_rows, parse_columns
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
-from tests.conftest import cli, write_rows
+from fasttune.plugins.discovery import load_plugins
+from tests.conftest import cli, listening, write_rows
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -232,3 +235,35 @@ def test_messages_are_a_row_and_a_row_is_messages(exchanges, system, answered):
 def test_messages_that_are_no_conversation():
     with pytest.raises(FasttuneError, match="no conversation: .* from the assistant"):
         from_messages([BOT])
+
+
+@pytest.mark.parametrize(
+    ("row", "template", "unread"),
+    [
+        ({"messages": [TALK[1], {**TALK[2], "reasoning_content": "I think."}]}, "chatml",
+         {"messages.reasoning_content": 1}),
+        ({"conversations": [{"from": "human", "value": "Hi."},
+                            {"from": "gpt", "value": "Ho.", "thinking": "Hm.", "refusal": None}]},
+         "chatml", {"conversations.thinking": 1}),
+        ({"messages": TALK[1:3], "tools": [{"name": "weather"}], "images": []}, "chatml",
+         {"tools": 1}),
+        ({"messages": TALK[1:3], "images": ["a.png"], "id": 0}, "chatml", {"images": 1, "id": 1}),
+        ({"messages": TALK[:3]}, "alpaca", {"system": 1}),
+        ({"messages": TALK[:3]}, "chatml", {}),
+        ({"messages": TALK[:3], "system": "Arr."},
+         "chatml", {"system": 1}),
+        ({"instruction": "a", "output": "b", "input": " ", "note": "", "meta": {}}, "alpaca", {}),
+        ({"instruction": "a", "output": "b", "reasoning": "c", "meta": {"x": 0}, "ok": False},
+         "alpaca", {"reasoning": 1, "meta": 1, "ok": 1}),
+    ],
+)  # fmt: skip
+def test_what_a_format_does_not_read_is_counted(tmp_path, row, template, unread):
+    file = str(write_rows(tmp_path / "a.jsonl", [row]))
+    with listening() as said:
+        divided = load_divided(DataConfig(train=file), load_plugins().template(template))
+    assert divided.sources[0].unread == unread
+    assert sum(f"{name} {count}" in line for line in said for name, count in unread.items()) == len(
+        unread
+    )
+    if set(unread) - {"id", "meta", "ok"}:
+        assert any(line.startswith("warning: ") and "model never sees it" in line for line in said)

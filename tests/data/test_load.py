@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from fasttune import Row, Template, given, learn
 from fasttune.config import DataConfig
-from fasttune.data.load import Finding, load_divided, load_rows, parse_columns, shipped
+from fasttune.data.divide import load_divided
+from fasttune.data.load import Finding, load_rows, parse_columns, shipped
 from fasttune.data.split import data_hash, digest, divide
+from fasttune.data.suggest import suggest_template
 from fasttune.errors import FasttuneError
-from fasttune.inspection.survey import Spread, default_template, histogram, scripts, survey
+from fasttune.inspection.survey import Spread, histogram, scripts, survey
 from fasttune.plugins.discovery import load_plugins
 from tests.conftest import listening, rows
 
@@ -636,12 +638,26 @@ def test_scripts():
     assert scripts("1ª 2º 🗼 …") <= {"Latin"}
 
 
-def test_default_template():
-    def of(**row: str) -> str:
-        return default_template(flat([{"instruction": "q", **row}]))
+TALK_OF_ONE = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
-    assert of(reasoning="r") == "reasoning"
-    assert of(reasoning=" ") == of() == "alpaca"
+
+@pytest.mark.parametrize(
+    ("record", "columns", "template"),
+    [
+        ({}, {}, "alpaca"),
+        ({"reasoning": "r"}, {}, "reasoning"),
+        ({"reasoning": " ", "system": ""}, {}, "alpaca"),
+        ({"thoughts": "r"}, {"reasoning": "thoughts"}, "reasoning"),
+        ({"system": "Be brief."}, {}, "chatml"),
+        ({"system": "Be brief.", "reasoning": "r"}, {}, "reasoning"),
+        ({"messages": TALK_OF_ONE, "instruction": None}, {}, "chatml"),
+        ({"talk": TALK_OF_ONE, "instruction": None}, {"messages": "talk"}, "chatml"),
+        ({"history": [["a", "b"]]}, {}, "chatml"),
+    ],
+)
+def test_the_template_that_rows_suggest(record, columns, template):
+    records = [{"instruction": "q", "output": "a"}, "no row", {"instruction": "q", **record}]
+    assert suggest_template(records, columns)[0] == template
 
 
 def test_survey_counts_tokens_as_training_does(tmp_path, templates, phi2_tokenizer):
@@ -718,14 +734,16 @@ def test_the_language_is_detected_once_while_reading(tmp_path, templates, monkey
     assert asked == [ROWS[2]["instruction"]] * 2 + ["5 + 5?", "日本"]
     assert [row.language for row in loaded.rows] == ["ja", "", "ja", ""]
     assert said == [
-        f"{path}: the language of 2 of 4 rows was detected: they have no column 'language'"
+        f"{path}: the language of 2 of 4 rows was detected: they have no column 'language'",
+        f"warning: {path}: multilingual has no text in the language of 1 of 4 rows: unknown 1; "
+        "default text used",
     ]
     texts = [templates["multilingual"].prompt(row) for row in loaded.rows]
     assert [text.split("\n")[0] for text in texts] == [
         "<|system|>あなたは親切なアシスタントです。日本語で答えてください。",
         "<|system|>Tu es un assistant serviable. Réponds en français.",
         "<|system|>あなたは親切なアシスタントです。日本語で答えてください。",
-        "<|system|>You are a helpful assistant. Answer in English.",
+        "<|system|>You are a helpful assistant. Answer in the language of the instruction.",
     ]
     assert loaded.rows == flat(rows[:4]) and len(asked) == 4  # rendering asks for nothing
     assert loaded.digests[0] == loaded.digests[2]

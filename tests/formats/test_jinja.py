@@ -110,18 +110,19 @@ def test_reasoning():
 
 def test_multilingual_takes_the_language_as_a_variable():
     chat = ChatFormat(BUILT_IN["multilingual"])
-    english = "<|system|>You are a helpful assistant. Answer in English.\n"
+    other = "You are a helpful assistant. Answer in the language of the instruction."
+    default = f"<|system|>{other}\n"
     german = "<|system|>Du bist ein hilfsbereiter Assistent. Antworte auf Deutsch.\n"
     rest = "<|instruction|>Hi\n<|response|>"
-    assert render_jinja(chat_template(chat.template), [user("Hi")]) == english + rest
+    assert render_jinja(chat_template(chat.template), [user("Hi")]) == default + rest
     assert render_jinja(chat_template(chat.template), [user("Hi")], language="de") == german + rest
-    assert render_jinja(chat_template(chat.template), [user("Hi")], language="xx") == english + rest
+    assert render_jinja(chat_template(chat.template), [user("Hi")], language="xx") == default + rest
     assert any("fasttune detects the `language`" in note for note in chat.notes)
-    assert chat.system == "You are a helpful assistant. Answer in English."
+    assert chat.system == other
 
 
 @pytest.mark.parametrize(
-    ("value", "language"), [("ja-JP", "ja"), ("KO", "ko"), ("zh_TW", "zh"), ("xx", "en")]
+    ("value", "language"), [("ja-JP", "ja"), ("KO", "ko"), ("zh_TW", "zh"), ("xx", "other")]
 )
 def test_a_language_is_told_as_what_it_chooses(value, language):
     row = Row.of({"instruction": "Hello", "language": value})

@@ -90,8 +90,8 @@ def test_conditions(part, settings, written):
 
 def test_a_default_that_is_chosen():
     template = load_plugins().template("multilingual")
-    english = "You are a helpful assistant. Answer in English."
-    assert f"{{{{ else }}}}{english}{{{{ end }}}}\n<|instruction|>" in ollama_template(template, "")
+    other = "You are a helpful assistant. Answer in the language of the instruction."
+    assert f"{{{{ else }}}}{other}{{{{ end }}}}\n<|instruction|>" in ollama_template(template, "")
     own = template.with_system("Speak.")
     assert "{{ else }}Speak.{{ end }}\n<|instruction|>" in ollama_template(own, "")
 

@@ -559,7 +559,7 @@ def test_generate_streams_sections_and_the_reason_it_stopped(finished):
 
 def test_a_batch_of_a_file_answers_as_one_by_one_and_in_order(finished, tmp_path, capsys):
     prompts = [
-        {"instruction": "Add 1 and 2."},
+        {"instruction": "Add 1 and 2.", "id": 0, "meta": {"a": [1.5, None]}},
         {"instruction": "Add a long list of numbers: " + " ".join(map(str, range(40)))},
         {"instruction": "日本の首都は？", "input": "地理の問題"},
     ]
@@ -570,12 +570,19 @@ def test_a_batch_of_a_file_answers_as_one_by_one_and_in_order(finished, tmp_path
     assert cli("answer", run, str(file), "-o", str(answers), *options).status == 0
     capsys.readouterr()
     answered = [json.loads(line) for line in answers.read_text().splitlines()]
-    assert [row["instruction"] for row in answered] == [row["instruction"] for row in prompts]
+    assert [{**row, "answer": None} for row in prompts] == [
+        {**row, "answer": None} for row in answered
+    ]
     for row, answer in zip(prompts, answered, strict=True):
         arguments = [row["instruction"], "--input", row.get("input", ""), "--json", *options]
         assert cli("generate", run, *arguments).status == 0
         alone = json.loads(capsys.readouterr().out)
         assert answer["answer"] == {key: alone[key] for key in answer["answer"]}
+    write_rows(file, [{"instruction": "Add.", "answer": "1"}])
+    ended = cli("answer", run, str(file), *options)
+    assert ended.status == 2 and "as in --map output=answer" in ended.err
+    ended = cli("answer", run, str(file), "--map", "output=answer", *options)
+    assert json.loads(ended.out)["output"] == "1"
 
 
 def test_raw_prints_the_completion_alone(finished, capsys):

@@ -59,8 +59,7 @@ def data(
 ) -> None:
     """Check rows before training: problems, lengths, tokens, and the split.
 
-    Without --template and --config, the template is chatml for conversations, reasoning if the rows
-    have it, else alpaca. The exit status is 2 if a row cannot be used.
+    The exit status is 2 if a row cannot be used.
     """
     from fasttune.inspection.survey import survey_run
     from fasttune.models.tokenizer import resolve_model
@@ -77,9 +76,8 @@ def data(
         where = f"FILE {source!r}"
         given += [Override("data.train", source, where), Override("data.sources", (), where)]
     file = settings.config
-    choose = settings.template is None and file is None
     config = load_config(file, given)
-    figures = survey_run(config, plugins(context, file), choose, near)
+    figures = survey_run(config, plugins(context, file), near)
     if as_json:
         print_json(asdict(figures))
     else:
@@ -110,6 +108,7 @@ def preview(
 
     Settings come from the defaults, then RUN or --config, then the command line.
     """
+    from fasttune.data.divide import with_template
     from fasttune.files import require_free, write_text
     from fasttune.inspection.preview import TerminalPreview, preview_html, preview_rows
 
@@ -128,7 +127,7 @@ def preview(
     given = settings.overrides(
         {"system": system, "model.max_length": max_length, "data.turns": turns}
     )
-    config = load_config(settings.config, given, base=kept.config if kept else None)
+    config = with_template(load_config(settings.config, given, base=kept.config if kept else None))
     loaded = plugins(context, settings.config)
     shown = kept.kept_template(loaded)[0] if kept else loaded.template(config.template)
     source = kept if settings.data is None else None

@@ -48,7 +48,7 @@ def init(
     if data is not None:
         from fasttune.proposal import propose
 
-        settings, lines = propose(settings, plugins(context), template, gpu)
+        settings, lines = propose(settings, plugins(context), gpu)
         for line in lines:
             say(line)
     write_text(target, commented(settings, f"fasttune run --config {target}"))

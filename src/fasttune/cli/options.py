@@ -76,7 +76,10 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 
 # What a run is made of.
 Data = Annotated[str | None, option("Rows: a file, a folder or a Hub name.", "--data", "-d")]
-TemplateName = Annotated[str | None, option("Prompt format.", "--template", "-t")]
+TemplateName = Annotated[
+    str | None,
+    option("Prompt format. Default: chatml, reasoning or alpaca, by the rows.", "--template", "-t"),
+]
 Columns = Annotated[list[str] | None, option("Column mapping, as instruction=question.", "--map")]
 Turns = Annotated[
     str | None, option("Use 'all' exchanges of a conversation, or the 'first'.", show_default="all")

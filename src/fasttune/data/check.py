@@ -8,47 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fasttune.data.conversations import (
-    COLUMNS,
     GIVEN,
     Exchanges,
     Turns,
     conversation_column,
+    filled,
     has_conversations,
     read_conversation,
 )
 from fasttune.data.sources import Finding
+from fasttune.data.suggest import mapped, propose_columns
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.row import TURN_COLUMNS, Row
 from fasttune.formats.template import Template, tags_in
 from fasttune.text.languages import detect_language
-
-OTHER_NAMES = {
-    "messages": ("conversation", "dialogue", "dialog", "chat"),
-    "instruction": ("question", "prompt", "query", "problem", "task", "user", "human"),
-    "input": ("context", "passage"),
-    "reasoning": ("rationale", "thought", "thinking", "chain_of_thought", "cot"),
-    "output": ("answer", "response", "completion", "target", "solution", "assistant", "reply"),
-}
-"""Our column -> what others often call it, the likeliest first."""
-
-
-def propose_columns(
-    names: Sequence[str], columns: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """Our column -> the one of `names` that is likely to hold it, where none is called as ours or
-    mapped to it by `columns`. A conversation needs no other column."""
-    taken = columns or {}
-    if has_conversations(names, taken):
-        return {}
-    lower = {name.lower(): name for name in reversed(names) if name not in taken.values()}
-    proposed = {
-        ours: next(lower[other] for other in (ours, *others) if other in lower)
-        for ours, others in OTHER_NAMES.items()
-        if ours not in (*names, *taken) and any(other in lower for other in (ours, *others))
-    }
-    talk = proposed.pop(COLUMNS[0], None)
-    lacking = not {"instruction", "output"} <= {*names, *taken, *proposed}
-    return {COLUMNS[0]: talk} if talk and lacking else proposed
 
 
 def require_columns(
@@ -88,11 +61,13 @@ def require_columns(
 
 
 class Checked(NamedTuple):
-    """A record as a row, or None with what is wrong with it."""
+    """A record as a row, or None with what is wrong with it. `unread` names its columns, and the
+    keys of its messages, that hold something which the template does not read."""
 
     row: Row | None
     problems: list[Finding]
     talk: Exchanges | None = None
+    unread: Sequence[str] = ()
 
 
 def check_record(
@@ -109,21 +84,23 @@ def check_record(
     if not isinstance(record, dict):
         what = f"is {_kind(record)}, not an object"
         return Checked(None, [Finding(number, "", what, fatal=True)])
-    moved = {*columns, *columns.values()}
-    values = {name: value for name, value in record.items() if name not in moved}
-    values |= {ours: record.get(theirs) for ours, theirs in columns.items()}
-    talk = None
+    values = mapped(record, columns)
+    talk, unread = None, list[str]()
     if talk_column := conversation_column(values, columns):
         try:
             talk = read_conversation(talk_column, values, columns, "output" in required, take)
             _require_room(talk, template, take)
         except ValueError as error:
             return Checked(None, [Finding(number, talk_column, str(error), fatal=True)])
+        replaced = {} if talk_column == "history" else talk.last
+        unread = [*talk.unread, *(name for name in replaced if filled(values.get(name)))]
         values |= talk.last
     texts = {name: value for name, value in values.items() if isinstance(value, str)}
     row = Row.of(texts, talk.earlier if talk else ())
     row = _in_its_language(row, template) if template else row
     reads = template.reads if template and template.reads else TURN_COLUMNS
+    shown = {*reads, *required} if template and template.reads else {*texts}
+    unread += [name for name, value in values.items() if filled(value) and name not in shown]
     problems = [
         *_of_values(values, (*required, *columns, *reads), required),
         *_of_texts(row, template),
@@ -134,7 +111,7 @@ def check_record(
     if talk:  # as the source calls it
         problems = [(talk_column if c in talk.last else c, what) for c, what in problems]
     findings = [Finding(number, *problem, fatal=True) for problem in dict.fromkeys(problems)]
-    return Checked(None if findings else row, findings, talk)
+    return Checked(None if findings else row, findings, talk, unread)
 
 
 def _require_room(talk: Exchanges, template: Template | None, take: Turns) -> None:

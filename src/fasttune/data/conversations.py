@@ -25,17 +25,26 @@ ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
+LOSS = ("weight", "train")
+"""Keys of a message that say whether it is learned."""
 TOOLS = ("tool", "function", "function_call", "observation", "ipython")
 
 
 class Exchanges(NamedTuple):
     """The turns in a record: how they are written, for people; the columns of the last one, and the
-    system text; the turns before it; and how many there are in the file."""
+    system text; the turns before it; how many there are in the file; and the keys of messages that
+    hold more than role and text, as "messages.reasoning_content"."""
 
     form: str
     last: dict[str, str]
     earlier: list[dict[str, str]]
     exchanges: int
+    unread: tuple[str, ...] = ()
+
+
+def filled(value: Any) -> bool:
+    """Whether a column or a key holds anything."""
+    return (value.strip() if isinstance(value, str) else value) not in (None, "", [], {})
 
 
 def has_conversations(names: Iterable[str], columns: Mapping[str, str]) -> bool:
@@ -109,9 +118,12 @@ def _from_list(column: str, messages: Any, answered: bool, take: Turns) -> Excha
         raise ValueError("has no message")
     system: dict[str, str] = {}
     exchanges: list[dict[str, str]] = []
+    unread: dict[str, None] = {}
     form = ""
     for number, message in enumerate(messages, start=1):
         keys, role, text = _message(number, message)
+        others = (key for key in message if key not in (*keys, *LOSS) and filled(message[key]))
+        unread |= dict.fromkeys(f"{column}.{key}" for key in others)
         form = form or f"{column} ({', '.join(keys)})"
         if role == "system":
             if number > 1:
@@ -133,7 +145,7 @@ def _from_list(column: str, messages: Any, answered: bool, take: Turns) -> Excha
         none = "has no assistant turn" if len(exchanges) == 1 else "ends with the user's turn"
         raise ValueError(f"{none}: there is nothing to learn from it")
     kept = exchanges[:1] if take == "first" else exchanges
-    return Exchanges(form, {**system, **kept[-1]}, kept[:-1], len(exchanges))
+    return Exchanges(form, {**system, **kept[-1]}, kept[:-1], len(exchanges), (*unread,))
 
 
 def _message(number: int, message: Any) -> tuple[tuple[str, str], str, str]:

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from itertools import chain, islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from fasttune.config import DataConfig, SourceConfig
-from fasttune.data.check import check_record, propose_columns, require_columns
+from fasttune.data.check import check_record, require_columns
 from fasttune.data.conversations import Turns
-from fasttune.data.rows import ChosenRows, JoinedRows, Rows, StoredRows
+from fasttune.data.rows import Rows, StoredRows
 from fasttune.data.sources import Finding, reader
-from fasttune.data.split import digest, divide, spread
+from fasttune.data.split import digest
+from fasttune.data.suggest import propose_columns
 from fasttune.errors import FasttuneError
 from fasttune.formats.template import Template
 
 log = logging.getLogger(__name__)
 
 SHOWN = 10
-FEW = 20
-"""Below so many held-out rows, figures on them say little."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,8 @@ class Loaded:
         forms: how the good rows are written -> how many are.
         cut: how many of them are the first exchange of more.
         proposed: our column -> theirs, where a column looks like one of ours that there is not.
+        unread: what the template does not read, a column or a key of messages -> how many of the
+            good rows hold something there.
     """
 
     source: str
@@ -51,6 +49,7 @@ class Loaded:
     forms: Mapping[str, int]
     cut: int
     proposed: Mapping[str, str]
+    unread: Mapping[str, int]
 
     @property
     def bad_rows(self) -> int:
@@ -110,15 +109,20 @@ def load_rows(
     seen: dict[str, None] = {}
     rows, digests = StoredRows(), array("Q")
     findings: list[Finding] = []
-    forms: Counter[str] = Counter()
+    forms, unread, foreign = Counter[str](), Counter[str](), Counter[str]()
     cut = detected = 0
     try:
         for number, record in islice(reader(source, split), limit):
             if isinstance(record, dict):
                 seen |= dict.fromkeys(record)
-            row, problems, talk = check_record(number, record, template, columns, required, take)
+            row, problems, talk, ignored = check_record(
+                number, record, template, columns, required, take
+            )
             findings += problems
             if row is not None:
+                unread.update(ignored)
+                if template and (language := template.foreign_language(row)):
+                    foreign[language] += 1
                 forms[talk.form if talk else "instruction, output"] += 1
                 cut += take == "first" and talk is not None and talk.exchanges > 1
                 detected += bool(row.language)
@@ -137,7 +141,7 @@ def load_rows(
     findings += _repeats(rows, digests)
     findings.sort(key=lambda finding: finding.row)
     proposed = propose_columns(names, columns)
-    loaded = Loaded(name, rows, digests, findings, forms, cut, proposed)
+    loaded = Loaded(name, rows, digests, findings, forms, cut, proposed, unread)
     loaded.require_clean(skip_bad_rows=True)
     if cut:
         log.info(
@@ -148,7 +152,17 @@ def load_rows(
             "%s: the language of %d of %d rows was detected: they have no column 'language'",
             name, detected, len(rows),
         )  # fmt: skip
+    if template and foreign:
+        log.warning(
+            "warning: %s: %s has no text in the language of %d of %d rows: %s; default text used",
+            name, template.name, foreign.total(), len(rows), counted(foreign),
+        )  # fmt: skip
     return loaded
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Names with their counts, the most frequent first."""
+    return ", ".join(f"{name} {count}" for name, count in Counter(counts).most_common())
 
 
 def _repeats(rows: Rows, digests: array[int]) -> Iterator[Finding]:
@@ -168,169 +182,6 @@ def _repeats(rows: Rows, digests: array[int]) -> Iterator[Finding]:
         first = seen.setdefault(digests[at], number)
         if first != number:
             yield Finding(number, "", f"repeats row {first}", fatal=False)
-
-
-@dataclass(frozen=True)
-class Divided:
-    """The rows of a run, and what they are from: `sources` holds the source of the training rows,
-    and that of the held-out rows if it is another."""
-
-    train: Rows
-    eval: Rows
-    sources: list[Loaded]
-
-    def notes(self, fraction: float) -> list[str]:
-        """What a reader of held-out figures has to know; `fraction` is data.eval_fraction."""
-        notes, count = [], len(self.eval)
-        loaded, *others = self.sources
-        trained = {*loaded.digests} if others else set()
-        if overlap := sum(digest in trained for other in others for digest in other.digests):
-            notes.append(f"{overlap} of {count} held-out rows are training rows as well")
-        if count < FEW:
-            rows = len(self.train) + count
-            wanted = min(0.5, math.ceil(100 * FEW / rows) / 100)
-            more = f"data.eval_fraction={wanted:g} holds out about {round(wanted * rows)}"
-            advice = more if len(self.sources) == 1 and wanted > fraction else "use more rows"
-            few = f"only {count} row{'s are' if count > 1 else ' is'} held out"
-            notes.append(f"{few if count else 'no row is held out'}: {advice}")
-        return notes
-
-
-def load_divided(data: DataConfig, template: Template) -> Divided:
-    """Read the rows of a run and divide them.
-
-    Without `data.train` these are the shipped rows, held-out part included. With it, `data.eval`
-    or `data.eval_split` is the held-out part, or `data.eval_fraction` of the rows are, chosen by a
-    hash of the row.
-
-    Rows that cannot be used are left to `Loaded.require_clean`.
-    """
-    train, held_out, split = data.train, data.eval, data.eval_split or "train"
-    if data.sources and train is not None:
-        raise FasttuneError(
-            "data.train and data.sources are both given", train, "put it among the sources"
-        )
-    if train is None and not data.sources:
-        train, held_out = str(shipped("train")), held_out or str(shipped("heldout"))
-    if held_out is None and data.eval_split is not None:
-        held_out = train
-        if train is None:
-            what = "data.eval_split cannot be combined with data.sources"
-            raise FasttuneError(what, data.eval_split, "name the held-out rows with data.eval")
-
-    def read(source: SourceConfig, limit: int | None = None) -> Loaded:
-        columns, chosen = source.columns or data.columns, source.split or data.split
-        seed, take = data.split_seed, data.turns
-        return load_rows(source.name, template, columns, chosen, limit, seed=seed, take=take)
-
-    if train is not None:
-        loaded = read(SourceConfig(train), data.limit)
-        loaded = without_repeats([loaded])[0] if data.drop_duplicates else loaded
-    else:
-        several = [read(source, data.limit) for source in data.sources]
-        loaded = mix(data.sources, without_repeats(several) if data.drop_duplicates else several)
-    if held_out:
-        other = read(SourceConfig(held_out, split))
-        return Divided(loaded.rows, other.rows, [loaded, other])
-    left, right = divide(loaded.digests, data.eval_fraction)
-    return Divided(ChosenRows(loaded.rows, left), ChosenRows(loaded.rows, right), [loaded])
-
-
-def without_repeats(sources: Sequence[Loaded]) -> list[Loaded]:
-    """The sources without the rows whose digest repeats that of an earlier one, of their own or of
-    a source before."""
-    import numpy as np
-
-    kept, seen = [], np.zeros(0, np.uint64)
-    for loaded in sources:
-        digests = np.array(loaded.digests, np.uint64)
-        _, first = np.unique(digests, return_index=True)
-        first = np.sort(first[~np.isin(digests[first], seen)])
-        seen = np.concatenate([seen, digests[first]])
-        if dropped := len(digests) - len(first):
-            log.info("%s: %d rows that repeat earlier ones are left out", loaded.source, dropped)
-        if not first.size:
-            raise FasttuneError(
-                "every row repeats one of the sources before", loaded.source, "leave it out"
-            )
-        fatal = [finding for finding in loaded.findings if finding.fatal]
-        kept.append(replace(_chosen(loaded, first.tolist()), findings=fatal))
-    return kept
-
-
-def _chosen(loaded: Loaded, places: Iterable[int]) -> Loaded:
-    chosen = array("q", places)
-    digests = array("Q", (loaded.digests[place] for place in chosen))
-    return replace(loaded, rows=ChosenRows(loaded.rows, chosen), digests=digests)
-
-
-def mix(sources: Sequence[SourceConfig], loads: Sequence[Loaded]) -> Loaded:
-    """Several sources as one; the rows of each stand at equal distances, both in their source and
-    in the mix. A problem names its source."""
-    taken = amounts(sources, [len(loaded.rows) for loaded in loads])
-    rows = JoinedRows([each.rows for each in loads], [each.source for each in loads])
-    joined = Loaded(
-        ", ".join(f"{each.source} ({n} rows)" for each, n in zip(loads, taken, strict=True)),
-        rows,
-        array("Q", chain.from_iterable(each.digests for each in loads)),
-        [replace(each, source=of.source) for of in loads for each in of.findings],
-        sum((Counter(each.forms) for each in loads), Counter()),
-        sum(each.cut for each in loads),
-        {},
-    )
-    places = [
-        start + at
-        for start, each, n in zip(rows.starts, loads, taken, strict=False)
-        for at in spread(range(len(each.rows)), n)
-    ]
-    return _chosen(joined, (places[at] for at in interleaved(taken)))
-
-
-def amounts(sources: Sequence[SourceConfig], available: Sequence[int]) -> list[int]:
-    """How many rows to take of each source.
-
-    With weights as many as their shares allow without taking a row twice: no other whole numbers of
-    that sum are nearer to the shares (largest remainders). A count is taken as it is; without
-    either all rows are.
-
-    Raises:
-        FasttuneError: there are fewer rows than a count, or a weight leaves none of a source.
-    """
-    pairs = list(zip(sources, available, strict=True))
-    if sources[0].weight is None:
-        for source, have in pairs:
-            if source.count is not None and source.count > have:
-                raise FasttuneError(
-                    f"there are {have} good rows, and {source.count} are to be taken",
-                    f"data.sources: {source.name}",
-                    "lower its count",
-                )
-        return [have if source.count is None else source.count for source, have in pairs]
-    weights = [Fraction(source.weight or 0) for source in sources]
-    shares = [weight / sum(weights) for weight in weights]
-    total = min(math.floor(have / share) for have, share in zip(available, shares, strict=True))
-    taken = [math.floor(total * share) for share in shares]
-    by_remainder = sorted(range(len(shares)), key=lambda at: (taken[at] - total * shares[at], at))
-    for at in by_remainder[: total - sum(taken)]:
-        taken[at] += 1
-    if 0 in taken:
-        raise FasttuneError(
-            "no row of the source is left at this weight",
-            f"data.sources: {sources[taken.index(0)].name}, of {total} rows in all",
-            "give it a larger weight, or counts instead of weights",
-        )
-    return taken
-
-
-def interleaved(amounts: Sequence[int]) -> list[int]:
-    """Order the places of `amounts` rows of each source, joined, so that those of each stand at
-    equal distances: every beginning holds all sources in their shares, to within as many rows as
-    there are sources."""
-    import numpy as np
-
-    where = np.concatenate([(np.arange(amount) + 0.5) / amount for amount in amounts])
-    order: list[int] = where.argsort(kind="stable").tolist()
-    return order
 
 
 def shipped(part: Literal["train", "heldout"]) -> Path:

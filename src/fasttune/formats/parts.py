@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from fasttune.text.languages import language_code
+
 
 class Segment(NamedTuple):
     """A stretch of text that belongs to one section and is either learned or given.
@@ -33,7 +35,8 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """A text chosen by a column's value; `choose` makes one.
 
     Attributes:
-        by: the column. A value such as "pt-BR" chooses "pt" where it has no text of its own.
+        by: the column. A value such as "pt-BR" chooses "pt" where it has no text of its own; so do
+            "por" and "Portuguese" if the column is "language".
         texts: value -> text.
         default: the value whose text is used for all others.
     """
@@ -46,6 +49,7 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """The value among `texts` that a column's value stands for."""
         value = value or ""
         general = re.split("[-_]", value)[0].lower()
+        general = language_code(value) if self.by == "language" else general
         return next((key for key in (value, general) if key in self.texts), self.default)
 
 

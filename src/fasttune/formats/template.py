@@ -25,6 +25,7 @@ from fasttune.formats.validity import (
     following,
     learned_parts,
 )
+from fasttune.text.languages import language_code
 
 MARKUP = re.compile(r"<\|[^|<>\s]+\|>|</?[a-z_]+>|\[/?[A-Z_]+\]|(?m:^#+ [^\n{}]+)")
 """What is recognisably a tag: <|tag|>, <tag>, [TAG], or a line with a # heading."""
@@ -158,6 +159,17 @@ class Template(Declaration, frozen=True, kw_only=True):
     def chooses_language(self) -> bool:
         """Whether a text is chosen by the language of a row."""
         return any(text.by == "language" for text in self.choices)
+
+    def foreign_language(self, row: Row) -> str:
+        """The language of a row for which the format has no text, "unknown" if neither stated nor
+        detected; "" if there is a text, or if none is chosen by language."""
+        value = row.get("language", "")
+        code = language_code(value)
+        lacking = any(
+            text.by == "language" and text.key(value) == text.default != code
+            for text in self.choices
+        )
+        return (value or "unknown") if lacking else ""
 
     @property
     def choices(self) -> list[Choice]:

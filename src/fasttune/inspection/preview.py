@@ -18,7 +18,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
 from fasttune.config import RunConfig
-from fasttune.data.load import load_divided
+from fasttune.data.divide import load_divided
 from fasttune.data.rows import Rows
 from fasttune.encoding.encode import EOS_SPAN, IGNORED, encode
 from fasttune.errors import FasttuneError

@@ -14,7 +14,8 @@ from typing import Any
 
 from fasttune.config import RunConfig
 from fasttune.data.check import by_ending, ending
-from fasttune.data.load import Divided, Loaded, load_divided, load_rows, shipped
+from fasttune.data.divide import Divided, load_divided, with_template
+from fasttune.data.load import Loaded
 from fasttune.data.rows import ChosenRows
 from fasttune.data.sources import Finding
 from fasttune.encoding.encode import Encoded, encode_many
@@ -101,6 +102,7 @@ class Survey:
     exchanges: Spread | None
     first_only: int
     proposed: dict[str, str]
+    unread: dict[str, int]
     columns: dict[str, Column]
     tokens: TokenFigures
     eval_fraction: float
@@ -122,20 +124,13 @@ class Survey:
             )
 
 
-def survey_run(
-    config: RunConfig, plugins: Plugins, choose: bool = False, near: bool | None = None
-) -> Survey:
+def survey_run(config: RunConfig, plugins: Plugins, near: bool | None = None) -> Survey:
     """Survey the rows of a run.
 
     Args:
-        choose: choose the template by the rows, in place of the config's.
         near: count near-duplicates; by default if datasketch is installed and the rows are few.
     """
-    if choose:
-        data = config.data
-        source, split = (data.train, data.split) if data.train else (shipped("train"), "train")
-        loaded = load_rows(source, None, data.columns, split, take=data.turns)
-        config = replace(config, template=default_template(loaded.rows))
+    config = with_template(config)
     template = plugins.template(config.template).with_system(config.system)
     divided = load_divided(config.data, template)
     tokenizer = load_tokenizer(config.model.name, template.end)
@@ -145,18 +140,6 @@ def survey_run(
     if near is None:
         near = result.good_rows <= NEAR_ROWS and can_count()
     return replace(result, near=near_duplicates(divided.sources[0])) if near else result
-
-
-def default_template(rows: Iterable[Row]) -> str:
-    """The built-in template that suits the rows: chatml where a row has several turns, reasoning
-    where one has some, else alpaca."""
-    template = "alpaca"
-    for row in rows:
-        if len(row.turns) > 1:
-            return "chatml"
-        if row.get("reasoning", "").strip():
-            template = "reasoning"
-    return template
 
 
 def survey(
@@ -192,6 +175,7 @@ def survey(
         exchanges=Spread.of(exchanges) if max(exchanges) > 1 else None,
         first_only=loaded.cut,
         proposed=dict(loaded.proposed),
+        unread=dict(loaded.unread),
         columns=_columns(rows),
         tokens=_tokens(encode_many(template, rows, tokenizer), max_length),
         eval_fraction=eval_fraction,
