@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fasttune.data.conversations import readable
 from fasttune.data.sources import reader
 from fasttune.data.suggest import mapped
 from fasttune.errors import FasttuneError
@@ -89,10 +90,13 @@ def answer_file(
         require_free(output, "--output", force)
     several = asking.samples > 1 and not asking.vote
     key = "answers" if several else "answer"
-    rows = source.read(file, columns or {}, labelled=score)
+    mapping = columns or (source.own_columns(str(file)) if file else {})
+    rows = source.read(file, mapping, labelled=score)
 
     def records() -> Iterator[dict[str, Any]]:  # `rows` hold their text alone
-        return (mapped(record, columns or {}) for _, record in reader(file, "train"))
+        if file is None:
+            return map(readable, rows)
+        return (mapped(record, mapping) for _, record in reader(file, "train"))
 
     if any(key in record for record in records()):
         raise FasttuneError(

@@ -68,7 +68,7 @@ class Source:
                 f"{self.run.folder if self.run else self.model.name} holds no rows out",
                 "give a file of rows",
             )
-        columns = columns or self._own_columns(str(file))
+        columns = columns or self.own_columns(str(file))
         _, response = self.template.response
         unneeded = {*self.template.targets.values()} - ({response} if labelled else set())
         needed = [column for column in self.template.required if column not in unneeded]
@@ -77,7 +77,7 @@ class Source:
         loaded.require_clean(skip_bad_rows=False)
         return loaded.rows
 
-    def _own_columns(self, file: str) -> dict[str, str]:
+    def own_columns(self, file: str) -> dict[str, str]:
         """The columns that the run was trained with, unless the file lacks all of theirs."""
         data = self.run.config.data if self.run else DataConfig()
         if not (mappings := [m for m in (data.columns, *(s.columns for s in data.sources)) if m]):
