@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fasttune.errors import FasttuneError
-from fasttune.files import SEAL, check_seal
+from fasttune.exports.export import RECORD, standing
+from fasttune.files import LARGEST, SEAL, check_seal
 from fasttune.models.whole import require_whole
 from fasttune.records import Manifest, read_json, read_manifest, read_metrics
 from fasttune.runs import Run
@@ -105,3 +107,37 @@ def test_a_log_that_is_not_there_is_empty(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == ([], False)
     with pytest.raises(FasttuneError, match=r"manifest\.json is damaged"):
         read_manifest(tmp_path / "manifest.json")
+
+
+def sparse(file: Path) -> None:
+    with file.open("wb") as opened:
+        opened.truncate(20 * 2**30)
+
+
+ODD = {
+    "a pipe": (os.mkfifo, "not a regular file"),
+    "a device": (lambda file: file.symlink_to("/dev/zero"), "not a regular file"),
+    "20 GB of nothing": (sparse, f"the limit is {LARGEST / 1e6:,.0f} MB"),
+    "nested too deeply": (lambda file: file.write_bytes(b"[" * 100_000), "is no JSON"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_regular_file_is_an_error_at_once(kind, tmp_path):
+    make, why = ODD[kind]
+    run = Run(tmp_path)
+    for name, read in (
+        ("manifest.json", lambda: run.manifest),
+        ("metrics.jsonl", run.metrics),
+        ("plan.json", lambda: read_json(tmp_path / "plan.json", dict)),
+        (SEAL, lambda: check_seal(tmp_path, "the adapter", "restore it")),
+    ):
+        make(tmp_path / name)
+        if (name, kind) in ((SEAL, "nested too deeply"), ("metrics.jsonl", "nested too deeply")):
+            continue  # not JSON; half a last line is what a kill leaves
+        with pytest.raises(FasttuneError) as caught:
+            read()
+        error = caught.value
+        assert why in error.message + error.where and name in str(error) and error.hint
+    make(tmp_path / RECORD)
+    assert standing(run, "merged", target=tmp_path) is None

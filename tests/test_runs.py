@@ -591,22 +591,69 @@ def test_paths_are_kept_in_full_and_shown_from_where_one_stands(tmp_path, monkey
     assert short_path(os.sep + "elsewhere") == os.sep + "elsewhere"
 
 
-@pytest.mark.parametrize("what", ["no run", "other files", "a link inside", "a link", "here"])
-def test_runs_rm_removes_only_what_fasttune_wrote(tmp_path, monkeypatch, what):
-    run = create_run(load_config(None, [("output", str(tmp_path / "runs"))]), "model", FACTS)
-    folder, inside = run.folder, False
-    if what == "no run":
-        (folder / "manifest.json").write_text('{"format": 2, "mine": true}')
-    elif what == "other files":
-        (folder / "thesis.docx").write_text("mine")
-    elif what == "a link inside":
-        (folder / "exports").symlink_to(tmp_path)
-    elif what == "a link":
-        (tmp_path / "link").symlink_to(folder)
-        folder = tmp_path / "link"
-    else:
-        inside = True
-    monkeypatch.chdir(folder if inside else tmp_path)
-    ended = cli("runs", "rm", "." if inside else folder, "--yes")
-    assert ended.status == 2 and len(ended.err.splitlines()) >= 3
-    assert (run.folder / "config.yaml").is_file() and run.folder.is_dir()
+def write(path: Path, text: str = "mine") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def replace_manifest(path: Path, change) -> None:
+    path.unlink()
+    change(path)
+
+
+REFUSED = {
+    "no run": (lambda f: write(f / "manifest.json", '{"format": 2, "mine": true}'), "is damaged"),
+    "a manifest that is a folder": (
+        lambda f: replace_manifest(f / "manifest.json", Path.mkdir), "is damaged"),
+    "a manifest that is a dangling link": (
+        lambda f: replace_manifest(f / "manifest.json", lambda m: m.symlink_to("x")), "is damaged"),
+    "a file": (lambda f: write(f / "thesis.docx"), "did not write"),
+    "a hidden file": (lambda f: write(f / ".bashrc"), "did not write"),
+    "a folder with a name of ours": (lambda f: write(f / "samples.md" / "a.txt"), "did not write"),
+    "a file in the adapter": (lambda f: write(f / "adapter" / "notes.txt"), "did not write"),
+    "a file in a checkpoint": (
+        lambda f: write(f / "checkpoints/checkpoint-4/notes.txt"), "did not write"),
+    "a folder among checkpoints": (lambda f: write(f / "checkpoints/x/a.txt"), "did not write"),
+    "a folder among exports": (lambda f: write(f / "exports" / "x" / "a.txt"), "did not write"),
+    "a link": (lambda f: (f / "exports").symlink_to(f.parent), "contains a symbolic link"),
+    "a dangling link": (
+        lambda f: (f / "adapter/x").symlink_to("gone"), "contains a symbolic link"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_runs_rm_removes_only_what_fasttune_wrote(run, what, monkeypatch):
+    seal(run.adapter)
+    change, why = REFUSED[what]
+    change(run.folder)
+    before = sorted(run.folder.rglob("*"))
+    ended = cli("runs", "rm", run.folder, "--yes")
+    assert ended.status == 2 and why in ended.err, ended.err
+    assert sorted(run.folder.rglob("*")) == before
+
+
+def test_runs_rm_from_inside_or_through_a_link_is_refused(run, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(run.folder)
+    monkeypatch.chdir(run.folder / "adapter")
+    for name in (tmp_path / "link", "..", run.folder):
+        ended = cli("runs", "rm", name, "--yes")
+        assert ended.status == 2 and "is a link or contains the current folder" in ended.err
+    assert (run.folder / "config.yaml").is_file()
+
+
+def test_runs_rm_removes_a_run_with_all_that_kills_left(run):
+    for name in (".manifest.json.77.tmp.json", "checkpoints/.checkpoint-6.x_1.tmp/a",
+                 "exports/.gguf.abc.tmp/half", "checkpoints/checkpoint-6/optimizer.pt"):  # fmt: skip
+        write(run.folder / name)
+    assert cli("runs", "rm", run.folder, "--yes").status == 0
+    assert not list(run.folder.parent.glob(f"*{run.name}*"))
+
+
+def test_a_run_with_a_link_is_not_resumed(run, tmp_path):
+    checkpoints = run.checkpoints.rename(tmp_path / "elsewhere")
+    run.checkpoints.symlink_to(checkpoints)
+    (checkpoints / ".x.y.old").mkdir()
+    run.update({"status": "interrupted"})
+    ended = cli("run", "--resume", run.folder)
+    assert ended.status == 2 and f"{run.checkpoints} -> {checkpoints}" in ended.err
+    assert (checkpoints / ".x.y.old").is_dir()

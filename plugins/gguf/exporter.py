@@ -23,7 +23,12 @@ class Gguf(Exporter):
             jinja = chat.read_text(encoding="utf-8") if chat.is_file() else None
             job.say(f"writing {self.file(job)}")
             target = job.folder / self.file(job)
-            write_gguf(Path(merged), target, job.options["quant"], jinja, job.name)
+            write_gguf(Path(merged), target, job.options["quant"], jinja, job.template.name)
+
+    def require_reader(self) -> None:
+        from .llamacpp import require_llama_cpp
+
+        require_llama_cpp()
 
     def open(self, job: ExportJob) -> Reader:
         from .llamacpp import LlamaCppReader

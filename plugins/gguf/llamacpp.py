@@ -12,6 +12,20 @@ import numpy as np
 from fasttune import ChatFormat, FasttuneError, Row, Template
 
 
+def require_llama_cpp() -> Any:
+    """Import llama_cpp, or say how to install it."""
+    try:
+        import llama_cpp
+    except ImportError as error:
+        raise FasttuneError(
+            "llama-cpp-python is not installed, so the GGUF file cannot be compared with the run",
+            "llama_cpp",
+            "run `pip install llama-cpp-python` (it compiles for some minutes) and export again "
+            "with --force, or export with --no-verify",
+        ) from error
+    return llama_cpp
+
+
 class LlamaCppReader:
     """A GGUF file in llama.cpp on the CPU, with an fp32 cache, so that only the file can differ.
 
@@ -27,15 +41,7 @@ class LlamaCppReader:
     def __init__(
         self, file: Path, template: Template, chat: ChatFormat | None, context: int = 2048
     ) -> None:
-        try:
-            import llama_cpp
-        except ImportError as error:
-            raise FasttuneError(
-                "llama-cpp-python is not installed, so the GGUF cannot be verified",
-                str(file),
-                "run `pip install 'fasttune[llamacpp]'` (it compiles for some minutes), or export "
-                "with --no-verify",
-            ) from error
+        llama_cpp = require_llama_cpp()
         try:
             self._llama: Any = llama_cpp.Llama(
                 str(file),

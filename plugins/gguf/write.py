@@ -61,9 +61,7 @@ def write_gguf(
 def check_quant(quant: str) -> None:
     """Refuse a type that does not exist, or whose program is not installed."""
     if importlib.util.find_spec("gguf") is None:
-        raise FasttuneError(
-            "the gguf package is not installed", "", "run `pip install 'fasttune[gguf]'`"
-        )
+        raise FasttuneError("the gguf package is not installed", "", "run `pip install gguf`")
     if quant not in QUANTS + K_QUANTS:
         raise FasttuneError(
             f"there is no GGUF type '{quant}'", "", f"choose one of {', '.join(QUANTS + K_QUANTS)}"

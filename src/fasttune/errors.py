@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,14 +28,20 @@ class FasttuneError(Exception):
         return "\n".join(part for part in (self.message, self.where, self.hint) if part)
 
 
+def without_password(text: str) -> str:
+    """Remove user and password from the addresses in a text."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+
+
 def reason(error: BaseException) -> str:
     """The first line of an exception's message, or of its cause's, with the next one after a colon;
-    else the name of its type."""
+    else the name of its type. Passwords in addresses are removed."""
     cause: BaseException | None = error
     while cause is not None:
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         if lines:
-            return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+            text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+            return without_password(text)
         cause = cause.__cause__ or cause.__context__
     return type(error).__name__
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,22 @@ def locked(target: Path) -> Iterator[None]:
 
 
 @contextmanager
+def only_one(lock_file: Path, busy: FasttuneError) -> Iterator[None]:
+    """Hold a lock file, which is deleted at the end; raise `busy` if another process holds it."""
+    lock = filelock.FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise busy from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock_file.unlink()
+        lock.release()
+
+
+@contextmanager
 def _naming(temporary: Path, target: Path) -> Iterator[None]:
     """Replace the temporary path by the target in an OSError."""
     try:
@@ -117,6 +135,21 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     write_text(target, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+LARGEST = 256 * 2**20
+"""Bytes of the largest file that is read whole."""
+
+
+def read_regular(file: Path) -> bytes:
+    """Read a file whole. A pipe, a device or a file that is too large is an OSError."""
+    status = file.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
+    if status.st_size > LARGEST:
+        size = f"{status.st_size / 1e6:,.0f} MB, and the limit is {LARGEST / 1e6:,.0f} MB"
+        raise OSError(errno.EFBIG, size, str(file))
+    return file.read_bytes()
 
 
 def sha256(file: Path) -> str:
@@ -164,7 +197,7 @@ def check_seal(folder: Path, what: str, hint: str, digest: str | None = None) ->
         return FasttuneError(f"{what} is damaged: {how}", str(folder), hint)
 
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(f"{SEAL} cannot be read ({reason(error)})") from error
     if digest is not None and hashlib.sha256(text.encode()).hexdigest() != digest:
@@ -185,6 +218,28 @@ def check_seal(folder: Path, what: str, hint: str, digest: str | None = None) ->
     if not text:
         raise damaged(f"{SEAL} is empty")
     return True
+
+
+def unlisted(folder: Path) -> list[Path]:
+    """The files below a sealed folder that its seal does not list."""
+    lines = read_regular(folder / SEAL).decode(errors="replace").splitlines()
+    listed = {SEAL, *(line[66:] for line in lines)}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    return [path for path in files if path.relative_to(folder).as_posix() not in listed]
+
+
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]+\.(tmp|old)(\.\w+)?")
+"""Name of a temporary file or folder that a killed process has left."""
+
+
+def require_no_links(folder: Path, what: str) -> None:
+    """Refuse a folder with a symbolic link in it: reading, writing or deleting would leave it."""
+    if links := [path for path in sorted(folder.rglob("*")) if path.is_symlink()]:
+        raise FasttuneError(
+            f"{what} contains a symbolic link, which fasttune does not follow",
+            "\n".join(f"{path} -> {path.readlink()}" for path in links[:10]),
+            "replace the link with what it points to, or delete it",
+        )
 
 
 def absolute(name: str) -> str:

@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fasttune.errors import without_password
+
 log = logging.getLogger(__name__)
 
 SECONDS = 4.0
@@ -27,23 +29,23 @@ _reason = ""
 
 
 def endpoint() -> str:
-    """The Hub's address, which HF_ENDPOINT may change."""
+    """The Hub's address to print: HF_ENDPOINT may change it and may hold a password."""
     from huggingface_hub import constants
 
-    return str(constants.ENDPOINT)
+    return without_password(str(constants.ENDPOINT))
 
 
 @cache
 def problem() -> str:
     """Probe the Hub: why it cannot be reached, in a few words, or "". Any status below 500 is an
     answer: a mirror may have nothing at its root."""
-    from huggingface_hub import get_session
+    from huggingface_hub import constants, get_session
 
     outcomes: list[str] = []
 
     def ask() -> None:
         try:
-            status = get_session().head(endpoint(), timeout=SECONDS).status_code
+            status = get_session().head(constants.ENDPOINT, timeout=SECONDS).status_code
         except Exception as error:  # the network's and the client's own
             outcomes.append(type(error).__name__)
         else:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import msgspec
 
 from fasttune.errors import FasttuneError
+from fasttune.files import read_regular
 
 FORMAT = 2
 """Of a manifest."""
@@ -110,7 +111,7 @@ RESTORE = "restore it from a copy, or move the folder away"
 def read_json(file: Path, kind: Any, hint: str = RESTORE) -> Any:
     """Read the value in a JSON file of a type; a `TypedDict` may have more keys."""
     with _reading(file, str(file), hint):
-        value = json.loads(file.read_bytes().decode())  # unlike msgspec's, it takes NaN
+        value = json.loads(read_regular(file).decode())  # unlike msgspec's, it takes NaN
         msgspec.convert(value, kind)
     return value
 
@@ -151,7 +152,7 @@ def read_metrics(file: Path) -> tuple[list[dict[str, Any]], bool]:
         return values
 
     with _reading(file, str(file), hint):
-        *whole, rest = file.read_bytes().split(b"\n")
+        *whole, rest = read_regular(file).split(b"\n")
     numbered = enumerate(whole, 1)
     lines = [logged(line, f"{file}, line {number}") for number, line in numbered if line.strip()]
     try:

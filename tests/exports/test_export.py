@@ -28,6 +28,7 @@ from fasttune.exports.card import base_licence
 from fasttune.exports.job import RunExport
 from fasttune.exports.opening import open_run_model
 from fasttune.exports.verify import Measured, judge, kl_divergence, measure
+from fasttune.files import seal
 from fasttune.formats.parts import given, learn
 from fasttune.formats.template import Template
 from fasttune.models.tokenizer import saved_tokenizer
@@ -254,7 +255,7 @@ def test_adapter_is_the_runs_own(run, plugins, tmp_path):
     weights = "adapter_model.safetensors"
     assert (done.folder / weights).read_bytes() == (run.adapter / weights).read_bytes()
     for name, changed in (
-        ("adapter_config.json", {"base_model_name_or_path": "tiny-phi-2"}),
+        ("adapter_config.json", {"base_model_name_or_path": "local-model"}),
         ("template.json", {"path": "reasoning.py"}),
     ):
         own, theirs = (json.loads((at / name).read_text()) for at in (run.adapter, done.folder))
@@ -295,7 +296,8 @@ def test_a_template_that_is_no_chat_template_is_exported_without(
 def test_the_card_works_in_a_process_without_fasttune(exported, run, plugins):
     """The code of the card, as a reader of it would run it, gives the run's greedy answer."""
     card = (exported.folder / "README.md").read_text(encoding="utf-8")
-    assert 'base_model: "tiny-phi-2"' in card and 'license: "mit"' in card
+    assert "base model: local-model" in card and 'license: "mit"' in card
+    assert "tiny-phi-2" not in card and run.name not in card and "rows.jsonl" not in card
     assert (
         run.manifest["data"]["train_sha256"] in card
         and run.manifest["template"]["identity"] in card
@@ -404,10 +406,13 @@ def test_an_export_that_cannot_be_opened_is_kept_and_marked(
         raise FasttuneError("no program here opens it", str(folder), "install one")
 
     monkeypatch.setattr(RunExport, "open_merged", closed)
-    assert cli("export", run.folder, "-o", tmp_path / "out", "--rows", "1").status == 1
-    assert "NOT verified: no program here opens it" in capsys.readouterr().out
+    assert cli("export", run.folder, "-o", tmp_path / "out", "--rows", "1").status == 0
+    printed = capsys.readouterr()
+    assert "NOT verified: no program here opens it" in printed.out
+    assert "the export is not verified: no program here opens it" in printed.err
     record = json.loads((tmp_path / "out" / "verification.json").read_text())
     assert record["verified"] is False and "install one" in record["reason"]
+    assert record["reason"].splitlines()[1] == str(tmp_path / "out")
     assert "no program here" in (tmp_path / "out" / "UNVERIFIED").read_text()
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
@@ -440,14 +445,72 @@ def test_an_existing_folder_is_safe(run, tmp_path, plugins_dir):
     assert "not verified" in (target / "README.md").read_text(encoding="utf-8")
     with pytest.raises(FasttuneError, match="the folder exists"):
         export(run, "quick", plugins, target, verify=False)
-    (target / "old.txt").touch()
+    (target / "whole.bin").touch()
     export(run, "quick", plugins, target, verify=False, force=True)
-    assert not (target / "old.txt").exists()
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.tex").touch()
-    with pytest.raises(FasttuneError, match="no export"):
-        export(run, "quick", plugins, tmp_path / "home", verify=False, force=True)
-    assert (tmp_path / "home" / "thesis.tex").exists()
+    assert {file.name for file in target.iterdir()} == {
+        "README.md", "SHA256SUMS", "verification.json", "whole.bin",
+    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"plugins", "out"}
+
+
+def forged(folder: Path) -> None:
+    """A folder of the user's own that looks like an export."""
+    folder.mkdir(exist_ok=True)
+    (folder / exporting.RECORD).write_text('{"verified": true}')
+    seal(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda out: (out / "thesis.tex").touch(), "contains files that fasttune did not write"),
+        (lambda out: forged(out / "notes"), "fasttune did not write"),
+        (lambda out: (out / "README.md").write_text("mine"), "README.md is not what was written"),
+        (lambda out: (out / "SHA256SUMS").unlink(), "is not an export"),
+        (lambda out: (out / "link").symlink_to(out.parent), "contains a symbolic link"),
+        (lambda out: (out / "dangling").symlink_to("gone"), "contains a symbolic link"),
+        (lambda out: shutil.rmtree(out) or forged(out), "is not an export"),
+        (lambda out: (out / "SHA256SUMS").write_text(""), "SHA256SUMS is empty"),
+        (lambda out: out.rename(out.parent / "a") and out.symlink_to("a"), "not a folder"),
+        (lambda out: shutil.rmtree(out) or out.symlink_to("gone"), "not a folder"),
+    ],
+)
+def test_only_an_export_as_fasttune_wrote_it_is_replaced(run, tmp_path, plugins_dir, change, why):
+    plugins, target = load_plugins(plugins_dir), tmp_path / "out"
+    export(run, "quick", plugins, target, verify=False)
+    change(target)
+    before = sorted(map(str, tmp_path.rglob("*")))
+    with pytest.raises(FasttuneError) as caught:
+        export(run, "quick", plugins, target, verify=False, force=True)
+    assert why in caught.value.message
+    assert sorted(map(str, tmp_path.rglob("*"))) == before
+
+
+def test_a_run_with_a_link_is_not_exported(make_run, plugins_dir, tmp_path):
+    run, plugins = make_run("linked"), load_plugins(plugins_dir)
+    (tmp_path / "elsewhere").mkdir()
+    (run.folder / "exports").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FasttuneError, match="contains a symbolic link"):
+        export(run, "quick", plugins, verify=False)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_two_exports_of_a_run_at_once(run, tmp_path, plugins_dir, monkeypatch):
+    """The second is refused, and the first is whole."""
+    plugins, target = load_plugins(plugins_dir), tmp_path / "out"
+    quick = type(plugins.exporters["quick"][0])
+    write, refused = quick.write, []
+
+    def write_twice(self, job):
+        with pytest.raises(FasttuneError, match="another process is writing") as caught:
+            export(run, "quick", plugins, target, verify=False, force=True)
+        refused.append(caught.value)
+        write(self, job)
+
+    monkeypatch.setattr(quick, "write", write_twice)
+    done = export(run, "quick", plugins, target, verify=False)
+    assert len(refused) == 1 and (done.folder / "whole.bin").is_file()
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_the_default_folder_is_in_the_run(run, plugins_dir):

@@ -15,14 +15,17 @@ from pathlib import Path
 import pytest
 
 import fasttune
+from fasttune import hub as hub_module
 from fasttune.exports.export import RECORD, standing
+from fasttune.files import SEAL
 from tests.conftest import cli
 
 TOKEN = "hf_TheTokenOfTheTest"
 SECRET = "SecretOfAnother"
+QUOTED = 'a "quoted" sécret'
 FILES = {
     "merged": [
-        "README.md", "chat_template.jinja", "config.json", "generation_config.json",
+        "LICENSE", "README.md", "chat_template.jinja", "config.json", "generation_config.json",
         "model.safetensors", "tokenizer.json", "tokenizer_config.json", "verification.json",
     ],
     "adapter": [
@@ -132,8 +135,14 @@ def hub():
 
 
 @pytest.fixture(scope="module")
-def run(make_run):
-    return make_run("shared", system="Answer in one word.")
+def run(make_run, base):
+    """Its base tells where it came from, and has code of its own."""
+    settings = json.loads((base / "config.json").read_text())
+    local = {"_name_or_path": "/home/somebody/base", "auto_map": {"AutoModel": "code.Model"}}
+    (base / "config.json").write_text(json.dumps(settings | local))
+    (base / "code.py").write_text("raise SystemExit")
+    (base / "LICENSE").write_text("MIT")
+    return make_run("shared-run", system="Answer in one word.")
 
 
 def pushing(hub, *words, token=TOKEN) -> subprocess.CompletedProcess:
@@ -142,7 +151,9 @@ def pushing(hub, *words, token=TOKEN) -> subprocess.CompletedProcess:
     found["HF_HUB_DISABLE_XET"] = "1"  # its chunks cannot be read here
     return subprocess.run(
         [sys.executable, "-m", "fasttune", "export", *map(str, words)],
-        env=os.environ | found | {"WANDB_API_KEY": SECRET},
+        env=os.environ
+        | found
+        | {"WANDB_API_KEY": SECRET, "DB_PASS": QUOTED, "DSN": "db://me:pass%40word@host/db"},
         capture_output=True,
         text=True,
     )
@@ -162,6 +173,7 @@ def test_what_leaves(run, plugins, hub):
         assert f"pushed: {hub.url}/{name}" in ended.stdout and "the export is there" in ended.stderr
         assert hub.repositories[name] is True
         here = {file.name: file.read_bytes() for file in done.folder.iterdir()}
+        del here[SEAL]
         assert {path: hub.files[path] for path in here} == here
         assert sorted(filter(None, hub.listed[name])) == FILES[form]
     everything = b"\n".join([*hub.bodies, *hub.files.values()])
@@ -169,6 +181,7 @@ def test_what_leaves(run, plugins, hub):
     questions = [row["instruction"] for row in (*run.training_rows(), *run.held_out())]
     assert questions[7::8] == ["Sum up 7 and 7.", "Add 7 and 7."]
     paths = [str(run.folder), run.manifest["model"], str(Path.home()), str(Path.cwd())]
+    secrets += ["tiny-phi-2", "rows.jsonl", "/home/somebody", "code.Model", run.name]
     for word in (*secrets, *questions, *(path for path in paths if path.count("/") > 1)):
         assert word.encode() not in everything, word
     assert b"Answer in one word." in everything  # so a text would be found
@@ -183,17 +196,55 @@ def test_what_leaves(run, plugins, hub):
 
     record = done.folder / RECORD
     card = done.folder / "README.md"
+    (done.folder / "notes.txt").write_text("mine")
+    ended = pushing(hub, run.folder, "--to", "adapter", "--push", "me/adapter")
+    assert "not pushed, because the export did not write them: notes.txt" in ended.stderr
+    assert ended.returncode == 0 and "notes.txt" not in hub.files
+    (done.folder / "key").symlink_to("/etc/hostname")
+    ended = pushing(hub, run.folder, "--to", "adapter", "--push", "me/adapter")
+    assert ended.returncode == 2 and "contains a symbolic link" in ended.stderr
+    (done.folder / "key").unlink()
+    settings = done.folder / "adapter_config.json"
+    config = settings.read_text()
+    settings.write_text(json.dumps(json.loads(config) | {"from": "/home/somebody/model"}))
+    ended = pushing(hub, run.folder, "--to", "adapter", "--push", "me/adapter")
+    assert ended.returncode == 2 and "contains a path of another machine" in ended.stderr
+    settings.write_text(config)
     card.write_text(card.read_text() + str(run.folder))
     ended = pushing(hub, run.folder, "--to", "adapter", "--push", "me/adapter")
-    assert ended.returncode == 2 and f"holds the path {run.folder}" in ended.stderr
-    card.write_text(SECRET)
-    ended = pushing(hub, run.folder, "--to", "adapter", "--push", "me/adapter")
-    assert "holds what the variable WANDB_API_KEY holds" in ended.stderr
-    assert SECRET not in ended.stderr
+    assert ended.returncode == 2 and f"contains the path {run.folder}" in ended.stderr
+    for text, name in (
+        (SECRET, "WANDB_API_KEY"), (json.dumps(f"x{QUOTED}"), "DB_PASS"), ("pass%40word", "DSN"),
+    ):  # fmt: skip
+        card.write_text(text)
+        ended = pushing(hub, run.folder, "--to", "adapter", "--push", "me/adapter")
+        assert f"contains the value of the variable {name}, so it is not pushed" in ended.stderr
+        assert text not in ended.stderr
     record.write_text(json.dumps(json.loads(record.read_text()) | {"failures": ["row 1: ids"]}))
     ended = pushing(hub, run.folder, "--to", "adapter", "--push", "me/adapter")
     assert ended.returncode == 1 and "differs: row 1: ids" in ended.stdout
     assert b"row 1: ids" not in hub.files[RECORD]
+
+
+def test_no_file_outside_of_the_base_goes_along(run, base, plugins, tmp_path):
+    (tmp_path / "key").write_text("private")
+    (base / "NOTICE").symlink_to(tmp_path / "key")
+    with pytest.raises(fasttune.FasttuneError, match="is a symbolic link out of its folder"):
+        fasttune.export(run, output=tmp_path / "out", plugins=plugins, verify=False)
+    (base / "NOTICE").unlink()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_password_of_the_hubs_address_is_not_printed(run, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://me:hunter%402@127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("fasttune.hub._reason", "")
+    monkeypatch.setattr("fasttune.hub.problem", lambda: "ConnectError")
+    monkeypatch.setattr("fasttune.hub.go_offline", lambda: None)
+    monkeypatch.setattr("fasttune.hub.why_offline", lambda: hub_module._reason)
+    ended = cli("export", run.folder, "--push", "me/mine")
+    assert ended.status == 2 and "http://127.0.0.1:9: ConnectError" in ended.err
+    assert "hunter" not in ended.err + ended.out
 
 
 @pytest.mark.slow

@@ -290,9 +290,10 @@ def rm(
     yes: Annotated[bool, flag("Do not ask.", "--yes", "-y")] = False,
 ) -> None:
     """Delete runs, with their adapters, checkpoints and exports."""
-    from fasttune.runs.index import remove_runs
+    from fasttune.runs.index import remove_runs, require_removable
 
     removed = _named(runs, output)
+    require_removable(removed)
     for run in removed:
         files = [path for path in run.folder.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)

@@ -34,7 +34,7 @@ from fasttune.plugins.metric import Answer, as_dict
 from fasttune.processes import require_one
 from fasttune.records import read_json
 from fasttune.runs import Run, list_runs
-from fasttune.runs.resume import step_of
+from fasttune.runs.folder import step_of
 from fasttune.terminal import muted
 from fasttune.training.train import train
 

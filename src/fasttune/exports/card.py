@@ -10,10 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fasttune.config import dump_config
 from fasttune.formats.examples import examples
 from fasttune.pages import environment
-from fasttune.runs.resume import step_of
+from fasttune.runs.folder import step_of
 
 if TYPE_CHECKING:
     from fasttune.exports.job import RunExport
@@ -61,7 +60,7 @@ def base_licence(base: str) -> str:
     """The licence of a base: from its README's front matter, else by its name, else SEE_BASE."""
     readme = Path(base) / "README.md"
     if readme.is_file():
-        front = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8"), re.DOTALL)
+        front = re.match(r"---\n(.*?)\n---", readme.read_text("utf-8", "replace"), re.DOTALL)
         if front and (licence := re.search(r"^license: *(\S+)", front[1], re.MULTILINE)):
             return licence[1].strip("\"'")
     known = (licence for part, licence in LICENCES.items() if part in Path(base).name.lower())
@@ -88,6 +87,11 @@ def _figures(
 
 def _settings(job: RunExport) -> str:
     """The settings as YAML, without those that name a place on this machine."""
-    lines = dump_config(job.run.config).splitlines()
-    kept = [line for line in lines if not line.startswith(("output:", "  train: ", "  eval: "))]
-    return "\n".join(kept).replace(job.run.manifest["model"], job.base_name)
+    import yaml
+
+    values = job.run.config.as_dict()
+    del values["output"]
+    values["model"]["name"] = job.base_name
+    for name in ("train", "eval", "sources"):
+        del values["data"][name]
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)).strip()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import gc
-import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +20,17 @@ from fasttune.data.split import spread
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exports.card import model_card
 from fasttune.exports.verify import Exported, Verification, judge, measure, read_exported
-from fasttune.files import atomic_folder, write_json, write_text
+from fasttune.files import (
+    SEAL,
+    atomic_folder,
+    check_seal,
+    only_one,
+    require_no_links,
+    seal,
+    unlisted,
+    write_json,
+    write_text,
+)
 from fasttune.formats.examples import examples
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
@@ -28,6 +38,7 @@ from fasttune.models.tokenizer import require_model
 from fasttune.models.unsloth import import_unsloth_on_gpu
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.exporter import Exporter
+from fasttune.records import read_json
 from fasttune.runs import Run, find_trained
 from fasttune.runs.resume import usable
 from fasttune.terminal import library_prints
@@ -97,37 +108,61 @@ def export(
         exporter = _exporter(to, plugins)
         chosen = _options(exporter, options)
         _check_target(target, force)
+        require_no_links(run.folder, f"run '{run.name}'")
         job = RunExport(run, run.template(plugins), target, chosen)
         run.check_adapter()
         require_model(str(run.adapter))
         require_model(str(run.model_config.name))
         _check_space(target, exporter.needed_bytes(job))
         held_out = verification_rows(run, job.template, rows) if verify else None
-        with plugins.blaming():
-            done = _write(exporter, job, held_out)
-    if push is None or done.failures:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        busy = FasttuneError(
+            "another process is writing this export", str(target), "wait for it, or end it"
+        )
+        with plugins.blaming(), only_one(target.with_name(f".{target.name}.lock"), busy):
+            _check_target(target, force)  # another process may have written it by now
+            done = _write(exporter, job, held_out, push is not None)
+    if push is None or (done.verification is not None and not done.verification.verified):
         return done
     return dataclasses.replace(done, pushed=pushing.push(done, run, push, public))
 
 
-def _write(exporter: Exporter, job: RunExport, rows: Sequence[Row] | None) -> Exported:
-    """Write an export, verify it with these rows, if any, and give it its name, `job.folder`."""
-    target = job.folder
+def _write(
+    exporter: Exporter, job: RunExport, rows: Sequence[Row] | None, to_push: bool
+) -> Exported:
+    """Write an export, verify it with these rows, if any, and give it its name, `job.folder`.
+
+    Args:
+        to_push: raise an error before the work if it cannot be verified.
+    """
+    target, obstacle = job.folder, None
     if rows is not None:
         import_unsloth_on_gpu()  # for generating; before exporters import transformers
+        try:
+            exporter.require_reader()
+        except FasttuneError as error:
+            if to_push:
+                raise
+            obstacle = error
+            log.warning("warning: %s; %s", error.message, error.hint)
     try:
         with atomic_folder(target) as folder, library_prints():
             job = dataclasses.replace(job, folder=folder)
             exporter.write(job)
             try:
+                if obstacle is not None:
+                    raise obstacle
                 done = Exported(target, None if rows is None else _verify(exporter, job, rows))
             except FasttuneError as error:  # what was written is whole, only not proved
-                done = Exported(target, None, error)
+                where = error.where.replace(str(folder), str(target))
+                log.warning("the export is not verified: %s", error.message)
+                done = Exported(target, None, FasttuneError(error.message, where, error.hint))
             write_json(folder / RECORD, done.as_dict() | _made_of(job.run, job.options))
             if done.failures:
                 text = "\n".join(["This export is not verified:", *done.failures])
                 write_text(folder / MARKER, text + "\n")
             write_text(folder / "README.md", model_card(job, exporter, done))
+            seal(folder)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -140,8 +175,8 @@ def standing(
 ) -> Exported | None:
     """The existing export, if it was made from this adapter with these options."""
     folder = target or default_folder(run, name)
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    with suppress(FasttuneError, ValueError, LookupError, TypeError):
+        record = read_json(folder / RECORD, dict[str, Any])
         chosen = {**record["options"], **(options or {})}
         if record | _made_of(run, chosen) == record:
             log.info("the export is there: %s", folder)
@@ -204,14 +239,40 @@ def _options(exporter: Exporter, given: Mapping[str, str]) -> dict[str, str]:
 def _check_target(target: Path, force: bool) -> None:
     for left in sorted(target.parent.glob(f".{target.name}.*.tmp")):
         log.warning("note: delete %s, unless another export is running: one was killed", left)
-    if not target.exists():
+    if not os.path.lexists(target):
         return
-    if not target.is_dir() or (any(target.iterdir()) and not (target / RECORD).is_file()):
-        hint = "choose another folder with -o"
-        raise FasttuneError("the target exists and is no export", str(target), hint)
-    if not force:
-        hint = "choose another with -o, or replace it with --force"
-        raise FasttuneError("the folder exists", str(target), hint)
+    other = "choose another folder with -o"
+    if target.is_symlink() or not target.is_dir():
+        raise FasttuneError("the target is not a folder", str(target), other)
+    if any(target.iterdir()):
+        if not _is_export(target):
+            raise FasttuneError("the folder exists and is not an export", str(target), other)
+        if not force:
+            hint = f"{other}, or replace it with --force"
+            raise FasttuneError("the folder exists", str(target), hint)
+        _require_own(target, other)
+
+
+def _is_export(target: Path) -> bool:
+    """Whether a folder has a seal and a record as exports have them."""
+    if not ((target / RECORD).is_file() and os.path.lexists(target / SEAL)):
+        return False
+    with suppress(FasttuneError):
+        return read_json(target / RECORD, dict[str, Any]).keys() >= {"verified", "adapter_sha256"}
+    return False
+
+
+def _require_own(target: Path, other: str) -> None:
+    """Refuse to replace anything but an export, just as fasttune wrote it."""
+    hint = f"{other}, or move your files elsewhere and delete this folder"
+    require_no_links(target, "the export")
+    check_seal(target, "the export", hint)
+    if foreign := unlisted(target):
+        raise FasttuneError(
+            "the folder contains files that fasttune did not write, so it is not replaced",
+            "\n".join(map(str, foreign[:10])),
+            hint,
+        )
 
 
 def _check_space(target: Path, needed: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -13,15 +12,22 @@ from typing import Any
 from fasttune import hub
 from fasttune.errors import FasttuneError
 from fasttune.exports.chat_template import chat_template_for
-from fasttune.exports.merge import base_folder, shards, stored_tensors, write_merged
+from fasttune.exports.merge import (
+    base_folder,
+    shards,
+    stored_tensors,
+    without_paths,
+    write_merged,
+)
 from fasttune.exports.opening import ModelReader, open_merged_model, open_run_model
-from fasttune.files import SEAL, cache_dir, write_json
+from fasttune.files import SEAL, cache_dir, unlisted, write_json
 from fasttune.formats.chat import ChatFormat
 from fasttune.formats.examples import examples
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.models.demo import DEMO_MODEL, DEMO_ON_HUB
 from fasttune.models.tokenizer import saved_tokenizer
+from fasttune.models.whole import read_object
 from fasttune.plugins.exporter import EXACT, QUANTISED, ROUNDED, Bounds
 from fasttune.runs import Run
 
@@ -29,6 +35,8 @@ log = logging.getLogger(__name__)
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """Where transformers keeps a tokenizer's chat template."""
+LOCAL = "local-model"
+"""Stands for a base that is in a folder and has no known name on the Hub."""
 
 
 @dataclass
@@ -47,13 +55,13 @@ class RunExport:
 
     @property
     def base_name(self) -> str:
-        """The base's name on the Hub, else that of its folder."""
+        """The base's name on the Hub, else LOCAL."""
         base = str(self.run.manifest["model"])
         if chosen := self.options.get("base"):
             return chosen
         if Path(base).name == DEMO_MODEL and Path(base).parent == cache_dir():
             return DEMO_ON_HUB
-        return hub.name_of(base) or Path(base).name
+        return hub.name_of(base) or LOCAL
 
     def say(self, line: str) -> None:
         log.info(line)
@@ -89,18 +97,23 @@ class RunExport:
         return open_merged_model(folder, self.template, chat)
 
     def write_adapter(self, folder: Path) -> None:
-        for file in sorted(self.run.adapter.iterdir()):
-            own = file.name in (SEAL, "README.md")  # an export has its own
+        adapter = self.run.adapter
+        left_out = {adapter / SEAL, adapter / "README.md"}  # an export has its own
+        if (adapter / SEAL).exists():
+            left_out |= {*unlisted(adapter)}
+        for file in sorted({*adapter.iterdir()} - left_out):
             training = file.name == "trainer_state.json" or file.suffix in (".pt", ".pth", ".bin")
-            if file.is_file() and not own and not training:
+            if file.is_file() and not training:
                 shutil.copy2(file, folder)
-        _set(folder / "adapter_config.json", {"base_model_name_or_path": self.base_name})
+        settings = folder / "adapter_config.json"
+        kept = without_paths(read_object(settings))
+        write_json(settings, {**kept, "base_model_name_or_path": self.base_name})
         format = self.run.manifest["template"]
         write_json(folder / "template.json", {**format, "path": PurePath(format["path"]).name})
         if "/" not in self.base_name:
             self.say(
-                f"note: the base is a folder of no known Hub name; {self.base_name} stands for it "
-                "in adapter_config.json, unless --option base=owner/name says another"
+                f"note: the base is a folder without a known name on the Hub: adapter_config.json "
+                f"names it {LOCAL}; --option base=owner/name gives its name"
             )
 
     def open_adapter(self, folder: Path) -> ModelReader:
@@ -124,8 +137,3 @@ class RunExport:
         asked = {"instruction": "What is the highest mountain in Japan?", "input": ""}
         row = examples(self.template)[0].with_turn(asked)
         return row.without([*self.template.targets.values()])
-
-
-def _set(file: Path, values: Mapping[str, str]) -> None:
-    """Change some values of a JSON file."""
-    write_json(file, json.loads(file.read_text(encoding="utf-8")) | values)

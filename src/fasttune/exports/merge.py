@@ -31,9 +31,8 @@ log = logging.getLogger(__name__)
 NF4_BLOCK = 64
 """Weights per scale: bitsandbytes' default, which transformers and Unsloth keep."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-BESIDES = ("LICENSE*", "NOTICE*", "*.py")
-"""Files of a base that go along with its weights: the licence asks for it, and custom code is
-needed to load them."""
+BESIDES = ("LICENSE*", "NOTICE*")
+"""Files of a base that its licence wants beside its weights."""
 
 
 @dataclass(frozen=True)
@@ -245,15 +244,42 @@ def _write_rest(
     """Write index, configurations and tokenizer, which all name the EOS of the run's tokenizer."""
     for pattern in (INDEX, *BESIDES):
         for file in filter(Path.is_file, source.glob(pattern)):
+            _require_inside(source, file)
             shutil.copyfile(file, folder / file.name)
     tokenizer = saved_tokenizer(adapter)
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     ends = {"eos_token_id": eos_id(tokenizer)}
-    write_json(folder / "config.json", {**config, **ends})
+    kept = {key: value for key, value in config.items() if key != "auto_map"}  # code stays behind
+    write_json(folder / "config.json", {**without_paths(kept), **ends})
     # As the run answers: greedily and without penalties, whatever the base's own file says.
     tokens = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     write_json(folder / "generation_config.json", {"do_sample": False, **tokens, **ends})
+
+
+def _require_inside(source: Path, file: Path) -> None:
+    """Refuse a file of a base that is a link out of its folder, or out of its part of the Hub's
+    cache."""
+    cached = (parent for parent in source.absolute().parents if parent.name.startswith("models--"))
+    if not file.resolve().is_relative_to(next(cached, source).resolve()):
+        raise FasttuneError(
+            "a file of the base is a symbolic link out of its folder",
+            f"{file} -> {file.resolve()}",
+            "replace the link with the file, or delete it",
+        )
+
+
+def without_paths(value: Any) -> Any:
+    """A JSON value without the texts that are paths on a machine."""
+    if isinstance(value, dict):
+        return {key: without_paths(each) for key, each in value.items() if not _is_path(each)}
+    if isinstance(value, list):
+        return [without_paths(each) for each in value if not _is_path(each)]
+    return value
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.match(r"\.{0,2}[/\\]|~|[A-Za-z]:[/\\]|file:", value))
 
 
 def base_folder(name: str) -> Path:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttune import hub
 from fasttune.errors import FasttuneError, reason
+from fasttune.exports.merge import without_paths
 from fasttune.exports.verify import Exported
+from fasttune.files import SEAL, require_no_links, unlisted
+from fasttune.models.whole import read_object
 
 if TYPE_CHECKING:
     from fasttune.runs import Run
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt")
-HEAD = 2**20
-"""Bytes of a file of weights that are searched; the rest are numbers."""
-SECRETS = ("TOKEN", "SECRET", "PASSWORD", "API_KEY")
+SECRETS = ("TOKEN", "SECRET", "PASS", "KEY", "CREDENTIAL", "AUTH")
 """Parts of the names of environment variables with secrets."""
 
 
@@ -52,7 +55,8 @@ def push(done: Exported, run: Run, repository: str, public: bool = False) -> str
             str(done.folder),
             "; ".join(done.failures) or "export it without --no-verify, with --force",
         )
-    _require_clean(done.folder, run)
+    files = _files(done.folder)
+    _require_clean(done.folder, files, run)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
@@ -71,7 +75,10 @@ def push(done: Exported, run: Run, repository: str, public: bool = False) -> str
                 )
         log.info("pushing %s to %s/%s", done.folder, hub.endpoint(), repository)
         api.upload_folder(
-            repo_id=repository, folder_path=done.folder, commit_message="Export by fasttune"
+            repo_id=repository,
+            folder_path=done.folder,
+            allow_patterns=files,
+            commit_message="Export by fasttune",
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise FasttuneError(
@@ -82,27 +89,61 @@ def push(done: Exported, run: Run, repository: str, public: bool = False) -> str
     return f"{hub.endpoint()}/{repository}"
 
 
-def _require_clean(folder: Path, run: Run) -> None:
+def _files(folder: Path) -> list[str]:
+    """The files that the export's seal lists. Only these are pushed."""
+    require_no_links(folder, "the export")
+    if not (folder / SEAL).is_file():
+        hint = "export it again, with --force"
+        raise FasttuneError(f"the export has no {SEAL}", str(folder), hint)
+    left_out = {folder / SEAL, *unlisted(folder)}
+    if names := ", ".join(sorted(path.name for path in left_out if path.name != SEAL)):
+        log.warning("warning: not pushed, because the export did not write them: %s", names)
+    kept = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in left_out)
+    return [path.relative_to(folder).as_posix() for path in kept]
+
+
+def _require_clean(folder: Path, files: Iterable[str], run: Run) -> None:
+    """Refuse an export that contains a path of this machine or a secret of the environment."""
     words = {word: f"the path {word}" for word in _paths(run)}
+    words |= {value: f"the value of the variable {name}" for name, value in _secrets()}
+    for file in (folder / name for name in files):
+        if not file.stat().st_size:
+            continue
+        with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
+            what = [what for word, what in words.items() if _contains(content, word)]
+        if file.name.endswith("config.json") and file.suffix == ".json":
+            values = read_object(file)
+            what += ["a path of another machine"] if without_paths(values) != values else []
+        if what:
+            raise FasttuneError(
+                f"the export contains {what[0]}, so it is not pushed",
+                str(file),
+                "remove it: from this file, or from the system text, and export again",
+            )
+
+
+def _contains(content: mmap, word: str) -> bool:
+    """Whether a file holds a word, as it is or escaped as in JSON."""
+    forms = {word, *(json.dumps(word, ensure_ascii=escaped)[1:-1] for escaped in (True, False))}
+    return any(content.find(form.encode(errors="surrogateescape")) >= 0 for form in forms)
+
+
+def _secrets() -> Iterator[tuple[str, str]]:
+    """(variable, value) of the environment variables with secrets: by their names, or as the
+    password of an address."""
     for name, value in os.environ.items():
         if len(value) >= 8 and any(part in name.upper() for part in SECRETS):
-            words[value] = f"what the variable {name} holds"
-    for file in sorted(each for each in folder.rglob("*") if each.is_file()):
-        with file.open("rb") as opened:
-            content = opened.read(HEAD if file.suffix in WEIGHTS else -1)
-        for word, what in words.items():
-            if word.encode() in content:
-                raise FasttuneError(
-                    f"the export holds {what}, so it is not pushed",
-                    str(file),
-                    "take it out, or tell the exporter's author",
-                )
+            yield name, value
+        for password in re.findall(r"://[^/\s:]*:([^/\s]{4,})@", value):
+            yield name, password
 
 
 def _paths(run: Run) -> Iterable[str]:
     """Paths that the export could contain; a short one such as /root would match other text."""
     home = Path.home()
     places = [run.folder.absolute(), run.folder.resolve(), *([home] if home.parts[2:] else [])]
-    names = [run.manifest["model"], run.manifest["data"]["source"], run.config.data.train]
+    data = run.config.data
+    names = [run.manifest["model"], run.manifest["data"]["source"], data.train, data.eval]
+    names += [source.name for source in data.sources]
     places += [Path(name) for name in names if name and Path(name).is_absolute()]
     return (str(place) for place in places if place.parts[1:])

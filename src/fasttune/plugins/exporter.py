@@ -136,6 +136,10 @@ class Exporter:
             "give --no-verify",
         )
 
+    def require_reader(self) -> None:
+        """Raise a FasttuneError if `open` cannot work here, for example without a library. It is
+        called before the export is written."""
+
     def bounds(self, job: ExportJob) -> Bounds:
         """How far the export may be from the run; override it if the form rounds weights."""
         return job.bounds()

@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
-
-import filelock
 
 from fasttune.config import (
     PRECISIONS,
@@ -36,7 +35,7 @@ from fasttune.config import (
 from fasttune.data.rows import Rows, StoredRows
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError
-from fasttune.files import SEAL, check_seal, sha256, write_json, write_text
+from fasttune.files import SEAL, check_seal, only_one, sha256, write_json, write_text
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template, format_differences, from_declaration
 from fasttune.pages import picture
@@ -54,6 +53,8 @@ ENTRIES = frozenset(
     )
 )
 """All that fasttune writes into a run folder."""
+FOLDERS = frozenset(("adapter", "checkpoints", "exports", "tensorboard"))
+"""Those of them that are folders."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -170,21 +171,14 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from training this run; refuse if one does."""
-        lock = filelock.FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise FasttuneError(
-                f"run '{self.name}' is being trained by another process",
-                str(self.folder),
-                f"wait for it, or end it; if there is none, delete {lock.lock_file}",
-            ) from error
-        try:
+        file = self.folder / ".lock"
+        busy = FasttuneError(
+            f"run '{self.name}' is being trained by another process",
+            str(self.folder),
+            f"wait for it, or end it; if there is none, delete {file}",
+        )
+        with only_one(file, busy):
             yield
-        finally:
-            with suppress(OSError):
-                Path(lock.lock_file).unlink()
-            lock.release()
 
     def kept_template(
         self, plugins: Plugins, force: bool = False
@@ -277,6 +271,12 @@ class Run:
     def model_config(self) -> ModelConfig:
         """The model settings with "auto" replaced by what the run really used."""
         return replace(self.config.model, **self.used)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number in a checkpoint's name; -1 if it has none."""
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if re.fullmatch("[0-9]{1,18}", number) else -1
 
 
 def now() -> str:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,21 @@ from typing import Any
 from fasttune.config import RunConfig, dump_config, flatten
 from fasttune.data.rows import Rows
 from fasttune.errors import FasttuneError, did_you_mean, reason
-from fasttune.files import locked, open_to_all, state_dir, sync, write_json, write_text
+from fasttune.files import (
+    LEFTOVER,
+    SEAL,
+    locked,
+    open_to_all,
+    require_no_links,
+    state_dir,
+    sync,
+    unlisted,
+    write_json,
+    write_text,
+)
 from fasttune.records import FORMAT, read_json
-from fasttune.runs.folder import ENTRIES, HELD_OUT, TRAINING, Run, now
-from fasttune.runs.resume import checkpoints_of, step_of, usable
+from fasttune.runs.folder import ENTRIES, FOLDERS, HELD_OUT, TRAINING, Run, now, step_of
+from fasttune.runs.resume import checkpoints_of, usable
 
 log = logging.getLogger(__name__)
 
@@ -219,41 +230,60 @@ def remove_runs(runs: Sequence[Run]) -> None:
     """Remove run folders. Each is renamed first, so that none is ever there in half.
 
     Raises:
-        FasttuneError: one is not a run, holds something that fasttune did not write, is being
-            trained, or cannot be removed. Runs before it are gone only in the last case.
+        FasttuneError: see `require_removable`; or one cannot be removed, and those before it are
+            gone.
     """
+    require_removable(runs)
+    for run in runs:
+        try:
+            aside = Path(tempfile.mkdtemp(".old", f".{run.name}.", run.folder.parent))
+            run.folder.rename(aside / run.name)
+            shutil.rmtree(aside)
+        except OSError as error:
+            hint = "check who may write there, then run this command again"
+            raise FasttuneError(
+                f"cannot remove run '{run.name}'", f"{run.folder}: {reason(error)}", hint
+            ) from error
+
+
+def require_removable(runs: Sequence[Run]) -> None:
+    """Refuse to remove a folder that is not a run, that holds what fasttune did not write, or that
+    is being trained."""
     for run in runs:
         _require_own(run)
         with run.locked():
             pass
-    for run in runs:
-        aside = run.folder.with_name(f".{run.name}.old")
-        try:
-            run.folder.rename(aside)
-            shutil.rmtree(aside)
-        except OSError as error:
-            left = aside if aside.exists() else run.folder
-            hint = "check who may write there, then remove the folder by hand"
-            raise FasttuneError(
-                f"cannot remove run '{run.name}'", f"{left}: {reason(error)}", hint
-            ) from error
 
 
 def _require_own(run: Run) -> None:
-    """Refuse to remove a folder that is not a run, or that holds files of somebody else."""
     folder = run.folder
     run.manifest  # noqa: B018  damaged, or of something else: an error
     if folder.is_symlink() or folder.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise FasttuneError(
-            f"'{run.name}' is a link or the current folder",
-            str(folder),
-            "give the run's own folder, from outside of it",
+            f"'{folder}' is a link or contains the current folder",
+            str(folder.absolute()),
+            "change to another folder, and give the run's own folder",
         )
-    foreign = [path for path in sorted(folder.iterdir()) if path.name not in ENTRIES]
-    links = [path for path in folder.rglob("*") if path.is_symlink()]
-    if foreign or links:
+    require_no_links(folder, f"run '{run.name}'")
+    if foreign := [*_foreign(folder)]:
         raise FasttuneError(
-            f"run '{run.name}' holds what fasttune did not write, so it is not removed",
-            "\n".join(map(str, [*foreign, *links][:10])),
+            f"run '{run.name}' contains files that fasttune did not write, so it is not removed",
+            "\n".join(map(str, foreign[:10])),
             "move these files elsewhere, then remove the run",
         )
+
+
+def _foreign(folder: Path) -> Iterator[Path]:
+    """What fasttune did not write in a run folder, by the names that it gives and by its seals."""
+    for path in sorted(folder.iterdir()):
+        wrong_kind = path.is_dir() != (path.name in FOLDERS)
+        if (path.name not in ENTRIES or wrong_kind) and not LEFTOVER.fullmatch(path.name):
+            yield path
+    for name in ("adapter", "checkpoints", "exports"):
+        for path in sorted((folder / name).glob("*")) if name != "adapter" else [folder / name]:
+            sealed = (path / SEAL).is_file()
+            own = name == "adapter" or (name == "checkpoints" and step_of(path) >= 0)
+            if sealed:
+                yield from unlisted(path)
+            elif not (own or LEFTOVER.fullmatch(path.name)):
+                yield path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,9 +19,9 @@ from fasttune.config import (
     with_training,
 )
 from fasttune.errors import FasttuneError
-from fasttune.files import SEAL, check_seal, write_text
+from fasttune.files import LEFTOVER, SEAL, check_seal, require_no_links, write_text
 from fasttune.records import TrainerState, read_json, read_metrics
-from fasttune.runs.folder import Run
+from fasttune.runs.folder import Run, step_of
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +57,7 @@ def require_resumable(
             f"--resume {run.name}, {', '.join(others)}",
             "leave these out, or start a new run",
         )
+    require_no_links(run.folder, f"run '{run.name}'")
     newest, _ = _newest_whole(run)
     if run.manifest["status"] == "done" and run.adapter.is_dir():
         if not given:
@@ -164,12 +164,6 @@ def check_checkpoint(folder: Path, hint: str) -> None:
         raise FasttuneError(f"{folder.name} is damaged: {damage}", str(folder), hint)
 
 
-def step_of(checkpoint: Path) -> int:
-    """The number in a checkpoint's name; -1 if it has none."""
-    number = checkpoint.name.rpartition("-")[2]
-    return int(number) if re.fullmatch("[0-9]{1,18}", number) else -1
-
-
 def rewind(run: Run, step: int) -> None:
     """Drop later steps, which the run will take again, and the temporary files of a killed
     process."""
@@ -186,5 +180,5 @@ def rewind(run: Run, step: int) -> None:
             shutil.rmtree(checkpoint)
     for folder in (run.folder, run.checkpoints):
         for path in folder.glob(".*"):
-            if re.search(r"\.(tmp|old)\b", path.name):
+            if LEFTOVER.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -39,8 +39,8 @@ from fasttune.planning.schedule import check_schedule, settle
 from fasttune.plugins.metric import Answer, score
 from fasttune.records import TemplateFacts
 from fasttune.runs import Run, create_run
-from fasttune.runs.folder import now
-from fasttune.runs.resume import last_checkpoint, rewind, step_of
+from fasttune.runs.folder import now, step_of
+from fasttune.runs.resume import last_checkpoint, rewind
 from fasttune.terminal import library_prints
 from fasttune.training.callbacks import Interrupt, Progress, RunLog
 from fasttune.training.checkpoints import SaveByTime
