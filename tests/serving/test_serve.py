@@ -87,7 +87,7 @@ def test_a_client_gets_the_answer_of_the_run(run, served, plugins):  # noqa: F81
     import openai
 
     process, printed, client = served
-    assert printed[0].startswith(f"{run.name} on transformers: 24 prompts have as many tokens as")
+    assert printed[0].startswith(f"{run.name} on transformers: 24 test prompts have the same")
     assert f'\'{{"model": "{run.name}"' in printed[2] and printed[2].startswith("curl http://")
     asked = {
         "model": run.name, "max_tokens": 12, "temperature": 0,
@@ -111,7 +111,10 @@ def test_a_client_gets_the_answer_of_the_run(run, served, plugins):  # noqa: F81
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(**asked | {"messages": system})
     assert refused.value.status_code == 400
-    assert "this chat template needs a user message" in str(refused.value)
+    assert "messages must be" in str(refused.value)
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt' here"):
+        client.chat.completions.create(**asked | {"model": "gpt"})
+    assert [model.id for model in client.models.list()] == [run.name]
 
     [child] = children(process.pid)
     assert of_group(child)
@@ -124,24 +127,31 @@ def test_a_client_gets_the_answer_of_the_run(run, served, plugins):  # noqa: F81
 
 @pytest.fixture
 def serves(monkeypatch, tmp_path):
-    """Makes the engine "mine" of a script, which has its port in `port`."""
+    """Makes the engine "mine" of a script, which has its socket in `listening`."""
 
     def serve(script: str) -> None:
-        code = f"import sys, os, time, signal, subprocess; port = int(sys.argv[1])\n{script}"
+        code = f"{BEGIN}\n{script}"
         (tmp_path / "mine_server.py").write_text(code)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-        monkeypatch.setitem(ENGINES, "mine", Engine("mine", "merged", (), "", "mine_server {port}"))
+        monkeypatch.setitem(
+            ENGINES, "mine", Engine("mine", "merged", (), "", "mine_server {socket}")
+        )
 
     return serve
 
 
+BEGIN = """
+import sys, os, time, signal, socket, subprocess
+listening = socket.socket(fileno=int(sys.argv[1]))
+"""
 ANSWERS = """
 from http.server import BaseHTTPRequestHandler, HTTPServer
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers(); self.wfile.write(b"{}")
     def log_message(self, *args): pass
-server = HTTPServer(("127.0.0.1", port), Handler)
+server = HTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+server.socket = listening
 """
 STUBBORN = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -203,7 +213,7 @@ def test_what_cannot_be_served(run, plugins, monkeypatch, tmp_path):  # noqa: F8
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         ended = cli("serve", run.folder, "--port", taken.getsockname()[1])
-    assert ended.status == 2 and "nothing can listen there" in ended.err
+    assert ended.status == 2 and "cannot listen there" in ended.err
     ended = cli("serve", run.folder, "--engine", "transformer")
     assert ended.status == 2 and "did you mean 'transformers'" in ended.err
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import ipaddress
 import json
 import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -20,14 +23,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from fasttune.encoding.encode import encode_prompt
 from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.exports.chat_template import chat_template_for
 from fasttune.exports.export import default_folder, export, standing
 from fasttune.formats.examples import EXAMPLES, examples
+from fasttune.models.whole import read_object
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.runs import Run, find_trained
+from fasttune.serving.gate import Facts
 
 if TYPE_CHECKING:
+    from fasttune.exports.job import RunExport
     from fasttune.plugins.registry import Plugins
 
 log = logging.getLogger(__name__)
@@ -49,8 +58,8 @@ class Engine:
     Attributes:
         form: the export that it takes.
         modules: what must be installed, and `install` how.
-        command: the module with its options; see `serve` for the names in braces.
-        ready: the path that answers once the model is loaded.
+        command: a module that serves with uvicorn, and its options; see `serve` for the names in
+            braces.
         tokenizes: whether it tells the ids of a prompt, and not only their number.
         variables: whether requests may give the chat template variables.
         greedy: what a request must say for the run's own, greedy answer.
@@ -61,7 +70,6 @@ class Engine:
     modules: tuple[str, ...]
     install: str
     command: str
-    ready: str = "/health"
     tokenizes: bool = False
     variables: bool = True
     greedy: tuple[tuple[str, float], ...] = (("temperature", 0),)
@@ -74,17 +82,15 @@ ENGINES = {
             "transformers",
             "merged",
             ("fastapi", "uvicorn", "openai"),
-            "pip install 'fasttune[serve]'",
-            "fasttune.serving.transformers_server {name} {host} {port}",
+            "pip install fastapi uvicorn openai",
+            "transformers.cli.transformers serve {name}",
         ),
         Engine(
             "llamacpp",
             "gguf",
             ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context"),
-            "pip install 'fasttune[gguf]' 'llama-cpp-python[server]' (this compiles llama.cpp)",
-            "llama_cpp.server --model {gguf} --model_alias {name} --host {host} --port {port} "
-            "--n_ctx {context}",
-            ready="/v1/models",
+            "pip install gguf 'llama-cpp-python[server]' (this compiles llama.cpp)",
+            "llama_cpp.server --model {gguf} --model_alias {name} --n_ctx {context}",
             variables=False,
             # It penalises repetition unless a request says 1.
             greedy=(("temperature", 0), ("repeat_penalty", 1)),
@@ -94,8 +100,9 @@ ENGINES = {
             "merged",
             ("vllm",),
             "pip install vllm (it wants a GPU)",
+            # Its own port is not listened on.
             "vllm.entrypoints.openai.api_server --model {folder} --served-model-name {name} "
-            "--host {host} --port {port}",
+            "--host 127.0.0.1 --port 0",
             tokenizes=True,
         ),
     )
@@ -111,6 +118,7 @@ class Server:
         root: its address, as http://127.0.0.1:8000.
         process: the leader of a process group of its own.
         log: the file with what it prints, unless fasttune shows it.
+        example: messages and variables of a question.
         proof: how its prompts compare with the run's.
     """
 
@@ -119,6 +127,7 @@ class Server:
     root: str
     process: subprocess.Popen[bytes]
     log: Path
+    example: Mapping[str, Any]
     proof: str = ""
 
     @property
@@ -129,11 +138,13 @@ class Server:
     @property
     def curl(self) -> str:
         """A command that asks it something."""
-        question = {"role": "user", "content": "What is the highest mountain in Japan?"}
-        body = {"model": self.model, "messages": [question], **dict(self.engine.greedy)}
-        return (
-            f"curl {self.url}/chat/completions -H 'Content-Type: application/json' "
-            f"-d '{json.dumps(body)}'"
+        body = {"model": self.model, **self.example, **dict(self.engine.greedy)}
+        return shlex.join(
+            [
+                *("curl", f"{self.url}/chat/completions"),
+                *("-H", "Content-Type: application/json"),
+                *("-d", json.dumps(body, ensure_ascii=False)),
+            ]
         )
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None, seconds: float = 300) -> Any:
@@ -175,7 +186,7 @@ class Server:
             if self.process.poll() is not None:
                 raise self._ended()
             with suppress(OSError, ValueError, FasttuneError):
-                self.ask(self.engine.ready, seconds=5)
+                self.ask("/health", seconds=5)
                 return
             time.sleep(0.2)
         what = f"{self.engine.name} did not answer within {START} seconds"
@@ -220,38 +231,82 @@ def serve(
             raise FasttuneError(what, f"--engine {engine}", chosen.install)
     run = find_trained(run) if isinstance(run, str) else run
     plugins = plugins or installed_plugins()
-    port = _free_port(host, port)
-    folder = exported(run, chosen.form, plugins)
+    with _listen(host, port) as listening:
+        folder = exported(run, chosen.form, plugins)
+        with _started(run, chosen, plugins, folder, host, listening) as server:
+            yield server
+
+
+@contextmanager
+def _started(
+    run: Run, engine: Engine, plugins: Plugins, folder: Path, host: str, listening: socket.socket
+) -> Iterator[Server]:
+    """The server on a socket, which it takes over."""
+    from fasttune.exports.job import RunExport
+
+    job = RunExport(run, run.template(plugins), run.folder, {})
+    context = max(2048, run.config.model.max_length + 256)  # tokens, with the answer's
+    port = listening.getsockname()[1]
     values = {
         "name": run.name,
-        "host": host,
-        "port": port,
-        "context": max(2048, run.config.model.max_length + 256),  # tokens, with the answer's
-        "folder": folder,
-        "gguf": next(iter(sorted(folder.glob("*.gguf"))), ""),
+        "context": context,
+        "socket": listening.fileno(),
+        "folder": folder.absolute(),
+        "gguf": next(iter(sorted(folder.absolute().glob("*.gguf"))), ""),
     }
+    row = job.example_row()
+    chat = job.chat_format()
+    example: dict[str, Any] = {"messages": chat.messages(row)}
+    if engine.variables and (variables := chat.kwargs(row)):
+        example["chat_template_kwargs"] = variables
     with tempfile.TemporaryDirectory(prefix="fasttune-serve-") as here:
-        written = Path(here) / "log"
+        written, facts = Path(here) / "log", Path(here) / "facts.json"
+        facts.write_bytes(msgspec.json.encode(_facts(job, engine, folder, host, context)))
         (Path(here) / run.name).symlink_to(folder.absolute(), target_is_directory=True)
         shown = log.isEnabledFor(logging.DEBUG)
+        words = [word.format(**values) for word in engine.command.split()]
+        behind = ["fasttune.serving.behind", str(facts), str(listening.fileno())]
         with written.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", *(word.format(**values) for word in chosen.command.split())],
+                [sys.executable, "-m", *behind, *words],
                 cwd=here,
                 stdin=subprocess.DEVNULL,
                 stdout=None if shown else out,
                 stderr=None if shown else subprocess.STDOUT,
                 env=os.environ | {"HF_HUB_OFFLINE": "1"},  # the model is here
+                pass_fds=[listening.fileno()],
                 start_new_session=True,  # Ctrl-C is for this process to pass on
             )
+        listening.close()
         root = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        server = Server(chosen, run.name, root, process, written)
+        server = Server(engine, run.name, root, process, written, example)
         try:
-            log.info("starting %s", engine)
+            log.info("starting %s", engine.name)
             server.wait_until_ready()
-            yield replace(server, proof=_verify(run, plugins, server))
+            yield replace(server, proof=_verify(job, server))
         finally:
             end(process)
+
+
+def _facts(job: RunExport, engine: Engine, folder: Path, host: str, context: int) -> Facts:
+    """What the gate before the engine has to know."""
+    try:
+        anywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        anywhere = False
+    if (folder / "config.json").is_file():
+        context = read_object(folder / "config.json").get("max_position_embeddings", context)
+    tokenizer = job.tokenizer()
+    return Facts(
+        model=job.name,
+        hosts=None if anywhere else [host.lower(), "localhost", "127.0.0.1", "::1"],
+        template=None if job.template.computed else job.template.declaration,
+        eos=str(tokenizer.eos_token),
+        tokenizer=str(job.run.adapter.absolute()),
+        chat_template=chat_template_for(job.template, tokenizer),
+        longest=context,
+        paths=["/tokenize"] if engine.tokenizes else [],
+    )
 
 
 def exported(run: Run, form: str, plugins: Plugins) -> Path:
@@ -277,27 +332,40 @@ def exported(run: Run, form: str, plugins: Plugins) -> Path:
     return folder
 
 
-def _free_port(host: str, port: int) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((host, port))
-        except OSError as error:
-            raise FasttuneError(
-                f"nothing can listen there: {error.strerror or error}",
-                f"--host {host} --port {port}",
-                "choose another port, or 0 for any that is free",
-            ) from error
-        return int(trial.getsockname()[1])
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind a socket now, so that no other program can take the port while the model loads."""
+    where = f"--host {host!r} --port {port}"
+    if not host.strip():
+        hint = "give an address, for example 127.0.0.1, or 0.0.0.0 for every network"
+        raise FasttuneError("no address to listen on", where, hint)
+    listening = None
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        ip = ipaddress.ip_address(address[0])
+        if ip.is_multicast or str(ip) == "255.255.255.255":
+            raise OSError("it is not an address of this machine")
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(128)
+    except (OSError, ValueError) as error:
+        if listening is not None:
+            listening.close()
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        raise FasttuneError(
+            f"cannot listen there: {getattr(error, 'strerror', None) or error}",
+            where,
+            "choose another port, or 0 for any free one"
+            if taken
+            else "give an address of this machine, for example 127.0.0.1",
+        ) from error
+    return listening
 
 
-def _verify(run: Run, plugins: Plugins, server: Server) -> str:
+def _verify(job: RunExport, server: Server) -> str:
     """Send rows of every kind that the format tells apart, and compare the prompts with the run's:
     their ids, or their number if the engine tells no more."""
-    from fasttune.exports.job import RunExport
-
     engine = server.engine
-    job = RunExport(run, run.template(plugins), run.folder, {})
     chat, tokenizer = job.chat_format(), job.tokenizer()
     compared, unit = 0, "" if engine.tokenizes else " tokens"
     targets = [*job.template.targets.values()]
@@ -316,8 +384,11 @@ def _verify(run: Run, plugins: Plugins, server: Server) -> str:
             )
         compared += 1
     if engine.tokenizes:
-        return f"{compared} prompts have the run's ids"
-    return f"{compared} prompts have as many tokens as the run's; the ids it does not tell"
+        return f"{compared} test prompts have the token ids of the run"
+    return (
+        f"{compared} test prompts have the same number of tokens as in the run "
+        "(this server does not report token ids)"
+    )
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
