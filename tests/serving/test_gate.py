@@ -24,7 +24,9 @@ def gate(tmp_path_factory):
 
     async def engine(scope, receive, send):
         body = (await receive())["body"]
-        assert int(dict(scope["headers"])[b"content-length"]) == len(body)
+        headers = dict(scope["headers"])
+        assert int(headers[b"content-length"]) == len(body)
+        assert headers[b"content-type"] == b"application/json"
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": body})
 

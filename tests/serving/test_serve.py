@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -205,6 +206,42 @@ def test_what_ends_a_server_is_said(run, standing, plugins, serves, monkeypatch)
     ):
         pass
     assert "no memory" in error.value.where
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("", "no address to listen on"),
+        (" ", "no address to listen on"),
+        ("255.255.255.255", "cannot listen there"),
+        ("224.0.0.1", "cannot listen there"),
+        ("192.0.2.1", "cannot listen there"),
+        ("a" * 70, "cannot listen there"),
+        ("x\0y", "cannot listen there"),
+    ],
+)
+def test_what_is_no_address_is_refused(host, why):
+    with pytest.raises(fasttune.FasttuneError, match=why) as caught:
+        serving._listen(host, 0)
+    assert "for example 127.0.0.1" in caught.value.hint and "--host" in caught.value.where
+
+
+def test_the_port_is_held_from_the_beginning():
+    with serving._listen("localhost", 0) as listening:
+        port = listening.getsockname()[1]
+        with pytest.raises(fasttune.FasttuneError, match="in use") as caught:
+            serving._listen("127.0.0.1", port)
+    assert "another port" in caught.value.hint
+
+
+def test_the_printed_command_is_one_command():
+    example = {"messages": [{"role": "user", "content": "it's; $(touch /tmp/x)"}]}
+    server = serving.Server(
+        ENGINES["transformers"], "run'; touch x; '", "http://h:1", None, Path(), example
+    )
+    words = shlex.split(server.curl)
+    assert words[:2] == ["curl", "http://h:1/v1/chat/completions"] and len(words) == 6
+    assert json.loads(words[-1])["model"] == "run'; touch x; '"
 
 
 @pytest.mark.slow

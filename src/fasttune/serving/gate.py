@@ -131,9 +131,9 @@ class Gate:
             await _answer(send, {"object": "list", "data": [model]})
         else:
             body = json.dumps(self._checked(await _read(scope, receive))).encode()
-            own = (b"content-length", b"transfer-encoding")
+            own = (b"content-length", b"content-type", b"transfer-encoding")
             headers = [header for header in scope["headers"] if header[0].lower() not in own]
-            headers.append((b"content-length", str(len(body)).encode()))
+            headers += _headers(body)
             whole = [{"type": "http.request", "body": body, "more_body": False}]
 
             async def replay() -> dict[str, Any]:
@@ -235,6 +235,11 @@ def _host(address: str) -> str:
         return ""
 
 
+def _headers(body: bytes) -> list[tuple[bytes, bytes]]:
+    size = str(len(body)).encode()
+    return [(b"content-type", b"application/json"), (b"content-length", size)]
+
+
 async def _read(scope: Mapping[str, Any], receive: Receive) -> bytes:
     """The body of a request, if it is not too large."""
     content = b""
@@ -249,9 +254,5 @@ async def _read(scope: Mapping[str, Any], receive: Receive) -> bytes:
 
 async def _answer(send: Send, value: Any, status: int = 200) -> None:
     body = json.dumps(value).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": _headers(body)})
     await send({"type": "http.response.body", "body": body})
