@@ -20,7 +20,8 @@ class Adapter(Exporter):
     def usage(self, job: ExportJob) -> str:
         prompt = job.template.prompt(job.example_row())
         return f"""\
-With transformers and peft, in this folder:
+With transformers and peft, in this folder. Replace the question in the prompt with yours, and keep
+everything else: the model answers best what resembles its training rows.
 
 ```python
 import json

@@ -24,7 +24,12 @@ class Merged(Exporter):
             prompt += 'inputs = tokenizer(prompt, return_tensors="pt")'
         else:
             chat = job.chat_format()
-            extra = "".join(f"\n    {name}={value!r}," for name, value in chat.kwargs(row).items())
+            required = job.template.required
+            extra = "".join(
+                f"\n    {name}={value!r},  # "
+                + ("required" if name in required else "leave it out if your question has none")
+                for name, value in chat.kwargs(row).items()
+            )
             prompt = f"""\
 messages = {chat.messages(row)!r}
 inputs = tokenizer.apply_chat_template(
@@ -34,7 +39,8 @@ inputs = tokenizer.apply_chat_template(
     return_dict=True,{extra}
 )"""
         return f"""\
-With transformers, in this folder:
+With transformers, in this folder. Replace the question with yours: the model answers best what
+resembles its training rows.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -34,13 +34,14 @@ class Ollama(Gguf):
             job.say(f"note: {note}")
 
     def usage(self, job: ExportJob) -> str:
+        question = job.example_row()["instruction"]
         notes = "\n".join(f"- {note}" for note in job.chat_format().notes)
         return f"""\
 With Ollama, in this folder:
 
 ```sh
 ollama create {job.template.name} -f Modelfile
-ollama run {job.template.name} "What is the highest mountain in Japan?"
+ollama run {job.template.name} "{question}"
 ```
 
 {notes}

@@ -1,5 +1,7 @@
 """The adapter merged into the base as one GGUF file, for llama.cpp and programs built on it."""
 
+import json
+
 from fasttune import ROUNDED, Bounds, Exporter, ExportJob, FasttuneError, Reader, hookimpl
 
 from . import K_QUANTS, QUANTS
@@ -56,9 +58,19 @@ With llama.cpp:
 llama-server -m {self.file(job)} --temp 0
 ```
 
-It applies the chat template in the file. Pass columns other than the instruction and the system
-text as `chat_template_kwargs` of a request.
+It applies the chat template in the file. {self.variables(job)}
 """
+
+    def variables(self, job: ExportJob) -> str:
+        """How a request gives the columns besides the question and the system text."""
+        try:
+            kwargs = job.chat_format().kwargs(job.example_row())
+        except FasttuneError:
+            return ""
+        if not kwargs:
+            return ""
+        shown = json.dumps({"chat_template_kwargs": kwargs}, ensure_ascii=False)
+        return f"Give other columns in the request, for example `{shown}`."
 
     def needed_bytes(self, job: ExportJob) -> int:
         # The merged model is deleted when the file is written. f32 is twice the size of 16 bits.

@@ -22,7 +22,7 @@ from fasttune.exports.merge import (
 from fasttune.exports.opening import ModelReader, open_merged_model, open_run_model
 from fasttune.files import SEAL, cache_dir, unlisted, write_json
 from fasttune.formats.chat import ChatFormat
-from fasttune.formats.examples import examples
+from fasttune.formats.examples import EXAMPLES, examples
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.models.demo import DEMO_MODEL, DEMO_ON_HUB
@@ -134,6 +134,10 @@ class RunExport:
         return ChatFormat(self.template, str(self.tokenizer().eos_token))
 
     def example_row(self) -> Row:
-        asked = {"instruction": "What is the highest mountain in Japan?", "input": ""}
+        reads, known = self.template.reads, EXAMPLES[0]
+        about = "Mount Fuji, 3,776 m high, is the highest mountain in Japan."
+        asked = {"instruction": "What is the highest mountain in Japan?"}
+        asked |= {"input": about if "input" in reads else ""}
+        asked |= {name: f"(your {name})" for name in self.template.columns if name not in known}
         row = examples(self.template)[0].with_turn(asked)
         return row.without([*self.template.targets.values()])

@@ -94,8 +94,8 @@ def _check(name: str, files: Iterable[Path], plugins: Plugins, force: bool) -> N
         raise FasttuneError(
             f"'{name}' is no name for a template",
             f"templates new {name}",
-            "use a-z, 0-9, _ and -; start with a letter and do not end with - or _; pytest takes "
-            "test_... and conftest for its own",
+            "use at most 62 of a-z, 0-9, _ and -; start with a letter and do not end with - or _; "
+            "test_... and conftest are names for pytest",
         )
     holders = [plugins.templates[name][1]] if name in plugins.templates else []
     holders += [plugins.providers[name]] if name in plugins.providers else []
