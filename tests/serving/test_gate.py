@@ -70,12 +70,12 @@ def talk(*texts: object) -> list[dict]:
 def test_what_fits_reaches_the_engine(gate):
     parts = [{"type": "text", "text": "How many "}, {"type": "text", "text": "days?"}]
     body = {
-        "model": "mine", "messages": talk(parts), "temperature": 0, "top_p": None, "user": "me",
-        "max_completion_tokens": 9, "chat_template_kwargs": {"input": "A week."},
+        "model": "mine", "messages": talk(parts), "temperature": 0, "top_p": None, "stop": [],
+        "user": "me", "max_completion_tokens": 9, "chat_template_kwargs": {"input": "A week."},
     }  # fmt: skip
     status, received = ask(gate(), "/v1/chat/completions", body)
     assert status == 200
-    del body["top_p"]
+    del body["top_p"], body["stop"]
     assert received == body | {"messages": talk("How many days?"), "max_tokens": 9}
     several = {"messages": talk("Hello", "Hello.", "How are you?")}
     assert ask(gate("chatml"), "/v1/chat/completions", several)[0] == 200

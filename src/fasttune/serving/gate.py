@@ -174,7 +174,7 @@ class Gate:
             raise Refused(
                 400, f"prompt and answer have {tokens} tokens, and at most {facts.longest} fit"
             )
-        kept = {key: value for key, value in body.items() if value is not None}
+        kept = {key: value for key, value in body.items() if value not in (None, [])}
         return kept | {"model": facts.model, "messages": messages} | _set(max_tokens=most)
 
     def _require_fit(
