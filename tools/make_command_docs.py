@@ -7,9 +7,8 @@ from pathlib import Path
 
 import typer
 from typer.cli import get_docs_for_click
-from typer.main import get_command
 
-from fasttune.cli.app import app
+from fasttune.cli.app import all_commands
 from fasttune.files import write_text
 
 WIDTH = 120
@@ -18,7 +17,7 @@ TARGET = Path(__file__).parent.parent / "docs" / "commands.md"
 
 def command_docs() -> str:
     """The reference of all commands as Markdown."""
-    command = get_command(app)
+    command = all_commands()
     context = typer.Context(command, info_name="fasttune")
     docs: str = get_docs_for_click(obj=command, ctx=context, name="fasttune", title="Commands")
     return "\n".join(map(_wrapped, docs.strip().splitlines())) + "\n"

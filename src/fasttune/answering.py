@@ -65,6 +65,7 @@ def answer_file(
     show: Callable[[dict[str, Any]], None],
     *,
     columns: Mapping[str, str] | None = None,
+    settings: Sequence[str] = (),
     output: Path | None = None,
     score: bool = False,
     force: bool = False,
@@ -75,7 +76,7 @@ def answer_file(
     Args:
         file: None for the rows that the run holds out.
         show: called with each row and its answer, unless they go to the JSON Lines of `output`.
-        columns: our column -> theirs; by default the run's.
+        columns, settings: see `Source.read`.
         force: replace `output`.
         report: called with the answered rows and all rows, if there is an `output`.
     """
@@ -91,12 +92,15 @@ def answer_file(
     several = asking.samples > 1 and not asking.vote
     key = "answers" if several else "answer"
     mapping = columns or (source.own_columns(str(file)) if file else {})
-    rows = source.read(file, mapping, labelled=score)
+    rows = source.read(file, mapping, settings, labelled=score)
+    numbers = {rows.number(at) for at in range(len(rows))} if file else set()
 
     def records() -> Iterator[dict[str, Any]]:  # `rows` hold their text alone
         if file is None:
             return map(readable, rows)
-        return (mapped(record, mapping) for _, record in reader(file, "train"))
+        return (
+            mapped(record, mapping) for number, record in reader(file, "train") if number in numbers
+        )
 
     if any(key in record for record in records()):
         raise FasttuneError(

@@ -296,6 +296,13 @@ SETTINGS = tuple(flatten(RunConfig().as_dict()))
 """The dotted key of each setting."""
 
 
+ABBREVIATIONS = {
+    "lr": "learning_rate", "rank": "r", "lora_r": "r", "lora_alpha": "alpha", "steps": "max_steps",
+    "num_train_epochs": "epochs", "max_seq_length": "max_length", "max_seq_len": "max_length",
+}  # fmt: skip
+"""What other programs call a setting -> the last part of its key."""
+
+
 def _origin(places: Mapping[str, str], key: str) -> str:
     """Return where a setting, or the closest group around it, comes from."""
     while key not in places:
@@ -337,15 +344,21 @@ def _suggest(name: str, kind: type) -> str:
         if not group:
             return f"did you mean '{name}', outside of any group?"
         return f"write '{name}' indented below '{group}:'"
-    siblings, leaves = [*_hints(kind)], {key.rpartition(".")[2] for key in SETTINGS}
+    siblings, keys = [*_hints(kind)], close_settings(name)
     close = difflib.get_close_matches(name, siblings)
-    if kind is SourceConfig or (close and name not in leaves):
+    known = any(key.rpartition(".")[2] in (name, ABBREVIATIONS.get(name)) for key in keys)
+    if kind is SourceConfig or (close and not known) or not keys:
         return did_you_mean(name, siblings)
-    close = difflib.get_close_matches(name, leaves, n=1)
+    return f"did you mean {' or '.join(map(repr, keys))}?"
+
+
+def close_settings(name: str, exactly: bool = False) -> list[str]:
+    """The keys of the settings that a name without its group, or a misspelt one, may mean."""
+    name = ABBREVIATIONS.get(name, name)
+    leaves = {key.rpartition(".")[2] for key in SETTINGS}
+    close = difflib.get_close_matches(name, leaves, n=1, cutoff=1 if exactly else 0.6)
     keys = [key for key in SETTINGS if key.rpartition(".")[2] in close]
-    keys = keys or difflib.get_close_matches(name, SETTINGS, n=1)
-    meant = " or ".join(f"'{key}'" for key in keys)
-    return f"did you mean {meant}?" if keys else did_you_mean(name, siblings)
+    return keys or ([] if exactly else difflib.get_close_matches(name, SETTINGS, n=1))
 
 
 def _sources(value: Any, places: Mapping[str, str]) -> tuple[SourceConfig, ...]:

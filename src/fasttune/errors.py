@@ -69,9 +69,11 @@ def blame(
 
 
 def did_you_mean(word: str, choices: Sequence[str]) -> str:
-    """A hint with the closest choice, and all of them."""
+    """A hint with the closest choice, and the first ones of all."""
     import difflib
 
     close = difflib.get_close_matches(word, choices, n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""
-    return f"{guess}choose from: {', '.join(sorted(choices)) or 'none'}"
+    shown, more = sorted(choices)[:20], len(choices) - 20
+    rest = f" and {more} more" if more > 0 else ""
+    return f"{guess}choose from: {', '.join(shown) or 'none'}{rest}"

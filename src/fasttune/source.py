@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fasttune.config import DataConfig, ModelConfig
+from fasttune.config import DataConfig, ModelConfig, RunConfig, load_config, parse_override
 from fasttune.data.load import load_rows
 from fasttune.data.rows import Rows
 from fasttune.data.sources import LOOKAHEAD, reader
-from fasttune.errors import FasttuneError
+from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.template import Template
 from fasttune.models.tokenizer import require_model
 from fasttune.models.unsloth import import_unsloth_on_gpu
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+READING = ("data.limit", "data.skip_bad_rows", "data.turns")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,11 @@ class Source:
         return Generator.load(self.model, self.template, self.adapter)
 
     def read(
-        self, file: str | Path | None, columns: Mapping[str, str], labelled: bool = False
+        self,
+        file: str | Path | None,
+        columns: Mapping[str, str] | None = None,
+        settings: Sequence[str] = (),
+        labelled: bool = False,
     ) -> Rows:
         """Read the rows of a file to answer. They need only what a prompt is made of and, if they
         are `labelled`, the reference response.
@@ -59,7 +65,11 @@ class Source:
         Args:
             file: None for the rows that the run holds out.
             columns: our column -> theirs; if empty, the run's own, as far as the file has them.
+            settings: KEY=VALUE of `READING`.
         """
+        if file is None and settings:
+            what = "these settings are for reading a file"
+            raise FasttuneError(what, " ".join(settings), "give the file, too")
         if file is None:
             if self.run and (held_out := self.run.held_out()):
                 return held_out
@@ -68,13 +78,24 @@ class Source:
                 f"{self.run.folder if self.run else self.model.name} holds no rows out",
                 "give a file of rows",
             )
+        changes = [parse_override(setting) for setting in settings]
+        for change in changes:
+            if change.key not in READING:
+                hint = did_you_mean(change.key, READING)
+                what = f"'{change.key}' is no setting for reading rows to answer"
+                raise FasttuneError(what, change.origin, hint)
         columns = columns or self.own_columns(str(file))
+        turns = self.run.config.data.turns if self.run else "all"
+        data = load_config(None, changes, RunConfig(data=DataConfig(turns=turns))).data
         _, response = self.template.response
         unneeded = {*self.template.targets.values()} - ({response} if labelled else set())
         needed = [column for column in self.template.required if column not in unneeded]
-        take = self.run.config.data.turns if self.run else "all"
-        loaded = load_rows(str(file), self.template, columns, required=needed, take=take)
-        loaded.require_clean(skip_bad_rows=False)
+        loaded = load_rows(
+            str(file), self.template, columns, "train", data.limit, needed, take=data.turns
+        )
+        loaded.require_clean(data.skip_bad_rows)
+        if loaded.bad_rows:
+            log.warning("warning: %s: %d rows are skipped", file, loaded.bad_rows)
         return loaded.rows
 
     def own_columns(self, file: str) -> dict[str, str]:

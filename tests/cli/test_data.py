@@ -13,6 +13,7 @@ from fasttune.config import load_config
 from fasttune.data.load import shipped
 from fasttune.job import prepare
 from fasttune.plugins.discovery import load_plugins
+from tests.conftest import PHI2, cli, write_rows
 
 GOOD = {"instruction": "How many days are in two weeks?", "input": "", "output": "14 days"}
 
@@ -22,7 +23,7 @@ def model(tmp_path_factory, phi2_tokenizer) -> str:
     """A folder that has a tokenizer and no weights."""
     folder = tmp_path_factory.mktemp("model")
     phi2_tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text('{"model_type": "phi"}')
+    (folder / "config.json").write_text(json.dumps(PHI2))
     return str(folder)
 
 
@@ -170,3 +171,29 @@ def test_help_imports_no_torch():
     )
     assert "--eval-fraction" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_row_that_holds_the_end_of_text_is_bad_for_every_command(tmp_path, phi2_tokenizer):
+    phi2_tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model/config.json").write_text(json.dumps(PHI2))
+    file = tmp_path / "rows.jsonl"
+    ends = {"instruction": "What ends it?", "output": "The token <|endoftext|> does."}
+    write_rows(file, [ends, {"instruction": "Say red", "output": "red"}])
+    what = "row 1, output: holds the text <|endoftext|>"
+    on = ("-t", "alpaca", "-m", tmp_path / "model", "-d", file)
+    ended = cli("data", *on)
+    assert ended.status == 2 and what in ended.err
+    assert cli("data", *on, "data.skip_bad_rows=true").status == 0
+    ended = cli("templates", "check", "alpaca", "--data", file, "--model", tmp_path / "model")
+    assert what in ended.out and "(1 can)" in ended.out
+    ended = cli("preview", *on)
+    assert "1 unusable row left out" in ended.err and "endoftext|> does" not in ended.out
+
+
+def test_one_option_may_map_several_columns(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    write_rows(file, [{"question": "a", "an,swer": "b"}])
+    for mapping in (["--map", "instruction=question,output=an,swer"],
+                    ["--map", "instruction=question", "--map", "output=an,swer"]):  # fmt: skip
+        ended = cli("data", file, "-t", "alpaca", *mapping)
+        assert ended.status == 0 and "1 good, 0 bad" in ended.out, ended.err

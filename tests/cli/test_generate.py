@@ -121,3 +121,19 @@ def test_an_answer_with_a_tag_is_no_part_of_the_conversation(base, monkeypatch):
         (True, [("two", None)]),
         (True, [("two", "fine"), ("three", None)]),
     ]
+
+
+def test_answering_skips_bad_rows_when_a_setting_says_so(base, monkeypatch):
+    class Numbers:
+        def answers(self, rows, *arguments):
+            return [Answer(row, "1", {"response": "1"}, "eos", 1) for row in rows]
+
+    monkeypatch.setattr(Source, "load", lambda source: Numbers())
+    file = base / "rows.jsonl"
+    file.write_text('{"instruction": "one"}\nnot json\n{"instruction": ""}\n')
+    words = ("answer", base, file, "--template", "alpaca")
+    ended = cli(*words)
+    assert ended.status == 2 and "data.skip_bad_rows=true" in ended.err
+    ended = cli(*words, "data.skip_bad_rows=true")
+    assert ended.status == 0 and "2 rows are skipped" in ended.err
+    assert ended.out.count('"instruction": "one"') == ended.out.count("\n") == 1

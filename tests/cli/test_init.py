@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
@@ -89,6 +90,36 @@ def test_init_takes_a_batch_that_fits(tmp_path, monkeypatch):
     assert cli("plan", "-c", tmp_path / "fasttune.yaml", "--gpu", "4GB").status == 0
     (tmp_path / "fasttune.yaml").unlink()
     assert cli(*words, "2GB").status == 2 and not (tmp_path / "fasttune.yaml").exists()
+
+
+def test_the_commands_that_init_prints_work(tmp_path, monkeypatch, phi2_tokenizer):
+    monkeypatch.chdir(tmp_path)
+    bad = [{"instruction": "", "output": "2"}, *rows(40)]
+    write_rows(tmp_path / "my rows.jsonl", bad)
+    assert cli("templates", "new", "mine", "-o", "my plugins").status == 0
+    model = tiny_model("llama", phi2_tokenizer)
+    words = ("init", "my project", "-d", "my rows.jsonl", "-t", "mine", "-m", model)
+    plugin = ("--plugin", "my plugins/mine.py")
+    ended = cli(*words, *plugin)
+    assert ended.status == 2 and "data.skip_bad_rows=true" in ended.err
+    ended = cli(*words, *plugin, "data.skip_bad_rows=true")
+    assert ended.status == 0 and "None" not in ended.err, ended.err
+    printed = [line.partition(":  ")[2] for line in ended.err.splitlines() if ":  " in line]
+    data, run = (shlex.split(line)[1:] for line in printed)
+    ended = cli(*data)
+    assert ended.status == 0 and "40 good, 1 bad" in ended.out, ended.err
+    ended = cli(*run, "--dry-run")
+    assert ended.status == 0 and "held out, 1 skipped" in ended.out, ended.err
+    header = (tmp_path / "my project/fasttune.yaml").read_text().splitlines()[0]
+    assert header.removeprefix("# fasttune ") == shlex.join(run)
+
+
+def test_init_takes_settings_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", "train.epochs=3").status == 0
+    assert load_config(tmp_path / "fasttune.yaml").train.epochs == 3
+    ended = cli("init", "one", "two")
+    assert ended.status == 2 and "where: one two" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,10 @@ USER, BOT, SYSTEM = message("user"), message("assistant"), message("system")
         ([USER], "has no assistant turn"),
         ([USER, BOT, USER], "ends with the user's turn"),
         ([USER, message("assistant", " \n")], "has an empty message 2, from the assistant"),
-        ([message("moderator"), BOT], "has the role 'moderator' in message 1; known: system, user"),
+        (
+            [message("moderator"), BOT],
+            "has the role 'moderator' in message 1; choose from: system, user",
+        ),
         ([USER, message("tool")], "has a tool's part in message 2"),
         ([USER, message("assistant", None, tool_calls=[{"id": "1"}])], "tool's part in message 2"),
         ([USER, message("assistant", None)], "has no text in message 2, under 'content'"),

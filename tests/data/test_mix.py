@@ -303,9 +303,9 @@ def test_without_the_library_near_repeats_are_an_error_only_where_asked_for(tmp_
     for module in ("near", "survey"):
         monkeypatch.setattr(f"fasttune.inspection.{module}.can_count", lambda: False)
     file = write_rows(tmp_path / "rows.jsonl", rows(5))
-    assert "not counted: pip install 'fasttune[dedup]'" in cli("data", file).out
+    assert "not counted: pip install datasketch" in cli("data", file).out
     ended = cli("data", file, "--near")
-    assert ended.status == 2 and "pip install 'fasttune[dedup]'" in ended.err
+    assert ended.status == 2 and "pip install datasketch" in ended.err
 
 
 # One character of input

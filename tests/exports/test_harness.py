@@ -43,7 +43,7 @@ KINDS = {
 
 @pytest.mark.slow
 def test_figures_are_those_of_lm_eval_on_the_merged_export(make_run, plugins, tmp_path):
-    pytest.importorskip("lm_eval", reason="pip install 'fasttune[lm-eval]'")
+    pytest.importorskip("lm_eval", reason="pip install lm-eval")
     run = make_run("harness", template="alpaca")
     merged = fasttune.export(run, plugins=plugins, rows=2).folder
     rows = [{"instruction": f"Add {n} and 2.", "output": f"{n + 2}"} for n in range(6)]

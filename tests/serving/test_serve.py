@@ -66,7 +66,7 @@ def run(make_run):  # noqa: F811
 @pytest.fixture(scope="module")
 def served(run, plugins):  # noqa: F811
     """The command with everything it prints until it serves, on an export that is there."""
-    openai = pytest.importorskip("openai", reason="pip install 'fasttune[serve]'")
+    openai = pytest.importorskip("openai", reason="pip install fastapi uvicorn openai")
     fasttune.export(run, plugins=plugins, rows=1)
     process = subprocess.Popen(
         [sys.executable, "-m", "fasttune", "serve", str(run.folder), "--port", "0"],

@@ -110,7 +110,7 @@ def root(
     ] = None,
     quiet: Annotated[bool, flag("Print only warnings and errors.", "--quiet", "-q")] = False,
     verbose: Annotated[bool, flag("Print library messages, too.", "--verbose", "-v")] = False,
-    traceback: Annotated[bool, option("Show the traceback of an error.")] = False,
+    traceback: Annotated[bool, flag("Show the traceback of an error.", "--traceback")] = False,
     version: Annotated[
         bool, option("Show the version.", "--version", callback=_version, is_eager=True)
     ] = False,
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = " ".join(["fasttune", *arguments])
     try:
         _refuse_empty_paths(arguments)
-        status = _all_commands()(arguments, prog_name="fasttune", standalone_mode=False)
+        status = all_commands()(arguments, prog_name="fasttune", standalone_mode=False)
         sys.stdout.flush()
     except TyperException as error:
         status = complain(_usage_error(error, arguments), command)
@@ -151,10 +151,31 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status or 0)
 
 
+ORDER = (
+    *("init", "config", "data", "preview", "plan", "run", "runs"),
+    *("generate", "answer", "chat", "evaluate", "compare", "export", "serve"),
+    *("templates", "plugins", "doctor", "bench"),
+)
+"""The commands as one uses them."""
+
+
 @cache
-def _all_commands() -> Any:
-    """Build the commands from their functions' signatures, once."""
-    return typer.main.get_command(app)
+def all_commands() -> Any:
+    """Build the commands from their functions' signatures, once.
+
+    A command's summary is the first paragraph of its help, and flags show no type.
+    """
+    root: Any = typer.main.get_command(app)
+    root.commands = {name: root.commands[name] for name in ORDER}
+    commands = [root]
+    for command in commands:
+        commands += getattr(command, "commands", {}).values()
+        paragraphs = [" ".join(text.split()) for text in (command.help or "").split("\n\n")]
+        command.short_help, command.help = paragraphs[0], "\n\n".join(paragraphs)
+        for parameter in (*command.params, command.get_help_option(typer.Context(command))):
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+    return root
 
 
 def _refused(error: OSError) -> FasttuneError:
@@ -192,8 +213,14 @@ def _usage_error(error: TyperException, arguments: list[str]) -> FasttuneError:
     if message.startswith("No such command"):
         misspelt = message.partition("'")[2].partition("'")[0]
     options = [name for parameter in command.params for name in parameter.opts]
-    choices = [*options, *getattr(command, "commands", ())]
-    if close := difflib.get_close_matches(misspelt, choices, n=1):
+    commands = getattr(command, "commands", ())
+    close = difflib.get_close_matches(misspelt, [*options, *commands], n=1)
+    if (other := OTHER_NAMES.get(misspelt)) in commands:
+        close = [other]
+    takes_settings = {"settings", "arguments"} & {each.name for each in command.params}
+    if takes_settings and (setting := _as_setting(misspelt, arguments, bool(close))):
+        hint = setting
+    elif close:
         hint = f"did you mean '{close[0]}'? {hint}"
     concerned = getattr(getattr(error, "param", None), "opts", ())
     for index, word in enumerate(arguments):
@@ -202,10 +229,42 @@ def _usage_error(error: TyperException, arguments: list[str]) -> FasttuneError:
     return FasttuneError(message, where, hint)
 
 
+def _as_setting(option: str, arguments: list[str], exactly: bool) -> str:
+    """How to write an option that is a setting, as --learning-rate 1e-4 is; else an empty text.
+
+    Args:
+        exactly: the option is not misspelt.
+    """
+    from fasttune.config import close_settings
+
+    keys = close_settings(option.strip("-").replace("-", "_"), exactly)
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue="VALUE"):
+        name, equals, value = word.partition("=")
+        if name == option and keys:
+            value = shlex.quote(value if equals else following)
+            return f"write {' or '.join(f'{key}={value}' for key in keys)}"
+    return ""
+
+
 def _sentence(error: TyperException) -> str:
     message = error.message if hasattr(error, "possibilities") else error.format_message()
+    message = message.partition("Did you mean")[0]  # the hint says it
     return " ".join(message.split()).rstrip(".")
 
+
+OTHER_NAMES = {
+    **dict.fromkeys(("train", "fit", "finetune", "fine-tune", "tune", "resume"), "run"),
+    **dict.fromkeys(("ask", "infer", "inference", "predict", "complete"), "generate"),
+    **dict.fromkeys(("batch",), "answer"),
+    **dict.fromkeys(("eval", "test", "score"), "evaluate"),
+    **dict.fromkeys(("validate", "inspect", "dataset"), "data"),
+    **dict.fromkeys(("merge", "convert", "push"), "export"),
+    **dict.fromkeys(("estimate", "memory"), "plan"),
+    **dict.fromkeys(("formats", "template"), "templates"),
+    **dict.fromkeys(("ls",), "list"),
+    **dict.fromkeys(("delete", "remove", "del"), "rm"),
+}
+"""What other programs call a command -> its name here."""
 
 # The global options.
 FLAGS = ["--traceback", "--quiet", "-q", "--verbose", "-v"]

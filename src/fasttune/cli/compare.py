@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def compare(
     context: typer.Context,
     measuring: Measuring,
-    given: Annotated[
+    arguments: Annotated[
         list[str] | None,
         argument("Finished runs, or settings to train with.", metavar="RUN|KEY=VALUE"),
     ] = None,
@@ -65,8 +65,7 @@ def compare(
 
     After an interruption, the same command resumes.
     """
-    runs = [word for word in given or [] if "=" not in word]
-    settings = [word for word in given or [] if "=" in word]
+    runs, settings = options.separate(arguments)
     if bool(runs) == (templates is not None):
         raise FasttuneError(
             "give --templates or runs, one of them",
@@ -183,12 +182,13 @@ def _short(bound: float) -> str:
 def evaluate(
     context: typer.Context,
     run: options.RunOrModel,
+    reading: options.ReadSettings = None,
     measuring: Measuring = Measuring(rows=0, max_new_tokens=256, include_base=False),
     data: Annotated[
         str | None, option("Labelled rows. Default: the run's held-out rows.", "--data", "-d")
     ] = None,
     tasks: Annotated[
-        str | None, option("lm-eval tasks (gsm8k,arc_easy) or task files; needs the extra lm-eval.")
+        str | None, option("lm-eval tasks (gsm8k,arc_easy) or task files; needs lm-eval.")
     ] = None,
     columns: options.Columns = None,
     template: options.BaseTemplate = None,
@@ -227,6 +227,7 @@ def evaluate(
             template=template,
             system=system,
             columns=parse_columns(columns or []),
+            settings=reading or (),
             measuring=measuring,
             by=words(by),
             output=output,

@@ -34,12 +34,13 @@ SPREAD = ("min", "median", "p95", "max")
 def data(
     context: typer.Context,
     settings: options.Settings,
-    source: Annotated[
-        str | None,
+    arguments: Annotated[
+        list[str] | None,
         argument(
             "A .json, .jsonl, .csv, .tsv or .parquet file, the folder of a saved data set, or a "
-            "name on the Hub. Default: the data set that comes with fasttune.",
-            metavar="FILE",
+            "name on the Hub; by default the data set that comes with fasttune. Settings, such as "
+            "data.skip_bad_rows=true.",
+            metavar="FILE|KEY=VALUE",
             show_default=False,
         ),
     ] = None,
@@ -53,7 +54,7 @@ def data(
     ] = None,
     near: Annotated[
         bool | None,
-        option(f"Count near-duplicates (extra dedup), by default up to {NEAR_ROWS} rows."),
+        option(f"Count near-duplicates (needs datasketch), by default up to {NEAR_ROWS} rows."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -65,24 +66,24 @@ def data(
     from fasttune.models.tokenizer import resolve_model
     from fasttune.planning.schedule import settle
 
-    if source is not None and settings.data is not None:
-        where = f"{source} --data {settings.data}"
-        raise FasttuneError("the rows are given twice", where, "give one")
+    files, changes = options.separate(arguments)
+    options.one_name(files, settings.data)
     given = settings.overrides({
         "data.split": split, "data.turns": turns, "model.max_length": max_length,
         "data.eval_fraction": eval_fraction,
     })  # fmt: skip
-    if source is not None:
+    for source in files:
         where = f"FILE {source!r}"
         given += [Override("data.train", source, where), Override("data.sources", (), where)]
     file = settings.config
-    config = load_config(file, given)
+    config = load_config(file, [*given, *changes])
     figures = survey_run(config, plugins(context, file), near)
     if as_json:
         print_json(asdict(figures))
     else:
         _show(console(), figures)
-    figures.require_clean()
+    if not config.data.skip_bad_rows:
+        figures.require_clean()
     settle(config, resolve_model(config.model.name), figures.train_rows)
 
 
@@ -91,8 +92,14 @@ def data(
 def preview(
     context: typer.Context,
     settings: options.Settings,
-    run: Annotated[
-        str | None, argument("A run (folder, name or 'last'), for its format, rows and model.")
+    arguments: Annotated[
+        list[str] | None,
+        argument(
+            "A run (folder, name or 'last'), for its format, rows and model. Settings, such as "
+            "data.turns=first.",
+            metavar="RUN|KEY=VALUE",
+            show_default=False,
+        ),
     ] = None,
     row: Annotated[int, number("First row to show, from 1.", most=10**9)] = 1,
     rows: Annotated[int, number("How many rows to show.")] = 1,
@@ -117,6 +124,8 @@ def preview(
         raise FasttuneError("--html and --json exclude each other", where, "give one of them")
     if html is not None:
         require_free(html, "--html", force)
+    runs, changes = options.separate(arguments)
+    run = options.one_name(runs)
     if run is not None and (settings.template or settings.config) is not None:
         raise FasttuneError(
             "a run has its own format and settings",
@@ -127,7 +136,8 @@ def preview(
     given = settings.overrides(
         {"system": system, "model.max_length": max_length, "data.turns": turns}
     )
-    config = with_template(load_config(settings.config, given, base=kept.config if kept else None))
+    base = kept.config if kept else None
+    config = with_template(load_config(settings.config, [*given, *changes], base))
     loaded = plugins(context, settings.config)
     shown = kept.kept_template(loaded)[0] if kept else loaded.template(config.template)
     source = kept if settings.data is None else None
@@ -185,7 +195,7 @@ def _facts(figures: Survey) -> dict[str, str]:
 def _near(figures: Survey) -> str:
     near = figures.near
     if near is None:
-        return "not counted: pip install 'fasttune[dedup]', or --near for many rows"
+        return "not counted: pip install datasketch, or --near for many rows"
     shown = "; ".join(f"{row} is like {other}" for row, other in near.examples)
     count = f"{near.rows} row{'s' * (near.rows != 1)} like an earlier one"
     return f"{count}, as {shown}" if shown else count

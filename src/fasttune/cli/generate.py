@@ -82,11 +82,12 @@ def answer(
     context: typer.Context,
     sampling: Sampling,
     run: options.RunOrModel,
-    file: Annotated[
-        Path | None,
+    rows: Annotated[
+        list[str] | None,
         argument(
-            "Rows to answer: .json, .jsonl, .csv, .tsv or .parquet. Default: the run's held-out "
-            "rows.",
+            "Rows to answer: .json, .jsonl, .csv, .tsv or .parquet; by default the run's held-out "
+            "rows. Settings for reading them, such as data.skip_bad_rows=true.",
+            metavar="FILE|KEY=VALUE",
             show_default=False,
         ),
     ] = None,
@@ -108,12 +109,15 @@ def answer(
     --map the columns are mapped as in the run.
     """
     asking = Asking(sampling, samples, vote, batch_size)
+    files, reading = options.separate(rows)
+    file = options.one_name(files)
     metrics = answer_file(
         find_source(run, template, system, plugins(context), force),
-        file,
+        None if file is None else Path(file),
         asking,
         lambda line: echo(json_text(line)),
         columns=parse_columns(columns or []),
+        settings=reading,
         output=output,
         score=score,
         force=force,

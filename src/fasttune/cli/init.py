@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,14 @@ PROPOSED = (
 @app.command()
 def init(
     context: typer.Context,
-    folder: Annotated[Path, argument("Folder to write to.")] = Path(),
+    arguments: Annotated[
+        list[str] | None,
+        argument(
+            "Folder to write to, by default the current one. Settings, such as train.epochs=2.",
+            metavar="FOLDER|KEY=VALUE",
+            show_default=False,
+        ),
+    ] = None,
     template: options.TemplateName = None,
     data: options.Data = None,
     columns: options.Columns = None,
@@ -39,25 +47,34 @@ def init(
     from fasttune.config import commented, flatten
     from fasttune.files import require_free, write_text
 
-    target = folder / NAME
+    folders, settings = options.separate(arguments)
+    target = Path(options.one_name(folders) or "") / NAME
     require_free(target, "fasttune init", force)
-    if data is None and (columns or gpu) is not None:
+    chosen = options.AllSettings(template, data, columns, None, model, settings).load()
+    has_rows = chosen.data.train is not None
+    if not has_rows and (columns or gpu) is not None:
         where = "--map" if columns else f"--gpu {gpu}"
         raise FasttuneError("--map and --gpu need rows", where, "give --data, too")
-    settings = options.Settings(template, data, columns, model=model).load()
-    if data is not None:
+    if has_rows:
         from fasttune.proposal import propose
 
-        settings, lines = propose(settings, plugins(context), gpu)
+        chosen, lines = propose(chosen, plugins(context), gpu)
         for line in lines:
             say(line)
-    write_text(target, commented(settings, f"fasttune run --config {target}"))
+    given = [("--plugins-dir", context.obj["folder"])]
+    given += [("--plugin", file) for file in context.obj["files"]]
+    given += [("--config", target)]
+    with_config = shlex.join(str(word) for pair in given if pair[1] for word in pair)
+    write_text(target, commented(chosen, f"fasttune run {with_config}"))
     echo(target)
-    if data is not None:
-        values = flatten(settings.as_dict())
+    if has_rows:
+        values = flatten(chosen.as_dict())
         for name in PROPOSED:
-            say(f"{name}: {values[name]}")
-    say(f"check its rows:  fasttune data -c {target}\ntrain:           fasttune run -c {target}")
+            if values[name] is not None:
+                say(f"{name}: {values[name]}")
+    say(
+        f"check its rows:  fasttune data {with_config}\ntrain:           fasttune run {with_config}"
+    )
 
 
 @app.command()

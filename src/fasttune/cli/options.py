@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from fasttune.errors import FasttuneError
+
 if TYPE_CHECKING:
     from fasttune.config import Override, RunConfig
 
@@ -78,9 +80,17 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 Data = Annotated[str | None, option("Rows: a file, a folder or a Hub name.", "--data", "-d")]
 TemplateName = Annotated[
     str | None,
-    option("Prompt format. Default: chatml, reasoning or alpaca, by the rows.", "--template", "-t"),
+    option(
+        "Prompt format: alpaca, chatml, multilingual, reasoning, another one that `fasttune "
+        "templates list` shows, or a YAML file. Default: chatml, reasoning or alpaca, by the rows.",
+        "--template",
+        "-t",
+    ),
 ]
-Columns = Annotated[list[str] | None, option("Column mapping, as instruction=question.", "--map")]
+Columns = Annotated[
+    list[str] | None,
+    option("Column mapping, as instruction=question.", "--map", metavar="OURS=THEIRS"),
+]
 Turns = Annotated[
     str | None, option("Use 'all' exchanges of a conversation, or the 'first'.", show_default="all")
 ]
@@ -148,25 +158,40 @@ class Settings:
         return load_config(self.config, self.overrides())
 
 
+KeyValues = Annotated[
+    list[str] | None,
+    argument("Settings, such as train.epochs=2.", metavar="KEY=VALUE", show_default=False),
+]
+
+
+ReadSettings = Annotated[
+    list[str] | None,
+    argument(
+        "Settings for reading the rows, such as data.skip_bad_rows=true.",
+        metavar="KEY=VALUE",
+        show_default=False,
+    ),
+]
+
+
 @dataclass(frozen=True)
 class AllSettings(Settings):
     """With any setting as KEY=VALUE, which counts most."""
 
-    settings: Annotated[
-        list[str] | None, argument("KEY=VALUE settings, such as train.epochs=2.")
-    ] = None
+    settings: KeyValues = None
 
     def overrides(self, more: Mapping[str, object] | None = None) -> list[str | Override]:
         return [*super().overrides(more), *(self.settings or [])]
 
 
 # What answers, and how.
-Run = Annotated[str, argument("A run: its folder, its name or 'last'.")]
+Run = Annotated[str, argument("A run: its folder, its name or 'last'.", metavar="RUN")]
 RunOrModel = Annotated[
     str,
     argument(
         "A run (folder, name or 'last'), the folder of a checkpoint, or a base model (folder or "
-        "Hub name)."
+        "Hub name).",
+        metavar="RUN",
     ),
 ]
 BaseTemplate = Annotated[
@@ -181,6 +206,21 @@ ForceTemplate = Annotated[bool, flag("Use the loaded template if the run's diffe
 
 # How a command prints.
 Json = Annotated[bool, flag("Print JSON.", "--json")]
+
+
+def separate(arguments: list[str] | None) -> tuple[list[str], list[str]]:
+    """Names, such as files and runs, and KEY=VALUE settings; an existing path is a name."""
+    names = [word for word in arguments or [] if "=" not in word or Path(word).exists()]
+    return names, [word for word in arguments or [] if word not in names]
+
+
+def one_name(names: list[str], option: str | None = None) -> str | None:
+    """The one name among the arguments and an option's value, if there is any."""
+    if len(names) + (option is not None) > 1:
+        raise FasttuneError(
+            "more than one is given", " ".join(filter(None, [*names, option])), "give one"
+        )
+    return names[0] if names else option
 
 
 def words(text: str | None) -> list[str]:

@@ -50,7 +50,10 @@ def run(
 ) -> None:
     """Fine-tune a model on a prompt format.
 
-    Settings come from the defaults, then --config, then the command line.
+    Settings come from the defaults, then --config, then the command line; `fasttune config` shows
+    all of them.
+
+    Example: fasttune run -t alpaca -d rows.jsonl train.epochs=3 train.learning_rate=1e-4
     """
     from fasttune.config import load_config
     from fasttune.job import prepare

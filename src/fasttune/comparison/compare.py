@@ -104,6 +104,7 @@ def evaluate(
     template: str | None = None,
     system: str | None = None,
     columns: Mapping[str, str] | None = None,
+    settings: Sequence[str] = (),
     measuring: Measuring = Measuring(rows=0, max_new_tokens=256, include_base=False),
     by: Sequence[str] = (),
     output: str | Path | None = None,
@@ -118,6 +119,7 @@ def evaluate(
         name: a run, or a base model; see `find_source`.
         data: a file, a folder or a Hub name; by default the rows that the run holds out.
         columns: our column -> theirs.
+        settings: KEY=VALUE for reading the rows, such as "data.skip_bad_rows=true".
         measuring: how the rows are answered.
         by: columns of the rows; figures are taken for each of their values, too.
         output: the folder; by default below evaluations/, named after what is measured.
@@ -129,7 +131,7 @@ def evaluate(
     """
     source = find_source(name, template, system, plugins or installed_plugins(), force)
     run, chosen = source.run, source.template
-    rows = source.read(data, columns or {}, labelled=True)
+    rows = source.read(data, columns, settings, labelled=True)
     about = {"rows": f"{data or 'held-out rows'}: {len(rows)}"}
     notes: list[str] = []
     if run:

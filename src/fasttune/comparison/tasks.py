@@ -30,9 +30,7 @@ def require_harness() -> None:
     import importlib.util
 
     if importlib.util.find_spec("lm_eval") is None:
-        raise FasttuneError(
-            "lm-eval is not installed", "--tasks", "pip install 'fasttune[lm-eval]'"
-        )
+        raise FasttuneError("lm-eval is not installed", "--tasks", "pip install lm-eval")
 
 
 def run_tasks(

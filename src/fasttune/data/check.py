@@ -53,10 +53,12 @@ def require_columns(
         if column not in names:
             alike = " ".join(f"--map {o}={t}" for o, t in propose_columns(names, columns).items())
             of = did_you_mean(column, names)
+            if column == "reasoning":
+                of += "; or use a template without it: alpaca, or chatml for conversations"
             raise FasttuneError(
                 f"no column '{column}'" + (f", which '{template.name}' needs" if template else ""),
                 source,
-                f"perhaps {alike}; {of}" if alike else f"map it, as in --map {column}=THEIRS: {of}",
+                f"perhaps {alike}; {of}" if alike else f"map it, as in --map {column}=THEIRS; {of}",
             )
 
 

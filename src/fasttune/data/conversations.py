@@ -159,7 +159,7 @@ def _message(number: int, message: Any) -> tuple[tuple[str, str], str, str]:
         raise ValueError(f"has a tool's part in message {number}: tool calls cannot be trained")
     if role is None:
         known = ", ".join(ROLES)
-        raise ValueError(f"has the role {name!r} in message {number}; known: {known}")
+        raise ValueError(f"has the role {name!r} in message {number}; choose from: {known}")
     if not isinstance(text, str):
         what = "no" if text is None else f"a {type(text).__name__} for its"
         raise ValueError(f"has {what} text in message {number}, under '{keys[1]}'")

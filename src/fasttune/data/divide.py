@@ -90,7 +90,12 @@ def load_divided(data: DataConfig, template: Template) -> Divided:
         several = [read(source, data.limit) for source in data.sources]
         loaded = mix(data.sources, without_repeats(several) if data.drop_duplicates else several)
     if held_out:
-        other = read(SourceConfig(held_out, split))
+        try:
+            other = read(SourceConfig(held_out, split))
+        except FasttuneError as error:
+            if error.message.startswith("no column"):  # a mapping would be the training rows', too
+                error.hint = "rename its columns to those of the training rows"
+            raise
         return Divided(loaded.rows, other.rows, [loaded, other])
     left, right = divide(loaded.digests, data.eval_fraction)
     return Divided(ChosenRows(loaded.rows, left), ChosenRows(loaded.rows, right), [loaded])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
@@ -190,9 +191,10 @@ def shipped(part: Literal["train", "heldout"]) -> Path:
 
 
 def parse_columns(options: Sequence[str]) -> dict[str, str]:
-    """["instruction=question"] -> {"instruction": "question"}."""
+    """["instruction=question"] -> {"instruction": "question"}. One option may hold several pairs,
+    as in "instruction=question,output=answer"."""
     columns: dict[str, str] = {}
-    for option in options:
+    for option in chain.from_iterable(re.split(r",(?=\w+=)", option) for option in options):
         ours, _, theirs = option.partition("=")
         if not ours or not theirs or ours in columns:
             raise FasttuneError(

@@ -60,7 +60,9 @@ def reader(source: str | Path, split: str) -> Iterator[Record]:
     if path.is_file():
         if path.suffix.lower() not in READERS:
             raise FasttuneError(
-                "cannot tell the format of the file", str(source), f"known: {', '.join(READERS)}"
+                "cannot tell the format of the file",
+                str(source),
+                f"rename it to end in one of: {', '.join(READERS)}",
             )
         if split != "train":
             raise FasttuneError(

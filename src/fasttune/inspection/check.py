@@ -13,6 +13,7 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal
 
+from fasttune.data.check import by_ending, ending
 from fasttune.data.load import load_rows
 from fasttune.encoding.encode import IGNORED, encode, encode_prompt
 from fasttune.errors import FasttuneError
@@ -77,9 +78,14 @@ def check_template(
     results: list[CheckResult] = []
     if data is not None:
         loaded = load_rows(data, template, columns)
-        rows |= {f"row {loaded.rows.number(at)}": row for at, row in enumerate(loaded.rows)}
-        promise = f"every row of {data} can be used ({len(loaded.rows)} can)"
+        eos = tokenizer.eos_token or "" if tokenizer is not None else ""
+        usable, ended = by_ending(loaded.rows, eos)
+        rows |= {f"row {loaded.rows.number(at)}": loaded.rows[at] for at in usable}
+        promise = f"every row of {data} can be used ({len(usable)} can)"
         unusable = [("", str(finding)) for finding in loaded.findings if finding.fatal]
+        for at in ended:
+            number, row = loaded.rows.number(at), loaded.rows[at]
+            unusable += [("", str(finding)) for finding in ending(number, row, eos)]
         hint = "fix these rows; a field that holds a tag could forge a section"
         results.append(_result("data", "warning", promise, unusable, hint))
     for check, complaint_of in CHECKS:

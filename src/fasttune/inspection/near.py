@@ -41,7 +41,7 @@ def near_duplicates(loaded: Loaded) -> Near:
         raise FasttuneError(
             "near-duplicates are counted by datasketch, which is not installed",
             "--near",
-            "pip install 'fasttune[dedup]'",
+            "pip install datasketch",
         )
     from datasketch import MinHash, MinHashLSH
 

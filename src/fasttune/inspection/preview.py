@@ -18,8 +18,9 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
 from fasttune.config import RunConfig
+from fasttune.data.check import by_ending
 from fasttune.data.divide import load_divided
-from fasttune.data.rows import Rows
+from fasttune.data.rows import ChosenRows, Rows
 from fasttune.encoding.encode import EOS_SPAN, IGNORED, encode
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
@@ -183,15 +184,16 @@ def preview_rows(
 ) -> list[Preview]:
     """Preview up to `count` usable rows of a config's data, or of those that a run trains on, from
     the `first`-th on."""
+    tokenizer = load_tokenizer(config.model.name, template.end)
     if run is not None:
         picked = pick(run.training_rows(), str(run.folder), first, count)
     else:
         loaded = load_divided(config.data, template).sources[0]
-        if loaded.bad_rows:
-            rows = f"{loaded.bad_rows} unusable row{'s' * (loaded.bad_rows != 1)}"
+        usable, ended = by_ending(loaded.rows, tokenizer.eos_token or "")
+        if bad := loaded.bad_rows + len(ended):
+            rows = f"{bad} unusable row{'s' * (bad != 1)}"
             log.warning("warning: %s: %s left out of the count", loaded.source, rows)
-        picked = pick(loaded.rows, loaded.source, first, count)
-    tokenizer = load_tokenizer(config.model.name, template.end)
+        picked = pick(ChosenRows(loaded.rows, usable), loaded.source, first, count)
     name, length = config.model.name or tokenizer.name_or_path, config.model.max_length
     name = Path(name).name if Path(name).is_dir() else name
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,9 @@ def scaffold(
             then nothing is written.
     """
     distribution = f"fasttune-{name.replace('_', '-')}"
+    check, run = ("fasttune", "templates", "check"), ("fasttune", "run")
+    rows = ("--data", "rows.jsonl")
+    commands: dict[str, tuple[object, ...]]
     module = distribution.replace("-", "_")
     if form == "package":
         home = (folder or Path()) / distribution
@@ -59,34 +63,35 @@ def scaffold(
             home / "tests" / f"test_{module}.py": "test.py",
         }
         commands = {
-            "install it": f"pip install -e {home}",
-            "check it": f"fasttune templates check {name}",
-            "test it": f"pytest {home}",
+            "install it": ("pip", "install", "-e", home),
+            "check it": (*check, name),
+            "test it": ("pytest", home),
         }
     elif form == "yaml":
         file = (folder or Path("formats")) / f"{name}.yaml"
         use = name if file.parent == Path("formats") else file
         files = {file: "format.yaml"}
         commands = {
-            "check it": f"fasttune templates check {file}",
-            "use it": f"fasttune run --template {use} --data rows.jsonl",
+            "check it": (*check, file),
+            "use it": (*run, "--template", use, *rows),
         }
     else:
         folder = folder or Path("plugins")
         plugin, test = folder / f"{name}.py", folder / f"test_{name}.py"
         files = {plugin: "plugin.py", test: "test.py"}
         commands = {
-            "check it": f"fasttune templates check {plugin}",
-            "test it": f"pytest {test}",
-            "use it": f"fasttune run --plugin {plugin} --template {name} --data rows.jsonl",
-            "always": f"fasttune plugins add {plugin}",
+            "check it": (*check, plugin),
+            "test it": ("pytest", test),
+            "use it": (*run, "--plugin", plugin, "--template", name, *rows),
+            "always": ("fasttune", "plugins", "add", plugin),
         }
     _check(name, files, plugins, force)
     words = {"name": name, "form": form, "distribution": distribution, "module": module}
     words["constant"] = re.sub("[^A-Z0-9]+", "_", name.upper())
     for path, file_name in files.items():
         write_text(path, FILES.get_template(f"{file_name}.jinja").render(words))
-    return Scaffold([*files], commands)
+    lines = {purpose: shlex.join(map(str, command)) for purpose, command in commands.items()}
+    return Scaffold([*files], lines)
 
 
 def _check(name: str, files: Iterable[Path], plugins: Plugins, force: bool) -> None:

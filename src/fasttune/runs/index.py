@@ -118,8 +118,8 @@ def find_run(name: str = "last", parent: str | Path | None = None) -> Run:
     if checkpoint := _checkpoint(name):
         hint = f"this is a checkpoint; give its run: {checkpoint.folder}"
         raise FasttuneError(f"there is no run '{name}'", str(below), hint)
-    if runs:
-        hint = did_you_mean(name, [run.name for run in runs])
+    if _with_known(runs):
+        hint = did_you_mean(name, ["last", *(run.name for run in runs)])
     raise FasttuneError(f"there is no run '{name}'", str(below), hint)
 
 

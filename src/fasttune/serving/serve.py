@@ -321,7 +321,7 @@ def exported(run: Run, form: str, plugins: Plugins) -> Path:
         raise FasttuneError(
             f"the export is not verified: {done.failures[0]}",
             str(folder),
-            "export it again with what is missing, or with --no-verify, and then serve it",
+            "install what is missing and run `fasttune export RUN --force`, or add --no-verify",
         )
     if (folder / "config.json").is_file() and not (folder / "chat_template.jinja").is_file():
         raise FasttuneError(

@@ -18,7 +18,7 @@ from fasttune.formats.examples import EXAMPLES
 from fasttune.plugins.discovery import load_plugins
 from tests.conftest import build_sentencepiece_tokenizer, tiny_model
 
-pytest.importorskip("llama_cpp", reason="pip install 'fasttune[llamacpp]'")
+pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python")
 pytest.importorskip("gguf")
 
 from fasttune_plugins.gguf.llamacpp import LlamaCppReader
