@@ -2,6 +2,7 @@
 #   make demo   train the demo model with the reasoning template, and ask it something
 #   make test   lint, types and tests
 #
+#   make test-fast  the tests without those marked slow
 #   make rehearse   the code for a GPU, on a CPU, at length
 #   make kill       the real command killed at 20 random moments and resumed
 
@@ -10,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint rehearse kill setup docs lock llamacpp clean
+.PHONY: demo test test-fast lint rehearse kill setup docs lock llamacpp clean
 
 demo: $(READY)
 	$(BIN)/fasttune run --config configs/demo.yaml
@@ -19,6 +20,10 @@ demo: $(READY)
 # Two processes, since most tests compute on one core.
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# While you edit: no test that is marked slow.
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # What a run takes on a T4, an A10G and an H100, as far as it can be walked without one: some 20 minutes.
 rehearse: $(READY)

@@ -11,6 +11,8 @@ import pytest
 import fasttune
 from tests.conftest import cli, listening, rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 VERBS = (
     "compare", "export", "load", "load_config", "open_run", "plan", "prepare", "preview", "train",
 )  # fmt: skip

@@ -14,6 +14,8 @@ import pytest
 from fasttune.plugins.discovery import load_plugins
 from tests.conftest import cli
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "fasttune-vicuna"
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.conftest import tiny_model
 
+pytestmark = pytest.mark.slow
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")

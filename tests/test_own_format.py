@@ -14,6 +14,8 @@ from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, find_run
 from tests.conftest import cli, rows, tiny_model, write_rows
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).parents[1] / "README.md"
 PLAIN = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[0]
 PROMPT = "### Question:\nWhy?\n\n### Answer:\n"

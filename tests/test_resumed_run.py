@@ -20,6 +20,8 @@ import fasttune
 from fasttune.files import seal
 from tests.conftest import cli, tiny_model
 
+pytestmark = pytest.mark.slow
+
 OLD = Path(__file__).parent / "old_run"
 
 

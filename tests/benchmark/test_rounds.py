@@ -7,6 +7,8 @@ import pytest
 from fasttune.benchmark.rounds import compare_rounds, run_rounds
 from tests.conftest import cli, rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 
 def test_figures_by_hand():
     found = compare_rounds({"one": [2.0, 4.0, 3.0], "two": [1.0, 1.0, 3.0]}, 6)

@@ -20,6 +20,8 @@ from fasttune.machine import this_device
 from fasttune.models.choices import decide
 from tests.conftest import cli, listening
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data(tmp_path) -> Path:

@@ -22,6 +22,8 @@ from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run, list_runs
 from tests.conftest import cli
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = load_plugins()
 
 
@@ -262,7 +264,6 @@ def compared(tiny_phi, data, tmp_path_factory) -> tuple[Path, list[str]]:
 INTERRUPTED_AT = 2 * 11 + 5
 
 
-@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_where_it_stopped(compared):
     folder, _ = compared
     runs = list_runs(folder / "runs")
@@ -275,7 +276,6 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(compared):
     assert found == {"plan.json", "runs", "answers", "comparison.json", "report.html"}
 
 
-@pytest.mark.slow
 def test_the_formats_saw_the_same_rows_in_the_same_order(compared, phi2_tokenizer):
     folder, _ = compared
     lines = (folder.parent / "batches.jsonl").read_text().splitlines()
@@ -288,7 +288,6 @@ def test_the_formats_saw_the_same_rows_in_the_same_order(compared, phi2_tokenize
     assert alpaca == reasoning and len(alpaca) >= 2 * 4 + 2 * 9
 
 
-@pytest.mark.slow
 def test_the_result_as_json(compared, capsys):
     folder, command = compared
     assert cli(*command, "--json").status == 0  # everything is there: nothing is done again
@@ -314,7 +313,6 @@ def test_the_result_as_json(compared, capsys):
     assert tuned < base
 
 
-@pytest.mark.slow
 def test_the_table_in_the_terminal(compared, capsys):
     folder, command = compared
     assert cli(*command, "--by", "parity").status == 0
@@ -334,7 +332,6 @@ def test_the_table_in_the_terminal(compared, capsys):
     assert "report.html" in out
 
 
-@pytest.mark.slow
 def test_runs_that_exist_are_compared_by_their_seeds(compared, data, capsys, tmp_path, monkeypatch):
     """On the rows that they keep: their source is gone, and no plugin has their formats."""
     folder, _ = compared
@@ -362,7 +359,6 @@ def test_runs_that_exist_are_compared_by_their_seeds(compared, data, capsys, tmp
     )
 
 
-@pytest.mark.slow
 def test_a_file_of_the_same_rows_has_the_same_figures(compared, tmp_path):
     """`evaluate` and `generate --score` are `compare` on one run."""
     folder, _ = compared
@@ -476,7 +472,6 @@ def test_runs_whose_held_out_rows_are_damaged_or_not_there_are_refused(tiny_phi,
     assert ended.status == 2 and f"{folders[1]} holds no rows out" in ended.err
 
 
-@pytest.mark.slow
 def test_a_folder_of_another_comparison_is_left_alone(compared, capsys):
     folder, command = compared
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
@@ -485,7 +480,6 @@ def test_a_folder_of_another_comparison_is_left_alone(compared, capsys):
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
-@pytest.mark.slow
 def test_saved_answers_are_read_back_while_they_are_true(compared, tmp_path, capsys, monkeypatch):
     """Under another name of the folder nothing is done again; an edited `parse` is noticed."""
     folder, command = compared
@@ -510,7 +504,6 @@ def test_saved_answers_are_read_back_while_they_are_true(compared, tmp_path, cap
     assert all(line["sections"]["response"] == line["text"] for line in saved["answers"])
 
 
-@pytest.mark.slow
 def test_answers_that_are_damaged_or_of_a_run_that_is_gone_are_not_used(compared, tmp_path, capsys):
     folder, command = compared
     copy = tmp_path / "copy"
@@ -525,7 +518,6 @@ def test_answers_that_are_damaged_or_of_a_run_that_is_gone_are_not_used(compared
     assert f"warning: {damaged} is damaged" in said
 
 
-@pytest.mark.slow
 def test_runs_of_one_name_and_runs_that_are_not_done(compared, tmp_path, capsys):
     folder, _ = compared
     first = next(run for run in list_runs(folder / "runs") if run.config.template == "alpaca")

@@ -342,6 +342,7 @@ def test_hash_order_does_not_matter(seed: str) -> None:
     assert f"facts-train.jsonl: {len(ROWS['train'])} rows" in result.stdout
 
 
+@pytest.mark.slow
 def test_check_notices_a_changed_file(
     make_dataset: ModuleType,
     tmp_path: Path,

@@ -293,6 +293,7 @@ def test_a_template_that_is_no_chat_template_is_exported_without(
     assert not (done.folder / "chat_template.jinja").exists()
 
 
+@pytest.mark.slow
 def test_the_card_works_in_a_process_without_fasttune(exported, run, plugins):
     """The code of the card, as a reader of it would run it, gives the run's greedy answer."""
     card = (exported.folder / "README.md").read_text(encoding="utf-8")

@@ -13,6 +13,8 @@ import fasttune
 from fasttune.comparison.tasks import run_tasks
 from tests.conftest import write_rows
 
+pytestmark = pytest.mark.slow
+
 TASK = """\
 task: sums
 dataset_path: json
@@ -41,7 +43,6 @@ KINDS = {
 }
 
 
-@pytest.mark.slow
 def test_figures_are_those_of_lm_eval_on_the_merged_export(make_run, plugins, tmp_path):
     pytest.importorskip("lm_eval", reason="pip install lm-eval")
     run = make_run("harness", template="alpaca")

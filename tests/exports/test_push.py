@@ -20,6 +20,8 @@ from fasttune.exports.export import RECORD, standing
 from fasttune.files import SEAL
 from tests.conftest import cli
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "hf_TheTokenOfTheTest"
 SECRET = "SecretOfAnother"
 QUOTED = 'a "quoted" sécret'
@@ -159,7 +161,6 @@ def pushing(hub, *words, token=TOKEN) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.slow
 def test_what_leaves(run, plugins, hub):
     """All of a verified export, into a private repository, and nothing of this machine."""
     for form in ("merged", "adapter"):
@@ -247,7 +248,6 @@ def test_a_password_of_the_hubs_address_is_not_printed(run, monkeypatch):
     assert "hunter" not in ended.err + ended.out
 
 
-@pytest.mark.slow
 def test_what_is_refused_before_any_work(run):
     for words, said in (
         (["--push", "mine"], "names no repository"),

@@ -33,6 +33,7 @@ def test_a_new_template_keeps_the_contract(tmp_path, phi2_tokenizer, name):
         assert re.findall(r"fasttune[.\w]*", path.read_text()) == ["fasttune"]
 
 
+@pytest.mark.slow
 def test_its_test_passes_and_fails_with_the_template(tmp_path):
     plugin, _ = scaffold("my-own", "plugin", tmp_path, load_plugins()).files
     passed = run_pytest(tmp_path)
@@ -93,6 +94,7 @@ def test_nothing_half_written_is_left(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.py", "test_mine.py"]
 
 
+@pytest.mark.slow
 def test_a_package_is_built_installed_and_found_without_a_network(tmp_path):
     written = scaffold("my-own", "package", tmp_path, load_plugins()).files
     home = tmp_path / "fasttune-my-own"

@@ -23,6 +23,8 @@ from fasttune.plugins.discovery import load_plugins
 from fasttune.runs import Run
 from tests.conftest import rows, tiny_model, write_rows
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 CARDS = {"t4": "float16", "a10g": "bfloat16", "h100": "bfloat16"}  # what "auto" computes in there
 TARGETS = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")

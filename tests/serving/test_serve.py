@@ -21,6 +21,8 @@ from fasttune.serving.serve import ENGINES, Engine
 from tests.conftest import cli, tiny_model
 from tests.exports.conftest import EOS, build_byte_tokenizer, make_run, plugins  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "How many days are in two weeks?"
 
 
@@ -83,7 +85,6 @@ def served(run, plugins):  # noqa: F811
         process.communicate(timeout=60)
 
 
-@pytest.mark.slow
 def test_a_client_gets_the_answer_of_the_run(run, served, plugins):  # noqa: F811
     import openai
 
@@ -168,7 +169,6 @@ def standing(run, monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
 def test_nothing_of_a_stubborn_server_is_left(run, standing, plugins, serves, monkeypatch):  # noqa: F811
     serves(f"{ANSWERS}{STUBBORN}server.serve_forever()")
     monkeypatch.setattr(serving, "_verify", lambda *args: "unseen")
@@ -183,7 +183,6 @@ def test_nothing_of_a_stubborn_server_is_left(run, standing, plugins, serves, mo
     assert not of_group(group)
 
 
-@pytest.mark.slow
 def test_other_prompts_are_refused(run, standing, plugins, serves, monkeypatch):  # noqa: F811
     serves(f"{ANSWERS}server.serve_forever()")
     monkeypatch.setattr(serving.Server, "prompt_ids", lambda *args: 1)
@@ -197,7 +196,6 @@ def test_other_prompts_are_refused(run, standing, plugins, serves, monkeypatch):
     assert {*children(os.getpid())} == before
 
 
-@pytest.mark.slow
 def test_what_ends_a_server_is_said(run, standing, plugins, serves, monkeypatch):  # noqa: F811
     serves("print('no memory'); sys.exit(3)")
     with (
@@ -244,7 +242,6 @@ def test_the_printed_command_is_one_command():
     assert json.loads(words[-1])["model"] == "run'; touch x; '"
 
 
-@pytest.mark.slow
 def test_what_cannot_be_served(run, plugins, monkeypatch, tmp_path):  # noqa: F811
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

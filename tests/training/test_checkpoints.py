@@ -18,6 +18,8 @@ from fasttune.training.trainer import Trainer
 from tests.conftest import rows, write_rows
 from tests.training.test_trouble import make_job
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def checkpoint(tmp_path):

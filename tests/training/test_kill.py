@@ -24,6 +24,8 @@ from fasttune.runs import Run, find_run
 from fasttune.runs.resume import last_checkpoint
 from tests.conftest import cli, rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 LONG = os.environ.get("FASTTUNE_KILL_LONG") == "1"
 COMMAND = [sys.executable, "-c", "from fasttune.cli import main; main()", "run"]
 SETTINGS = [

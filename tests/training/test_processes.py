@@ -17,6 +17,8 @@ from fasttune.errors import FasttuneError
 from fasttune.runs import Run
 from tests.conftest import cli, rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 DRIVER = """
 import json, os, signal, sys
 import fasttune.training.callbacks as callbacks

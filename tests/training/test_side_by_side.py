@@ -27,6 +27,8 @@ from fasttune.training.trainer import Trainer
 from tests.conftest import SETTLED, load_model, rows, wake_adapters, write_rows
 from tests.training.test_trouble import make_job
 
+pytestmark = pytest.mark.slow
+
 TWO_CORES = replace(this_device(), cores=2)
 
 

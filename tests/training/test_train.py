@@ -34,6 +34,8 @@ from fasttune.training.callbacks import Interrupt
 from fasttune.training.checkpoints import SaveByTime
 from tests.conftest import SETTLED, choices_for, cli, load_model, rows, wake_adapters, write_rows
 
+pytestmark = pytest.mark.slow
+
 SIX_STEPS = ("train.max_steps=6", "train.eval_steps=3", "train.save_steps=3")
 PHI_TARGETS = {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}
 

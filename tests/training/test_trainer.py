@@ -32,6 +32,8 @@ from fasttune.training.train import train
 from fasttune.training.trainer import Trainer
 from tests.conftest import SETTLED, listening, load_model
 
+pytestmark = pytest.mark.slow
+
 ROWS = [
     {
         "instruction": f"Add {n} and {n + 1}.",

@@ -36,6 +36,8 @@ from fasttune.training.trainer import Trainer
 from fasttune.training.trouble import PATIENCE, FiniteSteps, Troubles, out_of_memory
 from tests.conftest import listening, rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = load_plugins()
 ONE_CORE = replace(this_device(), cores=1)
 """With two cores, two packs are computed side by side, each with half of a step's rows."""

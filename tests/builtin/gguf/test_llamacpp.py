@@ -23,6 +23,8 @@ pytest.importorskip("gguf")
 
 from fasttune_plugins.gguf.llamacpp import LlamaCppReader
 
+pytestmark = pytest.mark.slow
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.lists(
     st.sampled_from(
         [

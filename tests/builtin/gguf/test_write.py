@@ -283,6 +283,7 @@ def test_gemmas_norms_begin_at_one(tmp_path):
         assert np.array_equal(values(tensors[ours]), weights(folder)[theirs] + 1)
 
 
+@pytest.mark.slow
 def test_scaled_rotations(tiny_llama, tmp_path):
     scaled = {"factor": 4.0, "original_max_position_embeddings": 512, "rope_theta": 10000.0}
 
@@ -378,6 +379,7 @@ def test_unknown_types_and_a_missing_program_are_refused(tiny_llama, tmp_path, m
     assert "llama-quantize" in caught.value.message
 
 
+@pytest.mark.slow
 def test_k_quants_are_made_by_llama_quantize(tiny_llama, tmp_path, monkeypatch):
     program = tmp_path / "bin" / "llama-quantize"
     program.parent.mkdir()

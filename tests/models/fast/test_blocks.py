@@ -44,6 +44,8 @@ from fasttune.training.callbacks import Progress
 from fasttune.training.trainer import Trainer
 from tests.conftest import SETTLED, choices_for, load_model, wake_adapters
 
+pytestmark = pytest.mark.slow
+
 T4, A100, CPU = GPUS["t4"], GPUS["a100"], Device("CPU", "cpu", 16e9)
 LENGTHS = (7, 12, 1, 5)
 
@@ -357,7 +359,6 @@ def test_rows_that_see_their_own_future_are_refused(model):
         check_packing(model, Seeing("mask"), choices_of(CPU))
 
 
-@pytest.mark.slow
 def test_the_same_through_the_code_of_a_card():
     """Also Unsloth's own attention and layers, which exist there only."""
     file = Path(__file__).with_name("as_on_a_card.py")
