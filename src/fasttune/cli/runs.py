@@ -320,8 +320,9 @@ def _losses(metrics: list[dict[str, Any]]) -> str:
 
 def _scores(manifest: Manifest) -> dict[str, str]:
     """Each metric before and after training."""
-    scores = manifest.get("scores") or {"before": {}, "after": {}}
+    scores = manifest.get("scores", {})
+    before = scores.get("before", {})
     return {
-        name: f"{scores['before'].get(name, math.nan):.2f} -> {value:.2f}"
-        for name, value in scores["after"].items()
+        name: f"{before.get(name, math.nan):.2f} -> {value:.2f}"
+        for name, value in scores.get("after", {}).items()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import marshal
+import os
 from abc import abstractmethod
 from array import array
 from bisect import bisect_right
@@ -64,7 +65,7 @@ class StoredRows(Rows):
     def __init__(self) -> None:
         folder = cache_dir()
         # Not /tmp where there is a choice: many systems keep that in memory.
-        place = str(folder) if folder.is_dir() else None
+        place = str(folder) if os.access(folder, os.W_OK) else None
         self._file = SpooledTemporaryFile(IN_MEMORY, dir=place)  # noqa: SIM115, open while it lives
         self._ends = array("q", [0])
         self._numbers = array("q")

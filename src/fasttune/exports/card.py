@@ -33,7 +33,7 @@ def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
     metrics = run.metrics()
     if run.checkpoint:  # the figures of the run's end are not its own
         step = step_of(run.adapter)
-        manifest = {**manifest, "steps": step, "scores": {"before": {}, "after": {}}}
+        manifest = {**manifest, "steps": step, "scores": {}}
         metrics = [line for line in metrics if line["step"] <= step]
     templates = environment(Path(__file__).parent, json=partial(json.dumps, ensure_ascii=False))
     row = examples(job.template)[1]
@@ -80,9 +80,10 @@ def _figures(
                 label = f"held-out loss, {section}" if section else "held-out loss"
                 yield f"{label} (nats per token)", f"{first[key]:.4f}", f"{last[key]:.4f}"
     scores = manifest.get("scores", {})
+    before = scores.get("before", {})
     where = " (on training rows)" if manifest.get("scored") == "training" else ""
     for name, value in scores.get("after", {}).items():
-        yield f"{name}{where}", f"{scores['before'].get(name, math.nan):.2f}", f"{value:.2f}"
+        yield f"{name}{where}", f"{before.get(name, math.nan):.2f}", f"{value:.2f}"
 
 
 def _settings(job: RunExport) -> str:

@@ -6,6 +6,7 @@ import atexit
 import os
 import shutil
 import sys
+import tempfile
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -106,7 +107,10 @@ def _set_compile_folder() -> None:
     for old in filter(_of_a_process, parent.glob("*")):
         if old == folder or not psutil.pid_exists(int(old.name)):
             shutil.rmtree(old, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # the cache is read-only
+        folder = Path(tempfile.mkdtemp(prefix="fasttune-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["UNSLOTH_COMPILE_LOCATION"] = str(folder)
 

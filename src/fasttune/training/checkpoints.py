@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +72,17 @@ class SaveByTime(TrainerCallback):
 def require_loadable(checkpoint: Path, model: Any) -> None:
     """Load a checkpoint's files, and its adapter into the model. One that is damaged, does not fit
     the model, or is a pickle of more than tensors is refused."""
-    try:
-        with safe_globals():
-            for file in sorted(checkpoint.glob("*.pt*")):
-                torch.load(file, map_location="cpu", weights_only=True)
+    with loading(checkpoint), safe_globals():
+        for file in sorted(checkpoint.glob("*.pt*")):
+            torch.load(file, map_location="cpu", weights_only=True)
         load_adapter(checkpoint, model)
+
+
+@contextmanager
+def loading(checkpoint: Path) -> Iterator[None]:
+    """Turn what libraries raise for a checkpoint that they cannot load into one error."""
+    try:
+        yield
     except Exception as error:
         raise FasttuneError(
             f"cannot resume from {checkpoint.name}",

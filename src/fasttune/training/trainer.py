@@ -43,6 +43,7 @@ from fasttune.training.checkpoints import (
     checkpoint_of,
     drop_incomplete,
     load_adapter,
+    loading,
     require_loadable,
 )
 from fasttune.training.settings import training_arguments
@@ -133,13 +134,14 @@ class Trainer(SFTTrainer):
         folder = Path(self.args.output_dir)
         if checkpoint is not None:
             require_loadable(checkpoint, self.model)
-            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            planned = state.max_steps
+            with loading(checkpoint):
+                state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+                planned, ended = state.max_steps, self._ended(state)
             best = self.args.load_best_model_at_end and state.best_global_step
             if best:  # transformers would continue without a missing or damaged one
                 hint = "restore it; or delete it and all later ones, and use --resume"
                 check_checkpoint(checkpoint_of(self.args, best), hint)
-            if self._ended(state):
+            if ended:
                 self.state = state
                 if best:
                     load_adapter(checkpoint_of(self.args, best), self.model)

@@ -160,7 +160,8 @@ def writing(folder: Path, name: str) -> Iterator[None]:
 
 def _no_room(error: BaseException | None) -> bool:
     """Whether an exception or one of its causes says that a disk is full."""
-    words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "file write failed")
+    of_torch = ("file write failed", "unexpected pos")
+    words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), *of_torch)
     while error is not None and not any(each in str(error) for each in words):
         error = error.__cause__ or error.__context__
     return error is not None
