@@ -94,7 +94,7 @@ def test_checkpoints_and_interrupted_runs_answer_and_are_exported(run):
     ended = cli("export", run.folder, "--to", "adapter", "--rows", "1")
     assert ended.status == 0 and "the status of the run is interrupted" in ended.err, ended.err
     folder = run.folder / "exports" / f"adapter-{checkpoint.name}"
-    assert f"from {checkpoint.name} of the run" in (card := (folder / "README.md").read_text())
+    assert f"from {checkpoint.name} of a run." in (card := (folder / "README.md").read_text())
     assert "The run did not finish: its status is interrupted." in card
     assert not [*folder.glob("*.pt*"), *folder.glob("trainer_state.json"), *folder.glob("*.bin")]
     assert json.loads((folder / "verification.json").read_text())["checkpoint"] == checkpoint.name
