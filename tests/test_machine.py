@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from fasttune import machine
+from fasttune.errors import FasttuneError
 from fasttune.machine import Threads
+from fasttune.models.tokenizer import resolve_model
 from tests.conftest import listening
 
 
@@ -96,3 +98,75 @@ def test_what_the_kernel_counts():
     passed, all_, own = (new - old for new, old in zip(after, before, strict=True))
     assert 0 < own <= passed + 0.02 and all_ > -0.01
     assert machine._cores()
+
+
+# A GPU that torch cannot use
+
+
+@pytest.fixture
+def driver(monkeypatch, tmp_path):
+    """A driver's own words about itself, of a version to choose."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(machine, "DRIVER", tmp_path / "version")
+
+    def write(version):
+        (tmp_path / "version").write_text(
+            f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  Thu Jan 30 17:11:26 UTC "
+            "2025\nGCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)\n"
+        )
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("cuda", "version", "fix"),
+    [
+        (None, "580.65.06", "install a build of torch with CUDA"),
+        ("13.0", "535.183.01", "update the driver to 580 or newer, or install a build of torch"),
+        ("13.0", "580.65.06", "reinstall torch in a build that fits the driver"),
+    ],
+)
+def test_a_driver_that_torch_cannot_use_is_an_error(driver, monkeypatch, cuda, version, fix):
+    driver(version)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(FasttuneError) as caught:
+        machine.this_device()
+    assert f"driver {version}, torch {torch.__version__}" in caught.value.where
+    assert fix in caught.value.hint
+    with pytest.raises(FasttuneError):  # and the demo model is not taken instead
+        resolve_model(None)
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert machine.this_device().kind == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "usable"),
+    [
+        ((7, 0), False),
+        ((7, 5), True),
+        ((8, 9), True),
+        ((9, 0), True),
+        ((10, 3), True),
+        ((12, 1), True),
+    ],
+)
+def test_a_gpu_without_kernels_in_torch_is_an_error(monkeypatch, capability, usable):
+    kernels = [
+        "sm_75",
+        "sm_80",
+        "sm_86",
+        "sm_90",
+        "sm_100",
+        "sm_120",
+        "compute_120",
+    ]  # torch 2.14.1
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: kernels)
+    problem = machine.gpu_problem()
+    assert (problem is None) is usable
+    if problem:
+        assert "Some GPU, compute capability 7.0" in problem.where and "sm_75" in problem.where

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from fasttune import processes
+from fasttune.errors import FasttuneError
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +71,63 @@ def tensor_device() -> Kind:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+DRIVER = Path("/proc/driver/nvidia/version")
+"""Describes the NVIDIA driver while it is loaded."""
+
+
+def gpu_problem() -> FasttuneError | None:
+    """Why the NVIDIA GPU of this machine cannot be used, or None. A GPU that is hidden by
+    CUDA_VISIBLE_DEVICES is no problem: the CPU is used."""
+    import torch
+
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return None
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        built = " ".join(torch.cuda.get_arch_list())
+        kernels = [
+            (kind, int(number[:-1]), int(number[-1]))
+            for kind, number in re.findall(r"(sm|compute)_(\d+)", built)
+        ]
+        # A kernel runs on later GPUs of its major version; PTX (compute_*) on all later ones.
+        if not kernels or any(
+            (kind == "compute" and (first, second) <= (major, minor))
+            or (first == major and second <= minor)
+            for kind, first, second in kernels
+        ):
+            return None
+        return FasttuneError(
+            "torch has no kernels for this GPU",
+            f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}; torch "
+            f"{torch.__version__} has {built}",
+            "install a build of torch for this GPU, or set CUDA_VISIBLE_DEVICES= to use the CPU",
+        )
+    try:
+        driver = re.search(r"\b(\d+)\.\d[\d.]*\b", DRIVER.read_text(errors="replace"))
+    except OSError:
+        return None
+    if torch.version.cuda is None:
+        fix = "install a build of torch with CUDA"
+    elif driver and int(driver[1]) < 580 and torch.version.cuda.startswith("13"):
+        fix = "update the driver to 580 or newer, or install a build of torch for CUDA 12"
+    else:
+        fix = "reinstall torch in a build that fits the driver"
+    return FasttuneError(
+        "an NVIDIA driver is loaded, but torch cannot use it",
+        f"driver {driver[0] if driver else 'of unknown version'}, torch {torch.__version__}",
+        f"{fix}; or set CUDA_VISIBLE_DEVICES= to use the CPU",
+    )
+
+
 def this_device() -> Device:
     """The device that a run would use here, with the memory that is free or that this process uses.
-    Processes on one CPU share its memory equally."""
+    Processes on one CPU share its memory equally.
+
+    Raises:
+        FasttuneError: this machine has a GPU that torch cannot use.
+    """
+    if problem := gpu_problem():
+        raise problem
     if tensor_device() == "cpu":
         return Device(
             "CPU",

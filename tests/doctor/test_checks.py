@@ -174,9 +174,12 @@ def test_accelerator(monkeypatch, bf16, status):
 
 
 @pytest.mark.parametrize(("driver", "status"), [(False, "warning"), (True, "failure")])
-def test_no_accelerator(monkeypatch, driver, status):
+def test_no_accelerator(monkeypatch, tmp_path, driver, status):
+    loaded = tmp_path / "version"
+    if driver:
+        loaded.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01\n")
+    monkeypatch.setattr("fasttune.machine.DRIVER", loaded)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(machine.Path, "exists", lambda self: driver)
     result = machine.check_accelerator()
     assert result.status == status and result.hint
     assert ("CPU backend and the demo model" in result.detail) is not driver

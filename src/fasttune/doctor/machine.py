@@ -19,7 +19,7 @@ from fasttune.doctor import libraries
 from fasttune.doctor.libraries import Result
 from fasttune.errors import FasttuneError
 from fasttune.files import cache_dir
-from fasttune.machine import GB
+from fasttune.machine import GB, gpu_problem
 
 if TYPE_CHECKING:
     from fasttune.plugins.registry import Plugins
@@ -38,13 +38,9 @@ def check_python() -> Result:
 def check_accelerator() -> Result:
     import torch
 
+    if problem := gpu_problem():
+        return Result("failure", f"{problem.message}: {problem.where}", problem.hint)
     if not libraries.has_cuda():
-        if Path("/proc/driver/nvidia/version").exists():
-            return Result(
-                "failure",
-                "an NVIDIA driver is loaded, but this torch cannot use it",
-                "install a CUDA build of torch that fits the driver",
-            )
         return Result(
             "warning",
             "none; Unsloth's CPU backend and the demo model are used",

@@ -10,7 +10,7 @@ from typing import Any
 
 from fasttune import hub
 from fasttune.errors import FasttuneError, reason
-from fasttune.machine import tensor_device
+from fasttune.machine import this_device
 from fasttune.models.demo import demo_model
 from fasttune.models.unsloth import hide_broken_torchvision
 from fasttune.models.whole import require_whole
@@ -28,7 +28,7 @@ def resolve_model(name: str | None) -> str:
             config.json, or neither a folder nor a possible name on the Hub.
     """
     if name is None:
-        return CUDA_DEFAULT if tensor_device() == "cuda" else str(demo_model())
+        return CUDA_DEFAULT if this_device().kind == "cuda" else str(demo_model())
     folder = Path(name)
     if not name.strip() or (not folder.is_dir() and not hub.may_know(name)):
         raise FasttuneError(
