@@ -643,6 +643,7 @@ def test_runs_rm_from_inside_or_through_a_link_is_refused(run, tmp_path, monkeyp
 
 def test_runs_rm_removes_a_run_with_all_that_kills_left(run):
     write(run.folder / ".manifest.json.77.tmp.json")
+    write(run.folder / "checkpoints/README.md")
     write(run.folder / "checkpoints/.checkpoint-6.x_1.tmp/a")
     write(run.folder / "checkpoints/checkpoint-6/optimizer.pt")
     write(run.folder / "exports/.gguf.abc.tmp/half")

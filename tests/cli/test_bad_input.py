@@ -679,7 +679,7 @@ OTHERS: list[Case] = [
         ("templates new a-", "do not end with - or _"),
         ("templates new a- --package", "do not end with - or _"),
         (f"templates new {'a' * 63}", "use at most 62"),
-        (f"templates new {'a' * 100} --package", "use at most 62"),
+        (f"templates new --package {'a' * 100}", "use at most 62"),
         ("templates new alpaca", "the name 'alpaca' is taken"),
         ("templates new a -o rows.jsonl", "rows.jsonl"),
         ("templates list --plugins-dir", "--plugins-dir"),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fasttune.data.split import spread
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.exports.card import model_card
+from fasttune.exports.push import without_paths
 from fasttune.exports.verify import Exported, Verification, judge, measure, read_exported
 from fasttune.files import (
     SEAL,
@@ -36,6 +37,7 @@ from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.models.tokenizer import require_model
 from fasttune.models.unsloth import import_unsloth_on_gpu
+from fasttune.models.whole import read_object
 from fasttune.plugins.discovery import installed_plugins
 from fasttune.plugins.exporter import Exporter
 from fasttune.records import read_json
@@ -143,16 +145,16 @@ def _write(
         except FasttuneError as error:
             if to_push:
                 raise
-            obstacle = error
+            obstacle = FasttuneError(error.message, str(target), error.hint)
             log.warning("warning: %s; %s", error.message, error.hint)
     try:
         with atomic_folder(target) as folder, library_prints():
             job = dataclasses.replace(job, folder=folder)
             exporter.write(job)
+            _leave_out_paths(folder)
             try:
-                if obstacle is not None:
-                    raise obstacle
-                done = Exported(target, None if rows is None else _verify(exporter, job, rows))
+                checked = None if rows is None or obstacle else _verify(exporter, job, rows)
+                done = Exported(target, checked, obstacle)
             except FasttuneError as error:  # what was written is whole, only not proved
                 where = error.where.replace(str(folder), str(target))
                 log.warning("the export is not verified: %s", error.message)
@@ -168,6 +170,15 @@ def _write(
             raise
         raise _full(target, str(error)) from error
     return done
+
+
+def _leave_out_paths(folder: Path) -> None:
+    """Remove paths of a machine from the settings of an export: a base's may hold some."""
+    for file in sorted(folder.glob("*config.json")):
+        values = read_object(file)
+        if (kept := without_paths(values)) != values:
+            log.info("left out of %s: paths of a machine", file.name)
+            write_json(file, kept)
 
 
 def standing(

@@ -12,13 +12,7 @@ from typing import Any
 from fasttune import hub
 from fasttune.errors import FasttuneError
 from fasttune.exports.chat_template import chat_template_for
-from fasttune.exports.merge import (
-    base_folder,
-    shards,
-    stored_tensors,
-    without_paths,
-    write_merged,
-)
+from fasttune.exports.merge import base_folder, shards, stored_tensors, write_merged
 from fasttune.exports.opening import ModelReader, open_merged_model, open_run_model
 from fasttune.files import SEAL, cache_dir, unlisted, write_json
 from fasttune.formats.chat import ChatFormat
@@ -106,7 +100,7 @@ class RunExport:
             if file.is_file() and not training:
                 shutil.copy2(file, folder)
         settings = folder / "adapter_config.json"
-        kept = without_paths(read_object(settings))
+        kept = read_object(settings)
         write_json(settings, {**kept, "base_model_name_or_path": self.base_name})
         format = self.run.manifest["template"]
         write_json(folder / "template.json", {**format, "path": PurePath(format["path"]).name})

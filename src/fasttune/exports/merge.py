@@ -251,7 +251,7 @@ def _write_rest(
     tokenizer.save_pretrained(folder)
     ends = {"eos_token_id": eos_id(tokenizer)}
     kept = {key: value for key, value in config.items() if key != "auto_map"}  # code stays behind
-    write_json(folder / "config.json", {**without_paths(kept), **ends})
+    write_json(folder / "config.json", {**kept, **ends})
     # As the run answers: greedily and without penalties, whatever the base's own file says.
     tokens = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     write_json(folder / "generation_config.json", {"do_sample": False, **tokens, **ends})
@@ -267,19 +267,6 @@ def _require_inside(source: Path, file: Path) -> None:
             f"{file} -> {file.resolve()}",
             "replace the link with the file, or delete it",
         )
-
-
-def without_paths(value: Any) -> Any:
-    """A JSON value without the texts that are paths on a machine."""
-    if isinstance(value, dict):
-        return {key: without_paths(each) for key, each in value.items() if not _is_path(each)}
-    if isinstance(value, list):
-        return [without_paths(each) for each in value if not _is_path(each)]
-    return value
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and bool(re.match(r"\.{0,2}[/\\]|~|[A-Za-z]:[/\\]|file:", value))
 
 
 def base_folder(name: str) -> Path:

@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterable, Iterator
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fasttune import hub
 from fasttune.errors import FasttuneError, reason
-from fasttune.exports.merge import without_paths
 from fasttune.exports.verify import Exported
 from fasttune.files import SEAL, require_no_links, unlisted
 from fasttune.models.whole import read_object
@@ -111,15 +110,28 @@ def _require_clean(folder: Path, files: Iterable[str], run: Run) -> None:
             continue
         with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
             what = [what for word, what in words.items() if _contains(content, word)]
-        if file.name.endswith("config.json") and file.suffix == ".json":
-            values = read_object(file)
-            what += ["a path of another machine"] if without_paths(values) != values else []
+        if file.match("*config.json") and without_paths(values := read_object(file)) != values:
+            what.append("a path of another machine")
         if what:
             raise FasttuneError(
                 f"the export contains {what[0]}, so it is not pushed",
                 str(file),
                 "remove it: from this file, or from the system text, and export again",
             )
+
+
+def without_paths(value: Any) -> Any:
+    """A JSON value without the texts that are paths on a machine."""
+    if isinstance(value, dict):
+        return {key: without_paths(each) for key, each in value.items() if not _is_path(each)}
+    if isinstance(value, list):
+        return [without_paths(each) for each in value if not _is_path(each)]
+    return value
+
+
+def _is_path(value: Any) -> bool:
+    path = r"/[\w.-]+/|~[/\\]|\.{1,2}[/\\]\w|[A-Za-z]:[/\\]|file:"
+    return isinstance(value, str) and re.match(path, value) is not None
 
 
 def _contains(content: mmap, word: str) -> bool:

@@ -279,11 +279,11 @@ def _foreign(folder: Path) -> Iterator[Path]:
         wrong_kind = path.is_dir() != (path.name in FOLDERS)
         if (path.name not in ENTRIES or wrong_kind) and not LEFTOVER.fullmatch(path.name):
             yield path
-    for name in ("adapter", "checkpoints", "exports"):
-        for path in sorted((folder / name).glob("*")) if name != "adapter" else [folder / name]:
-            sealed = (path / SEAL).is_file()
-            own = name == "adapter" or (name == "checkpoints" and step_of(path) >= 0)
-            if sealed:
-                yield from unlisted(path)
-            elif not (own or LEFTOVER.fullmatch(path.name)):
-                yield path
+    checkpoints, exports = ((folder / name).glob("*") for name in ("checkpoints", "exports"))
+    for path in sorted([folder / "adapter", *checkpoints, *exports]):
+        if (path / SEAL).is_file():
+            yield from unlisted(path)
+            continue
+        ours = path.name in ("adapter", "README.md") or step_of(path) >= 0  # TRL writes a README
+        if not (LEFTOVER.fullmatch(path.name) or (ours and path.parent.name != "exports")):
+            yield path
