@@ -88,7 +88,7 @@ def make_run(tmp_path_factory, base, plugins):
             data=DataConfig(train=str(data), eval=str(data)),
             samples=SamplesConfig(count=0),
             output=str(folder.parent),
-            **settings,
+            **{"template": "reasoning", **settings},
         )
         template = plugins.facts(config.template)
         if declared is not None:

@@ -17,7 +17,7 @@ import pytest
 import fasttune
 from fasttune.exports.verify import Exported
 from fasttune.serving import serve as serving
-from fasttune.serving.serve import ENGINES, Engine
+from fasttune.serving.engines import ENGINES, Engine
 from tests.conftest import cli, tiny_model
 from tests.exports.conftest import EOS, build_byte_tokenizer, make_run, plugins  # noqa: F401
 
