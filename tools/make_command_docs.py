@@ -24,11 +24,12 @@ def command_docs() -> str:
 
 
 def _wrapped(line: str) -> str:
-    """An item of a list that is longer than a line of prose may be."""
-    if len(line) <= WIDTH or not line.startswith("* "):
+    """A paragraph, or an item of a list, in lines of the width of prose."""
+    if len(line) <= WIDTH or line.startswith(("|", "    ")):
         return line
+    indent = "  " if line.startswith("* ") else ""
     return textwrap.fill(
-        line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
