@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from fasttune.data.rows import Rows
 from fasttune.encoding.cache import EncodedRows
-from fasttune.errors import EXIT_FAILURE, FasttuneError, reason
+from fasttune.errors import EXIT_FAILURE, FasttuneError
 from fasttune.planning.forecast import Forecast
 from fasttune.runs import Run
 
@@ -151,8 +151,9 @@ def writing(folder: Path, name: str) -> Iterator[None]:
         file = Path(str(getattr(error, "filename", "")))
         name = str(file.relative_to(folder)) if folder in file.parents else name
         left = shutil.disk_usage(folder).free
+        cause = getattr(error, "strerror", "") or os.strerror(errno.ENOSPC)
         raise FasttuneError(
-            f"no room to write {name}: {getattr(error, 'strerror', '') or reason(error)}",
+            f"no room to write {name}: {cause}",
             f"{folder}, {left / 1e6:.1f} MB free",
             f"make room, then: fasttune run --resume {folder}",
         ) from error
