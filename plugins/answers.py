@@ -20,7 +20,7 @@ def format_kept(answer: Answer) -> float:
 
 
 def exact(answer: Answer) -> float | None:
-    reference = answer.row.get("output", "").strip()
+    reference = answer.reference.strip()
     return answer.response.strip() == reference if reference else None
 
 
@@ -31,9 +31,9 @@ def numeric(answer: Answer) -> float | None:
     question.
     """
     row = answer.row
-    wanted = numbers(row.get("output", ""))
+    wanted = numbers(answer.reference)
     asked = numbers(f"{row.get('instruction', '')} {row.get('input', '')}")
-    bare = _NUMBER.fullmatch(row.get("output", "").strip().translate(_ASCII))
+    bare = _NUMBER.fullmatch(answer.reference.strip().translate(_ASCII))
     if len(wanted) != 1 or (wanted[0] in asked and not bare):
         return None
     return numbers(answer.response)[-1:] == wanted
@@ -69,7 +69,7 @@ def agreement(answer: Answer) -> float | None:
 
 
 def exact_samples(answer: Answer) -> float | None:
-    reference = answer.row.get("output", "").strip()
+    reference = answer.reference.strip()
     samples = [sample.strip() for sample in answer.samples]
     return samples.count(reference) / len(samples) if samples and reference else None
 

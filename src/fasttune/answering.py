@@ -133,6 +133,6 @@ def answer_file(
     from fasttune.comparison.result import Arm, measure_arms
     from fasttune.generation.likelihood import with_likelihoods
 
-    label, metrics = source.template.name, [metric for metric, _ in source.plugins.metrics.values()]
+    label, metrics = source.template.name, source.plugins.metrics_of(source.template)
     scored = with_likelihoods(generator, scored, asking.batch_size)
     return measure_arms({}, [Arm(label, label, None, scored)], metrics, [])

@@ -9,9 +9,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fasttune.terminal import visible
+
 
 def environment(folder: Path, html: bool = False, **filters: Any) -> Environment:
-    """Jinja for the templates of a folder; an undefined name is an error.
+    """Jinja for the templates of a folder; an undefined name is an error, and control characters
+    are shown.
 
     Args:
         html: escape what is shown.
@@ -21,6 +24,7 @@ def environment(folder: Path, html: bool = False, **filters: Any) -> Environment
         loader=FileSystemLoader(folder),
         autoescape=html,
         undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

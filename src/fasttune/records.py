@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,10 +58,12 @@ class DataFacts(TypedDict):
 
 
 class Scores(TypedDict, total=False):
-    """Metric -> its value on the sample rows; both are missing if none were answered."""
+    """Metric -> its value on the sample rows, and "higher", "lower" or "" for the better direction;
+    all are missing if no rows were answered."""
 
     before: dict[str, float]
     after: dict[str, float]
+    better: dict[str, str]
 
 
 class Manifest(TypedDict):
@@ -174,7 +177,7 @@ def read_metrics(file: Path) -> tuple[list[dict[str, Any]], bool]:
             values: dict[str, Any] = json.loads(line.decode())
             msgspec.convert(values, Logged)
             msgspec.convert(values, dict[str, float | None])
-        return values
+        return {key: math.nan if value is None else value for key, value in values.items()}
 
     with _reading(file, str(file), hint):
         *whole, rest = read_regular(file).split(b"\n")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from fasttune_plugins.answers import numbers
 
-from fasttune import Answer, FasttuneError, Likelihood, Metric
+from fasttune import Answer, FasttuneError, Likelihood, Metric, Template, given, learn
 from fasttune.plugins.discovery import load_plugins
-from fasttune.plugins.metric import score, vote
+from fasttune.plugins.metric import exact_section, score, vote
 
 METRICS = {name: metric for name, (metric, _) in load_plugins().metrics.items()}
 
@@ -41,6 +41,32 @@ def test_exact_passes_over_rows_without_a_reference():
     answers = answer(" Paris\n"), answer("Lyon"), answer("x", output="")
     assert value("exact", *answers) == 0.5
     assert value("exact", answer(output="")) is None
+
+
+def test_every_learned_section_is_measured():
+    support = Template(
+        name="support",
+        parts=[
+            given("instruction", "{instruction}\n"),
+            learn("thoughts", "{reasoning}\n"),
+            learn("response", "Reply: {answer}\n"),
+            learn("samples", "Sources: {sources}"),
+        ],
+    )
+    metrics = load_plugins().metrics_of(support, load_plugins().template("alpaca"))
+    wrote = support.parsed("r\nReply: a\nSources: KB-104"), support.targets
+    answers = [
+        Answer(row, "", wrote[0], "eos", 9, targets=wrote[1])
+        for row in (
+            {"reasoning": "r", "answer": "a", "sources": "KB-104"},
+            {"reasoning": "r", "answer": "b", "sources": "KB-101"},
+            {"reasoning": "x", "answer": "a", "sources": " "},  # it has no sources to compare with
+        )
+    ]
+    scores = score(answers, [metric for metric in metrics if metric.name.startswith("exact")])
+    # `exact_samples` is a metric of --vote.
+    assert scores == {"exact": 2 / 3, "exact_thoughts": 2 / 3, "exact_samples_": 1 / 2}
+    assert score([answer()], [exact_section("thoughts")]) == {}
 
 
 def test_the_vote_is_for_the_response_that_most_samples_give():

@@ -15,6 +15,7 @@ from fasttune import Answer, Metric
 from fasttune.comparison.charts import LABEL_COLOURS
 from fasttune.comparison.page import _number, report_html
 from fasttune.comparison.result import Arm, measure_arms, split
+from fasttune.formats.row import Row
 from fasttune.text.repetition import longest_repeat
 from tests.comparison.arms import ARABIC, EVIL, JAPANESE, LONG, LOOP, METRICS, ROWS, answers, logged
 from tests.comparison.pages import Page, table
@@ -87,6 +88,42 @@ def test_names_are_escaped_too():
     assert all("onerror=" in node.text for node in list(page.find("svg", "chart"))[-2:])
 
 
+def test_control_characters_are_shown():
+    bell = "\x1b]0;title\x07 \x9b2J"
+    seen = "⟨U+001B⟩]0;title⟨U+0007⟩ ⟨U+009B⟩2J"
+    sections = {"reasoning": bell, "response": bell}
+    answer = Answer({"instruction": bell, "output": bell}, bell + bell, sections, "eos", 3)
+    arms = [Arm(label, label, 1, [answer], logged("a"), {}) for label in (f"a {bell}", "b")]
+    text = report_html(measure_arms({"rows": bell}, arms, METRICS, [bell]))
+    assert not set(text) & {"\x1b", "\x07", "\x9b"}
+    page = Page(text).root
+    assert [next(page.find(css=c)).text.count(seen) for c in ("about", "notes", "card")] == [
+        1,
+        1,
+        3,
+    ]
+    assert seen in next(page.find("figure")).text + str([n.text for n in page.find("text")])
+
+
+def test_a_conversation_shows_its_earlier_turns_and_each_section_its_reference():
+    row = Row(
+        [{"instruction": "Hi.", "output": "Hello."}, {"instruction": "Who?", "output": "Me."}],
+        columns={"sources": "KB-1"},
+    )
+    targets = {"response": "output", "sources": "sources"}
+    answer = Answer(row, "x", {"response": "x", "sources": ""}, "eos", 1, targets=targets)
+    page = Page(report_html(measure_arms({}, [Arm("a", "a", 1, [answer])], METRICS, []))).root
+    asked = next(page.find(css="asked"))
+    shown = [
+        (h.text, d.text.split()) for h, d in zip(asked.find("h3"), asked.find("dl"), strict=True)
+    ]
+    assert shown == [
+        ("Turn 1", ["instructionHi.", "outputHello."]),
+        ("Question", ["instructionWho?"]),
+        ("Reference", ["outputMe.", "sourcesKB-1"]),
+    ]
+
+
 def test_the_same_comparison_gives_the_same_page(comparison, text):
     assert report_html(comparison) == text
 
@@ -123,7 +160,7 @@ def test_figures_are_those_of_the_comparison(comparison, page):
             if math.isnan(value.value):
                 assert cell == "–"
             else:
-                bounds = f"{_number(value.low)} to {_number(value.high)}"
+                bounds = "" if value.is_point else f"{_number(value.low)} to {_number(value.high)}"
                 assert cell.replace(" ★", "") == _number(value.value) + bounds
     names = " ".join(found)
     assert "stops ↑" in names and "bits_per_byte ↓" in names and "length mean" in names

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
+
+from rich.console import Console
 
 from fasttune import Answer, Metric
+from fasttune.cli.compare import show_figures
 from fasttune.comparison.result import Arm, measure_arms, split
 
 STOPS = Metric("stops", "", lambda answer: answer.stop == "eos", "higher")
@@ -74,6 +78,19 @@ def test_the_verdict_names_rows_and_seeds_what_is_better_and_what_is_not_signifi
     assert "loops (0.075 vs. 0.725, CI " in first
     assert first.endswith("Not significant: even.") and "length" not in first
     assert second.startswith("On 40 rows with 2 seeds: bad is better than bad, untuned on stops")
+
+
+def test_a_difference_that_is_the_same_on_every_row_has_no_interval():
+    arms = [Arm(label, label, 1, answers(stops, 10)) for label, stops in (("a", 40), ("b", 0))]
+    result = measure_arms({}, arms, [STOPS, LOOPS], [])
+    assert result.verdict == (
+        "On 40 rows with one seed: a is better than b on "
+        "stops (1 vs. 0, the same difference on every row), "
+        "loops (0 vs. 1, the same difference on every row)."
+    )
+    shown = StringIO()
+    show_figures(result, Console(file=shown, width=80))
+    assert "…" not in shown.getvalue()
 
 
 def test_the_verdict_when_nothing_is_certain():

@@ -147,6 +147,8 @@ def test_a_sweep_trains_a_format_with_each_value(tiny_phi, data):
     for key, values, said in (
         ("model.max_length", ["64"], "cannot be swept"),
         ("train.learning_rate", ["1e-4", "1e-4"], "given twice"),
+        ("train.learning_rate", ["0.0001", "3e-4", "1e-4"], "'0.0001' is given twice"),
+        ("train.learning_rate", [1e-4, "0.00010"], "given twice"),
         ("train.learning_rate", ["fast"], "is 'fast'"),
         ("train.rate", ["1"], "no setting 'train.rate'"),
     ):
@@ -396,7 +398,8 @@ def test_a_file_of_the_same_rows_has_the_same_figures(compared, tmp_path):
                 "-o", tmp_path / "bare", "--json")  # fmt: skip
     kept = json.loads(ended.out)["figures"]["reasoning"]
     assert kept["bits_per_byte"]["value"] == found["bits_per_byte"]
-    assert {*found} - {*kept} == {"bits_per_byte_reference", "p_eos"}  # they mean nothing here
+    nothing = {"bits_per_byte_reference", "p_eos", "exact_reasoning"}  # they mean nothing here
+    assert {*found} - {*kept} == nothing
 
 
 def test_what_cannot_be_evaluated(tiny_phi, data, tmp_path):
@@ -443,6 +446,19 @@ def test_runs_on_other_rows_are_refused(facts, what, counts, tmp_path):
         f"    {other}: {counts[1]} rows",
         "  what to do: train both on the same rows: fasttune compare --templates A,B",
     ]
+
+
+def test_a_run_with_an_equals_sign_in_its_path_is_no_setting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("seed=1", "seed=2"):
+        shutil.copytree(Path(__file__).parents[1] / "old_run", tmp_path / "runs" / name)
+    same = "error: two of the runs differ in nothing, not even the seed"
+    for words in (("seed=1", "seed=2"), ("runs/seed=1", tmp_path / "runs" / "seed=2")):
+        ended = cli("compare", *words)
+        assert (ended.status, ended.err.splitlines()[0]) == (2, same)
+    for word in ("seed=3", "train.epochs=2"):
+        ended = cli("compare", "seed=1", "seed=2", word)
+        assert ended.status == 2 and "finished runs keep their settings" in ended.err
 
 
 def test_runs_whose_held_out_rows_are_damaged_or_not_there_are_refused(tiny_phi, tmp_path):

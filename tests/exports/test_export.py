@@ -304,7 +304,7 @@ def test_the_card_works_in_a_process_without_fasttune(exported, run, plugins):
         and run.manifest["template"]["identity"] in card
     )
     assert "Answer in one word." in card and "Verified against the run" in card
-    assert "| held-out loss (nats per token) | 2.5000 | 1.5000 |" in card
+    assert "| held-out loss | 2.5000 | 1.5000 | lower |" in card
     assert str(run.folder.parent) not in card
     assert "input='Mount Fuji, 3,776 m high" in card and "leave it out if your" in card
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)

@@ -134,7 +134,10 @@ def show_figures(comparison: Comparison, out: Console | None = None) -> None:
     """Print metrics, verdict and notes, by default on standard output."""
     out = out or console()
     out.print(_table(comparison))
-    out.print("below each figure its 95 % interval; ↑ more is better, ↓ less is better\n")
+    out.print(
+        "below each figure its 95 % interval, none where all rows give the same; "
+        "↑ more is better, ↓ less is better\n"
+    )
     for paragraph in comparison.sentences():
         out.print(f"{paragraph}\n")
     for column, groups in comparison.groups.items():
@@ -168,6 +171,8 @@ def _cell(figure: Figure) -> Text:
     interval = figure.interval
     if interval.value != interval.value:
         return Text("-")
+    if interval.is_point:
+        return Text(f"{interval.value:.3g}")
     reach = f"{_short(interval.low)} … {_short(interval.high)}"
     return Text.assemble(f"{interval.value:.3g}\n", (reach, "dim"))
 

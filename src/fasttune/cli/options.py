@@ -209,8 +209,13 @@ Json = Annotated[bool, flag("Print JSON.", "--json")]
 
 
 def separate(arguments: list[str] | None) -> tuple[list[str], list[str]]:
-    """Names, such as files and runs, and KEY=VALUE settings; an existing path is a name."""
-    names = [word for word in arguments or [] if "=" not in word or Path(word).exists()]
+    """Names, such as files and runs, and KEY=VALUE settings; the path of a file or a run is
+    a name."""
+    names = [
+        word
+        for word in arguments or []
+        if "=" not in word or Path(word).exists() or Path("runs", word).exists()
+    ]
     return names, [word for word in arguments or [] if word not in names]
 
 

@@ -37,6 +37,11 @@ class Interval:
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    @property
+    def is_point(self) -> bool:
+        """Whether all rows and seeds give the same: the bounds are no estimate then."""
+        return self.low == self.high
+
 
 def as_json(figure: Any) -> dict[str, Any]:
     """Return the fields of a figure and of its interval, with null for NaN."""

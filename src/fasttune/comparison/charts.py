@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fasttune.comparison.result import Comparison
 from fasttune.losses import smooth
 from fasttune.plugins.metric import Answer
+from fasttune.terminal import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,7 +164,7 @@ def _one_row_per_label(titles: Mapping[str, str], height: float) -> tuple[Figure
     figure = _new_figure(0.55 + height * len(titles))
     rows = list(figure.subplots(len(titles), 1, sharex=True, squeeze=False)[:, 0])
     for axes, (label, title) in zip(rows, titles.items(), strict=True):
-        text = textwrap.fill(f"{label}: {title}", _TITLE_WIDTH)
+        text = textwrap.fill(visible(f"{label}: {title}"), _TITLE_WIDTH)
         axes.set_title(text, loc="left", fontsize=9.5, pad=3)
     return figure, rows
 

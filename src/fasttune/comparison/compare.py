@@ -246,13 +246,13 @@ def _swept(job: Job, key: str, values: Sequence[Any]) -> dict[str, RunConfig]:
         raise FasttuneError(
             f"'{key}' cannot be swept", f"--sweep {key}", "it takes a setting of train or lora"
         )
-    require_different(f"--sweep {key}", values)
-    return {
-        f"{job.template.name}, {key.partition('.')[2]} {value}": load_config(
-            None, [Override(key, value, f"--sweep {key}={value}")], job.config
-        )
+    configs = [
+        load_config(None, [Override(key, value, f"--sweep {key}={value}")], job.config)
         for value in values
-    }
+    ]
+    require_different(f"--sweep {key}", [values[configs.index(config)] for config in configs])
+    labels = [f"{job.template.name}, {key.partition('.')[2]} {value}" for value in values]
+    return dict(zip(labels, configs, strict=True))
 
 
 def _shared(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fasttune.comparison.charts import ENDINGS, charts, label_colours
 from fasttune.comparison.result import Comparison, Difference
+from fasttune.formats.row import Row
 from fasttune.pages import environment
 from fasttune.plugins.metric import Answer
 from fasttune.text.languages import detect_language
@@ -18,7 +19,6 @@ MARKED = 6
 """Minimum number of words in a repeated stretch that the report marks."""
 
 _QUESTION = ("system", "instruction", "input")
-_REFERENCE = ("reasoning", "output")
 
 
 def report_html(comparison: Comparison) -> str:
@@ -27,7 +27,6 @@ def report_html(comparison: Comparison) -> str:
         Path(__file__).parent,
         html=True,
         number=_number,
-        columns=_columns,
         language=detect_language,
         repeat=_marked_repeat,
         parts=_parts,
@@ -46,6 +45,7 @@ def report_html(comparison: Comparison) -> str:
         exactness=_exactness(comparison),
         places=_places_by_label(comparison),
         choices=_arms_by_choice(comparison),
+        columns=lambda place: _columns([arm.answers[place] for arm in comparison.arms]),
         bases=untuned if len(untuned) < len(comparison.arms) else [],
         endings=ENDINGS,
         least_words=MARKED,
@@ -142,17 +142,20 @@ def _marked_repeat(answer: Answer) -> Repeat | None:
     return repeat if repeat and repeat.words >= MARKED else None
 
 
-def _columns(row: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Return heading -> the columns of a row under it that are not blank."""
+def _columns(answers: Sequence[Answer]) -> dict[str, dict[str, str]]:
+    """Return heading -> the columns under it that are not blank, of the row of some answers."""
+    row = Row.of(answers[0].row)
     texts = {name: str(text) for name, text in row.items() if str(text).strip()}
-    named = {"Question": _QUESTION, "Reference": _REFERENCE}
+    reference = dict.fromkeys(column for each in answers for column in each.targets.values())
+    named = {"Question": _QUESTION, "Reference": ("reasoning", *reference)}
     headings = {
-        heading: {name: texts.pop(name) for name in names if name in texts}
-        for heading, names in named.items()
+        f"Turn {number}": {name: text for name, text in turn.items() if text.strip()}
+        for number, turn in enumerate(row.turns[:-1], 1)
     }
-    return {heading: columns for heading, columns in headings.items() if columns} | (
-        {"Other columns": texts} if texts else {}
-    )
+    for heading, names in named.items():
+        headings[heading] = {name: texts.pop(name) for name in names if name in texts}
+    headings["Other columns"] = texts
+    return {heading: columns for heading, columns in headings.items() if columns}
 
 
 def _exactness(comparison: Comparison) -> list[list[bool | None]]:

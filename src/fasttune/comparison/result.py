@@ -299,7 +299,7 @@ def _difference(metric: Metric, left: str, right: str, ours: Sample, theirs: Sam
 def _in_words(
     differences: Sequence[Difference], label: str, other: str, comparison: Comparison
 ) -> Iterator[str]:
-    """Yield "metric (value vs. value, CI low to high)" for each; the first spells out the CI."""
+    """Yield "metric (value vs. value, CI low to high)" for each; the first CI is spelt out."""
     meaning = "95% CI of the difference"
     for each in differences:
         ours, theirs = (
@@ -307,8 +307,10 @@ def _in_words(
         )
         bounds = sorted((abs(each.interval.low), abs(each.interval.high)))
         low, high = (f"{bound:.2g}" for bound in bounds)
-        yield f"{_plain(each.metric)} ({ours:.3g} vs. {theirs:.3g}, {meaning} {low} to {high})"
-        meaning = "CI"
+        spread = "the same difference on every row"
+        if not each.interval.is_point:
+            spread, meaning = f"{meaning} {low} to {high}", "CI"
+        yield f"{_plain(each.metric)} ({ours:.3g} vs. {theirs:.3g}, {spread})"
 
 
 def _plain(metric: str) -> str:

@@ -61,7 +61,8 @@ def run_comparison(
     work = _Work(plan)
     bases = work.bases()
     arms = [*work.tuned(), *bases]
-    metrics = [metric for metric, _ in plan.formats[0].job.plugins.metrics.values()]
+    templates = [each.job.template for each in plan.formats]
+    metrics = plan.formats[0].job.plugins.metrics_of(*templates)
     comparison = measure_arms(plan.about, arms, metrics, plan.notes, plan.folder)
     comparison = replace(comparison, groups={name: split(comparison, name) for name in by})
     write_json(plan.folder / "comparison.json", comparison.as_dict())
@@ -152,7 +153,7 @@ class _Work:
             try:
                 saved = json.loads(file.read_text(encoding="utf-8"))
                 answers = [
-                    msgspec.convert({**line, "row": row}, Answer)
+                    msgspec.convert({**line, "row": row, "targets": template.targets}, Answer)
                     for row, line in zip(rows, saved["answers"], strict=True)
                 ]
                 parsed_alike = all(template.parsed(a.text) == a.sections for a in answers)

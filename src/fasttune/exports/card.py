@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fasttune.formats.examples import examples
 from fasttune.pages import environment
-from fasttune.runs.folder import step_of
+from fasttune.runs.folder import changes, step_of
 
 if TYPE_CHECKING:
     from fasttune.exports.job import RunExport
@@ -51,7 +49,7 @@ def model_card(job: RunExport, exporter: Exporter, done: Exported) -> str:
         usage=exporter.usage(job).strip(),
         prompt=prompt,
         answer=job.template.render(row)[len(prompt) :],
-        figures=list(_figures(metrics, manifest)),
+        changes=changes(metrics, manifest),
         settings=_settings(job),
     )
 
@@ -65,25 +63,6 @@ def base_licence(base: str) -> str:
             return licence[1].strip("\"'")
     known = (licence for part, licence in LICENCES.items() if part in Path(base).name.lower())
     return next(known, SEE_BASE)
-
-
-def _figures(
-    metrics: list[dict[str, Any]], manifest: Mapping[str, Any]
-) -> Iterator[tuple[str, str, str]]:
-    """(name, before, after) of the held-out losses and of the scores of the samples."""
-    evaluated = [line for line in metrics if "eval_loss" in line]
-    if evaluated:
-        first, last = evaluated[0], evaluated[-1]
-        for key in last:
-            if key.startswith("eval_loss") and key in first:
-                section = key.removeprefix("eval_loss").removeprefix("_")
-                label = f"held-out loss, {section}" if section else "held-out loss"
-                yield f"{label} (nats per token)", f"{first[key]:.4f}", f"{last[key]:.4f}"
-    scores = manifest.get("scores", {})
-    before = scores.get("before", {})
-    where = " (on training rows)" if manifest.get("scored") == "training" else ""
-    for name, value in scores.get("after", {}).items():
-        yield f"{name}{where}", f"{before.get(name, math.nan):.2f}", f"{value:.2f}"
 
 
 def _settings(job: RunExport) -> str:

@@ -148,6 +148,7 @@ class Generator:
             sections=self.template.parsed(text),
             stop="eos" if stopped else "loop" if looped else "length",
             tokens=len(kept) + stopped,
+            targets=self.template.targets,
         )
 
     def _decoding(self, sampling: Sampling, prompts: Sequence[list[int]]) -> Decoding:

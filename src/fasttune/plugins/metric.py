@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +50,7 @@ class Answer:
         tokens: number of generated tokens, EOS included.
         likelihood: of the row's reference, if it was computed.
         samples: the responses of all answers to the row, if `vote` chose this one.
+        targets: section -> the column of the row that holds what it should be.
     """
 
     row: Row
@@ -58,6 +60,7 @@ class Answer:
     tokens: int
     likelihood: Likelihood | None = None
     samples: tuple[str, ...] = ()
+    targets: Mapping[str, str] = field(default_factory=lambda: {"response": "output"})
 
     @property
     def ending(self) -> str:
@@ -69,6 +72,18 @@ class Answer:
     def response(self) -> str:
         """The section "response", or the last one if none has this name."""
         return self.sections.get("response", next(reversed(self.sections.values()), ""))
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Section -> what it should be; without the sections for which the row has no text."""
+        texts = {section: self.row.get(column, "") for section, column in self.targets.items()}
+        return {section: text for section, text in texts.items() if text.strip()}
+
+    @property
+    def reference(self) -> str:
+        """What the response should be; "" if the row does not have it."""
+        name = "response" if "response" in self.targets else [*self.targets][-1]
+        return self.references.get(name, "")
 
     @property
     def agreeing(self) -> int:
@@ -134,6 +149,25 @@ class Metric:
                 f"answer: {answer.text[:80]!r}",
                 "fix its plugin, or leave it out with FASTTUNE_PLUGINS=name,name",
             ) from error
+
+
+def exact_section(section: str, taken: Container[str] = ()) -> Metric:
+    """The metric `exact_SECTION`: how often a learned section equals its reference.
+
+    Args:
+        taken: names of other metrics.
+    """
+
+    def measure(answer: Answer) -> float | None:
+        reference = answer.references.get(section)
+        if reference is None or section not in answer.sections:
+            return None
+        return answer.sections[section].strip() == reference.strip()
+
+    name = "exact_" + re.sub(r"[^\w.-]", "_", section)[:80]
+    while name in taken:
+        name += "_"
+    return Metric(name, f"share whose section '{section}' equals the reference", measure, "higher")
 
 
 def score(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, float]:

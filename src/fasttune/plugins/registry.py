@@ -19,7 +19,7 @@ from fasttune.files import require_name
 from fasttune.formats.files import is_format_file, read_format
 from fasttune.formats.template import Template
 from fasttune.plugins.exporter import Exporter
-from fasttune.plugins.metric import Metric
+from fasttune.plugins.metric import Metric, exact_section
 from fasttune.records import TemplateFacts
 
 
@@ -84,6 +84,15 @@ class Plugins:
     @cached_property
     def metrics(self) -> dict[str, tuple[Metric, Provider]]:
         return self._collect("register_metrics", Metric)
+
+    def metrics_of(self, *templates: Template) -> list[Metric]:
+        """The registered metrics, and one for each section that the templates learn besides the
+        response, which `exact` measures."""
+        metrics = [metric for metric, _ in self.metrics.values()]
+        sections = [s for each in templates for s in each.targets if s != each.response[0]]
+        for section in dict.fromkeys(sections):
+            metrics.append(exact_section(section, [metric.name for metric in metrics]))
+        return metrics
 
     @cached_property
     def exporters(self) -> dict[str, tuple[Exporter, Provider]]:

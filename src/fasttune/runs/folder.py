@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fasttune.config import (
     PRECISIONS,
@@ -55,6 +56,18 @@ ENTRIES = frozenset(
 """All that fasttune writes into a run folder."""
 FOLDERS = frozenset(("adapter", "checkpoints", "exports", "tensorboard"))
 """Those of them that are folders."""
+LOSS = "eval_loss"
+"""The held-out loss in metrics.jsonl; `eval_loss_SECTION` is a section's."""
+
+
+class Change(NamedTuple):
+    """A figure before and after training, and whether "higher" or "lower" is better; "" if neither
+    is."""
+
+    name: str
+    before: str
+    after: str
+    better: str
 
 
 @dataclass(frozen=True, repr=False)
@@ -277,6 +290,33 @@ def step_of(checkpoint: Path) -> int:
     """The number in a checkpoint's name; -1 if it has none."""
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if re.fullmatch("[0-9]{1,18}", number) else -1
+
+
+def changes(metrics: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]) -> list[Change]:
+    """The held-out losses, in nats per token, and the scores of the answers."""
+    evaluated = [line for line in metrics if "eval_loss" in line]
+    first, last = (evaluated[0], evaluated[-1]) if evaluated else ({}, {})
+    found = []
+    for key, before, after in _pairs(first, last, digits=4):
+        if key.startswith(LOSS):
+            section = key.removeprefix(LOSS).replace("_", ", ", 1)
+            found.append(Change(f"held-out loss{section}", before, after, "lower"))
+    scores = manifest.get("scores", {})
+    where = " (on training rows)" if manifest.get("scored") == "training" else ""
+    for name, before, after in _pairs(scores.get("before", {}), scores.get("after", {})):
+        better = scores.get("better", {}).get(name, "")
+        found.append(Change(f"{name}{where}", before, after, better))
+    return found
+
+
+def _pairs(
+    before: Mapping[str, float], after: Mapping[str, float], digits: int = 2
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (key, value before, value after); "-" for a value that is missing or NaN."""
+    for key in {**before, **after}:
+        values = (side.get(key, math.nan) for side in (before, after))
+        old, new = ("-" if math.isnan(value) else f"{value:.{digits}f}" for value in values)
+        yield key, old, new
 
 
 def now() -> str:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from fasttune.data.conversations import readable
-from fasttune.files import atomic_path, write_json, write_text
+from fasttune.files import write_json, write_text
 from fasttune.formats.row import Row
+from fasttune.losses import drawing
 from fasttune.pages import environment
 from fasttune.plugins.metric import Answer, Metric, as_dict, score
+from fasttune.records import Scores
+from fasttune.terminal import visible
 
 SPLIT = "exact"
 """The metric that is split by columns."""
+
+_ENDINGS = {
+    "eos": "ended after",
+    "length": "cut off at",
+    "loop": "cut off while it repeated itself, at",
+}
+"""How an answer ended, in words that the number of its tokens follows."""
+
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|&~$#]|(?<![^\W_])_|_(?![^\W_])")
+"""Characters with a meaning in a line of Markdown; an underscore within a word has none."""
 
 Shares = dict[str, dict[str, float]]
 """Value of a column -> number of rows, and the share of exact answers before and after."""
@@ -27,14 +42,16 @@ def write_samples(
     metrics: Sequence[Metric],
     by: Sequence[str] = (),
     kind: str = "held-out",
-) -> dict[str, dict[str, float]]:
+) -> Scores:
     """Write samples.json and samples.md, and return the scores before and after.
 
     Args:
         by: columns of the rows by which exact answers are split, and drawn in answers.png.
         kind: of the rows: "held-out", or "training" if none were held out.
     """
-    scores = {"before": score(before, metrics), "after": score(after, metrics)}
+    scores: Scores = {"before": score(before, metrics), "after": score(after, metrics)}
+    shown = [m for m in metrics if m.name in scores["before"] or m.name in scores["after"]]
+    scores["better"] = {metric.name: metric.better for metric in shown}
     pairs = [
         {"row": readable(Row.of(old.row)), "before": as_dict(old), "after": as_dict(new)}
         for old, new in zip(before, after, strict=True)
@@ -45,14 +62,49 @@ def write_samples(
     write_json(folder / "samples.json", sheet)
     if shares:
         draw_shares(shares, folder / "answers.png", kind)
-    template = environment(Path(__file__).parent).get_template("samples.md.jinja")
-    text = template.render(
-        metrics=[m for m in metrics if m.name in scores["before"] or m.name in scores["after"]],
+    pages = environment(Path(__file__).parent, escaped=_escaped, fenced=_fenced)
+    text = pages.get_template("samples.md.jinja").render(
         **{"kind": kind, "scores": scores, "exact": SPLIT, "shares": shares, "nan": math.nan},
-        answers=[*zip(before, after, strict=True)],
+        metrics=shown,
+        answers=[*map(_blocks, before, after)],
     )
     write_text(folder / "samples.md", text)
     return scores
+
+
+def _blocks(before: Answer, after: Answer) -> Iterator[tuple[str, str]]:
+    """Yield (label, text) for what the model read, the references and both answers."""
+    row = Row.of(before.row)
+    if row.system:
+        yield "System", row.system
+    for number, turn in enumerate(row.turns, 1):
+        place = f", turn {number}" if row.turns[1:] else ""
+        yield f"Question{place}", turn["instruction"]
+        if turn.get("input"):
+            yield f"Input{place}", turn["input"]
+        if number < len(row.turns):
+            yield f"Answer{place}", turn["output"]
+    several = len(before.targets) > 1
+    for section, text in before.references.items():
+        yield f"Reference, {section}" if several else "Reference", text
+    for label, answer in (("Before", before), ("After", after)):
+        ending = _ENDINGS.get(answer.ending, answer.ending)
+        yield f"{label}, {ending} {answer.tokens} token{'s' * (answer.tokens != 1)}", answer.text
+
+
+def _escaped(text: str) -> str:
+    """The text on one line of Markdown, as text."""
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def _fenced(text: str) -> str:
+    """The text as a block of code in Markdown; more than three blank lines are counted instead."""
+    lines: list[str] = []
+    for blank, group in groupby(text.split("\n"), key=lambda line: not line.strip()):
+        kept = list(group)
+        lines += [f"[{len(kept)} blank lines]"] if blank and len(kept) > 3 else kept
+    fence = "`" * (1 + max(map(len, re.findall("`{3,}", text)), default=2))
+    return "\n".join([f"{fence}text", *lines, fence])
 
 
 def _shares(
@@ -72,23 +124,21 @@ def _shares(
 
 def draw_shares(shares: dict[str, Shares], target: Path, kind: str = "held-out") -> None:
     """Draw the shares of exact answers as bars, a panel for each column, as PNG."""
-    from matplotlib.figure import Figure
-
     longest = max(map(len, shares.values()))
-    size = (0.5 + 4.5 * len(shares), 1.4 + 0.34 * longest)
-    figure = Figure(figsize=size, layout="constrained", dpi=120)
-    panels: Any = figure.subplots(1, len(shares), squeeze=False)[0]
-    for axes, (column, values) in zip(panels, shares.items(), strict=True):
-        places = range(len(values))
-        names = [f"{value} ({share['rows']:.0f})" for value, share in values.items()]
-        for key, colour, height in (("after", "tab:blue", 0.7), ("before", "tab:orange", 0.3)):
-            widths = [share[key] for share in values.values()]
-            axes.barh(places, widths, height=height, color=colour, label=key)
-        axes.set_yticks(places, names)
-        axes.set(title=f"by {column}", xlim=(0, 1), ylim=(longest - 0.5, -0.5))
-        axes.grid(axis="x", alpha=0.25)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], frameon=False, loc="outside lower center", ncols=2)
-    figure.suptitle(f"answers on {kind} rows that are exact, before and after training")
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary)
+    width, height = 0.5 + 4.5 * len(shares), 1.4 + 0.34 * longest
+    with drawing(target, width, height) as figure:
+        panels: Any = figure.subplots(1, len(shares), squeeze=False)[0]
+        for axes, (column, values) in zip(panels, shares.items(), strict=True):
+            places = range(len(values))
+            names = [f"{visible(value)} ({share['rows']:.0f})" for value, share in values.items()]
+            for key, colour, height in (("after", "tab:blue", 0.7), ("before", "tab:orange", 0.3)):
+                widths = [share[key] for share in values.values()]
+                axes.barh(places, widths, height=height, color=colour, label=key)
+            axes.set_yticks(places, names)
+            axes.set(title=f"by {column}", xlim=(0, 1), ylim=(longest - 0.5, -0.5))
+            axes.grid(axis="x", alpha=0.25)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(
+            handles[::-1], labels[::-1], frameon=False, loc="outside lower center", ncols=2
+        )
+        figure.suptitle(f"answers on {kind} rows that are exact, before and after training")

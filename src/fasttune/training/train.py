@@ -37,7 +37,7 @@ from fasttune.models.unsloth import import_unsloth
 from fasttune.planning.forecast import foresee
 from fasttune.planning.schedule import check_schedule, settle
 from fasttune.plugins.metric import Answer, score
-from fasttune.records import TemplateFacts
+from fasttune.records import Scores, TemplateFacts
 from fasttune.runs import Run, create_run
 from fasttune.runs.folder import now, step_of
 from fasttune.runs.resume import last_checkpoint, rewind
@@ -153,7 +153,7 @@ class Training:
         rows = self.held_out if job.eval else without_ending(job.train, tokenizer, config)
         self.sample_rows = spread(rows, config.samples.count)
         self.sampled = "held-out" if job.eval else "training"
-        self.metrics = [metric for metric, _ in job.plugins.metrics.values()]
+        self.metrics = job.plugins.metrics_of(template)
         self.seconds = {"load": time.perf_counter() - began}
 
     def facts(self) -> dict[str, Any]:
@@ -239,7 +239,7 @@ class Training:
 
     def finish(self, run: Run) -> None:
         """Save the adapter and answer the sample rows again; then the run is done."""
-        model, scores = self.trainer.model, dict[str, dict[str, float]]()
+        model, scores = self.trainer.model, Scores()
         with self._timed("samples_after"):
             require_finite(model, "after the last step")
             require_learned(model, self.trainer.state.global_step)
