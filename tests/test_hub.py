@@ -261,7 +261,7 @@ def test_what_needs_no_hub_does_not_import_its_client():
 
 
 def test_a_base_that_is_not_in_the_cache_is_not_exported(answer, monkeypatch, tmp_path):
-    from fasttune.exports.merge import base_folder
+    from fasttune.models.base import base_folder
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     asked = answer(refuse)

@@ -136,6 +136,17 @@ def local_first(download: Callable[..., str], model: str, **wanted: Any) -> Path
     return Path(download(model, **wanted))
 
 
+def local_folder(model: str) -> Path | None:
+    """The folder of a model on this machine: `model` itself, or its snapshot in the cache."""
+    from huggingface_hub import snapshot_download
+
+    if Path(model).is_dir():
+        return Path(model)
+    with suppress(OSError, ValueError):  # the cache lacks it, or this is not a name
+        return Path(snapshot_download(model, local_files_only=True))
+    return None
+
+
 def in_cache(model: str) -> bool:
     """Whether the cache holds anything of a model."""
     from huggingface_hub import constants

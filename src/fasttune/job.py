@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fasttune.config import RunConfig
@@ -13,6 +13,7 @@ from fasttune.data.rows import Rows
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
+from fasttune.models.base import trainable
 from fasttune.models.tokenizer import resolve_model
 from fasttune.models.unsloth import hide_broken_torchvision
 from fasttune.plugins.discovery import installed_plugins
@@ -61,6 +62,8 @@ def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> 
         loaded.require_clean(config.data.skip_bad_rows)
     if config.samples.count:
         require_group_columns(config.samples.by, rows.eval or rows.train, "samples.by")
+    model = resolve_model(config.model.name)
+    config = replace(config, model=trainable(config.model, model))
     source = rows.sources[0].source
     if not rows.train:
         raise FasttuneError("no row is left to train on", source, "lower data.eval_fraction")
@@ -69,7 +72,7 @@ def prepare(config: RunConfig | None = None, plugins: Plugins | None = None) -> 
         plugins=plugins,
         template=template,
         facts=facts,
-        model=resolve_model(config.model.name),
+        model=model,
         source=source if config.data.train or config.data.sources else "shipped rows",
         train=rows.train,
         eval=rows.eval,

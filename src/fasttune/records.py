@@ -82,6 +82,7 @@ class Manifest(TypedDict):
     data: DataFacts
     versions: dict[str, str]
     device: str
+    base: NotRequired[dict[str, str]]
     choices: NotRequired[dict[str, Any]]
     batch_limit: NotRequired[int]
     processes: NotRequired[int]

@@ -15,6 +15,7 @@ from fasttune.data.rows import Rows
 from fasttune.data.sources import LOOKAHEAD, reader
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.template import Template
+from fasttune.models.base import require_trained
 from fasttune.models.tokenizer import require_model
 from fasttune.models.unsloth import import_unsloth_on_gpu
 from fasttune.plugins.discovery import installed_plugins
@@ -145,10 +146,7 @@ def find_source(
             "leave out --template",
         )
     own = run.template(plugins, force)
-    run.check_adapter()
-    require_model(str(run.adapter))
-    if run.model_config.name:
-        require_model(run.model_config.name)
+    require_trained(run, force)
     return Source(run.model_config, own.with_system(system), run.adapter, plugins, run)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fasttune.config import Override, RunConfig
 from fasttune.errors import FasttuneError
 from fasttune.job import Job, check_packages
+from fasttune.models.base import require_same_base
 from fasttune.models.tokenizer import require_model, resolve_model
 from fasttune.models.unsloth import import_unsloth
 from fasttune.planning.schedule import steps
@@ -53,6 +54,7 @@ def _begun(run: Run, plugins: Plugins, force: bool, longer: Sequence[str | Overr
     check_packages(config)
     if longer:
         _require_longer(run, config)
+    require_same_base(run, force)
     template, facts = run.kept_template(plugins, force)
     return Job(
         config=config,

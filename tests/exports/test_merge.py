@@ -230,8 +230,10 @@ def test_a_base_without_safetensors_is_refused(tmp_path):
 def test_a_quantised_base_is_refused(tiny_llama, tmp_path, tokenizer):
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
-    with pytest.raises(FasttuneError, match="quantised itself"):
+    (base / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq"}})
+    )
+    with pytest.raises(FasttuneError, match=r"stored quantised \(gptq\)"):
         merged(base, tmp_path, tmp_path / "merged")
 
 

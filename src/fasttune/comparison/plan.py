@@ -19,6 +19,7 @@ from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.job import Job
+from fasttune.models.base import require_trained
 from fasttune.plugins.registry import Plugins
 from fasttune.runs import Run
 from fasttune.runs.index import differing
@@ -161,7 +162,7 @@ def _groups(runs: Sequence[Run]) -> list[dict[int, Run]]:
                 str(run.folder),
                 run.how_to_finish(),
             )
-        run.check_adapter()
+        require_trained(run)
         settings = {
             **replace(run.config, seed=0, output="", samples=type(run.config.samples)()).as_dict(),
             **run.used,

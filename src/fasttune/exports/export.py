@@ -35,7 +35,7 @@ from fasttune.files import (
 from fasttune.formats.examples import examples
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
-from fasttune.models.tokenizer import require_model
+from fasttune.models.base import require_trained
 from fasttune.models.unsloth import import_unsloth_on_gpu
 from fasttune.models.whole import read_object
 from fasttune.plugins.discovery import installed_plugins
@@ -112,9 +112,7 @@ def export(
         _check_target(target, force)
         require_no_links(run.folder, f"run '{run.name}'")
         job = RunExport(run, run.template(plugins), target, chosen)
-        run.check_adapter()
-        require_model(str(run.adapter))
-        require_model(str(run.model_config.name))
+        require_trained(run)
         _check_space(target, exporter.needed_bytes(job))
         held_out = verification_rows(run, job.template, rows) if verify else None
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,14 @@ from typing import Any
 from fasttune import hub
 from fasttune.errors import FasttuneError
 from fasttune.exports.chat_template import chat_template_for
-from fasttune.exports.merge import base_folder, shards, stored_tensors, write_merged
+from fasttune.exports.merge import shards, stored_tensors, write_merged
 from fasttune.exports.opening import ModelReader, open_merged_model, open_run_model
 from fasttune.files import SEAL, cache_dir, unlisted, write_json
 from fasttune.formats.chat import ChatFormat
 from fasttune.formats.examples import EXAMPLES, examples
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
+from fasttune.models.base import base_folder, read_base
 from fasttune.models.demo import DEMO_MODEL, DEMO_ON_HUB
 from fasttune.models.tokenizer import saved_tokenizer
 from fasttune.models.whole import read_object
@@ -57,6 +58,16 @@ class RunExport:
             return DEMO_ON_HUB
         return hub.name_of(base) or LOCAL
 
+    @property
+    def _stored_in_nf4(self) -> bool:
+        base = read_base(self.run.manifest["model"])
+        return base is not None and base.stored == "nf4"
+
+    @property
+    def _original(self) -> bool:
+        """Whether a merge is into other weights than those that a run in 4 bits has seen."""
+        return self.options.get("into") != "dequantized" and not self._stored_in_nf4
+
     def say(self, line: str) -> None:
         log.info(line)
 
@@ -68,7 +79,7 @@ class RunExport:
                 str(self.run.folder),
                 "leave out --into dequantized: the original weights are those that training saw",
             )
-        if self.options.get("into") == "original" and manifest["quantization"] != "none":
+        if "into" in self.options and self._original and manifest["quantization"] != "none":
             self.say("note: the run trained on NF4 weights; --into dequantized stays closer to it")
         try:
             jinja = chat_template_for(self.template, self.tokenizer())
@@ -84,7 +95,8 @@ class RunExport:
         )
 
     def merged_bytes(self) -> int:
-        return sum(f.stat().st_size for f in shards(base_folder(self.run.manifest["model"])))
+        stored = sum(f.stat().st_size for f in shards(base_folder(self.run.manifest["model"])))
+        return stored * (4 if self._stored_in_nf4 else 1)
 
     def open_merged(self, folder: Path) -> ModelReader:
         chat = self.chat_format() if (folder / CHAT_TEMPLATE).is_file() else None
@@ -115,7 +127,7 @@ class RunExport:
 
     def bounds(self) -> Bounds:
         manifest = self.run.manifest
-        if manifest["quantization"] != "none" and self.options.get("into") != "dequantized":
+        if manifest["quantization"] != "none" and self._original:
             return QUANTISED
         stored = stored_tensors(shards(base_folder(manifest["model"]))).values()
         full = manifest["dtype"] == "float32" and all(place.dtype == "F32" for place in stored)

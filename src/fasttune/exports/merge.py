@@ -18,21 +18,20 @@ from typing import Any
 
 import torch
 
-from fasttune import hub
 from fasttune.encoding.encode import eos_id
 from fasttune.errors import FasttuneError
+from fasttune.exports.unpack import unpack
 from fasttune.files import write_json
 from fasttune.machine import tensor_device
-from fasttune.models.tokenizer import cannot_load, saved_tokenizer
-from fasttune.models.whole import INDEX, read_object, tensors_of
+from fasttune.models.base import BESIDES, base_folder, require_finite_weights, stored_as
+from fasttune.models.tokenizer import saved_tokenizer
+from fasttune.models.whole import INDEX, read_config, read_object, tensors_of
 
 log = logging.getLogger(__name__)
 
 NF4_BLOCK = 64
 """Weights per scale: bitsandbytes' default, which transformers and Unsloth keep."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-BESIDES = ("LICENSE*", "NOTICE*")
-"""Files of a base that its licence wants beside its weights."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +103,22 @@ def write_merged(
         chat_template: Jinja for the tokenizer, or None for none.
         dequantize: the dtype in which the base was quantised to NF4 ("bfloat16"); all linear
             layers are then rounded, and the update is added to the rounded weights. None merges
-            into the base's own weights.
+            into the base's own weights. A base that is stored in NF4 is dequantised anyway.
     """
     source = base_folder(base)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
+    require_finite_weights(base)
+    config = read_config(source / "config.json")
+    stored, files = stored_as(config.pop("quantization_config", None)), shards(source)
+    if stored == "nf4":
+        log.info("the base is stored in NF4: merging into its dequantised weights")
+        unpack(files, folder)
+        files, dequantize = [folder / file.name for file in files], None
+    elif stored != "none":
         raise FasttuneError(
-            "the base is quantised itself, so its own weights cannot be merged into",
+            f"the base is stored quantised ({stored}), so its weights cannot be merged into",
             str(base),
-            "train on the base in 16 bits (model.quantization=nf4 quantises it while loading)",
+            "export the adapter instead: fasttune export RUN --to adapter",
         )
-    files = shards(source)
     changes = read_changes(adapter)
     tensors = stored_tensors(files)
     _check_fit(changes, tensors, config, base)
@@ -123,7 +127,9 @@ def write_merged(
         size = file.stat().st_size / 1e9
         log.info("merging shard %d of %d, %.2f GB", number, len(files), size)
         here = [n for n in {*changes} | rounded if tensors[n].file == file]
-        with Path(shutil.copyfile(file, folder / file.name)).open("r+b") as stream:
+        if stored == "none":
+            shutil.copyfile(file, folder / file.name)
+        with (folder / file.name).open("r+b") as stream:
             for name in sorted(here, key=lambda name: tensors[name].start):
                 place = tensors[name]
                 weight = read_tensor(stream, place)
@@ -242,7 +248,7 @@ def _write_rest(
     source: Path, adapter: Path, folder: Path, config: dict[str, Any], chat_template: str | None
 ) -> None:
     """Write index, configurations and tokenizer, which all name the EOS of the run's tokenizer."""
-    for pattern in (INDEX, *BESIDES):
+    for pattern in BESIDES if (folder / INDEX).exists() else (INDEX, *BESIDES):
         for file in filter(Path.is_file, source.glob(pattern)):
             _require_inside(source, file)
             shutil.copyfile(file, folder / file.name)
@@ -267,19 +273,6 @@ def _require_inside(source: Path, file: Path) -> None:
             f"{file} -> {file.resolve()}",
             "replace the link with the file, or delete it",
         )
-
-
-def base_folder(name: str) -> Path:
-    """Return the folder of a base: `name` itself, or its snapshot in the Hub's cache."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.safetensors", "*.json", *BESIDES]
-    try:
-        return hub.local_first(snapshot_download, name, allow_patterns=wanted)
-    except (OSError, ValueError) as error:
-        raise cannot_load(name, error) from error
 
 
 def shards(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.generation.decoding import Decoding
+from fasttune.models.base import positions
 from fasttune.models.choices import Choices
 from fasttune.models.load import load_for_generation
 from fasttune.plugins.metric import Answer
@@ -125,7 +126,8 @@ class Generator:
         torch.manual_seed(sampling.seed)
         asked = Row.of(row)
         prompt = self._prompt_ids(asked)
-        most = getattr(self.model.config, "max_position_embeddings", None) or math.inf
+        config = self.model.config.to_dict()
+        most = positions(config.get("text_config") or config) or math.inf
         if len(prompt) >= most:
             raise FasttuneError(
                 f"the prompt has {len(prompt)} tokens, and the model reads {most}",

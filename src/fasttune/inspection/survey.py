@@ -23,7 +23,8 @@ from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.formats.template import Template
 from fasttune.inspection.near import NEAR_ROWS, Near, can_count, near_duplicates
-from fasttune.models.tokenizer import load_tokenizer
+from fasttune.models.base import read_base
+from fasttune.models.tokenizer import load_tokenizer, resolve_model
 from fasttune.plugins.registry import Plugins
 
 BINS = 12
@@ -134,9 +135,9 @@ def survey_run(config: RunConfig, plugins: Plugins, near: bool | None = None) ->
     template = plugins.template(config.template).with_system(config.system)
     divided = load_divided(config.data, template)
     tokenizer = load_tokenizer(config.model.name, template.end)
-    result = survey(
-        divided, template, tokenizer, config.model.max_length, config.data.eval_fraction
-    )
+    base = read_base(resolve_model(config.model.name))
+    limit = min(config.model.max_length, (base and base.positions) or math.inf)
+    result = survey(divided, template, tokenizer, int(limit), config.data.eval_fraction)
     if near is None:
         near = result.good_rows <= NEAR_ROWS and can_count()
     return replace(result, near=near_duplicates(divided.sources[0])) if near else result

@@ -21,6 +21,7 @@ from fasttune.config import LoraConfig, ModelConfig
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.machine import tensor_device, this_device, threads
 from fasttune.models.architectures import FAMILIES
+from fasttune.models.base import read_base, require_finite_weights
 from fasttune.models.choices import Choices, decide_for_generation
 from fasttune.models.fast.fused import fuse_gelu
 from fasttune.models.head import decoder
@@ -57,6 +58,7 @@ def load_base(config: ModelConfig, choices: Choices, tokenizer: Any, plain: bool
             raise
         except Exception as error:  # Unsloth, transformers and safetensors raise their own types
             raise cannot_load(name, error) from error
+    require_finite_weights(name)
     _require_as_chosen(model, choices)
     model.generation_config.max_length = None  # set by Unsloth; `max_new_tokens` is what counts
     for setting, token in ends.items():
@@ -108,15 +110,13 @@ def nf4(dtype: torch.dtype) -> Any:
 def _load_plain(name: str, config: ModelConfig, choices: Choices, **more: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    dtype = getattr(torch, choices.dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        name,
-        dtype=dtype,
-        quantization_config=nf4(dtype) if choices.quantized else None,
-        trust_remote_code=False,
-        **more,
-    )
+    dtype, base = getattr(torch, choices.dtype), read_base(name)
+    if choices.quantized and (base is None or base.stored == "none"):
+        more["quantization_config"] = nf4(dtype)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False, **more)
     for module in model.modules():
+        if hasattr(module, "compute_dtype"):  # of a base that is stored in NF4
+            module.compute_dtype = dtype
         # Otherwise bitsandbytes generates with a bf16 kernel that training does not use.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -265,6 +265,9 @@ def load_for_generation(
     """
     if adapter is not None:
         require_model(str(adapter))
+    base = read_base(resolve_model(config.name))
+    if base is not None and base.stored == "nf4":
+        config = replace(config, quantization="nf4")
     choices = decide_for_generation(config, this_device())
     plain = choices.kind == "cpu"
     tokenizer = load_tokenizer(config.name, end)

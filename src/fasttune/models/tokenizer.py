@@ -13,7 +13,8 @@ from fasttune.errors import FasttuneError, reason
 from fasttune.machine import this_device
 from fasttune.models.demo import demo_model
 from fasttune.models.unsloth import hide_broken_torchvision
-from fasttune.models.whole import require_whole
+from fasttune.models.whole import read_config, require_whole
+from fasttune.runs.index import RUNS, find_run, require_other
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ def resolve_model(name: str | None) -> str:
     if name is None:
         return CUDA_DEFAULT if this_device().kind == "cuda" else str(demo_model())
     folder = Path(name)
+    if not (folder / "config.json").is_file():
+        for place in (folder, RUNS / name, *([find_run().folder] if name == "last" else [])):
+            require_other(place, "a base model")
     if not name.strip() or (not folder.is_dir() and not hub.may_know(name)):
         raise FasttuneError(
             "the model folder does not exist",
@@ -54,7 +58,27 @@ def load_tokenizer(name: str | None, end: str = "") -> Any:
     """
     model = resolve_model(name)
     require_model(model)
-    return end_turns_with(_from_pretrained(model), end)
+    tokenizer = end_turns_with(_from_pretrained(model), end)
+    if (folder := hub.local_folder(model)) and (folder / "config.json").is_file():
+        config = read_config(folder / "config.json")
+        rows = config.get("text_config", config).get("vocab_size")
+        _require_embeddings(tokenizer, rows, model)
+    return tokenizer
+
+
+def _require_embeddings(tokenizer: Any, rows: int | None, model: str) -> None:
+    """Refuse a tokenizer whose texts could have ids beyond the model's embeddings. Special tokens
+    may: Gemma 3 shares a tokenizer with models that see images."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    ids = [id for id, token in added.items() if not token.special]
+    highest = max(tokenizer.vocab_size - 1, tokenizer.eos_token_id or 0, *ids)
+    if rows is not None and highest >= rows:
+        raise FasttuneError(
+            f"the tokenizer has ids up to {highest}, and the model has {rows} embeddings",
+            model,
+            "use the tokenizer of the same model; or resize the model with transformers' "
+            "resize_token_embeddings, train those rows there, and save it",
+        )
 
 
 def saved_tokenizer(folder: Path) -> Any:
@@ -68,7 +92,10 @@ def _from_pretrained(model: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        if len(tokenizer) < 2:  # some classes make one of EOS alone
+            raise OSError("can't load tokenizer")
+        return tokenizer
     except Exception as error:  # transformers, tokenizers and huggingface_hub raise their own types
         raise cannot_load(model, error) from error
 
@@ -155,6 +182,11 @@ def cannot_load(model: str, error: Exception) -> FasttuneError:
 
 
 KNOWN_FAILURES = (
+    (
+        "instantiate the backend tokenizer|can't load tokenizer",
+        "it has no tokenizer: no tokenizer.json",
+        "copy tokenizer.json and tokenizer_config.json from the model that it was made from",
+    ),
     (
         "ignore_mismatched_sizes|size mismatch",
         "the shapes of its tensors do not match its config.json, or the base model",

@@ -7,9 +7,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import msgspec
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 
 from fasttune.errors import FasttuneError
@@ -32,12 +33,61 @@ JSON_FILES = (
 """Files that libraries read as JSON objects, if they exist."""
 
 
-class AdapterConfig(TypedDict):
-    """The keys of PEFT's adapter_config.json that fasttune reads."""
+Size = Annotated[int, Meta(ge=1, le=10**7)]
+Sizes = Size | list[Size] | None
+Blocks = Annotated[int, Meta(ge=1, le=10**4)]
+Scale = Annotated[float, Meta(gt=0, le=10**9)]
 
+
+class TextConfig(TypedDict, total=False):
+    """The numbers in a config.json that decide how much is computed and allocated."""
+
+    num_hidden_layers: Blocks
+    n_layer: Blocks
+    hidden_size: Size
+    n_embd: Size
+    intermediate_size: Sizes
+    num_attention_heads: Sizes
+    num_key_value_heads: Sizes
+    n_head: Size
+    head_dim: Size | None
+    vocab_size: Size
+    max_position_embeddings: Annotated[int, Meta(ge=1, le=10**9)] | None
+    n_positions: Size
+    partial_rotary_factor: Annotated[float, Meta(gt=0, le=1)] | None
+    rope_theta: Scale | None
+    rms_norm_eps: Annotated[float, Meta(ge=0, le=1)]
+    layer_norm_eps: Annotated[float, Meta(ge=0, le=1)]
+
+
+class ModelConfig(TextConfig, total=False):
+    """A config.json; one of several modalities has the text's numbers apart."""
+
+    text_config: TextConfig
+
+
+Name = Annotated[
+    str, Meta(pattern=r"^[\w.-]{1,200}\Z", description="a module's name, not a regular expression")
+]
+Names = list[Name] | None
+
+
+class _Adapter(TypedDict):
     peft_type: str
-    r: int
-    lora_alpha: float
+    r: Annotated[int, Meta(ge=1, le=2**16)]
+    lora_alpha: Scale
+
+
+class AdapterConfig(_Adapter, total=False):
+    """The keys of an adapter_config.json that fasttune checks. PEFT searches the names as regular
+    expressions, which could run for ever."""
+
+    target_modules: list[Name]
+    exclude_modules: Names
+    layers_pattern: Names
+    modules_to_save: Names
+    rank_pattern: dict[Name, Size]
+    alpha_pattern: dict[Name, Scale]
 
 
 class TensorEntry(TypedDict):
@@ -52,6 +102,8 @@ def require_whole(folder: Path) -> None:
     """Refuse a folder of a model, a tokenizer or an adapter with JSON that does not parse, or
     weights that are truncated, missing or of another model. The error names the first file."""
     settings = {name: read_object(folder / name) for name in JSON_FILES if (folder / name).exists()}
+    if "config.json" in settings:
+        read_config(folder / "config.json")
     if "adapter_config.json" in settings:
         _require_adapter(folder)
     tensors = {file.name: tensors_of(file) for file in sorted(folder.glob("*.safetensors"))}
@@ -72,7 +124,10 @@ def require_whole(folder: Path) -> None:
 
 def _require_adapter(folder: Path) -> None:
     config = read_json(folder / "adapter_config.json", AdapterConfig, RECOPY)
-    if config["peft_type"] != "LORA" or (folder / "adapter_model.safetensors").exists():
+    weights = folder / "adapter_model.safetensors"
+    if weights.exists():
+        return require_finite(weights)
+    if config["peft_type"] != "LORA":
         return
     pickled = folder / "adapter_model.bin"
     raise FasttuneError(
@@ -127,10 +182,47 @@ def tensors_of(file: Path) -> dict[str, TensorEntry]:
     return entries
 
 
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a model's config.json; numbers that no model has are refused."""
+    value: dict[str, Any] = read_json(file, ModelConfig, RECOPY)
+    return value
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """Read the JSON object in a file that may be damaged."""
     value: dict[str, Any] = read_json(file, dict[str, Any], RECOPY)
     return value
+
+
+EXPONENTS = {
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F32": ("<u4", 0x7F800000),
+    "F64": ("<u8", 0x7FF0000000000000),
+}
+"""dtype -> an unsigned type of its size, and the bits that only NaN and infinity have all set."""
+CHUNK = 2**22
+
+
+def require_finite(file: Path) -> None:
+    """Refuse a safetensors file with NaN or infinity: one makes every answer nonsense."""
+    import numpy as np
+
+    with file.open("rb") as stream:
+        for name, entry in tensors_of(file).items():
+            if entry["dtype"] not in EXPONENTS:
+                continue
+            kind, exponent = EXPONENTS[entry["dtype"]]
+            place, end = entry["data_offsets"]
+            for start in range(place, end, CHUNK):
+                stream.seek(start)
+                bits = np.frombuffer(stream.read(min(CHUNK, end - start)), kind)
+                if bool(((bits & exponent) == exponent).any()):
+                    raise FasttuneError(
+                        "the weights contain NaN or infinity, so every answer would be nonsense",
+                        f"{file}: {name}",
+                        f"{RECOPY}; if it is the same again, choose another model",
+                    )
 
 
 def _damaged_weights(file: Path, how: str) -> FasttuneError:

@@ -14,6 +14,7 @@ from fasttune.encoding.cache import encode_rows
 from fasttune.errors import FasttuneError
 from fasttune.job import Job
 from fasttune.machine import GB, Device
+from fasttune.models.base import trainable
 from fasttune.models.choices import decide
 from fasttune.models.demo import DEMO_MODEL
 from fasttune.models.tokenizer import CUDA_DEFAULT, load_tokenizer
@@ -22,7 +23,7 @@ from fasttune.planning.cost import Memory, StepTime, Workload
 from fasttune.planning.devices import find_device, measured_matmul, with_figures
 from fasttune.planning.fit import decide_memory, largest_batch, suggest, workload_of
 from fasttune.planning.schedule import settle, steps
-from fasttune.planning.shape import Shape, UnknownArchitecture, read_shape
+from fasttune.planning.shape import BUILT_IN, Shape, UnknownArchitecture, read_shape
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +173,8 @@ def plan(job: Job | RunConfig, gpu: str | None = None) -> Forecast:
     config = job if isinstance(job, RunConfig) else job.config
     device = find_device(gpu) if gpu is not None else with_figures(machine.this_device())
     name = config.model.name or (CUDA_DEFAULT if device.kind == "cuda" else DEMO_MODEL)
+    if name not in BUILT_IN:
+        config = replace(config, model=trainable(config.model, name))
     shape = read_shape(name)
     lengths = None if isinstance(job, RunConfig) else _lengths(job, name)
     config = settle(config, name, None if lengths is None else len(lengths), device.processes)

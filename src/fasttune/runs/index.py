@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def find_run(name: str = "last", parent: str | Path | None = None) -> Run:
     for folder in (Path(name), below / name):
         if os.path.lexists(folder / "manifest.json"):
             return Run(folder)
+    require_other(Path(name), "a run")
     runs = list_runs(below)
     for run in reversed(runs if parent else _with_known(runs)) if name == "last" else ():
         try:
@@ -144,6 +146,30 @@ def _checkpoint(name: str) -> Run | None:
         if inside and (run / "manifest.json").is_file():
             return Run(run, folder.name)
     return None
+
+
+def require_other(place: Path, wanted: str) -> None:
+    """Refuse what is often given in place of `wanted`, "a run" or "a base model": say what it is,
+    and what to give instead."""
+    if not place.exists() or place == Path():
+        return
+    kind, hint, runs = "", "", [place]
+    if (place / "adapter_config.json").is_file():
+        kind = "an adapter"
+        hint = "merge it with PEFT's merge_and_unload, and use the saved model as a base"
+        runs = [place.parent, place.parent.parent]  # of a checkpoint, too
+        with suppress(FasttuneError):
+            settings = read_json(place / "adapter_config.json", dict[str, Any])
+            hint += f"; or use its base, {settings['base_model_name_or_path']}"
+    elif place.suffix == ".gguf" or any(place.glob("*.gguf")):
+        kind = "a GGUF file" if place.is_file() else "a folder of GGUF files"
+        hint = "give the model that it was made from: a folder with config.json, or a Hub name"
+    if run := next((run for run in runs if (run / "manifest.json").is_file()), None):
+        kind = f"{kind} of a run" if kind else "a run"
+        hint = f"run `fasttune export {run}`, then give {run}/exports/merged"
+        hint = f"give the run, {run}" if wanted == "a run" else hint
+    if kind:
+        raise FasttuneError(f"this is {kind}, not {wanted}", str(place), hint)
 
 
 def _with_known(runs: Sequence[Run]) -> list[Run]:

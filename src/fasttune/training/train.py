@@ -30,6 +30,7 @@ from fasttune.machine import (
     threads,
     versions,
 )
+from fasttune.models.base import digests, trainable
 from fasttune.models.choices import decide, require_precision
 from fasttune.models.load import add_lora, base_dropout, load_base
 from fasttune.models.tokenizer import load_tokenizer
@@ -134,6 +135,7 @@ class Training:
             log.warning("warning: EOS is not learned (train.learn_eos), so answers may not end")
         with processes.one_after_another():  # the others take the rows from the cache
             tokenizer = load_tokenizer(job.model, template.end)
+            config = replace(config, model=trainable(config.model, job.model))
             self.train_rows = encode_rows(template, job.train, tokenizer, config, "training")
             self.eval_rows = encode_rows(template, job.eval, tokenizer, config, "held-out")
         config = settle(config, job.model, len(self.train_rows), self.processes)
@@ -163,6 +165,7 @@ class Training:
             "template": job.facts,
             "system": job.config.system,
             "model": job.model,
+            "base": digests(job.model),
             "quantization": choices.quantization,
             "dtype": choices.dtype,
             "choices": asdict(choices),
