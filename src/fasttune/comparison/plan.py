@@ -140,6 +140,8 @@ def plan_runs(runs: Sequence[Run], measuring: Measuring, plugins: Plugins) -> Pl
             "the runs hold no rows out", str(runs[0].folder), "train with data.eval_fraction"
         )
     require_several(formats)
+    for run in runs:
+        require_trained(run)
     about = {
         "model": ", ".join(dict.fromkeys(each.job.model for each in formats)),
         "rows": f"{formats[0].job.source}: {firsts[0].manifest['data']['train_rows']} to train on, "
@@ -162,7 +164,7 @@ def _groups(runs: Sequence[Run]) -> list[dict[int, Run]]:
                 str(run.folder),
                 run.how_to_finish(),
             )
-        require_trained(run)
+        run.check_adapter()
         settings = {
             **replace(run.config, seed=0, output="", samples=type(run.config.samples)()).as_dict(),
             **run.used,
