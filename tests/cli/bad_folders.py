@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors.numpy import load_file, save_file
 
 from fasttune.files import SEAL, seal
 from tests.conftest import PHI2
@@ -71,6 +74,19 @@ def changed(name: str, change: Change) -> Change:
         seal(folder)
 
     return change_and_seal
+
+
+def without_tensor(part: str) -> Change:
+    def change(path: Path) -> None:
+        save_file({n: t for n, t in load_file(path).items() if part not in n}, path)
+
+    return change
+
+
+def not_finite(path: Path) -> None:
+    tensors = load_file(path)
+    next(iter(tensors.values())).flat[-1] = math.inf
+    save_file(tensors, path)
 
 
 def flip(path: Path) -> None:
@@ -197,6 +213,24 @@ ADAPTERS = [
      ("the adapter is damaged", WEIGHTS)),
     ("adapter: no seal where there was one", {MANIFEST: other(adapter_sha256="0" * 64)},
      "generate old x", 2, (f"{SEAL} cannot be read",)),
+    *((f"adapter: lacks {factor} of a layer, {command.split()[0]}", {
+        f"{ADAPTER}/{WEIGHTS}": without_tensor(f"up_proj.lora_{factor}")
+    }, command, 2, ("the adapter has 0 of 1 layers up_proj", f"{ADAPTER}: lora_{factor}"))
+      for factor, command in (("A", "generate old x"), ("B", "export old --no-verify"))),
+    ("adapter: NaN", {f"{ADAPTER}/{WEIGHTS}": not_finite}, "generate old x", 2,
+     ("the weights contain NaN or infinity", f"{ADAPTER}/{WEIGHTS}: ")),
+    ("adapter: an alpha of infinity", {f"{ADAPTER}/{SETTINGS}": other(lora_alpha=math.inf)},
+     "export old", 2, ("$.lora_alpha", "<=")),
+    ("adapter: given as a model", LAID, f"run -m {ADAPTER} -d rows.jsonl -t alpaca", 2,
+     ("this is an adapter of a run, not a base model", f"then give {OLD}/exports/merged")),
+    ("run: given as a model", {}, f"run -m {OLD} -d rows.jsonl -t alpaca", 2,
+     ("this is a run, not a base model", f"`fasttune export {OLD}`")),
+    ("run: its name as a model", {}, "run -m last -d rows.jsonl -t alpaca", 2,
+     ("this is a run, not a base model", f"{OLD}/exports/merged")),
+    ("checkpoint: given as a run", LAID, f"generate {CHECKPOINT} x", 2,
+     ("this is an adapter of a run, not a run", f"give the run, {OLD}")),
+    ("adapter: of another program", {f"a/{SETTINGS}": '{"base_model_name_or_path": "me/base"}'},
+     "export a", 2, ("this is an adapter, not a run", "PEFT's merge_and_unload", "me/base")),
     ("adapter: a seal of no form", {f"{ADAPTER}/{SEAL}": "x\n"}, "generate old x", 2, ("line 1",)),
 ]  # fmt: skip
 
@@ -218,6 +252,29 @@ MODELS = [
         ("config.json no UTF-8", {"config__json": b'{"\xe9": 1}'}, USE, ("not UTF-8 at byte 2",)),
         ("config.json a number, plan", {"config__json": "1"}, "plan --gpu t4 --model broken",
          ("Expected `object`",)),
+        *((f"config.json, {key}: {value}", {"config__json": json.dumps({**PHI2, key: value})},
+           command,
+           ("config.json is damaged", f"$.{key}"))
+          for key, value, command in (
+              ("num_hidden_layers", 10**9, "plan --gpu t4 --model broken"),
+              ("num_hidden_layers", -1, "generate broken x"),
+              ("num_attention_heads", 0, "plan --gpu t4 --model broken"),
+              ("vocab_size", 0, "run -t alpaca -d rows.jsonl -m broken"),
+          )),
+        *((f"quantised, {name}", {"config__json": json.dumps({**PHI2, "quantization_config": how})},
+           f"run -t alpaca -d rows.jsonl -m broken {setting}", ("the base is stored", *holds))
+          for name, how, setting, *holds in (
+              ("8 bits", {"load_in_8bit": True}, "", "(8 bits)", "that it was made from"),
+              ("GPTQ", {"quant_method": "gptq"}, "", "(gptq), so a run could not be exported"),
+              ("FP4", {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "", "(fp4)"),
+              ("NF4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+               "model.quantization=none", "in NF4", "set model.quantization=nf4"),
+          )),
+        *((f"a length of 2049, {command}", {}, f"{command} -m broken model.max_length=2049",
+           ("is 2049, and the model reads 2048 tokens", "set model.max_length=2048"))
+          for command in ("run -t alpaca -d rows.jsonl", "plan --gpu t4")),
+        ("no tokenizer", {"tokenizer__json": lambda _: None}, USE,
+         ("cannot load the model 'broken'", "no tokenizer.json", "copy tokenizer.json and")),
         ("config.json of nothing", {"config__json": "{}"}, USE, ("cannot load the model",)),
         ("tokenizer.json cut", {"tokenizer__json": '{"model": {'}, USE, ("tokenizer.json is dam",)),
         ("tokenizer.json of nothing", {}, USE, ("cannot load the model 'broken'",)),
@@ -234,4 +291,12 @@ MODELS = [
          "generate broken x", ("names a.safetensors, which is missing",)),
         ("an index of nothing", {INDEX: "{}"}, "generate broken x", ("weight_map",)),
     )
+]  # fmt: skip
+MODELS += [
+    ("model: a GGUF file", {"model.gguf": b"GGUF"}, "run -m model.gguf -d rows.jsonl -t alpaca", 2,
+     ("this is a GGUF file, not a base model", "give the model that it was made from")),
+    ("model: a GGUF file, generate", {"model.gguf": b"GGUF"}, "generate model.gguf x", 2,
+     ("this is a GGUF file, not a run",)),
+    ("model: a folder of GGUF files", {"g/model.gguf": b"GGUF"}, "plan --gpu t4 -m g", 2,
+     ("this is a folder of GGUF files, not a base model",)),
 ]  # fmt: skip

@@ -278,3 +278,10 @@ def test_dequantized_is_what_the_quantised_model_computes_with(
     original = merged(base, adapter, tmp_path / "original")
     assert (logits(load(rounded)) - seen).abs().max() < 1e-5
     assert (logits(load(original)) - seen).abs().max() > 1e-3
+
+    # The same of a base that is stored in NF4, whichever weights are asked for.
+    load_nf4(base).save_pretrained(tmp_path / "stored", max_shard_size="500KB")
+    unpacked = merged(tmp_path / "stored", adapter, tmp_path / "unpacked")
+    assert (unpacked / merge.INDEX).is_file() and len(merge.shards(unpacked)) > 1
+    assert "quantization_config" not in json.loads((unpacked / "config.json").read_text())
+    assert (logits(load(unpacked)) - seen).abs().max() < 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fasttune.errors import FasttuneError
-from fasttune.models.whole import INDEX, require_whole, tensors_of
+from fasttune.models.whole import CHUNK, INDEX, require_finite, require_whole, tensors_of
 
 A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 4), dtype=np.float16)
 
@@ -91,6 +92,28 @@ DAMAGE = {
     "an adapter without a rank": ("adapter_config.json", without("r"), "required field `r`"),
     "an alpha of text": ("adapter_config.json", other(lora_alpha="x"), "at `$.lora_alpha`"),
     "an adapter of no kind": ("adapter_config.json", without("peft_type"), "`peft_type`"),
+    **{
+        f"{key} {value!r}": ("config.json", other(**{key: value}), f"at `$.{key}")
+        for key, value in (
+            ("num_hidden_layers", 10**9), ("num_hidden_layers", 0), ("num_hidden_layers", -1),
+            ("num_attention_heads", 0), ("num_key_value_heads", 0), ("hidden_size", 10**12),
+            ("vocab_size", "x"), ("head_dim", -8), ("rms_norm_eps", math.nan),
+            ("partial_rotary_factor", 10**9), ("rope_theta", math.inf),
+            ("text_config", {"num_hidden_layers": 10**9}),
+        )
+    },
+    **{
+        f"an adapter's {key} {value!r}": (
+            "adapter_config.json", other(**{key: value}), f"$.{key}")
+        for key, value in (
+            ("lora_alpha", math.inf), ("lora_alpha", math.nan), ("lora_alpha", 0), ("r", 0),
+            ("target_modules", "(a+)+b"), ("target_modules", ["(a+)+b"]),
+            ("exclude_modules", "(a+)+b"), ("layers_pattern", ["(a|a)*b"]),
+            ("alpha_pattern", {"(x+x+)+y": 4}), ("rank_pattern", {"q_proj": 0}),
+        )
+    },
+    "a header of 12 GB": (
+        "one.safetensors", write((12 * 10**9).to_bytes(8, "little") + b"{}"), "header too large"),
     "an adapter of nothing": ("adapter_model.safetensors", Path.unlink, ""),
     "an adapter that is cut": (
         "adapter_model.safetensors", lambda f: f.write_bytes(f.read_bytes()[:60]), INCOMPLETE),
@@ -110,6 +133,29 @@ def test_a_damaged_file_is_named(kind, folder):
         require_whole(folder)
     assert why in caught.value.where and caught.value.hint
     assert str(folder) in caught.value.where
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_nan_or_infinity_is_found(dtype, value, tmp_path):
+    file = tmp_path / "one.safetensors"
+    kind = {"F16": "<f2", "F64": "<f8"}.get(dtype, "<f4")
+    weights = np.full(3 * CHUNK // 2, -65504.0, kind)
+    weights[1], weights[-2] = 6e-8, value
+
+    def stored(numbers) -> bytes:
+        if dtype == "BF16":
+            numbers = (numbers.view("<u4") >> 16).astype("<u2")
+        entry = {"dtype": dtype, "shape": [len(numbers)], "data_offsets": [0, numbers.nbytes]}
+        text = json.dumps({"w": entry}).encode()
+        return len(text).to_bytes(8, "little") + text + numbers.tobytes()
+
+    file.write_bytes(stored(weights[:-2]))
+    require_finite(file)
+    file.write_bytes(stored(weights))
+    with pytest.raises(FasttuneError, match="NaN or infinity") as caught:
+        require_finite(file)
+    assert caught.value.where == f"{file}: w"
 
 
 def test_an_adapter_in_a_pickle_is_refused(folder):

@@ -169,8 +169,8 @@ def require_trained(run: Run, force: bool = False) -> None:
     """
     run.check_adapter()
     require_model(str(run.adapter))
-    require_model(run.manifest["model"])
     _require_all_layers(run)
+    require_model(run.manifest["model"])
     require_same_base(run, force)
 
 

@@ -12,8 +12,8 @@ from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.files import cache_dir
 from fasttune.models.architectures import FAMILIES
 from fasttune.models.demo import DEMO_MODEL
-from fasttune.models.tokenizer import CUDA_DEFAULT, cannot_load, require_no_code
-from fasttune.models.whole import read_object
+from fasttune.models.tokenizer import CUDA_DEFAULT, cannot_load, require_no_code, resolve_model
+from fasttune.models.whole import read_config
 
 BUILT_IN: dict[str, dict[str, Any]] = {
     # https://huggingface.co/microsoft/phi-2/blob/main/config.json
@@ -204,15 +204,15 @@ def shape_of(config: Mapping[str, Any], name: str) -> Shape:
 
 def _read_config(name: str) -> dict[str, Any]:
     folder = Path(name)
-    if folder.is_dir():
-        require_no_code(name)
-        return read_object(folder / "config.json")
+    if folder.exists():
+        require_no_code(resolve_model(name))
+        return read_config(folder / "config.json")
     if folder == cache_dir() / DEMO_MODEL:  # not converted yet
         name = DEMO_MODEL
     if name in BUILT_IN:
         return BUILT_IN[name]
     require_no_code(name)
     try:
-        return read_object(hub.file(name, "config.json"))
+        return read_config(hub.file(name, "config.json"))
     except (OSError, ValueError) as error:
         raise cannot_load(name, error) from error
