@@ -227,7 +227,7 @@ ADAPTERS = [
      ("this is a run, not a base model", f"`fasttune export {OLD}`")),
     ("run: its name as a model", {}, "run -m last -d rows.jsonl -t alpaca", 2,
      ("this is a run, not a base model", f"{OLD}/exports/merged")),
-    ("checkpoint: given as a run", LAID, f"generate {CHECKPOINT} x", 2,
+    ("adapter: given as a run", LAID, f"generate {ADAPTER} x", 2,
      ("this is an adapter of a run, not a run", f"give the run, {OLD}")),
     ("adapter: of another program", {f"a/{SETTINGS}": '{"base_model_name_or_path": "me/base"}'},
      "export a", 2, ("this is an adapter, not a run", "PEFT's merge_and_unload", "me/base")),
