@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +21,46 @@ BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 def unpack(files: list[Path], folder: Path) -> None:
     """Write shards of bitsandbytes' NF4 weights into a folder as plain safetensors. A weight gets
-    the dtype that it had before it was quantised."""
-    places: dict[str, str] = {}
-    for file in files:
-        names = tensors_of(file)
-        with safe_open(file, framework="pt") as stored:
-            states = {
-                name.partition(".quant_state.")[0]: json.loads(bytes(stored.get_tensor(name)))
-                for name in names
-                if ".quant_state." in name
-            }
-            kept = [name for name in names if not any(name.startswith(f"{w}.") for w in states)]
+    the dtype that it had before it was quantised. What belongs to it may lie in another shard."""
+    with ExitStack() as stack:
+        places: dict[str, str] = {}
+        opened = {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
+        holder = {name: stored for stored in opened.values() for name in stored.keys()}  # noqa: SIM118
+        beside: dict[str, list[str]] = {}
+        for name in holder:
+            if ".quant_state." in name:
+                weight = name.partition(".quant_state.")[0]
+                beside[weight] = [each for each in holder if each.startswith(f"{weight}.")]
+        left_out = {name for names in beside.values() for name in names}
+        for file in files:
             header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
             start = 0
-            for name in kept:
-                entry = names[name]
+            for name, entry in tensors_of(file).items():
+                if name in left_out:
+                    continue
                 kind, shape = entry["dtype"], entry["shape"]
-                first, end = entry["data_offsets"]
-                size = end - first
-                if state := states.get(name):
+                size = entry["data_offsets"][1] - entry["data_offsets"][0]
+                if name in beside:
+                    key = next(key for key in beside[name] if ".quant_state." in key)
+                    state = json.loads(bytes(holder[key].get_tensor(key)))
                     kind, shape = NAMES[state["dtype"]], state["shape"]
                     size = math.prod(shape) * BYTES[kind]
-                header[name] = {
-                    "dtype": kind, "shape": shape, "data_offsets": [start, start + size]
-                }  # fmt: skip
-                start += size
+                offsets = [start, start := start + size]
+                header[name] = {"dtype": kind, "shape": shape, "data_offsets": offsets}
+                places[name] = file.name
             text = json.dumps(header).encode()
             text += b" " * (-len(text) % 8)
             with (folder / file.name).open("wb") as out:
                 out.write(len(text).to_bytes(8, "little") + text)
-                for name in kept:
-                    tensor = stored.get_tensor(name)
-                    if name in states:
-                        parts = [key for key in names if key.startswith(f"{name}.")]
-                        beside = {key[len(name) + 1 :]: stored.get_tensor(key) for key in parts}
-                        tensor = _dequantised(tensor, beside)
+                for name in [*header][1:]:
+                    tensor = opened[file].get_tensor(name)
+                    if name in beside:
+                        keys = {key[len(name) + 1 :]: key for key in beside[name]}
+                        parts = {part: holder[key].get_tensor(key) for part, key in keys.items()}
+                        tensor = _dequantised(tensor, parts)
                     out.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-        places |= dict.fromkeys(kept, file.name)
-    if len(files) > 1:
-        write_json(folder / INDEX, {"metadata": {}, "weight_map": places})
+        if len(files) > 1:
+            write_json(folder / INDEX, {"metadata": {}, "weight_map": places})
 
 
 def _dequantised(packed: torch.Tensor, beside: dict[str, torch.Tensor]) -> torch.Tensor:
