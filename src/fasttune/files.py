@@ -63,7 +63,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             if target.exists():
                 old = Path(tempfile.mkdtemp(".old", f".{target.name}.", target.parent))
                 target.rename(old / target.name)
-                temporary.rename(target)
+                try:
+                    temporary.rename(target)
+                except OSError:
+                    (old / target.name).rename(target)
+                    old.rmdir()
+                    raise
                 shutil.rmtree(old)
             else:
                 temporary.rename(target)

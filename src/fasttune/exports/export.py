@@ -248,9 +248,11 @@ def _options(exporter: Exporter, given: Mapping[str, str]) -> dict[str, str]:
 def _check_target(target: Path, force: bool) -> None:
     for left in sorted(target.parent.glob(f".{target.name}.*.tmp")):
         log.warning("note: delete %s, unless another export is running: one was killed", left)
+    other = "choose another folder with -o"
+    if target.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise FasttuneError("the target is or contains the current folder", str(target), other)
     if not os.path.lexists(target):
         return
-    other = "choose another folder with -o"
     if target.is_symlink() or not target.is_dir():
         raise FasttuneError("the target is not a folder", str(target), other)
     if any(target.iterdir()):

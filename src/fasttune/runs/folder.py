@@ -169,6 +169,8 @@ class Run:
         if digest == data_hash([]):
             return rows
         try:
+            if not file.is_file():  # opening a pipe would wait for ever
+                raise FileNotFoundError
             with file.open(encoding="utf-8") as lines:
                 for number, language, row in map(json.loads, lines):
                     rows.append(Row.from_json(row, "" + language), number)  # only text adds up
