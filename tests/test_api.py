@@ -63,6 +63,7 @@ def test_a_job_shows_what_it_is(job):
     assert repr(job).startswith("<Job: reasoning on tiny-phi-")
     assert f"{len(job.train)} rows to train on, {len(job.eval)} held out" in repr(job)
     shown = fasttune.preview(job, row=2)
+    assert "generation begins here" in str(shown) and "\x1b" not in str(shown)
     assert repr(shown).startswith("<Preview of row 2 in reasoning: prompt ")
     assert "Answer in one word." in shown.text  # as the run will render it
     assert shown._repr_html_().startswith("<iframe srcdoc=")
@@ -111,3 +112,10 @@ def test_an_export_and_a_comparison_from_python(job, run, tmp_path):
     assert result._repr_html_().startswith("<iframe srcdoc=")
     with pytest.raises(fasttune.FasttuneError, match="templates and runs are mixed"):
         fasttune.compare(["alpaca", run])
+
+
+def test_tab_finds_the_verbs_and_paths_may_be_text(tmp_path):
+    assert {"load_config", "prepare", "train", "load", "export", "compare"} <= {*dir(fasttune)}
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("import fasttune\n")
+    assert not fasttune.load_plugin(str(plugin)).templates

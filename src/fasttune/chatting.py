@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fasttune.formats.row import Row
@@ -13,7 +13,11 @@ from fasttune.sampling import Sampling
 if TYPE_CHECKING:
     from fasttune.generation.generator import Generator
 
-COMMANDS = "commands: /input TEXT, /reset, /base, /quit"
+COMMANDS = """/input TEXT  give the next question this context
+/reset       start a new conversation
+/base        repeat the last question to the untuned model
+/help        explain these commands
+/quit        end, as Ctrl-D does; Ctrl-C stops an answer"""
 FRESH = "every question is a fresh prompt"
 
 
@@ -26,6 +30,7 @@ class Conversation:
         input: the context of the next question.
         earlier: the turns before it.
         last: the last question, with the turns before it.
+        sections: of the answer to the last line, as the template parses it.
     """
 
     generator: Generator
@@ -35,9 +40,11 @@ class Conversation:
     input: str = ""
     earlier: Sequence[dict[str, str]] = ()
     last: Row | None = None
+    sections: Mapping[str, str] = field(default_factory=dict)
 
     def take(self, line: str) -> str:
         """Carry out a command, or answer a question; return what to print afterwards."""
+        self.sections = {}
         command, _, rest = line.strip().partition(" ")
         if command == "/input":
             self.input = rest.strip()
@@ -49,6 +56,7 @@ class Conversation:
                 return "ask something first: /base repeats the last question to the untuned model"
             with self.generator.untuned():
                 answer = self.generator.stream(self.last, self.sampling, self.show)
+            self.sections = answer.sections
             return f"\n[untuned, {answer.stop}, {answer.tokens} tokens]"
         elif command.startswith("/"):
             return COMMANDS
@@ -60,7 +68,7 @@ class Conversation:
         asked = {"instruction": question, "input": self.input}
         row = Row.of(asked, self.earlier)
         answer = self.generator.stream(row, self.sampling, self.show)
-        self.input, self.last = "", row
+        self.input, self.last, self.sections = "", row, answer.sections
         ended = f"\n[{answer.stop}, {answer.tokens} tokens]"
         if not self.template.conversations:
             return ended

@@ -69,7 +69,7 @@ MISUSE: list[Case] = [
         {},
         "answer model rows.jsonl -t alpaca lora.r=2",
         2,
-        ("'lora.r' is no setting for reading rows", "choose from: data.columns"),
+        ("'lora.r' is no setting for reading rows", "choose from: data.limit"),
     ),
     ("two files", {}, "data rows.jsonl rows.jsonl", 2, ("more than one is given",)),
     (

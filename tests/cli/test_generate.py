@@ -41,7 +41,7 @@ def test_the_first_question_is_asked_before_the_model_loads(base, capsys, monkey
     ended = cli("chat", base)
     assert seen[0].endswith("/quit ends\n> ")
     told = ended.out.removeprefix(seen[0])
-    assert told == "ONE\n[eos, 1 tokens]\n> TWO\n[eos, 1 tokens]\n> "
+    assert told == "\r> ONE\n[eos, 1 tokens]\n> TWO\n[eos, 1 tokens]\n> "
 
 
 def test_what_keeps_it_from_loading_begins_a_line(base, monkeypatch):
@@ -110,7 +110,8 @@ def test_a_format_of_one_turn_forgets(base, monkeypatch):
     ended = talk(base, monkeypatch, told, ["one", "two", "/reset", "/what"], "alpaca")
     assert [asked for _, asked in told.asked] == [[("one", None)], [("two", None)]]
     assert "every question is a fresh prompt: the format holds one turn" in ended.out
-    assert "commands: /input TEXT, /reset, /base, /quit" in ended.out
+    for command in ("/input TEXT", "/reset", "/base", "/help", "/quit"):
+        assert f"\n{command}  " in f"\n{ended.out}"  # each with what it does
 
 
 def test_an_answer_with_a_tag_is_no_part_of_the_conversation(base, monkeypatch):
@@ -137,3 +138,14 @@ def test_answering_skips_bad_rows_when_a_setting_says_so(base, monkeypatch):
     ended = cli(*words, "data.skip_bad_rows=true")
     assert ended.status == 0 and "2 rows are skipped" in ended.err
     assert ended.out.count('"instruction": "one"') == ended.out.count("\n") == 1
+
+
+def test_a_chat_shows_the_sections_of_an_answer(base, monkeypatch):
+    class Thinking(Remembering):
+        def stream(self, row, sampling, show):
+            show("both")
+            return Answer(row, "both", {"reasoning": "2 + 2", "response": "[4]"}, "eos", 2)
+
+    ended = talk(base, monkeypatch, Thinking(), ["one"], "reasoning")
+    assert ["reasoning", "2", "+", "2"] in [line.split() for line in ended.out.splitlines()]
+    assert ["response", "[4]"] in [line.split() for line in ended.out.splitlines()]

@@ -156,8 +156,8 @@ def chat(
     A template with conversations sees the earlier turns; with any other, each question is a fresh
     prompt. You can type the first question while the model loads.
 
-    /input TEXT sets the context of the next question, /reset starts a new conversation, /base
-    repeats the last question to the untuned model, and /quit or Ctrl-D ends.
+    /help explains the commands; /quit or Ctrl-D ends. Lines can be edited, and earlier ones are
+    found with the up arrow.
     """
     source = find_source(run, template, system, plugins(context), force)
     prompt = "> " if sys.stdin.isatty() else ""
@@ -165,7 +165,7 @@ def chat(
         remembers = "the conversation goes on until /reset"
         echo(
             f"{remembers if source.template.conversations else FRESH}; "
-            "/input TEXT adds a context, /base asks the untuned model, /quit ends"
+            "/help explains the commands, /quit ends"
         )
         echo(prompt, end="")
     try:
@@ -174,24 +174,30 @@ def chat(
         if prompt:
             echo()  # the error starts on a line of its own
         raise
-    show = partial(echo, end="")
+    if prompt:
+        import readline  # noqa: F401  # lets `input` edit lines and remember them
+
+        sys.stdout.write("\r")  # `input` prints the prompt again, and what was typed meanwhile
+    show = partial(console().out, style="cyan", end="")
     _talk(Conversation(generator, source.template, sampling, show), prompt)
 
 
 def _talk(conversation: Conversation, prompt: str) -> None:
-    """Read lines until /quit. The first prompt is printed already."""
-    asking = ""
+    """Read lines until /quit."""
+    out = console()
     while True:
         try:
-            line = input(asking)
+            line = input(prompt)
         except EOFError:
             return
         if line.strip().partition(" ")[0] == "/quit":
             return
-        asking = prompt
         try:
-            if remark := conversation.take(line):
-                echo(remark)
+            remark = conversation.take(line)
+            if len(conversation.sections) > 1:
+                out.print("\n", facts(conversation.sections), end="")
+            if remark:
+                out.print(remark, style="dim", soft_wrap=True)
         except KeyboardInterrupt:
             echo("\n[interrupted]")
         except FasttuneError as error:

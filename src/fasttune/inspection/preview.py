@@ -10,6 +10,7 @@ import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from io import StringIO
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,11 @@ class Preview:
 
     def __repr__(self) -> str:
         return f"<Preview of row {self.row} in {self.template}: {self.summary}>"
+
+    def __str__(self) -> str:
+        out = Console(file=StringIO(), width=120, color_system=None)
+        out.print(TerminalPreview(self))
+        return out.file.getvalue()  # type: ignore[attr-defined]
 
     def _repr_html_(self) -> str:
         return framed(preview_html([self]), height=420)

@@ -89,12 +89,13 @@ def installed_plugins(
     return loaded
 
 
-def load_plugin(path: Path) -> Plugins:
+def load_plugin(path: str | Path) -> Plugins:
     """Load a single plugin file and nothing else, to check it.
 
     Raises:
         FasttuneError: the file does not exist or does not load.
     """
+    path = Path(path)
     file, plugins = _require_file(path).resolve(), _empty()
     plugins.add(path.stem, str(file), partial(_load_file, file))
     plugins.provided()  # collecting may add problems
