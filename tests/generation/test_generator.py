@@ -96,6 +96,15 @@ def test_a_bases_own_generation_settings_change_nothing(generator, tiny_llama, t
     assert answer.text == "".join(shown) == next(generator.answers([row], sampling, 1)).text
 
 
+def test_a_special_token_without_an_embedding_is_refused(generator):
+    tokenizer = copy.deepcopy(generator.tokenizer)
+    tokenizer.add_tokens([f"<image{n}>" for n in range(100)], special_tokens=True)
+    asked = Generator(generator.model, tokenizer, WORDS, generator.choices)
+    with pytest.raises(FasttuneError, match="the text contains <image99>") as caught:
+        asked.answer("Describe <image99>.", max_new_tokens=1)
+    assert caught.value.where == "id 4195 of 4160"
+
+
 def settings(eos: int = 4057, **more) -> GenerationConfig:
     return GenerationConfig(
         **{"max_new_tokens": NEW, "eos_token_id": eos, "pad_token_id": eos, **more}

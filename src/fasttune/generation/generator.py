@@ -82,7 +82,13 @@ class Generator:
     def _prompt_ids(self, row: Row) -> list[int]:
         """The ids generation starts from. What training would refuse is refused."""
         asked = require_prompt(row, self.template, self.tokenizer.eos_token)
-        return encode_prompt(self.template, asked, self.tokenizer)
+        ids = encode_prompt(self.template, asked, self.tokenizer)
+        rows = self.model.get_input_embeddings().num_embeddings
+        if max(ids) >= rows:  # of a special token, see `load_tokenizer`
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            what = f"the text contains {token}, for which the model has no embedding"
+            raise FasttuneError(what, f"id {max(ids)} of {rows}", "remove it from the text")
+        return ids
 
     def answers(
         self,
