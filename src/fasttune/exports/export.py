@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from fasttune.data.split import spread
 from fasttune.errors import FasttuneError, did_you_mean
+from fasttune.exports import push as pushing
 from fasttune.exports.card import model_card
-from fasttune.exports.push import without_paths
 from fasttune.exports.verify import Exported, Verification, judge, measure, read_exported
 from fasttune.files import (
     SEAL,
@@ -92,8 +92,6 @@ def export(
         FasttuneError: there is no such form or option, the folder exists, the run has no adapter,
             its format needs a plugin that is not loaded, the disk is full, or the upload fails.
     """
-    from fasttune.exports import push as pushing
-
     run = find_trained(run) if isinstance(run, str) else usable(run)
     target = Path(output) if output is not None else default_folder(run, to)
     if push is not None:
@@ -174,7 +172,7 @@ def _leave_out_paths(folder: Path) -> None:
     """Remove paths of a machine from the settings of an export: a base's may hold some."""
     for file in sorted(folder.glob("*config.json")):
         values = read_object(file)
-        if (kept := without_paths(values)) != values:
+        if (kept := pushing.without_paths(values)) != values:
             log.info("left out of %s: paths of a machine", file.name)
             write_json(file, kept)
 
