@@ -57,13 +57,14 @@ def test_a_plan_for_a_gpu_imports_nothing_heavy():
 def test_the_default_on_a_gpu_is_phi_2(capsys):
     long = ("plan", "--gpu", "t4", "model.max_length=2048", "train.batch_size=2")
     assert cli(*long).status == 0
-    assert re.search(r"^answers +5.7\d$", capsys.readouterr().out, re.M)  # six rows as long
+    assert re.search(r"^answers +5.7\d  keys", capsys.readouterr().out, re.M)  # six rows as long
     assert cli(*long, "samples.count=0").status == 0
     shown = capsys.readouterr().out
     assert "microsoft/phi-2: 2,779.7 M parameters, base in NF4, LoRA 23.59 M" in shown
-    assert "4096 tokens in the largest" in shown and "checkpointing unsloth; fits" in shown
-    assert "17.32 GFLOP a token" in shown and "estimates, not measured" not in shown
-    figures = dict(re.findall(r"^(weights|adapters|activations|in all) +([\d.]+)$", shown, re.M))
+    assert shown.startswith("fits: 4.2 of 16 GB (T4)\n") and "\ncheckpointing unsloth\n" in shown
+    assert "the largest batch has 4096 tokens, a mean step" in shown
+    assert "17.32 GFLOP a token" in shown and " steps: " not in shown
+    figures = dict(re.findall(r"^(weights|adapters|activations|in all) +([\d.]+)", shown, re.M))
     assert figures == {
         "weights": "1.82",
         "adapters": "0.24",

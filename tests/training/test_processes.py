@@ -74,7 +74,7 @@ def test_two_processes_train_as_one_with_doubled_accumulation(tiny_llama, tmp_pa
     assert "process 0 ended with 130" in ended.stdout and "process 1 ended with 0" in ended.stdout
     assert ended.stderr.count("stopping after this step") == 0  # the second process is silent
     assert ended.stderr.count("interrupted; resume it") == 1
-    assert ended.stdout.count("held-out loss") == 2 and ended.stderr.count("choices: ") == 2
+    assert ended.stdout.count("before training") == 2 and ended.stderr.count("choices: ") == 2
 
     arguments = settings(tiny_llama, tmp_path, "train.gradient_accumulation=2")
     assert cli(*arguments, "--output", tmp_path / "alone").status == 0

@@ -651,7 +651,8 @@ def test_chat_reads_questions_until_the_end(finished, monkeypatch, capsys):
 def test_runs_are_listed_and_shown(finished, capsys):
     parent = str(finished.folder.parent)
     assert cli("runs", "list", "-o", parent).status == 0
-    assert finished.name[:20] in capsys.readouterr().out
+    heading, line = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["run", "status", "steps"] and line.startswith(finished.name)
     assert cli("runs", "show", finished.name, "-o", parent, "--json").status == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["config"]["lora"]["r"] == 16 and len(shown["metrics"]) == 9

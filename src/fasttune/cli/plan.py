@@ -11,6 +11,7 @@ import typer
 from fasttune.cli import options
 from fasttune.cli.app import app, plugins, print_json, table
 from fasttune.cli.options import expand
+from fasttune.machine import GB
 from fasttune.terminal import console
 
 if TYPE_CHECKING:
@@ -48,44 +49,53 @@ def plan(
     forecast.require_fit()
 
 
-def _show(forecast: Forecast) -> None:
-    from fasttune.planning import cost
-    from fasttune.planning.forecast import spell
+PARTS = {
+    "weights": "the base model",
+    "adapters": "LoRA's parameters, their gradients and the optimizer's state",
+    "activations": "what the forward pass keeps for the backward pass; fewer with checkpointing",
+    "working": "logits of the loss, and one block's backward pass",
+    "loading": "the model's files while they are read; the system frees them if memory is short",
+    "evaluation": "a batch of held-out rows (train.eval_batch_size)",
+    "answers": "keys and values while sample rows are answered together (samples.batch_size)",
+    "process": "the libraries, and CUDA's context on a GPU",
+}
+"""What the parts of a forecast's memory are."""
 
+
+def _show(forecast: Forecast) -> None:
     out, work, device = console(), forecast.workload, forecast.device
     shape, base = work.shape, "NF4" if work.quantized else f"{8 * work.number_bytes} bits"
     out.print(
-        f"{shape.name}: {shape.parameters / 1e6:,.1f} M parameters, base in {base}, "
+        f"{'fits' if forecast.fits else 'does not fit'}: {forecast.memory.needed / GB:.1f} of "
+        f"{device.memory / GB:.3g} GB ({device.name})",
+        style="bold",
+    )
+    if forecast.steps is not None:
+        length = forecast.duration or "the speed of this device is not known"
+        out.print(f"{forecast.steps} steps: {length} (an estimate)")
+    out.print(
+        f"\n{shape.name}: {shape.parameters / 1e6:,.1f} M parameters, base in {base}, "
         f"LoRA {work.lora_parameters / 1e6:.2f} M",
     )
-    rows = "" if forecast.rows is None else f" of {forecast.rows} rows"
+    rows = f"{forecast.rows} rows; " if forecast.rows is not None else ""
     out.print(
-        f"on {device.name} with {device.memory / 1e9:.1f} GB"
-        + (f" ({device.source})" if device.source else "")
+        f"{rows}the largest batch has {work.peak_tokens} tokens, a mean step {work.step_tokens:.0f}"
     )
-    out.print(
-        f"batches{rows}: {work.peak_tokens} tokens in the largest, "
-        f"{work.step_tokens:.0f} in a mean step"
-    )
+    out.print(f"checkpointing {forecast.config.train.gradient_checkpointing}")
+    if device.source:
+        out.print(f"speed of {device.name}: {device.source}")
     out.print("\nmemory at the peak", style="bold")
-    parts = {**forecast.memory.parts(), "in all": forecast.memory.peak}
-    sizes = [(name, f"{size / 1e9:.2f}") for name, size in parts.items()]
-    out.print(table(("", "GB"), sizes, right=("GB",)))
-    decided = forecast.config.train.gradient_checkpointing
-    out.print(f"checkpointing {decided}; {'fits' if forecast.fits else 'does not fit'}")
+    sizes = [
+        (name, f"{size / GB:.2f}", PARTS[name]) for name, size in forecast.memory.parts().items()
+    ]
+    sizes.append(("in all", f"{forecast.memory.peak / GB:.2f}", ""))
+    out.print(table(("", "GB", "what it is"), sizes, right=("GB",)))
     out.print("\nan optimiser step", style="bold")
     out.print("\n".join(_step(forecast)))
     out.print("\nlargest batch that fits, with a tenth of the memory to spare", style="bold")
     headings = ("tokens a row", "no checkpointing", "checkpointing")
     batches = [list(map(str, line.values())) for line in forecast.largest_batches()]
     out.print(table(headings, batches, right=headings))
-    steps, time = forecast.steps, forecast.time
-    if steps is not None and time is not None:
-        out.print(
-            f"\n{steps} steps: at least {spell(steps * time.bound)}, "
-            f"{spell(steps * time.expected)} at {cost.EFFICIENCY:.0%} of the peak; estimates, "
-            "not measured"
-        )
 
 
 def _step(forecast: Forecast) -> Iterator[str]:

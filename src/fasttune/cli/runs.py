@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,11 +17,13 @@ from fasttune.cli.options import argument, expand, flag, folder, option
 from fasttune.errors import EXIT_INTERRUPTED, FasttuneError
 from fasttune.processes import count, first
 from fasttune.runs import find_run, list_runs
+from fasttune.runs.folder import changes
 from fasttune.terminal import console, echo
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fasttune.job import Job
-    from fasttune.records import Manifest
     from fasttune.runs import Run
 
 
@@ -147,15 +148,10 @@ def _finish(trained: Run, as_json: bool) -> None:
 
 def _summary(trained: Run) -> None:
     out, manifest = console(), trained.manifest
-    evaluated = [line for line in trained.metrics() if "eval_loss" in line]
-    for key in evaluated[-1] if evaluated else ():
-        name = key.replace("eval_loss_", "  ").replace("eval_loss", "held-out loss")
-        if name != key and key in evaluated[0]:
-            out.print(f"{name:<14} {evaluated[0][key]:.4f} -> {evaluated[-1][key]:.4f}")
     if manifest.get("scores") and manifest.get("scored") == "training":
-        out.print("no rows are held out: what follows is measured on training rows")
-    for name, change in _scores(manifest).items():
-        out.print(f"{name:<14} {change}")
+        echo("no rows are held out: the answers are on training rows")
+    if figures := _changes(trained):
+        out.print(figures)
     out.print(
         f"{manifest['steps']} steps, {manifest['tokens_per_second']:.0f} tokens/s, "
         f"{manifest['seconds']['train']:.0f} s, "
@@ -177,6 +173,8 @@ Folder = Annotated[Path, folder("Folder of runs.")]
 Anywhere = Annotated[
     Path | None, folder("Folder of runs. Default: runs; 'last' is then the newest anywhere.")
 ]
+WHOLE = 10_000
+"""Columns of a console that cuts and folds no line."""
 Names = Annotated[list[str], argument("Folders, names or 'last'.", metavar="RUN...")]
 
 
@@ -197,12 +195,13 @@ def list_(output: Folder = Path("runs"), as_json: options.Json = False) -> None:
         try:
             manifest = run.manifest
             steps = str(manifest.get("steps", ""))
-            started = manifest["started"][:16].replace("T", " ")
-            rows.append((manifest["status"], steps, _losses(run.metrics()), started, run.name))
+            rows.append((run.name, manifest["status"], steps, _losses(run.metrics())))
         except FasttuneError as error:
-            rows.append(("damaged", "", "", "", run.name))
+            rows.append((run.name, "damaged", "", ""))
             damaged.append(error)
-    console().print(table(("status", "steps", "held-out loss", "started", "run"), rows))
+    out = console()
+    out.width = WHOLE  # a name that is cut or folded cannot be copied
+    out.print(table(("run", "status", "steps", "held-out loss"), rows))
     for each in damaged:
         say(f"{each.message}: {each.where}\n  what to do: {each.hint}")
 
@@ -231,25 +230,26 @@ def show(run: str, output: Anywhere = None, as_json: options.Json = False) -> No
     out = console()
     template, data, lora = manifest["template"], manifest["data"], manifest["lora"]
     model = short_path(manifest["model"])
+    base = "in NF4" if manifest["quantization"] == "nf4" else "not quantised"
     origin = f"{template['distribution'] or template['path']} {template['version']}".strip()
     lines = {
         "run": kept.folder,
         "status": manifest["status"],
         "template": f"{template['name']} ({origin}), identity {template['identity'][:12]}",
-        "model": f"{model}, {manifest['quantization']}, {manifest['dtype']}",
+        "model": f"{model}, {base}, {manifest['dtype']}",
         "LoRA": f"{' '.join(lora['layers'])}, {lora['parameters'] / 1e6:.2f} M parameters",
         "data": f"{short_path(data['source'])}: {data['train_rows']} rows, "
         f"{data['train_tokens']} tokens, {data['eval_rows']} held out",
         "device": manifest["device"],
-        "held-out loss": _losses(kept.metrics()),
         "steps": manifest.get("steps", ""),
         "tokens/s": manifest.get("tokens_per_second", ""),
         "seconds": ", ".join(f"{k} {v}" for k, v in manifest.get("seconds", {}).items()),
         "versions": ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()),
     }
-    where = " (on training rows)" if manifest.get("scored") == "training" else ""
-    lines |= {f"{name}{where}": change for name, change in _scores(manifest).items()}
     out.print(facts(lines))
+    if figures := _changes(kept):
+        out.print()
+        out.print(figures)
     out.print("\nsettings", style="bold")
     echo(dump_config(kept.config), end="")
 
@@ -318,11 +318,8 @@ def _losses(metrics: list[dict[str, Any]]) -> str:
     return f"{evaluated[0]:.4f} -> {evaluated[-1]:.4f}" if evaluated else ""
 
 
-def _scores(manifest: Manifest) -> dict[str, str]:
-    """Each metric before and after training."""
-    scores = manifest.get("scores", {})
-    before = scores.get("before", {})
-    return {
-        name: f"{before.get(name, math.nan):.2f} -> {value:.2f}"
-        for name, value in scores.get("after", {}).items()
-    }
+def _changes(run: Run) -> Table | None:
+    """The losses and scores of a run before and after training, if it has any."""
+    found = changes(run.metrics(), run.manifest)
+    headings = ("figure", "before training", "after", "better")
+    return table(headings, found, right=headings[1:3]) if found else None

@@ -55,6 +55,15 @@ class Forecast:
     def fits(self) -> bool:
         return self.memory.needed <= self.device.memory
 
+    @property
+    def duration(self) -> str:
+        """How long the steps take, for people; "" if it is not known."""
+        if self.steps is None or self.time is None:
+            return ""
+        seconds = self.steps * self.time.expected
+        # Below that, launching kernels takes longer than the arithmetic.
+        return f"about {spell(seconds)}" if seconds >= 60 else "seconds to minutes"
+
     def line(self) -> str:
         """The short form: memory with its largest parts, the decisions, steps and time."""
         largest = sorted(self.memory.parts().items(), key=lambda part: -part[1])
@@ -68,8 +77,7 @@ class Forecast:
         ]
         if self.steps is not None:
             facts.append(f"{self.steps} steps")
-            if self.time is not None:
-                facts.append(f"at least {spell(self.steps * self.time.bound)}")
+            facts += [self.duration] if self.duration else []
         return ", ".join(facts)
 
     def __repr__(self) -> str:
