@@ -46,6 +46,9 @@ def good(**changed: object) -> dict[str, object]:
     return {**rows(1)[0], **changed}
 
 
+ASKED = [{"role": "user", "content": "Name a river."}]
+TOLD = [{"role": "assistant", "content": "The Ebro."}]
+
 MISUSE: list[Case] = [
     ("no command", {}, "", 2, ("no command is given",)),
     ("no command of a group", {}, "runs", 2, ("no command is given", "where: fasttune runs")),
@@ -456,10 +459,19 @@ DATA: list[Case] = [
         ("a number as text", "e.jsonl", jsonl(good(), good(output=3)), "output: is a number"),
         ("10,000 brackets", "e.jsonl", jsonl(good(), "[" * 10000), "row 2: is not JSON"),
         ("no UTF-8", "e.jsonl", b'{"instruction": "\xff"}\n', "row 1: is not UTF-8"),
-        ("UTF-16", "e.jsonl", jsonl(good()).encode("utf-16"), "row 1"),
+        ("UTF-16", "e.jsonl", jsonl(good()).encode("utf-16"), "is UTF-16", "as UTF-8"),
         ("JSON: a lone object", "e.json", '{"a": 1}', "there is no list of rows"),
         ("JSON: cut", "e.json", "[{", "the file is not JSON"),
-        ("JSON: lines", "e.json", jsonl(good(), good()), "name it .jsonl"),
+        ("a row of 17 MB", "e.jsonl", jsonl(good(output="x" * 17 * 2**20)), "more than 16 MB"),
+        ("NULs", "e.jsonl", bytes(2**10), "is binary"),
+        ("1,001 columns", "e.csv", ",".join(map(str, range(1001))) + "\n", "1001 columns"),
+        (
+            "messages apart",
+            "e.jsonl",
+            jsonl({"prompt": ASKED, "completion": TOLD}),
+            "prompt and completion hold lists of messages",
+            "as one list, in a column 'messages'",
+        ),
         ("JSON: no UTF-8", "e.json", b"[\xff]", "not UTF-8"),
         ("JSON: a key twice", "e.json", '[{"output": "a", "output": "b"}]', "twice"),
         ("JSON: a number of 5,000 digits", "e.json", f"[{'9' * 5000}]", "not JSON"),
@@ -476,6 +488,7 @@ DATA: list[Case] = [
         ("a folder of anything", "folder/x.txt", "hello", "cannot tell the format"),
     ]
 ] + [
+    ("data: a word that datasets knows", {}, "data json", 2, ("no such file", "owner/name")),
     ("data: an empty name", {}, "data ''", 2, ("where: FILE ''", "not empty")),
     ("data: no such file", {}, "data none.jsonl", 2, ("no such file", "none.jsonl")),
     ("data: nearly a file", {}, "data row.jsonl", 2, ("did you mean rows.jsonl",)),

@@ -17,6 +17,7 @@ from fasttune import Row, Template, given, learn
 from fasttune.config import DataConfig
 from fasttune.data.divide import load_divided
 from fasttune.data.load import Finding, load_rows, parse_columns, shipped
+from fasttune.data.sources import reader
 from fasttune.data.split import data_hash, digest, divide
 from fasttune.data.suggest import suggest_template
 from fasttune.errors import FasttuneError
@@ -114,12 +115,129 @@ def test_json_files_without_rows(tmp_path, text, message):
     assert str(path) in caught.value.where
 
 
-def test_json_lines_under_a_wrong_name(tmp_path):
-    path = write_jsonl(tmp_path / "a.json", ROWS)
+SOME = [
+    {"instruction": "Name a river.", "output": "Ebro, or Po"},
+    {"instruction": "b", "output": "c"},
+]
+PRETTY = "\n".join(json.dumps(row, indent=1) for row in SOME)
+LINES = "\n".join(json.dumps(row) for row in SOME)
+CELLS = "instruction;output\nName a river.;Ebro, or Po\nb;c\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "numbers"),
+    [
+        ("a.json", LINES, [1, 2]),
+        ("a.jsonl", json.dumps(SOME), [1, 2]),
+        ("a.jsonl", json.dumps(SOME, indent=2), [1, 2]),
+        ("a.jsonl", PRETTY, [1, 2]),
+        ("a.jsonl", "\n" + LINES.replace("}\n", "},\n"), [2, 3]),
+        ("a.csv", CELLS, [2, 3]),
+        ("a.csv", CELLS.replace(";", "\t"), [2, 3]),
+        ("a.csv", "sep=;\n" + CELLS, [3, 4]),
+        ("a.tsv", CELLS.replace(";", "\t"), [2, 3]),
+        ("a.csv.gz", CELLS, [2, 3]),
+        ("a.jsonl.gz", LINES, [1, 2]),
+        ("a.jsonl.zst", LINES, [1, 2]),
+        ("a.json.bz2", json.dumps(SOME), [1, 2]),
+    ],
+)
+def test_files_are_read_for_what_they_hold(tmp_path, name, text, numbers):
+    import pyarrow
+
+    kinds = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+    file = tmp_path / name
+    with pyarrow.output_stream(str(file), compression=kinds.get(file.suffix)) as stream:
+        stream.write(text.encode())
+    loaded = load_rows(file)
+    assert loaded.rows == SOME and loaded.findings == []
+    assert [loaded.rows.number(at) for at in range(2)] == numbers
+
+
+def test_shards_are_one_source(tmp_path):
+    for name, row in zip(("part-1.jsonl", "part-2.jsonl"), SOME, strict=True):
+        write_jsonl(tmp_path / name, [row, {"instruction": name}])
+    for source in (tmp_path, tmp_path / "part-*.jsonl"):
+        loaded = load_rows(source)
+        assert loaded.rows == SOME
+        assert [loaded.rows.origin(at) for at in range(2)] == ["part-1.jsonl", "part-2.jsonl"]
+        assert [str(each) for each in loaded.findings] == [
+            "part-1.jsonl, row 2, output: is missing",
+            "part-2.jsonl, row 2, output: is missing",
+        ]
+    for name in ("part-1.jsonl", "part-2.jsonl"):
+        (tmp_path / name).rename(tmp_path / name.replace("part-", "train-0000"))
+    assert load_rows(tmp_path).rows == SOME
+
+
+def test_the_held_out_rows_of_a_folder_are_taken(tmp_path):
+    template = load_plugins().template("alpaca")
+    train = write_jsonl(tmp_path / "train.jsonl", SOME)
+    write_jsonl(tmp_path / "valid.jsonl", [{"instruction": "held", "output": "out"}])
+    with listening() as said:
+        divided = load_divided(DataConfig(train=str(tmp_path)), template)
+    assert divided.eval == [{"instruction": "held", "output": "out"}] and divided.train == SOME
+    assert said[0] == f"{tmp_path}: its split 'valid' is held out"
+    with listening() as said:
+        assert load_divided(DataConfig(train=str(train), eval_fraction=0), template).eval == []
+    assert (
+        said[0]
+        == f"valid.jsonl lies beside: data.eval={tmp_path / 'valid.jsonl'} holds its rows out"
+    )
+
+
+def test_a_mapping_is_for_the_file_that_needs_it(tmp_path):
+    template = load_plugins().template("alpaca")
+    held_out = [{"prompt": "held", "completion": "out"}]
+    data = DataConfig(
+        train=str(write_jsonl(tmp_path / "a.jsonl", SOME)),
+        eval=str(write_jsonl(tmp_path / "b.jsonl", held_out)),
+        columns={"instruction": "prompt", "output": "completion"},
+    )
+    divided = load_divided(data, template)
+    assert divided.train == SOME and divided.eval == [{"instruction": "held", "output": "out"}]
+
+
+def test_only_text_and_numbers_of_a_table_are_decoded(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    far = pyarrow.array([2**60], pyarrow.int64())
+    table = pyarrow.table({
+        "instruction": ["a"], "output": ["b"], "n": [1.5],
+        "image": [{"bytes": b"x", "path": "http://x/y.png"}],
+        "took": far.cast(pyarrow.duration("s")),
+        "when": far.cast(pyarrow.timestamp("us")),
+    })  # fmt: skip
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    [(_, record)] = reader(tmp_path / "a.parquet", "train")
+    assert (record["n"], record["took"]) == (1.5, str(2**60))
+    assert "out of range" in record["when"] and str(record["image"]).startswith("<struct<bytes")
     with pytest.raises(FasttuneError) as caught:
-        load_rows(path)
-    assert "line 2" in caught.value.where
-    assert ".jsonl" in caught.value.hint
+        load_rows(tmp_path / "a.parquet", columns={"input": "image"})
+    assert "input: is of the type struct<bytes" in caught.value.where
+    bomb = pyarrow.table(
+        {"instruction": pyarrow.array(["x" * 2**20]).take(pyarrow.array([0] * 1500))}
+    )
+    pyarrow.parquet.write_table(
+        bomb, tmp_path / "b.parquet", compression="zstd", use_dictionary=False
+    )
+    with pytest.raises(FasttuneError, match=r"unpacks to 1\.6 GB"):
+        load_rows(tmp_path / "b.parquet")
+
+
+def test_a_damaged_data_set_is_an_error(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_list(SOME).save_to_disk(str(tmp_path))
+    file = tmp_path / "data-00000-of-00001.arrow"
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 7):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            load_rows(tmp_path)
+        except FasttuneError as error:
+            assert error.where and error.hint
 
 
 def test_saved_dataset_and_its_splits(tmp_path):

@@ -269,14 +269,14 @@ def test_html_ids_on_demand(shown):
 
 def test_pick():
     rows = StoredRows()
-    for letter in "abc":
-        rows.append({"n": letter})
-    assert pick(rows, "f.jsonl", 1) == [(1, {"n": "a"})]
-    assert pick(rows, "f.jsonl", 2, 9) == [(2, {"n": "b"}), (3, {"n": "c"})]
+    for letter, number in zip("abc", (2, 3, 7), strict=True):
+        rows.append({"n": letter}, number)
+    assert pick(rows, "f.jsonl") == [(2, {"n": "a"})]
+    assert pick(rows, "f.jsonl", 3, 9) == [(3, {"n": "b"}), (7, {"n": "c"})]
     for bad in (0, -1, 4):
         with pytest.raises(FasttuneError, match=f"no row {bad}") as caught:
             pick(rows, "f.jsonl", bad)
-        assert caught.value.hint == "give a row from 1 to 3"
+        assert caught.value.hint == "give a row from 2 to 7"
 
 
 # Command
@@ -315,6 +315,20 @@ def test_command_json_map_and_system(capsys, model, tmp_path, phi2_tokenizer, re
     assert [token for piece in found for token in piece["ids"]] == encoded.input_ids
     assert [label for piece in found for label in piece["labels"]] == encoded.labels
     assert first["prompt_length"] == encoded.prompt_length
+
+
+def test_a_row_has_the_number_that_data_gives_it(model, tmp_path, reasoning_row):
+    file = tmp_path / "rows.jsonl"
+    bad, ended = {**reasoning_row, "output": ""}, {**reasoning_row, "output": "<|endoftext|>"}
+    file.write_text("\n".join(map(json.dumps, [bad, {**reasoning_row, "id": 5}, ended])))
+    words = ("preview", "-t", "reasoning", "-m", model, "-d", file, "--line")
+    assert "template reasoning, row 2," in cli(*words[:-1]).out
+    assert "template reasoning, row 2," in cli(*words, 2).out
+    assert "row 1, output: is empty" in cli(*words, 1).err
+    assert "row 3, output: holds the text <|endoftext|>" in cli(*words, 3).err
+    told = cli("templates", "check", "reasoning", "--data", file, "--model", model).out
+    told = " ".join(told.split())
+    assert "(1 can)" in told and "row 3, output: holds the text" in told
 
 
 def test_command_writes_html(capsys, model, tmp_path):

@@ -22,7 +22,7 @@ from fasttune.terminal import console, echo
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from fasttune.data.sources import Finding
+    from fasttune.data.finding import Finding
     from fasttune.inspection.survey import Bin, Survey
 
 SHOWN = 20
@@ -101,7 +101,16 @@ def preview(
             show_default=False,
         ),
     ] = None,
-    row: Annotated[int, number("First row to show, from 1.", most=10**9)] = 1,
+    line: Annotated[
+        int | None,
+        typer.Option(
+            "--line",
+            "--row",
+            min=1,
+            max=10**9,
+            help="First row to show, by its number in messages: its line in the file.",
+        ),
+    ] = None,
     rows: Annotated[int, number("How many rows to show.")] = 1,
     system: options.System = None,
     turns: options.Turns = None,
@@ -141,7 +150,7 @@ def preview(
     loaded = plugins(context, settings.config)
     shown = kept.kept_template(loaded)[0] if kept else loaded.template(config.template)
     source = kept if settings.data is None else None
-    previews = preview_rows(config, shown.with_system(config.system), row, rows, source)
+    previews = preview_rows(config, shown.with_system(config.system), line, rows, source)
     if as_json:
         print_json([each.as_dict() for each in previews])
     elif html:

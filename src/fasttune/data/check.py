@@ -16,8 +16,9 @@ from fasttune.data.conversations import (
     has_conversations,
     read_conversation,
 )
-from fasttune.data.sources import Finding
+from fasttune.data.finding import Finding
 from fasttune.data.suggest import mapped, propose_columns
+from fasttune.data.tables import Undecoded
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.row import TURN_COLUMNS, Row
 from fasttune.formats.template import Template, tags_in
@@ -30,8 +31,9 @@ def require_columns(
     template: Template | None,
     columns: Mapping[str, str],
     required: Sequence[str],
+    spoken: Sequence[str] = (),
 ) -> None:
-    """A column that no row has is one mistake, not one per row."""
+    """A column that no row has is one mistake, not one per row. `spoken` columns hold messages."""
     if not names:
         return
     for ours, theirs in columns.items():
@@ -55,6 +57,12 @@ def require_columns(
             of = did_you_mean(column, names)
             if column == "reasoning":
                 of += "; or use a template without it: alpaca, or chatml for conversations"
+            if spoken:
+                alike = f"--map messages={spoken[0]}"
+            if len(spoken) > 1:
+                what = f"{' and '.join(spoken)} hold lists of messages"
+                hint = "write each row's messages as one list, in a column 'messages'"
+                raise FasttuneError(f"no column '{column}', and {what}", source, hint)
             raise FasttuneError(
                 f"no column '{column}'" + (f", which '{template.name}' needs" if template else ""),
                 source,
@@ -217,6 +225,8 @@ def ending(number: int, row: Row, eos: str) -> list[Finding]:
 
 
 def _kind(value: object) -> str:
+    if isinstance(value, Undecoded):
+        return f"of the type {value.kind}"
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     kinds = ((int | float, "a number"), (str, "a string"), (list, "a list"), (dict, "an object"))

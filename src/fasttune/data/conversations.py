@@ -103,6 +103,12 @@ def from_messages(messages: Sequence[Mapping[str, Any]], answered: bool = False)
     return Row.of(talk.last, talk.earlier)
 
 
+def holds_messages(value: Any) -> bool:
+    """Whether a column holds a list of messages."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and any(role in first for role, _ in KEYS)
+
+
 def _listed(value: Any) -> Any:
     """A cell's JSON list as a list: a CSV file has nothing but text."""
     if isinstance(value, str) and value.lstrip().startswith("["):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 from fasttune.config import AUTO, DataConfig, RunConfig, SourceConfig
 from fasttune.data.load import Loaded, counted, load_rows, shipped
 from fasttune.data.mix import mix, without_repeats
 from fasttune.data.rows import ChosenRows, Rows
-from fasttune.data.sources import LOOKAHEAD, reader
+from fasttune.data.sources import LOOKAHEAD, SHARD, files_of, held_out_split, reader
 from fasttune.data.split import divide
 from fasttune.data.suggest import OTHER_NAMES, suggest_template
 from fasttune.errors import FasttuneError
@@ -75,8 +77,21 @@ def load_divided(data: DataConfig, template: Template) -> Divided:
             what = "data.eval_split cannot be combined with data.sources"
             raise FasttuneError(what, data.eval_split, "name the held-out rows with data.eval")
 
+    if held_out is None and train is not None:
+        held_out, split = _beside(Path(train).expanduser())
+
+    own: dict[str, dict[str, str]] = {}
+    if held_out and train is not None and data.columns:
+        files = ((train, data.split), (held_out, split))
+        needed = [_columns_of(SourceConfig(n, s), data.columns) for n, s in files]
+        if {**needed[0], **needed[1]}.keys() == data.columns.keys():
+            own = dict(zip((train, held_out), needed, strict=True))
+
     def read(source: SourceConfig, limit: int | None = None) -> Loaded:
-        columns, chosen = source.columns or data.columns, source.split or data.split
+        columns, chosen = (
+            source.columns or own.get(source.name, data.columns),
+            source.split or data.split,
+        )
         seed, take = data.split_seed, data.turns
         loaded = load_rows(source.name, template, columns, chosen, limit, seed=seed, take=take)
         if data.train or data.sources:
@@ -99,6 +114,34 @@ def load_divided(data: DataConfig, template: Template) -> Divided:
         return Divided(loaded.rows, other.rows, [loaded, other])
     left, right = divide(loaded.digests, data.eval_fraction)
     return Divided(ChosenRows(loaded.rows, left), ChosenRows(loaded.rows, right), [loaded])
+
+
+def _beside(train: Path) -> tuple[str | None, str]:
+    """The rows to evaluate on that lie with those to train on, and their split: those of the same
+    folder are taken. A file beside a file is only named."""
+    if train.is_dir():
+        if split := held_out_split(train):
+            log.info("%s: its split '%s' is held out", train, split)
+            return str(train), split
+    elif train.is_file():
+        if shard := SHARD.search(train.name):
+            if int(shard[2]) > 1:
+                log.warning(
+                    "warning: %s is one of %s files; give the folder to take them all",
+                    train, int(shard[2]),
+                )  # fmt: skip
+        elif train.name.startswith("train") and (split := held_out_split(train.parent)):
+            [other, *_] = [*files_of(train.parent, split), train.parent]
+            log.info("%s lies beside: data.eval=%s holds its rows out", other.name, other)
+    return None, "train"
+
+
+def _columns_of(source: SourceConfig, columns: Mapping[str, str]) -> dict[str, str]:
+    """The mapping as far as a file needs it: one of our own columns that is there stays, if the
+    column that it would be taken from is not."""
+    records = islice(reader(source.name, source.split or "train"), LOOKAHEAD)
+    names = {name for _, row in records if isinstance(row, dict) for name in row}
+    return {o: theirs for o, theirs in columns.items() if theirs in names or o not in names}
 
 
 def report_unread(loaded: Loaded, template: Template) -> None:

@@ -7,10 +7,11 @@ keys and gives no line in its errors.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from fasttune.errors import FasttuneError
 
@@ -25,11 +26,50 @@ AFTER = (*BLANKS, *",:]}")
 Pairs = list[tuple[str, Any]]
 
 
+ROW = 2**24
+"""At most so many bytes or characters in a row."""
+COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that tells the format, without that of a compression."""
+    packed = path.suffix.lower() in COMPRESSION
+    return (path.with_suffix("") if packed else path).suffix.lower()
+
+
+def opened(path: Path) -> BinaryIO:
+    """Open a text file, which may be compressed. UTF-16 and binary files are refused."""
+
+    def stream() -> BinaryIO:
+        if compression := COMPRESSION.get(path.suffix.lower()):
+            import pyarrow
+
+            packed = pyarrow.input_stream(str(path), compression=compression)
+            return cast(BinaryIO, io.BufferedReader(packed))
+        return path.open("rb")
+
+    with stream() as file:
+        start = file.read(2)
+    if start in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start:
+        kind = "binary" if start == b"\0\0" else "UTF-16"
+        raise FasttuneError(f"the file is {kind}, not UTF-8", str(path), "save it as UTF-8")
+    return stream()
+
+
+def too_long(path: Path, place: str) -> FasttuneError:
+    return FasttuneError(
+        f"a row has more than {ROW // 2**20} MB", f"{path}: {place}", "shorten it, or leave it out"
+    )
+
+
 def decoded_lines(path: Path) -> Iterator[tuple[int, str, str]]:
     """The number, from 1, and the text of each line, and why it is not UTF-8, or "". Undecodable
     bytes are replaced, so that CSV stays in step."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    with opened(path) as file:
+        lines = iter(lambda: file.readline(ROW + 1), b"")
+        for number, line in enumerate(lines, start=1):
+            if len(line) > ROW:
+                raise too_long(path, f"line {number}")
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             try:
                 yield number, line.decode(), ""
@@ -44,7 +84,7 @@ def rows_of(path: Path, make: Callable[[Pairs], dict[str, Any]]) -> Iterator[Any
     Args:
         make: turns the pairs of a JSON object into a dict; may raise ValueError.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(opened(path), encoding="utf-8-sig", newline="") as file:
         text = _Text(file, path, make)
         start = text.peek()
         if not start:
@@ -69,6 +109,16 @@ def rows_of(path: Path, make: Callable[[Pairs], dict[str, Any]]) -> Iterator[Any
             raise text.wrong("Extra data")
     if not has_rows:
         raise FasttuneError("there is no list of rows", str(path), 'write [...] or {"data": [...]}')
+
+
+def values_of(path: Path, make: Callable[[Pairs], dict[str, Any]]) -> Iterator[Any]:
+    """Read a file that holds one value behind the other, each over any number of lines."""
+    with io.TextIOWrapper(opened(path), encoding="utf-8-sig", newline="") as file:
+        text = _Text(file, path, make)
+        while text.peek():
+            yield text.value()
+            if text.peek() == ",":
+                text.take(",")
 
 
 class _Text:
@@ -150,6 +200,8 @@ class _Text:
 
     def _more(self) -> bool:
         """Read the next chunk, as long as the buffer; False at the end of the file."""
+        if len(self.buffer) - self.at > ROW:
+            raise too_long(self.path, f"line {self.line}")
         try:
             chunk = self.file.read(max(CHUNK, len(self.buffer)))
         except UnicodeDecodeError as error:

@@ -7,15 +7,16 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
 from fasttune.data.check import check_record, require_columns
-from fasttune.data.conversations import Turns
+from fasttune.data.conversations import Turns, holds_messages
+from fasttune.data.finding import Finding
 from fasttune.data.rows import Rows, StoredRows
-from fasttune.data.sources import Finding, reader
+from fasttune.data.sources import readers
 from fasttune.data.split import digest
 from fasttune.data.suggest import propose_columns
 from fasttune.errors import FasttuneError
@@ -107,40 +108,38 @@ def load_rows(
     name, columns = str(source), columns or {}
     if required is None:
         required = template.required if template else ("instruction", "output")
-    seen: dict[str, None] = {}
+    seen, spoken = dict[str, None](), dict[str, None]()
     rows, digests = StoredRows(), array("Q")
     findings: list[Finding] = []
     forms, unread, foreign = Counter[str](), Counter[str](), Counter[str]()
     cut = detected = 0
-    try:
-        for number, record in islice(reader(source, split), limit):
-            if isinstance(record, dict):
-                seen |= dict.fromkeys(record)
-            row, problems, talk, ignored = check_record(
-                number, record, template, columns, required, take
-            )
-            findings += problems
-            if row is not None:
-                unread.update(ignored)
-                if template and (language := template.foreign_language(row)):
-                    foreign[language] += 1
-                forms[talk.form if talk else "instruction, output"] += 1
-                cut += take == "first" and talk is not None and talk.exchanges > 1
-                detected += bool(row.language)
-                rows.append(row, number)
-                digests.append(digest(row, seed))
-    except OSError as error:
-        raise FasttuneError(
-            "cannot read the file",
-            f"{name}: {error.strerror or error}",
-            "check the path, and who may read it",
-        ) from error
+    files = readers(source, split)
+    if len(files) > 1:
+        log.info("%s: rows from %s", name, ", ".join(file for file, _ in files))
+    every = ((file, *record) for file, records in files for record in records)
+    for file, number, record in islice(every, limit):
+        if isinstance(record, dict):
+            seen |= dict.fromkeys(record)
+            spoken |= dict.fromkeys(name for name in record if holds_messages(record[name]))
+        row, problems, talk, ignored = check_record(
+            number, record, template, columns, required, take
+        )
+        findings += [replace(each, source=file) for each in problems] if file else problems
+        if row is not None:
+            unread.update(ignored)
+            if template and (language := template.foreign_language(row)):
+                foreign[language] += 1
+            forms[talk.form if talk else "instruction, output"] += 1
+            cut += take == "first" and talk is not None and talk.exchanges > 1
+            detected += bool(row.language)
+            rows.append(row, number, file)
+            digests.append(digest(row, seed))
     if not rows and not findings:
         raise FasttuneError("there are no rows", name, "give a file with at least one row")
     names = list(seen)
-    require_columns(name, names, template, columns, required)
+    require_columns(name, names, template, columns, required, [*spoken])
     findings += _repeats(rows, digests)
-    findings.sort(key=lambda finding: finding.row)
+    findings.sort(key=lambda finding: (finding.source, finding.row))
     proposed = propose_columns(names, columns)
     loaded = Loaded(name, rows, digests, findings, forms, cut, proposed, unread)
     loaded.require_clean(skip_bad_rows=True)
@@ -179,10 +178,11 @@ def _repeats(rows: Rows, digests: array[int]) -> Iterator[Finding]:
     alike = values[order[1:]] == values[order[:-1]]
     seen: dict[int, int] = {}
     for at in np.union1d(order[:-1][alike], order[1:][alike]).tolist():
-        number = rows.number(at)
-        first = seen.setdefault(digests[at], number)
-        if first != number:
-            yield Finding(number, "", f"repeats row {first}", fatal=False)
+        first = seen.setdefault(digests[at], at)
+        if first != at:
+            file = rows.origin(first)
+            what = f"repeats row {rows.number(first)}" + (f" of {file}" if file else "")
+            yield Finding(rows.number(at), "", what, fatal=False, source=rows.origin(at))
 
 
 def shipped(part: Literal["train", "heldout"]) -> Path:

@@ -57,7 +57,11 @@ def mix(sources: Sequence[SourceConfig], loads: Sequence[Loaded]) -> Loaded:
         ", ".join(f"{each.source} ({n} rows)" for each, n in zip(loads, taken, strict=True)),
         rows,
         array("Q", chain.from_iterable(each.digests for each in loads)),
-        [replace(each, source=of.source) for of in loads for each in of.findings],
+        [
+            replace(each, source=": ".join(filter(None, (of.source, each.source))))
+            for of in loads
+            for each in of.findings
+        ],
         sum((Counter(each.forms) for each in loads), Counter()),
         sum(each.cut for each in loads),
         {},

@@ -47,7 +47,7 @@ class Rows(Lazy[Row]):
         """The number in its source, from 1, of the row at a place."""
 
     def origin(self, place: int) -> str:
-        """Which of several sources the row at a place is in; "" where there is but one."""
+        """Which of several sources or files the row at a place is in; "" where there is but one."""
         return ""
 
     def __eq__(self, other: object) -> bool:
@@ -68,10 +68,14 @@ class StoredRows(Rows):
         place = str(folder) if os.access(folder, os.W_OK) else None
         self._file = SpooledTemporaryFile(IN_MEMORY, dir=place)  # noqa: SIM115, open while it lives
         self._ends = array("q", [0])
-        self._numbers = array("q")
+        self._numbers, self._origins = array("q"), array("q")
+        self._files: list[str] = []
 
-    def append(self, row: Mapping[str, str], number: int | None = None) -> None:
-        """Add a row; its number in its source is by default that of its place here."""
+    def append(self, row: Mapping[str, str], number: int | None = None, file: str = "") -> None:
+        """Add a row; its number in its file is by default that of its place here."""
+        if not self._files or self._files[-1] != file:
+            self._files.append(file)
+        self._origins.append(len(self._files) - 1)
         self._numbers.append(len(self) + 1 if number is None else number)
         row = Row.of(row)
         written = marshal.dumps((row.as_json(), row.language))
@@ -86,6 +90,9 @@ class StoredRows(Rows):
 
     def number(self, place: int) -> int:
         return self._numbers[place]
+
+    def origin(self, place: int) -> str:
+        return self._files[self._origins[place]]
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -110,7 +117,9 @@ class JoinedRows(Rows):
         return self._sources[source].number(place - self.starts[source])
 
     def origin(self, place: int) -> str:
-        return self._names[self._source(place)]
+        source = self._source(place)
+        file = self._sources[source].origin(place - self.starts[source])
+        return f"{self._names[source]}: {file}" if file else self._names[source]
 
     def __len__(self) -> int:
         return self.starts[-1]

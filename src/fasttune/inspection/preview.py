@@ -6,7 +6,6 @@ A `Preview` exports itself as JSON; `preview_html` and `TerminalPreview` display
 from __future__ import annotations
 
 import json
-import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +18,9 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
 from fasttune.config import RunConfig
-from fasttune.data.check import by_ending
+from fasttune.data.check import by_ending, ending
 from fasttune.data.divide import load_divided
+from fasttune.data.finding import Finding
 from fasttune.data.rows import ChosenRows, Rows
 from fasttune.encoding.encode import EOS_SPAN, IGNORED, encode
 from fasttune.errors import FasttuneError
@@ -30,8 +30,6 @@ from fasttune.job import Job
 from fasttune.models.tokenizer import load_tokenizer
 from fasttune.pages import environment, framed
 from fasttune.runs import Run
-
-log = logging.getLogger(__name__)
 
 SPACE, TAB, NEWLINE = "·", "→", "⏎"
 MARKS = {" ": SPACE, "\t": TAB, "\n": NEWLINE}
@@ -89,7 +87,7 @@ class Preview:
 
     Attributes:
         model: whose tokenizer was used.
-        row: number of the row in its source, from 1.
+        row: number of the row in its source, as in messages.
         text: the rendered text, without EOS.
         sections: cover all tokens in order; the last is EOS.
         prompt_length: tokens before generation begins.
@@ -144,11 +142,11 @@ class Preview:
         return {**asdict(self), "tokens": self.tokens, "too_long": too_long}
 
 
-def preview(job: Job, row: int = 1) -> Preview:
+def preview(job: Job, row: int | None = None) -> Preview:
     """What the model sees of a row to train on: its tokens by section, learned or given.
 
     Args:
-        row: its number, from 1.
+        row: its number in the source, in JSON Lines and CSV the line; by default the first row's.
 
     Raises:
         FasttuneError: there is no such row, or it cannot be encoded.
@@ -186,20 +184,24 @@ def preview_row(
 
 
 def preview_rows(
-    config: RunConfig, template: Template, first: int, count: int = 1, run: Run | None = None
+    config: RunConfig,
+    template: Template,
+    first: int | None = None,
+    count: int = 1,
+    run: Run | None = None,
 ) -> list[Preview]:
     """Preview up to `count` usable rows of a config's data, or of those that a run trains on, from
-    the `first`-th on."""
+    the row with the number `first` on."""
     tokenizer = load_tokenizer(config.model.name, template.end)
     if run is not None:
         picked = pick(run.training_rows(), str(run.folder), first, count)
     else:
         loaded = load_divided(config.data, template).sources[0]
-        usable, ended = by_ending(loaded.rows, tokenizer.eos_token or "")
-        if bad := loaded.bad_rows + len(ended):
-            rows = f"{bad} unusable row{'s' * (bad != 1)}"
-            log.warning("warning: %s: %s left out of the count", loaded.source, rows)
-        picked = pick(ChosenRows(loaded.rows, usable), loaded.source, first, count)
+        rows, eos = loaded.rows, tokenizer.eos_token or ""
+        usable, ended = by_ending(rows, eos)
+        findings = [each for at in ended for each in ending(rows.number(at), rows[at], eos)]
+        findings += loaded.findings
+        picked = pick(ChosenRows(rows, usable), loaded.source, first, count, findings)
     name, length = config.model.name or tokenizer.name_or_path, config.model.max_length
     name = Path(name).name if Path(name).is_dir() else name
     return [
@@ -208,11 +210,25 @@ def preview_rows(
     ]
 
 
-def pick(rows: Rows, source: str, first: int, count: int = 1) -> list[tuple[int, Row]]:
-    """(number, row) of up to `count` usable rows from the `first`-th on, numbered from 1."""
-    if not 1 <= first <= len(rows):
-        raise FasttuneError(f"there is no row {first}", source, f"give a row from 1 to {len(rows)}")
-    return list(enumerate(rows[first - 1 : first - 1 + count], first))
+def pick(
+    rows: Rows,
+    source: str,
+    first: int | None = None,
+    count: int = 1,
+    findings: Sequence[Finding] = (),
+) -> list[tuple[int, Row]]:
+    """(number, row) of up to `count` usable rows, from the one with the number `first` on, or from
+    the first one. A row has the number that messages about the source use."""
+    numbers = [rows.number(at) for at in range(len(rows))]
+    if first is not None and first not in numbers:
+        if wrong := [each for each in findings if each.row == first and each.fatal]:
+            where = "\n".join([source, *map(str, wrong)])
+            what = f"row {first} cannot be used"
+            raise FasttuneError(what, where, "fix it, or show another row")
+        hint = f"give a row from {min(numbers)} to {max(numbers)}"
+        raise FasttuneError(f"there is no row {first}", source, hint)
+    start = 0 if first is None else numbers.index(first)
+    return list(zip(numbers[start : start + count], rows[start : start + count], strict=True))
 
 
 def whole_characters(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[list[int], str]]:

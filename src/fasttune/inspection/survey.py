@@ -15,9 +15,9 @@ from typing import Any
 from fasttune.config import RunConfig
 from fasttune.data.check import by_ending, ending
 from fasttune.data.divide import Divided, load_divided, with_template
+from fasttune.data.finding import Finding
 from fasttune.data.load import Loaded
 from fasttune.data.rows import ChosenRows
-from fasttune.data.sources import Finding
 from fasttune.encoding.encode import Encoded, encode_many
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
