@@ -220,6 +220,9 @@ def pick(
     """(number, row) of up to `count` usable rows, from the one with the number `first` on, or from
     the first one. A row has the number that messages about the source use."""
     numbers = [rows.number(at) for at in range(len(rows))]
+    if not numbers:
+        where = "\n".join([source, *map(str, findings[:1])])
+        raise FasttuneError("no row can be used", where, "fix these rows")
     if first is not None and first not in numbers:
         if wrong := [each for each in findings if each.row == first and each.fatal]:
             where = "\n".join([source, *map(str, wrong)])
