@@ -127,7 +127,7 @@ RUNS = [
      "runs show old", 2, ("$.scores.after[...]",)),
     ("manifest: scores of text", {MANIFEST: other(scores="x")}, "runs show old", 2, ("$.scores",)),
     ("manifest: half of the scores", {MANIFEST: other(scores={"after": {"exact": 1}})},
-     "runs show old", 0, ("exact", " -   1.00")),
+     "runs show old", 0, ("exact  ", " -  ", " 1.00  ")),
     ("manifest: a config of text", {MANIFEST: other(config="x")}, "chat old", 2, ("$.config",)),
     ("manifest: a config of what is unknown", {MANIFEST: other(config={"x": 1})}, "generate old x",
      2, ("no setting 'x'", MANIFEST)),

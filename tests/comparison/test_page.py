@@ -404,3 +404,19 @@ def test_in_a_browser(seen):
     assert found["loops2"] == []  # the seed 2 does not loop
     assert found["differ"] == ["row-1", "row-2", "row-3", "row-5"]
     assert found["search"] == ["row-3"]
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
+def test_printed_without_javascript(text, tmp_path):
+    """Every answer is in the PDF, though its row is closed on the screen, and no control is."""
+    page, pdf = tmp_path / "page.html", tmp_path / "page.pdf"
+    page.write_text(re.sub(r"<script>.*?</script>", "", text, flags=re.S), encoding="utf-8")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'p'}")
+    command = [str(CHROMIUM), *options, f"--print-to-pdf={pdf}", page.as_uri()]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    assert pdf.read_bytes().startswith(b"%PDF")
+    if reader := shutil.which("pdftotext"):
+        done = subprocess.run([reader, pdf, "-"], capture_output=True, text=True, check=True)
+        printed = " ".join(done.stdout.split())
+        assert "thinking about it" in printed and "untuned base" in printed
+        assert "only loops" not in printed and "Search" not in printed
