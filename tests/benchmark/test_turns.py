@@ -223,7 +223,7 @@ def test_a_benchmark_started_as_several_processes_is_refused(tiny_llama, data, m
         "fasttune.benchmark.turns.Worker", lambda *_: pytest.fail("an arm was started")
     )
     assert cli("bench", "--data", str(data), "--model", str(tiny_llama)).status == 2
-    assert capsys.readouterr().err.startswith("error: 2 processes were started")
+    assert "\nerror: 2 processes were started" in capsys.readouterr().err
 
 
 # Processes

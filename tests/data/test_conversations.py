@@ -17,7 +17,7 @@ from fasttune.data.load import load_rows, parse_columns
 from fasttune.errors import FasttuneError
 from fasttune.formats.row import Row
 from fasttune.plugins.discovery import load_plugins
-from tests.conftest import cli, listening, write_rows
+from tests.conftest import PHI2, cli, listening, write_rows
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -200,7 +200,7 @@ def test_a_mapping_is_proposed_and_works(tmp_path, row, proposed):
 
 def test_fasttune_data_names_the_form_and_takes_chatml(tmp_path, phi2_tokenizer):
     phi2_tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "model/config.json").write_text('{"model_type": "phi"}')
+    (tmp_path / "model/config.json").write_text(json.dumps(PHI2))
     plain = {"instruction": "Add.", "output": "5", "context": "2 and 3"}
     file = write_rows(tmp_path / "a.jsonl", [{"conversations": SHAREGPT}, plain])
     ended = cli("data", file, "--model", tmp_path / "model", "--eval-fraction", 0)

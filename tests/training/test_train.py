@@ -199,7 +199,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert AutoTokenizer.from_pretrained(finished.adapter).eos_token == "<|endoftext|>"
     samples = json.loads((finished.folder / "samples.json").read_text())
     assert len(samples["samples"]) == 2 and set(samples["scores"]["after"]) >= {"stops", "exact"}
-    assert "**After**" in (finished.folder / "samples.md").read_text()
+    assert "**After, cut off at 8 tokens**" in (finished.folder / "samples.md").read_text()
     assert not list(finished.folder.glob(".*"))  # nothing half written is left behind
 
 
@@ -645,7 +645,10 @@ def test_chat_reads_questions_until_the_end(finished, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("Add 1 and 2.\n/input x y\n/what\nAnd now?\n"))
     assert cli("chat", str(finished.folder), "--max-new-tokens", "3").status == 0
     output = capsys.readouterr().out
-    assert output.count("tokens]") == 2 and "commands: /input TEXT" in output
+    assert (
+        output.count("tokens]") == 2
+        and "/input TEXT  give the next question this context" in output
+    )
 
 
 def test_runs_are_listed_and_shown(finished, capsys):
