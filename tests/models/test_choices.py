@@ -214,7 +214,7 @@ def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_loaded(
             main([*arguments, "--model", str(tiny_phi), f"model.precision={precision}"])
         assert stopped.value.code == 2
         captured = capsys.readouterr()
-        assert captured.out == "" and captured.err.endswith(f"\n{told}")
+        assert captured.out == "" and captured.err.endswith(told)
 
     import fasttune.training.train  # noqa: F401  whose names are replaced
 
