@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from fasttune.files import atomic_path
+from fasttune.losses import drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,33 +87,27 @@ def _final_loss(steps: Sequence[BenchStep]) -> float:
 
 def plot(result: Mapping[str, Any], target: Path) -> None:
     """Draw a result's seconds per step, tokens per second and losses, and save them as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     arms, block = result["arms"], result["block"]
-    figure = Figure(figsize=(14, 4.4), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
-    times, speeds, losses = figure.subplots(1, 3)
-    for arm, values in arms.items():
-        numbers = range(1, len(values["steps"]) + 1)
-        for axes, key in ((times, "seconds"), (losses, "loss")):
-            points = [step[key] for step in values["steps"]]
-            axes.plot(numbers, points, color=ARM_COLOURS[arm], label=arm, marker=".", linewidth=1)
-    times.axvspan(0.5, block + 0.5, color="black", alpha=0.07, linewidth=0, label="warm-up")
-    times.set(title="seconds per step (lower is better)", xlabel="step", ylabel="seconds")
-    times.set_ylim(bottom=0)
-    losses.set(title="training loss", xlabel="step", ylabel="nats per learned token")
-    for axes in (times, losses):
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
-    _draw_speeds(speeds, arms, block)
-    figure.suptitle(
-        f"{result['template']}, {Path(result['model']).name}, {result['quantization']}, "
-        f"{result['precision']}, {result['rows_per_step']} rows a step, {result['device']}"
-    )
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary)
+    with drawing(target, 14, 4.4) as figure:
+        times, speeds, losses = figure.subplots(1, 3)
+        for arm, values in arms.items():
+            numbers = range(1, len(values["steps"]) + 1)
+            style: dict[str, Any] = {"color": ARM_COLOURS[arm], "marker": ".", "linewidth": 1}
+            for axes, key in ((times, "seconds"), (losses, "loss")):
+                axes.plot(numbers, [step[key] for step in values["steps"]], label=arm, **style)
+        times.axvspan(0.5, block + 0.5, color="black", alpha=0.07, linewidth=0, label="warm-up")
+        times.set(title="seconds per step (lower is better)", xlabel="step", ylabel="seconds")
+        times.set_ylim(bottom=0)
+        losses.set(title="training loss", xlabel="step", ylabel="nats per learned token")
+        for axes in (times, losses):
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(alpha=0.25)
+            axes.legend(frameon=False)
+        _draw_speeds(speeds, arms, block)
+        figure.suptitle(
+            f"{result['template']}, {Path(result['model']).name}, {result['quantization']}, "
+            f"{result['precision']}, {result['rows_per_step']} rows a step, {result['device']}"
+        )
 
 
 def _draw_speeds(axes: Axes, arms: Mapping[str, Any], block: int) -> None:

@@ -42,7 +42,8 @@ T = TypeVar("T")
 
 
 def result_folder(target: Path | None, what: str, job: Job) -> Path:
-    """Choose the result folder: `target`, or one below bench/ named after the job and the time."""
+    """Choose the result folder: `target`, or one below bench/ named after the job and the time. One
+    that exists is refused, and so are several processes."""
     require_one("a benchmark")
     if target is None:
         words = (what, job.template.name, Path(job.model).name)
@@ -69,13 +70,10 @@ def bench_rounds(
 
     Args:
         what: "generate" or "prepare".
-        target: the result folder; None makes one below bench/.
+        target: see `result_folder`, also for errors.
 
     Returns:
         The folder and the content of bench.json.
-
-    Raises:
-        FasttuneError: the folder exists, or this is one of several processes.
     """
     target = result_folder(target, what, job)
     measure = measure_generation if what == "generate" else measure_preparation

@@ -21,14 +21,7 @@ from fasttune.config import RunConfig
 from fasttune.data.check import by_ending
 from fasttune.data.rows import ChosenRows, Lazy, Rows
 from fasttune.data.split import data_hash
-from fasttune.encoding.encode import (
-    Encoded,
-    Span,
-    batches,
-    encode_many,
-    limit_lengths,
-    without_eos,
-)
+from fasttune.encoding.encode import Encoded, Span, batches, encode_many, limit_lengths, without_eos
 from fasttune.encoding.spans import eos_id, whole_text_backend
 from fasttune.errors import FasttuneError
 from fasttune.files import atomic_path, cache_dir, sha256, write_json

@@ -26,13 +26,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fasttune.config import (
-    PRECISIONS,
-    ModelConfig,
-    RunConfig,
-    build_config,
-    dump_config,
-)
+from fasttune.config import PRECISIONS, ModelConfig, RunConfig, build_config, dump_config
 from fasttune.data.rows import Rows, StoredRows
 from fasttune.data.split import data_hash
 from fasttune.errors import FasttuneError

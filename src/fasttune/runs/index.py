@@ -119,8 +119,7 @@ def find_run(name: str = "last", parent: str | Path | None = None) -> Run:
     hint = "there is no run here yet: give a run's folder, or a model's, one with a config.json"
     if checkpoint := _checkpoint(name):
         hint = f"this is a checkpoint; give its run: {checkpoint.folder}"
-        raise FasttuneError(f"there is no run '{name}'", str(below), hint)
-    if _with_known(runs):
+    elif _with_known(runs):
         hint = did_you_mean(name, ["last", *(run.name for run in runs)])
     raise FasttuneError(f"there is no run '{name}'", str(below), hint)
 
@@ -276,27 +275,24 @@ def require_removable(runs: Sequence[Run]) -> None:
     """Refuse to remove a folder that is not a run, that holds what fasttune did not write, or that
     is being trained."""
     for run in runs:
-        _require_own(run)
+        folder = run.folder
+        run.manifest  # noqa: B018  damaged, or of something else: an error
+        if folder.is_symlink() or folder.resolve() in (Path.cwd(), *Path.cwd().parents):
+            raise FasttuneError(
+                f"'{folder}' is a link or contains the current folder",
+                str(folder.absolute()),
+                "change to another folder, and give the run's own folder",
+            )
+        require_no_links(folder, f"run '{run.name}'")
+        if foreign := [*_foreign(folder)]:
+            what = f"run '{run.name}' contains files that fasttune did not write"
+            raise FasttuneError(
+                f"{what}, so it is not removed",
+                "\n".join(map(str, foreign[:10])),
+                "move these files elsewhere, then remove the run",
+            )
         with run.locked():
             pass
-
-
-def _require_own(run: Run) -> None:
-    folder = run.folder
-    run.manifest  # noqa: B018  damaged, or of something else: an error
-    if folder.is_symlink() or folder.resolve() in (Path.cwd(), *Path.cwd().parents):
-        raise FasttuneError(
-            f"'{folder}' is a link or contains the current folder",
-            str(folder.absolute()),
-            "change to another folder, and give the run's own folder",
-        )
-    require_no_links(folder, f"run '{run.name}'")
-    if foreign := [*_foreign(folder)]:
-        raise FasttuneError(
-            f"run '{run.name}' contains files that fasttune did not write, so it is not removed",
-            "\n".join(map(str, foreign[:10])),
-            "move these files elsewhere, then remove the run",
-        )
 
 
 def _foreign(folder: Path) -> Iterator[Path]:

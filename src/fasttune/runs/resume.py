@@ -10,14 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fasttune.config import (
-    Override,
-    RunConfig,
-    flatten,
-    load_config,
-    parse_override,
-    with_training,
-)
+from fasttune.config import Override, RunConfig, flatten, load_config, parse_override, with_training
 from fasttune.errors import FasttuneError
 from fasttune.files import LEFTOVER, SEAL, check_seal, require_no_links, write_text
 from fasttune.records import TrainerState, read_json, read_metrics

@@ -34,8 +34,8 @@ def training_arguments(config: RunConfig, run: Run, evaluate: bool, choices: Cho
         learning_rate=float(chosen.learning_rate),
         lr_scheduler_type=chosen.schedule,
         lr_scheduler_kwargs=dict(chosen.schedule_options) or None,
-        warmup_steps=chosen.warmup_ratio
-        or int(chosen.warmup_steps),  # below 1: a share of all steps
+        # Below 1: a share of all steps.
+        warmup_steps=chosen.warmup_ratio or int(chosen.warmup_steps),
         weight_decay=chosen.weight_decay,
         max_grad_norm=chosen.max_grad_norm,
         neftune_noise_alpha=chosen.neftune_noise_alpha,
