@@ -68,10 +68,10 @@ class Source:
             columns: our column -> theirs; if empty, the run's own, as far as the file has them.
             settings: KEY=VALUE of `READING`.
         """
-        if file is None and settings:
-            what = "these settings are for reading a file"
-            raise FasttuneError(what, " ".join(settings), "give the file, too")
         if file is None:
+            if settings:
+                what = "these settings are for reading a file"
+                raise FasttuneError(what, " ".join(settings), "give the file, too")
             if self.run and (held_out := self.run.held_out()):
                 return held_out
             raise FasttuneError(

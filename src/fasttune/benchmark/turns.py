@@ -52,14 +52,14 @@ def bench_train(
     """Train every arm on the rows of a job, in turns of `block` steps, and write the result.
 
     Args:
-        target: the result folder; None makes one below bench/.
+        target: see `result_folder`, also for errors.
 
     Returns:
         The folder and the content of bench.json.
 
     Raises:
-        FasttuneError: there are too few rows for two blocks, the folder exists, an arm lacks a
-            setting or ended with an error, or this is one of several processes.
+        FasttuneError: there are too few rows for two blocks, or an arm lacks a setting or ended
+            with an error.
     """
     device = this_device()
     require_precision(job.config.model, device)

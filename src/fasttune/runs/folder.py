@@ -40,16 +40,12 @@ from fasttune.records import FORMAT, Manifest, TemplateFacts, read_manifest, rea
 log = logging.getLogger(__name__)
 
 HELD_OUT, TRAINING = "heldout.jsonl", "training.jsonl"
-ENTRIES = frozenset(
-    (
-        *("config.yaml", "manifest.json", "metrics.jsonl", "loss.png", "samples.json"),
-        *("samples.md", "answers.png", TRAINING, HELD_OUT, "adapter", "checkpoints"),
-        *("exports", "tensorboard", ".lock"),
-    )
+FILES = (
+    *("config.yaml", "manifest.json", "metrics.jsonl", "loss.png", "samples.json"),
+    *("samples.md", "answers.png", TRAINING, HELD_OUT, ".lock"),
 )
-"""All that fasttune writes into a run folder."""
-FOLDERS = frozenset(("adapter", "checkpoints", "exports", "tensorboard"))
-"""Those of them that are folders."""
+FOLDERS = ("adapter", "checkpoints", "exports", "tensorboard")
+"""With FILES all that fasttune writes into a run folder."""
 LOSS = "eval_loss"
 """The held-out loss in metrics.jsonl; `eval_loss_SECTION` is a section's."""
 

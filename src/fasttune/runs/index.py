@@ -30,7 +30,7 @@ from fasttune.files import (
     write_text,
 )
 from fasttune.records import FORMAT, read_json
-from fasttune.runs.folder import ENTRIES, FOLDERS, HELD_OUT, TRAINING, Run, now, step_of
+from fasttune.runs.folder import FILES, FOLDERS, HELD_OUT, TRAINING, Run, now, step_of
 from fasttune.runs.resume import checkpoints_of, usable
 
 log = logging.getLogger(__name__)
@@ -298,8 +298,8 @@ def require_removable(runs: Sequence[Run]) -> None:
 def _foreign(folder: Path) -> Iterator[Path]:
     """What fasttune did not write in a run folder, by the names that it gives and by its seals."""
     for path in sorted(folder.iterdir()):
-        wrong_kind = path.is_dir() != (path.name in FOLDERS)
-        if (path.name not in ENTRIES or wrong_kind) and not LEFTOVER.fullmatch(path.name):
+        ours = path.name in (FOLDERS if path.is_dir() else FILES)
+        if not (ours or LEFTOVER.fullmatch(path.name)):
             yield path
     checkpoints, exports = ((folder / name).glob("*") for name in ("checkpoints", "exports"))
     for path in sorted([folder / "adapter", *checkpoints, *exports]):

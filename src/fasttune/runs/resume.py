@@ -144,17 +144,16 @@ def checkpoints_of(run: Run) -> list[Path]:
 
 def check_checkpoint(folder: Path, hint: str) -> None:
     """Refuse a checkpoint that is incomplete, or from which a run would continue differently."""
-    missing = [] if check_seal(folder, folder.name, hint) else [SEAL]
-    for pattern in CHECKPOINT_FILES:
-        if not any(path.is_file() for path in folder.glob(pattern)):
-            missing.append(pattern.replace("*", ""))
-    damage = f"{missing[0]} is missing" if missing else ""
-    if not missing:
+    needed = CHECKPOINT_FILES if check_seal(folder, folder.name, hint) else (SEAL,)
+    missing = [name for name in needed if not any(path.is_file() for path in folder.glob(name))]
+    if missing:
+        damage = f"{missing[0].replace('*', '')} is missing"
+    else:
         state: TrainerState = read_json(folder / "trainer_state.json", TrainerState)
-        if state["global_step"] != step_of(folder):
-            damage = f"trainer_state.json is of step {state['global_step']}"
-    if damage:
-        raise FasttuneError(f"{folder.name} is damaged: {damage}", str(folder), hint)
+        if state["global_step"] == step_of(folder):
+            return
+        damage = f"trainer_state.json is of step {state['global_step']}"
+    raise FasttuneError(f"{folder.name} is damaged: {damage}", str(folder), hint)
 
 
 def rewind(run: Run, step: int) -> None:
