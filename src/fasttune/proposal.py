@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
 
 from fasttune.config import RunConfig, load_config
 from fasttune.data.divide import with_template
-from fasttune.data.sources import LOOKAHEAD, reader
+from fasttune.data.sources import columns_of
 from fasttune.data.suggest import propose_columns
 from fasttune.files import absolute
 from fasttune.job import prepare
@@ -30,8 +29,7 @@ def propose(
         the settings, and lines that explain them.
     """
     assert config.data.train is not None, "there are rows"
-    records = islice(reader(config.data.train, "train"), LOOKAHEAD)
-    names = list(dict.fromkeys(name for _, row in records if isinstance(row, dict) for name in row))
+    names = columns_of(config.data.train)
     columns = config.data.columns or propose_columns(names)
     lines = [f"columns: {', '.join(names)}"]
     lines += [f"{ours} is taken from {theirs}" for ours, theirs in columns.items()]

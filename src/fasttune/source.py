@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fasttune.config import DataConfig, ModelConfig, RunConfig, load_config, parse_override
 from fasttune.data.load import load_rows
 from fasttune.data.rows import Rows
-from fasttune.data.sources import LOOKAHEAD, reader
+from fasttune.data.sources import columns_of
 from fasttune.errors import FasttuneError, did_you_mean
 from fasttune.formats.template import Template
 from fasttune.models.base import require_trained
@@ -104,8 +103,7 @@ class Source:
         data = self.run.config.data if self.run else DataConfig()
         if not (mappings := [m for m in (data.columns, *(s.columns for s in data.sources)) if m]):
             return {}
-        records = islice(reader(file, "train"), LOOKAHEAD)
-        names = {name for _, row in records if isinstance(row, dict) for name in row}
+        names = columns_of(file)
         for mapping in mappings:
             if taken := {ours: theirs for ours, theirs in mapping.items() if theirs in names}:
                 shown = ", ".join(f"{ours}={theirs}" for ours, theirs in taken.items())

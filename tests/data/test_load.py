@@ -479,6 +479,20 @@ def test_csv_header_that_names_a_column_twice(tmp_path):
         load_rows(tmp_path / "a.csv")
 
 
+def test_csv_with_a_carriage_return_in_its_header(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"instruction,output\rq,a\r")
+    with pytest.raises(FasttuneError, match="the header is not CSV"):
+        load_rows(tmp_path / "a.csv")
+
+
+def test_a_separator_is_told_once(tmp_path):
+    (tmp_path / "a.csv").write_text("instruction;output\nq;a\n")
+    with listening() as told:
+        for _ in range(2):  # a template is chosen, then the rows are read
+            assert load_rows(tmp_path / "a.csv").rows == [{"instruction": "q", "output": "a"}]
+    assert [line for line in told if "separated by ';'" in line] == told
+
+
 def test_csv_keeps_line_ends_and_long_cells(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'instruction,output\r\n"a\r\nb",' + b"x" * 200_000 + b"\r\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fasttune.data.conversations import (
@@ -17,6 +18,7 @@ from fasttune.data.conversations import (
     read_conversation,
 )
 from fasttune.data.finding import Finding
+from fasttune.data.rows import Rows
 from fasttune.data.suggest import mapped, propose_columns
 from fasttune.data.tables import Undecoded
 from fasttune.errors import FasttuneError, did_you_mean
@@ -53,16 +55,15 @@ def require_columns(
                 f"map another one to '{taken}', or one to '{column}': {', '.join(sorted(names))}",
             )
         if column not in names:
-            alike = " ".join(f"--map {o}={t}" for o, t in propose_columns(names, columns).items())
-            of = did_you_mean(column, names)
-            if column == "reasoning":
-                of += "; or use a template without it: alpaca, or chatml for conversations"
-            if spoken:
-                alike = f"--map messages={spoken[0]}"
             if len(spoken) > 1:
                 what = f"{' and '.join(spoken)} hold lists of messages"
                 hint = "write each row's messages as one list, in a column 'messages'"
                 raise FasttuneError(f"no column '{column}', and {what}", source, hint)
+            proposed = {"messages": spoken[0]} if spoken else propose_columns(names, columns)
+            alike = " ".join(f"--map {ours}={theirs}" for ours, theirs in proposed.items())
+            of = did_you_mean(column, names)
+            if column == "reasoning":
+                of += "; or use a template without it: alpaca, or chatml for conversations"
             raise FasttuneError(
                 f"no column '{column}'" + (f", which '{template.name}' needs" if template else ""),
                 source,
@@ -169,15 +170,8 @@ def _unfit(text: str) -> str:
 
 
 def require_prompt(row: Mapping[str, str], template: Template, eos: str = "") -> Row:
-    """The row as it is asked, its language detected if the format chooses by it.
-
-    Args:
-        eos: the tokenizer's end of text; "" where it is not known.
-
-    Raises:
-        FasttuneError: the row could not be trained on: a column is missing, or its text holds the
-            end of text or a tag of the template, and so could forge a section.
-    """
+    """The row as it is asked, its language detected if the format chooses by it. One that could not
+    be trained on is refused. `eos` is the tokenizer's end of text; "" where it is not known."""
     row = Row.of(row)
     if len(row.turns) > 1 and not template.conversations:
         raise FasttuneError(
@@ -215,6 +209,15 @@ def by_ending(rows: Iterable[Row], eos: str) -> tuple[array[int], array[int]]:
         holds = bool(eos) and any(eos in text for _, text in row.texts())
         (ended if holds else usable).append(at)
     return usable, ended
+
+
+def ending_rows(rows: Rows, places: Iterable[int], eos: str) -> list[Finding]:
+    """A finding for each such column of the rows at these places."""
+    return [
+        replace(each, source=rows.origin(at))
+        for at in places
+        for each in ending(rows.number(at), rows[at], eos)
+    ]
 
 
 def ending(number: int, row: Row, eos: str) -> list[Finding]:

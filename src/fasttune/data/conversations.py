@@ -54,12 +54,8 @@ def has_conversations(names: Iterable[str], columns: Mapping[str, str]) -> bool:
 
 
 def conversation_column(values: Mapping[str, Any], columns: Mapping[str, str]) -> str:
-    """The column of a record that holds a conversation; "" for none.
-
-    Args:
-        values: the record, columns mapped.
-        columns: our column -> theirs, as a person mapped them: decides where there are two forms.
-    """
+    """The column of a mapped record that holds a conversation; "" for none. Where there are two
+    forms, the one that `columns` maps (ours -> theirs) counts."""
     beside = values.get("instruction") is not None
     for column in () if "instruction" in columns else COLUMNS:
         messages = _listed(values.get(column))
@@ -73,15 +69,9 @@ def conversation_column(values: Mapping[str, Any], columns: Mapping[str, str]) -
 def read_conversation(
     column: str, values: dict[str, Any], columns: Mapping[str, str], answered: bool, take: Turns
 ) -> Exchanges:
-    """Take the conversation in a column out of a record; see `conversation_column`.
-
-    Args:
-        answered: whether it has to end with the assistant's turn.
-        take: all exchanges or the first one.
-
-    Raises:
-        ValueError: it is no conversation; the message reads on from the column.
-    """
+    """Take the conversation in a column, as `conversation_column` names it, out of a record; if
+    `answered`, it has to end with the assistant's turn. The message of the ValueError that tells
+    what is wrong with it reads on from the column."""
     if column == "history":
         return _with_history(values.pop(column), take)
     if values.get("instruction") is not None and column not in columns:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from fasttune.config import AUTO, DataConfig, RunConfig, SourceConfig
 from fasttune.data.load import Loaded, counted, load_rows, shipped
 from fasttune.data.mix import mix, without_repeats
 from fasttune.data.rows import ChosenRows, Rows
-from fasttune.data.sources import LOOKAHEAD, SHARD, files_of, held_out_split, reader
+from fasttune.data.sources import SHARD, beginning, columns_of, files_of, held_out_split
 from fasttune.data.split import divide
 from fasttune.data.suggest import OTHER_NAMES, suggest_template
 from fasttune.errors import FasttuneError
@@ -83,17 +82,20 @@ def load_divided(data: DataConfig, template: Template) -> Divided:
     own: dict[str, dict[str, str]] = {}
     if held_out and train is not None and data.columns:
         files = ((train, data.split), (held_out, split))
-        needed = [_columns_of(SourceConfig(n, s), data.columns) for n, s in files]
+        needed = [_needed(data.columns, columns_of(*file)) for file in files]
         if {**needed[0], **needed[1]}.keys() == data.columns.keys():
             own = dict(zip((train, held_out), needed, strict=True))
 
     def read(source: SourceConfig, limit: int | None = None) -> Loaded:
-        columns, chosen = (
+        loaded = load_rows(
+            source.name,
+            template,
             source.columns or own.get(source.name, data.columns),
             source.split or data.split,
+            limit,
+            seed=data.split_seed,
+            take=data.turns,
         )
-        seed, take = data.split_seed, data.turns
-        loaded = load_rows(source.name, template, columns, chosen, limit, seed=seed, take=take)
         if data.train or data.sources:
             report_unread(loaded, template)
         return loaded
@@ -136,31 +138,25 @@ def _beside(train: Path) -> tuple[str | None, str]:
     return None, "train"
 
 
-def _columns_of(source: SourceConfig, columns: Mapping[str, str]) -> dict[str, str]:
+def _needed(columns: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
     """The mapping as far as a file needs it: one of our own columns that is there stays, if the
     column that it would be taken from is not."""
-    records = islice(reader(source.name, source.split or "train"), LOOKAHEAD)
-    names = {name for _, row in records if isinstance(row, dict) for name in row}
     return {o: theirs for o, theirs in columns.items() if theirs in names or o not in names}
 
 
 def report_unread(loaded: Loaded, template: Template) -> None:
     """Log what the template does not read, once for a source; as a warning if the model is likely
     to miss it."""
-    missed = [name for name in loaded.unread if name in SEEN or "." in name]
-    for names in (missed, [name for name in loaded.unread if name not in missed]):
-        if not names:
-            continue
-        rows = counted({name: loaded.unread[name] for name in names})
-        what = f"{loaded.source}: rows with text that {template.name} does not read: {rows}"
-        if names is missed:
-            log.warning(
-                "warning: %s; the model never sees it: move it to a column that %s reads, or "
-                "choose a template that reads it (fasttune templates list)",
-                what, template.name,
-            )  # fmt: skip
-        else:
-            log.info("%s", what)
+    what = f"{loaded.source}: rows with text that {template.name} does not read"
+    missed = {name: n for name, n in loaded.unread.items() if name in SEEN or "." in name}
+    if missed:
+        log.warning(
+            "warning: %s: %s; the model never sees it: move it to a column that %s reads, or "
+            "choose a template that reads it (fasttune templates list)",
+            what, counted(missed), template.name,
+        )  # fmt: skip
+    if others := {name: n for name, n in loaded.unread.items() if name not in missed}:
+        log.info("%s: %s", what, counted(others))
 
 
 def with_template(config: RunConfig) -> RunConfig:
@@ -172,10 +168,9 @@ def with_template(config: RunConfig) -> RunConfig:
     sources = data.sources or [SourceConfig(data.train or str(shipped("train")))]
     chosen = [
         suggest_template(
-            (record for _, record in islice(reader(s.name, s.split or data.split), LOOKAHEAD)),
-            s.columns or data.columns,
+            beginning(each.name, each.split or data.split), each.columns or data.columns
         )
-        for s in sources
+        for each in sources
     ]
     name, why = max(chosen, key=lambda choice: ("alpaca", "reasoning", "chatml").index(choice[0]))
     log.info("template %s: %s; --template takes another", name, why)

@@ -7,15 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One problem.
-
-    Attributes:
-        row: from 1; in JSONL, CSV and TSV the line where the row begins; 0 for the whole file.
-        column: our name of the column, "" if it is about none.
-        message: reads on from row and column.
-        fatal: False for a warning, such as a duplicate: the row is used.
-        source: of several, the one that the row is in; else "".
-    """
+    """One problem: `row` counts from 1, and is the line where there are lines, or 0 for the whole
+    file; `message` reads on from row and column. A row with a finding that is not fatal is used."""
 
     row: int
     column: str

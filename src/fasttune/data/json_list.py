@@ -25,7 +25,6 @@ AFTER = (*BLANKS, *",:]}")
 
 Pairs = list[tuple[str, Any]]
 
-
 ROW = 2**24
 """At most so many bytes or characters in a row."""
 COMPRESSION = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
@@ -79,11 +78,8 @@ def decoded_lines(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def rows_of(path: Path, make: Callable[[Pairs], dict[str, Any]]) -> Iterator[Any]:
-    """Read a file that holds a list, or an object with a list under the key "data".
-
-    Args:
-        make: turns the pairs of a JSON object into a dict; may raise ValueError.
-    """
+    """Read a file that holds a list, or an object with a list under the key "data". `make` turns
+    the pairs of a JSON object into a dict, and may raise ValueError."""
     with io.TextIOWrapper(opened(path), encoding="utf-8-sig", newline="") as file:
         text = _Text(file, path, make)
         start = text.peek()
@@ -160,7 +156,6 @@ class _Text:
                 return
 
     def elements(self) -> Iterator[Any]:
-        """Parse a list."""
         return (self.value() for _ in self.items("[", "]"))
 
     def key(self) -> str:
@@ -172,7 +167,6 @@ class _Text:
         return str(key)
 
     def value(self) -> Any:
-        """Parse a value."""
         self.peek()
         while True:
             try:

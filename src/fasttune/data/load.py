@@ -32,11 +32,8 @@ class Loaded:
     """What a source holds.
 
     Attributes:
-        source: as it was given.
         rows: the good rows, columns mapped, text exactly as it is in the source; columns that the
-            template reads are checked, other columns are kept where they hold text.
-        digests: of each good row, see `split.digest`.
-        findings: all problems, in row order.
+            template does not read are kept where they hold text.
         forms: how the good rows are written -> how many are.
         cut: how many of them are the first exchange of more.
         proposed: our column -> theirs, where a column looks like one of ours that there is not.
@@ -97,11 +94,6 @@ def load_rows(
         limit: the number of rows to look at, from the start.
         required: columns that must not be blank, instead of the template's; prompts need fewer.
         seed: of the digests.
-        take: all exchanges of a conversation, or the first one.
-
-    Raises:
-        FasttuneError: the source cannot be read, it lacks a mapped or required column altogether,
-            or none of its rows can be used.
     """
     if limit is not None and limit < 1:
         raise FasttuneError("nothing is to be loaded", f"limit: {limit}", "give 1 or more")

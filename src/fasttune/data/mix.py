@@ -81,9 +81,6 @@ def amounts(sources: Sequence[SourceConfig], available: Sequence[int]) -> list[i
     With weights as many as their shares allow without taking a row twice: no other whole numbers of
     that sum are nearer to the shares (largest remainders). A count is taken as it is; without
     either all rows are.
-
-    Raises:
-        FasttuneError: there are fewer rows than a count, or a weight leaves none of a source.
     """
     pairs = list(zip(sources, available, strict=True))
     if sources[0].weight is None:

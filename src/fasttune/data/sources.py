@@ -8,8 +8,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from fasttune.data.finding import Finding as Finding
 from fasttune.data.json_list import kind_of
@@ -18,7 +19,6 @@ from fasttune.data.text_files import COLUMNS, Record, read_csv, read_json
 from fasttune.errors import FasttuneError
 
 LOOKAHEAD = 1000
-"""Rows by which columns and a template are chosen."""
 HELD_OUT = ("validation", "valid", "val", "dev", "eval", "heldout", "test")
 """What a split to evaluate on is called, the likeliest first."""
 NO_ROWS = ("dataset_dict.json", "state.json", "config.json", "manifest.json")
@@ -31,6 +31,17 @@ def reader(source: str | Path, split: str) -> Iterator[Record]:
     return chain.from_iterable(records for _, records in readers(source, split))
 
 
+def beginning(source: str, split: str) -> list[Any]:
+    """The records at the start of a source, by which columns and a template are chosen."""
+    return [record for _, record in islice(reader(source, split), LOOKAHEAD)]
+
+
+def columns_of(source: str, split: str = "train") -> list[str]:
+    """The columns of these records."""
+    rows = (record for record in beginning(source, split) if isinstance(record, dict))
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def readers(source: str | Path, split: str) -> list[tuple[str, Iterator[Record]]]:
     """The files of a source by name, and the records of each. A source of one file, or without any,
     has the name "" for it."""
@@ -39,23 +50,23 @@ def readers(source: str | Path, split: str) -> list[tuple[str, Iterator[Record]]
             "this is no name of a file or data set", repr(str(source)), "give a path or a Hub name"
         )
     path = Path(source).expanduser()
-    if path.is_file() and (kind_of(path) not in READERS):
-        raise FasttuneError(
-            "cannot tell the format of the file",
-            str(source),
-            f"rename it to end in one of: {', '.join(READERS)}",
-        )
-    if path.is_file() and split != "train":
-        raise FasttuneError(
-            f"a file has no split '{split}'", str(source), "name the file that holds these rows"
-        )
-    if path.exists() and not (path.is_file() or path.is_dir()) or str(source) == "-":
+    if path.is_file():
+        if kind_of(path) not in READERS:
+            hint = f"rename it to end in one of: {', '.join(READERS)}"
+            raise FasttuneError("cannot tell the format of the file", str(source), hint)
+        if split != "train":
+            raise FasttuneError(
+                f"a file has no split '{split}'", str(source), "name the file that holds these rows"
+            )
+        files = [path]
+    elif str(source) == "-" or (path.exists() and not path.is_dir()):
         raise FasttuneError(
             "rows are read from a file, whose name tells the format",
             f"{source}: a pipe or a device",
             "write them to a file first, as rows.jsonl",
         )
-    files = [path] if path.is_file() else files_of(path, split)
+    else:
+        files = files_of(path, split)
     if files:
         return [
             (file.name if len(files) > 1 else "", _read(file, READERS[kind_of(file)](file)))
@@ -65,11 +76,10 @@ def readers(source: str | Path, split: str) -> list[tuple[str, Iterator[Record]]
         return [("", _read(path, read_saved(path, split)))]
     looks_like_path = str(source).startswith((".", "/", "~")) or "\\" in str(source)
     if isinstance(source, Path) or looks_like_path or kind_of(path) in READERS:
-        raise _no_such_file(path)
+        raise FasttuneError("no such file", str(path), _nearest(path))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(:.*)?", str(source)):
-        error = _no_such_file(path)
-        hint = f"{error.hint}; a data set on the Hub is written owner/name"
-        raise FasttuneError(error.message, error.where, hint)
+        hint = f"{_nearest(path)}; a data set on the Hub is written owner/name"
+        raise FasttuneError("no such file", str(path), hint)
     return [("", read_hub(str(source), split))]
 
 
@@ -113,13 +123,13 @@ def _read(path: Path, records: Iterator[Record]) -> Iterator[Record]:
         ) from error
 
 
-def _no_such_file(path: Path) -> FasttuneError:
+def _nearest(path: Path) -> str:
+    """A hint with the files that are called nearly so."""
     if not path.parent.is_dir():
-        return FasttuneError("no such file", str(path), f"there is no folder {path.parent}")
+        return f"there is no folder {path.parent}"
     names = sorted(entry.name for entry in path.parent.iterdir())
     close = difflib.get_close_matches(path.name, names)
-    hint = f"did you mean {' or '.join(close)}?" if close else "check the path"
-    return FasttuneError("no such file", str(path), hint)
+    return f"did you mean {' or '.join(close)}?" if close else "check the path"
 
 
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {

@@ -53,10 +53,6 @@ def mapped(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
 def suggest_template(records: Iterable[Any], columns: Mapping[str, str]) -> tuple[str, str]:
     """The built-in format that loses nothing of the records, and why it is chosen: chatml for
     conversations and for rows with a system text, reasoning for rows that have some, else alpaca.
-
-    Args:
-        records: as they are in the source.
-        columns: our column -> theirs.
     """
     reasoned = told = False
     for record in records:

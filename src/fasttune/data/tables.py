@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttune import hub
-from fasttune.data.text_files import COLUMNS, Record
+from fasttune.data.text_files import Record, require_few_columns
 from fasttune.errors import FasttuneError, did_you_mean, reason
 from fasttune.files import read_regular
 from fasttune.terminal import quiet
@@ -49,7 +49,7 @@ def read_parquet(path: Path) -> Iterator[Record]:
                     f"{path}: {path.stat().st_size / 1e6:.1f} MB",
                     "write it again with fewer rows",
                 )
-            _require_columns(file.schema_arrow, path)
+            require_few_columns(len(file.schema_arrow), path)
             yield from _numbered(file.iter_batches(BATCH))
     except (ValueError, OverflowError, MemoryError, OSError) as error:
         # pyarrow's own errors are these
@@ -74,7 +74,7 @@ def read_saved(folder: Path, split: str) -> Iterator[Record]:
             if not file.is_file() or file.parent != folder:
                 raise ValueError(f"{name} is missing")
             with pyarrow.OSFile(str(file)) as stream, pyarrow.ipc.open_stream(stream) as opened:
-                _require_columns(opened.schema, file)
+                require_few_columns(len(opened.schema), file)
                 for batch in opened:
                     batch.validate(full=True)  # offsets may lead outside of it
                     yield batch
@@ -129,12 +129,6 @@ def read_hub(name: str, split: str) -> Iterator[Record]:
         ) from error
     tables = rows.with_format("arrow").iter(BATCH)
     yield from _numbered(batch for table in tables for batch in table.to_batches())
-
-
-def _require_columns(schema: pyarrow.Schema, path: Path) -> None:
-    if len(schema) > COLUMNS:
-        where = f"{path}: {len(schema)} columns"
-        raise FasttuneError(f"a row has more than {COLUMNS} columns", where, "leave some out")
 
 
 def _numbered(batches: Iterator[pyarrow.RecordBatch]) -> Iterator[Record]:

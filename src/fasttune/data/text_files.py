@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ COLUMNS = 1000
 SEPARATORS = (",", ";", "\t", "|")
 
 
+@cache
+def _tell(message: str) -> None:
+    """Log a message once: a file is read for the choice of a template, and again for its rows."""
+    log.info(message)
+
+
 def read_json(path: Path) -> Iterator[Record]:
     """The rows of a JSON file: an object per line, a list, or objects over several lines, whatever
     the suffix. Rows are numbered by line if each has one, else by position."""
@@ -35,7 +42,7 @@ def read_json(path: Path) -> Iterator[Record]:
     except json.JSONDecodeError as error:
         cut = bool(first.strip()) and error.pos >= len(first.rstrip().removesuffix(","))
         if lines and cut:
-            log.info("%s: the rows are JSON over several lines, and numbered by position", path)
+            _tell(f"{path}: the rows are JSON over several lines, and numbered by position")
             read = rows_of if first.lstrip().startswith("[") else values_of
             return enumerate(read(path, _object), start=1)
     except (ValueError, RecursionError):
@@ -57,7 +64,6 @@ def _json_lines(path: Path) -> Iterator[Record]:
     for number, line, problem in decoded_lines(path):
         if not line.strip():
             continue
-        value = None
         try:
             text = line.rstrip().removesuffix(",")
             value = None if problem else json.loads(text, object_pairs_hook=_object)
@@ -117,23 +123,28 @@ def read_csv(path: Path) -> Iterator[Record]:
                 f"{path}: line {number}",
                 "fix the first line",
             )
-        elif len(cells) > COLUMNS:
-            where = f"{path}: {len(cells)} columns"
-            raise FasttuneError(f"a row has more than {COLUMNS} columns", where, "leave some out")
         else:
+            require_few_columns(len(cells), path)
             header = cells
+
+
+def require_few_columns(count: int, path: Path) -> None:
+    if count > COLUMNS:
+        where = f"{path}: {count} columns"
+        raise FasttuneError(f"a row has more than {COLUMNS} columns", where, "leave some out")
 
 
 def _delimiter(path: Path) -> tuple[str, int]:
     """The character between the cells of a CSV file, and how many lines come before its header. It
     is a comma, or a tab in .tsv, unless a first line `sep=;` or a header of one cell says more."""
     usual = "\t" if kind_of(path) == ".tsv" else ","
-    first = next((line for _, line, _ in decoded_lines(path)), "").rstrip("\r\n")
+    first = next((line for _, line, _ in decoded_lines(path)), "")
+    first = first.partition("\r")[0].removesuffix("\n")
     if first.lower().startswith("sep=") and len(first) == 5:
         return first[4], 1
     counts = {each: len(next(csv.reader([first], delimiter=each), [])) for each in SEPARATORS}
     found = usual if counts[usual] > 1 else max(SEPARATORS, key=lambda each: counts[each])
     if counts[found] < 2 or found == usual:
         return usual, 0
-    log.info("%s: the cells are separated by %r", path, found)
+    _tell(f"{path}: the cells are separated by {found!r}")
     return found, 0

@@ -13,7 +13,7 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal
 
-from fasttune.data.check import by_ending, ending
+from fasttune.data.check import by_ending, ending_rows
 from fasttune.data.load import load_rows
 from fasttune.encoding.encode import IGNORED, encode, encode_prompt
 from fasttune.errors import FasttuneError
@@ -36,12 +36,9 @@ class CheckResult:
     """The outcome of one check.
 
     Attributes:
-        check: its short name.
         status: "failure" if the template must not be trained with as it is; "warning" if it
             probably does not do what was meant; "info" is for the reader to judge.
-        message: what is checked, after "not so: " if it does not hold; or just figures.
         rows: the first few rows for which it does not hold, with what was seen.
-        hint: what to do.
     """
 
     check: str
@@ -70,9 +67,6 @@ def check_template(
     """Check a template on made-up rows, and on the rows of `data` that can be used with it.
 
     Without a tokenizer, only what the text alone shows is checked.
-
-    Args:
-        columns: our column -> theirs, of `data`.
     """
     rows = {f"example {number}": row for number, row in enumerate(examples(template), 1)}
     results: list[CheckResult] = []
@@ -82,10 +76,9 @@ def check_template(
         usable, ended = by_ending(loaded.rows, eos)
         rows |= {f"row {loaded.rows.number(at)}": loaded.rows[at] for at in usable}
         promise = f"every row of {data} can be used ({len(usable)} can)"
-        unusable = [("", str(finding)) for finding in loaded.findings if finding.fatal]
-        for at in ended:
-            number, row = loaded.rows.number(at), loaded.rows[at]
-            unusable += [("", str(finding)) for finding in ending(number, row, eos)]
+        findings = [finding for finding in loaded.findings if finding.fatal]
+        findings += ending_rows(loaded.rows, ended, eos)
+        unusable = [("", str(finding)) for finding in findings]
         hint = "fix these rows; a field that holds a tag could forge a section"
         results.append(_result("data", "warning", promise, unusable, hint))
     for check, complaint_of in CHECKS:

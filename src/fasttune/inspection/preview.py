@@ -18,7 +18,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
 from fasttune.config import RunConfig
-from fasttune.data.check import by_ending, ending
+from fasttune.data.check import by_ending, ending_rows
 from fasttune.data.divide import load_divided
 from fasttune.data.finding import Finding
 from fasttune.data.rows import ChosenRows, Rows
@@ -34,8 +34,6 @@ from fasttune.runs import Run
 SPACE, TAB, NEWLINE = "·", "→", "⏎"
 MARKS = {" ": SPACE, "\t": TAB, "\n": NEWLINE}
 UNSEEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")  # controls, bidi and zero-width marks, spaces
-
-
 SEPARATOR, GUTTER = "│", "▌"
 
 # Foreground and background are both set, so that they are legible on light and dark terminals. Two
@@ -83,17 +81,8 @@ class Section:
 
 @dataclass(frozen=True, repr=False)
 class Preview:
-    """A row as the model sees it, ready to be shown.
-
-    Attributes:
-        model: whose tokenizer was used.
-        row: number of the row in its source, as in messages.
-        text: the rendered text, without EOS.
-        sections: cover all tokens in order; the last is EOS.
-        prompt_length: tokens before generation begins.
-        trained: tokens a loss is taken on.
-        max_length: the longest row that is trained on.
-    """
+    """A row as the model sees it, ready to be shown: `text` is without EOS, the sections cover all
+    tokens in order and end with EOS, and a loss is taken on `trained` tokens."""
 
     template: str
     model: str
@@ -147,9 +136,6 @@ def preview(job: Job, row: int | None = None) -> Preview:
 
     Args:
         row: its number in the source, in JSON Lines and CSV the line; by default the first row's.
-
-    Raises:
-        FasttuneError: there is no such row, or it cannot be encoded.
     """
     [(number, chosen)] = pick(job.train, job.source, row)
     tokenizer = load_tokenizer(job.model, job.template.end)
@@ -199,8 +185,7 @@ def preview_rows(
         loaded = load_divided(config.data, template).sources[0]
         rows, eos = loaded.rows, tokenizer.eos_token or ""
         usable, ended = by_ending(rows, eos)
-        findings = [each for at in ended for each in ending(rows.number(at), rows[at], eos)]
-        findings += loaded.findings
+        findings = ending_rows(rows, ended, eos) + loaded.findings
         picked = pick(ChosenRows(rows, usable), loaded.source, first, count, findings)
     name, length = config.model.name or tokenizer.name_or_path, config.model.max_length
     name = Path(name).name if Path(name).is_dir() else name
@@ -226,8 +211,7 @@ def pick(
     if first is not None and first not in numbers:
         if wrong := [each for each in findings if each.row == first and each.fatal]:
             where = "\n".join([source, *map(str, wrong)])
-            what = f"row {first} cannot be used"
-            raise FasttuneError(what, where, "fix it, or show another row")
+            raise FasttuneError(f"row {first} cannot be used", where, "fix it, or show another row")
         hint = f"give a row from {min(numbers)} to {max(numbers)}"
         raise FasttuneError(f"there is no row {first}", source, hint)
     start = 0 if first is None else numbers.index(first)

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from fasttune.config import RunConfig
-from fasttune.data.check import by_ending, ending
+from fasttune.data.check import by_ending, ending_rows
 from fasttune.data.divide import Divided, load_divided, with_template
 from fasttune.data.finding import Finding
 from fasttune.data.load import Loaded
@@ -150,15 +150,9 @@ def survey(
     loaded, *held_out = divided.sources
     eos = tokenizer.eos_token or ""
     usable, bad = by_ending(loaded.rows, eos)
-    ended = [
-        replace(each, source=loaded.rows.origin(at))
-        for at in bad
-        for each in ending(loaded.rows.number(at), loaded.rows[at], eos)
-    ]
-    unread = _left_out(loaded, template)
-    findings = sorted(
-        [*loaded.findings, *ended, *unread], key=lambda finding: (finding.source, finding.row)
-    )
+    ended = ending_rows(loaded.rows, bad, eos)
+    findings = [*loaded.findings, *ended, *_left_out(loaded, template)]
+    findings.sort(key=lambda finding: (finding.source, finding.row))
     if not usable:
         raise FasttuneError("no row can be used", f"{loaded.source}\n{ended[0]}", "fix these rows")
     rows = ChosenRows(loaded.rows, usable)
