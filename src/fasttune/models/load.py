@@ -245,6 +245,8 @@ def add_lora(model: Any, lora: LoraConfig, seed: int, choices: Choices) -> tuple
     from peft.tuners.lora import LoraLayer
 
     adapted = _count(model, lambda module: isinstance(module, LoraLayer))
+    # On a GPU, Unsloth makes a regular expression of the names, which would be saved.
+    model.peft_config["default"].target_modules = set(adapted)
     left_out = Counter(before) - Counter(adapted)
     return model, Coverage(adapted, dict(left_out), *model.get_nb_trainable_parameters())
 
