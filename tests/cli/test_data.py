@@ -187,7 +187,9 @@ def test_a_row_that_holds_the_end_of_text_is_bad_for_every_command(tmp_path, phi
     ended = cli("templates", "check", "alpaca", "--data", file, "--model", tmp_path / "model")
     assert what in ended.out and "(1 can)" in ended.out
     ended = cli("preview", *on)
-    assert "1 unusable row left out" in ended.err and "endoftext|> does" not in ended.out
+    assert "row 2," in ended.out and "endoftext|> does" not in ended.out
+    refused = cli("preview", *on, "--row", 1)
+    assert refused.status == 2 and what in refused.err and "row 1 cannot be used" in refused.err
 
 
 def test_one_option_may_map_several_columns(tmp_path):
