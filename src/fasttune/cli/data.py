@@ -103,12 +103,12 @@ def preview(
     ] = None,
     line: Annotated[
         int | None,
-        typer.Option(
+        option(
+            "First row to show, by its number in messages: its line in the file.",
             "--line",
             "--row",
             min=1,
             max=10**9,
-            help="First row to show, by its number in messages: its line in the file.",
         ),
     ] = None,
     rows: Annotated[int, number("How many rows to show.")] = 1,

@@ -131,9 +131,6 @@ class Settings:
 
         Args:
             more: other options' values by the setting's key, whose last part names the option.
-
-        Raises:
-            FasttuneError: a mapping cannot be read.
         """
         from fasttune.config import Override
         from fasttune.data.load import parse_columns
@@ -158,12 +155,6 @@ class Settings:
         return load_config(self.config, self.overrides())
 
 
-KeyValues = Annotated[
-    list[str] | None,
-    argument("Settings, such as train.epochs=2.", metavar="KEY=VALUE", show_default=False),
-]
-
-
 ReadSettings = Annotated[
     list[str] | None,
     argument(
@@ -178,7 +169,10 @@ ReadSettings = Annotated[
 class AllSettings(Settings):
     """With any setting as KEY=VALUE, which counts most."""
 
-    settings: KeyValues = None
+    settings: Annotated[
+        list[str] | None,
+        argument("Settings, such as train.epochs=2.", metavar="KEY=VALUE", show_default=False),
+    ] = None
 
     def overrides(self, more: Mapping[str, object] | None = None) -> list[str | Override]:
         return [*super().overrides(more), *(self.settings or [])]
