@@ -121,11 +121,7 @@ def gpu_problem() -> FasttuneError | None:
 
 def this_device() -> Device:
     """The device that a run would use here, with the memory that is free or that this process uses.
-    Processes on one CPU share its memory equally.
-
-    Raises:
-        FasttuneError: this machine has a GPU that torch cannot use.
-    """
+    Processes on one CPU share its memory equally."""
     if problem := gpu_problem():
         raise problem
     if tensor_device() == "cpu":

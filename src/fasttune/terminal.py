@@ -52,11 +52,8 @@ def visible(text: str) -> str:
 def echo(
     text: object = "", end: str = "\n", file: IO[str] | None = None, raw: bool = False
 ) -> None:
-    """Print text for people, by default on standard output.
-
-    Args:
-        raw: change nothing, unless a terminal would obey it.
-    """
+    """Print text for people, by default on standard output; with `raw` unchanged, unless that is a
+    terminal."""
     exact = raw and not (file or sys.stdout).isatty()
     print(str(text) if exact else visible(str(text)), end=end, file=file, flush=True)
 

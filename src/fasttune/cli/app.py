@@ -246,11 +246,8 @@ def _usage_error(error: TyperException, arguments: list[str]) -> FasttuneError:
 
 
 def _as_setting(option: str, arguments: list[str], exactly: bool) -> str:
-    """How to write an option that is a setting, as --learning-rate 1e-4 is; else an empty text.
-
-    Args:
-        exactly: the option is not misspelt.
-    """
+    """How to write an option that is a setting, as --learning-rate 1e-4 is, perhaps misspelt unless
+    `exactly`; else an empty text."""
     from fasttune.config import close_settings
 
     keys = close_settings(option.strip("-").replace("-", "_"), exactly)

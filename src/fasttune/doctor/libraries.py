@@ -24,12 +24,8 @@ CPU_BACKEND_HINT = f"pip install --no-deps unsloth=={CPU_BACKEND} unsloth_zoo=={
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a check: what it found, and what to do.
-
-    Attributes:
-        status: "warning" is good to know; "failure" keeps fasttune from working.
-        name: the check's; `diagnose` sets it.
-    """
+    """What a check found, and what to do. Only a "failure" keeps fasttune from working; `diagnose`
+    sets the check's name."""
 
     status: Literal["ok", "warning", "failure"]
     detail: str
