@@ -185,7 +185,8 @@ def test_a_row_that_holds_the_end_of_text_is_bad_for_every_command(tmp_path, phi
     assert ended.status == 2 and what in ended.err
     assert cli("data", *on, "data.skip_bad_rows=true").status == 0
     ended = cli("templates", "check", "alpaca", "--data", file, "--model", tmp_path / "model")
-    assert what in ended.out and "(1 can)" in ended.out
+    words = " ".join(ended.out.split())  # the table is folded to the terminal's width
+    assert what in words and "(1 can)" in words
     ended = cli("preview", *on)
     assert "row 2," in ended.out and "endoftext|> does" not in ended.out
     refused = cli("preview", *on, "--row", 1)

@@ -113,6 +113,10 @@ def test_what_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(FasttuneError, match="a size is missing") as caught:
         shape_of({**SMALL, "model_type": "phi", "hidden_size": None}, "here")
     assert not isinstance(caught.value, UnknownArchitecture)
+    with pytest.raises(FasttuneError, match="the folder holds no model") as caught:
+        read_shape(str(tmp_path))
+    assert caught.value.where == f"{tmp_path}: no config.json"
+    (tmp_path / "config.json").write_text("{")
     with pytest.raises(FasttuneError, match=r"config\.json is damaged"):
         read_shape(str(tmp_path))
     with pytest.raises(FasttuneError, match="'o_proj' matches no layer of this phi"):
