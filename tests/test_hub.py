@@ -20,6 +20,8 @@ from fasttune import hub
 from fasttune.errors import FasttuneError
 from tests.cli.test_app import modules_after
 
+pytestmark = pytest.mark.slow
+
 CALL = "import sys; from fasttune.cli import main; main(sys.argv[1:])"
 
 

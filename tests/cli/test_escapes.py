@@ -20,6 +20,8 @@ from fasttune.source import Source
 from fasttune.terminal import CONTROLS, echo
 from tests.conftest import cli, rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 EVIL = "\x1b]52;c;QUJD\x07\x1b[2J\x9b31m\x7f\x85\u202e\r[bold]x[/nope]"
 SHOWN = ("⟨U+001B⟩", "\\u001b", "\\x1b", "\\e")
 """How a mark, JSON, Python's repr and YAML write ESC."""

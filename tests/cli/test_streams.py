@@ -14,6 +14,8 @@ import pytest
 
 from tests.conftest import cli, rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 FASTTUNE = (sys.executable, "-c", "from fasttune.cli import main; main()")
 COMMANDS = (["templates", "show", "multilingual"], ["plan", "--gpu", "t4"], ["--help"], ["plugins"])
 

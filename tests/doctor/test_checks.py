@@ -20,6 +20,8 @@ from fasttune.machine import Device
 from fasttune.planning.devices import GPUS
 from tests.conftest import cli
 
+pytestmark = pytest.mark.slow
+
 
 def no_version(monkeypatch, name):
     real = libraries.version_of
@@ -131,7 +133,6 @@ def test_plugins_that_cannot_even_be_listed_are_a_failure(tmp_path, capsys, monk
     assert "no such plugins folder" in json.loads(capsys.readouterr().out)[0]["detail"]
 
 
-@pytest.mark.slow
 def test_the_real_thing_prints_json_and_nothing_else():
     done = subprocess.run(
         [sys.executable, "-c", "from fasttune.cli import main; main()", "doctor", "--json"],

@@ -38,6 +38,8 @@ from fasttune.runs import Run
 from tests.conftest import cli, listening
 from tests.exports.conftest import END, EOS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def short_answers():
@@ -293,7 +295,6 @@ def test_a_template_that_is_no_chat_template_is_exported_without(
     assert not (done.folder / "chat_template.jinja").exists()
 
 
-@pytest.mark.slow
 def test_the_card_works_in_a_process_without_fasttune(exported, run, plugins):
     """The code of the card, as a reader of it would run it, gives the run's greedy answer."""
     card = (exported.folder / "README.md").read_text(encoding="utf-8")

@@ -16,6 +16,8 @@ from fasttune.models.tokenizer import load_tokenizer
 from fasttune.runs import Run
 from tests.conftest import SMALL_VOCABULARY, build_small_tokenizer, listening
 
+pytestmark = pytest.mark.slow
+
 READS = {"max_position_embeddings": 4096}
 
 

@@ -16,6 +16,8 @@ from fasttune.errors import FasttuneError
 from fasttune.models.tokenizer import cannot_load, load_tokenizer, require_no_code
 from tests.conftest import build_phi2_tokenizer, cli, rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CODE = """\
 from pathlib import Path

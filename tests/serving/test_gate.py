@@ -12,6 +12,8 @@ from fasttune.plugins.discovery import load_plugins
 from fasttune.serving.gate import LARGEST_BODY, Facts, Gate
 from tests.exports.conftest import build_byte_tokenizer
 
+pytestmark = pytest.mark.slow
+
 HOST = (b"host", b"127.0.0.1:8000")
 
 

@@ -13,6 +13,8 @@ import pytest
 from fasttune.runs import Run, find_run
 from tests.conftest import cli, rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 THEIRS = ("--map", "instruction=question", "--map", "output=answer")
 
 

@@ -23,6 +23,8 @@ from fasttune.plugins.discovery import load_plugins
 from fasttune.training.train import train
 from tests.conftest import rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = load_plugins()
 SCHEDULES = get_args(Schedule)
 NEEDED = {
@@ -79,7 +81,6 @@ class Watch(TrainerCallback):
         return "neftune_post_forward_hook" in [getattr(hook, "__name__", "") for hook in hooks]
 
 
-@pytest.mark.slow
 def test_a_run_with_all_of_them_and_its_merged_export(tiny_llama, tmp_path, monkeypatch):
     data = write_rows(tmp_path / "rows.jsonl", rows(16))
     settings = {
