@@ -90,8 +90,7 @@ def test_checkpoints_and_interrupted_runs_answer_and_are_exported(run):
     ended = cli("generate", run.checkpoints / "checkpoint-99", "x")
     assert ended.status == 2 and f"choose from: {checkpoint.name}" in ended.err
     ended = cli("run", "--resume", checkpoint)
-    assert ended.status == 2 and "an adapter of a run, not a run" in ended.err
-    assert ended.err.endswith(f"{run.folder}\n")  # what to give instead
+    assert ended.status == 2 and f"give its run: {run.folder}" in ended.err
     run.update({"status": "interrupted"})
     shutil.rmtree(run.adapter)
     ended = cli("export", run.folder, "--to", "adapter", "--rows", "1")

@@ -105,7 +105,9 @@ def find_run(name: str = "last", parent: str | Path | None = None) -> Run:
     for folder in (Path(name), below / name):
         if os.path.lexists(folder / "manifest.json"):
             return Run(folder)
-    require_other(Path(name), "a run")
+    checkpoint = _checkpoint(name)
+    if checkpoint is None:
+        require_other(Path(name), "a run")
     runs = list_runs(below)
     for run in reversed(runs if parent else _with_known(runs)) if name == "last" else ():
         try:
@@ -117,7 +119,7 @@ def find_run(name: str = "last", parent: str | Path | None = None) -> Run:
                 log.info("the last run is %s", run.folder)
             return run
     hint = "there is no run here yet: give a run's folder, or a model's, one with a config.json"
-    if checkpoint := _checkpoint(name):
+    if checkpoint is not None:
         hint = f"this is a checkpoint; give its run: {checkpoint.folder}"
     elif _with_known(runs):
         hint = did_you_mean(name, ["last", *(run.name for run in runs)])
