@@ -82,7 +82,7 @@ def gpu_problem() -> FasttuneError | None:
 
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
         return None
-    if torch.cuda.is_available():
+    if tensor_device() == "cuda":
         major, minor = torch.cuda.get_device_capability()
         built = " ".join(torch.cuda.get_arch_list())
         kernels = [

@@ -17,7 +17,7 @@ from fasttune.config import ModelConfig
 from fasttune.errors import FasttuneError
 from fasttune.files import cache_dir, sha256, write_json
 from fasttune.models.tokenizer import cannot_load, require_model
-from fasttune.models.whole import read_config, require_finite, tensors_of
+from fasttune.models.whole import read_config, require_finite, tensors_of, text_config
 from fasttune.records import read_json
 from fasttune.runs import Run
 
@@ -47,9 +47,10 @@ class Base:
     stored: str
 
     @classmethod
-    def of(cls, name: str, config: Mapping[str, Any]) -> Base:
-        text = config.get("text_config") or config
-        return cls(name, positions(text), stored_as(config.get("quantization_config")))
+    def of(cls, name: str, config: dict[str, Any]) -> Base:
+        return cls(
+            name, positions(text_config(config)), stored_as(config.get("quantization_config"))
+        )
 
     def trainable(self, model: ModelConfig) -> ModelConfig:
         """The settings with the quantization in which the base is stored.

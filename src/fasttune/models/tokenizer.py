@@ -13,7 +13,7 @@ from fasttune.errors import FasttuneError, reason
 from fasttune.machine import this_device
 from fasttune.models.demo import demo_model
 from fasttune.models.unsloth import hide_broken_torchvision
-from fasttune.models.whole import read_config, require_whole
+from fasttune.models.whole import read_config, require_whole, text_config
 from fasttune.runs.index import RUNS, find_run, require_other
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,7 @@ def load_tokenizer(name: str | None, end: str = "") -> Any:
     require_model(model)
     tokenizer = end_turns_with(_from_pretrained(model), end)
     if (folder := hub.local_folder(model)) and (folder / "config.json").is_file():
-        config = read_config(folder / "config.json")
-        rows = config.get("text_config", config).get("vocab_size")
+        rows = text_config(read_config(folder / "config.json")).get("vocab_size")
         _require_embeddings(tokenizer, rows, model)
     return tokenizer
 

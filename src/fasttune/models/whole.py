@@ -90,6 +90,9 @@ class AdapterConfig(_Adapter, total=False):
     alpha_pattern: dict[Name, Scale]
 
 
+SCHEMAS: dict[str, Any] = {"config.json": ModelConfig, "adapter_config.json": AdapterConfig}
+
+
 class TensorEntry(TypedDict):
     """An entry in the header of a safetensors file; its data are the bytes [start, end)."""
 
@@ -101,11 +104,13 @@ class TensorEntry(TypedDict):
 def require_whole(folder: Path) -> None:
     """Refuse a folder of a model, a tokenizer or an adapter with JSON that does not parse, or
     weights that are truncated, missing or of another model. The error names the first file."""
-    settings = {name: read_object(folder / name) for name in JSON_FILES if (folder / name).exists()}
-    if "config.json" in settings:
-        read_config(folder / "config.json")
-    if "adapter_config.json" in settings:
-        _require_adapter(folder)
+    settings: dict[str, dict[str, Any]] = {
+        name: read_json(folder / name, SCHEMAS.get(name, dict[str, Any]), RECOPY)
+        for name in JSON_FILES
+        if (folder / name).exists()
+    }
+    if (adapter := settings.get("adapter_config.json")) is not None:
+        _require_adapter(folder, adapter)
     tensors = {file.name: tensors_of(file) for file in sorted(folder.glob("*.safetensors"))}
     names: Iterable[str] | None = tensors.get("model.safetensors")
     if (index := settings.get(INDEX)) is not None:
@@ -122,8 +127,7 @@ def require_whole(folder: Path) -> None:
         _require_layers(folder, settings.get("config.json", {}), names)
 
 
-def _require_adapter(folder: Path) -> None:
-    config = read_json(folder / "adapter_config.json", AdapterConfig, RECOPY)
+def _require_adapter(folder: Path, config: Mapping[str, Any]) -> None:
     weights = folder / "adapter_model.safetensors"
     if weights.exists():
         return require_finite(weights)
@@ -186,6 +190,12 @@ def read_config(file: Path) -> dict[str, Any]:
     """Read a model's config.json; numbers that no model has are refused."""
     value: dict[str, Any] = read_json(file, ModelConfig, RECOPY)
     return value
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config.json about text: that of a model of one modality is the whole."""
+    text: dict[str, Any] = config.get("text_config") or config
+    return text
 
 
 def read_object(file: Path) -> dict[str, Any]:
